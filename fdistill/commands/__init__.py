@@ -1,0 +1,40 @@
+"""The commands that need no trainer. Their names and summaries are here, so that help costs no imports."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class UsageError(Exception):
+    """The command line itself is wrong; exit status 2."""
+
+
+class Verb(NamedTuple):
+    """A command: its summary, and the module in which a function of the same name runs it."""
+
+    summary: str
+    module: str
+
+
+VERBS = {
+    "sample": Verb("pictures from a checkpoint or an exported folder", "fdistill.commands.sample"),
+    "evaluate": Verb("student beside teacher beside real data: report.json and a page", "fdistill.commands.evaluate"),
+    "export": Verb("a run checkpoint becomes a folder that diffusers loads", "fdistill.commands.export"),
+    "doctor": Verb("versions, devices, and what is wrong or slow here", "fdistill.commands.doctor"),
+}
+
+
+def run_verb(name: str, arguments: Sequence[str]) -> int:
+    """Parse the arguments by the signature and docstring of the verb's function, and call it."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    function: Callable[..., None] = getattr(importlib.import_module(VERBS[name].module), name)
+    parser = ArgumentParser(prog=f"fdistill {name}", description=VERBS[name].summary, exit_on_error=False)
+    positional = getattr(function, "positional", ())
+    parser.add_function_arguments(function, as_positional=bool(positional))
+    try:
+        values = parser.parse_args(list(arguments))
+    except (ArgumentError, TypeError) as error:
+        raise UsageError(f"{' '.join(str(error).split())} (fdistill {name} --help tells the options)") from error
+    function(**values.as_dict())
+    return 0

@@ -1,0 +1,36 @@
+"""Data modules: what is learned from, in memory, with an endless resumable stream and a held-out split."""
+
+from fdistill.data.base import Batch, GenerativeDataModule
+from fdistill.data.batch_stream import EndlessBatchSampler
+from fdistill.data.batches import InMemorySplit
+from fdistill.data.digits import Digits
+from fdistill.data.image_folder import ImageFolder
+from fdistill.data.mixtures import (
+    GaussianMixtureData,
+    MixtureParameters,
+    forty_modes,
+    grid,
+    nearest_mode,
+    ring,
+    sample_mixture,
+)
+from fdistill.data.splits import stratified_split
+from fdistill.data.stacked_digits import StackedDigits
+
+__all__ = [
+    "Batch",
+    "Digits",
+    "EndlessBatchSampler",
+    "GaussianMixtureData",
+    "GenerativeDataModule",
+    "ImageFolder",
+    "InMemorySplit",
+    "MixtureParameters",
+    "StackedDigits",
+    "forty_modes",
+    "grid",
+    "nearest_mode",
+    "ring",
+    "sample_mixture",
+    "stratified_split",
+]

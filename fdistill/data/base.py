@@ -1,0 +1,240 @@
+"""The contract of all data: an endless, resumable training stream, a held-out split, and a recipe to rebuild both."""
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from fdistill.data.batch_stream import EndlessBatchSampler
+from fdistill.data.batches import Batch, InMemorySplit
+from fdistill.random_streams import generator_for
+
+__all__ = ["Batch", "GenerativeDataModule"]
+
+
+class GenerativeDataModule(L.LightningDataModule, ABC):
+    """Samples of a distribution, in memory, split into a training and a held-out part.
+
+    A subclass gives ``sample_shape``, ``num_classes`` and ``load_splits``, and keeps every argument of its ``__init__``
+    as an attribute of the same name: ``spec`` reads them there.
+
+    Training batch i of rank r is a pure function of (seed, i, r, number of ranks): see ``EndlessBatchSampler``. A run
+    that is resumed sees the batches that an uninterrupted run would have seen. Train with
+    ``Trainer(use_distributed_sampler=False)``: the ranks' parts are made here.
+
+    Args:
+        batch_size: Samples per batch and rank, >= 1.
+        seed: Seed of the order of the training stream, >= 0.
+        num_workers: Processes that fetch batches, >= 0; 0 is fastest for small samples.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = (
+        True  # a held-out split may be smaller than the number of ranks
+    )
+
+    def __init__(self, batch_size: int, seed: int = 0, num_workers: int = 0) -> None:
+        super().__init__()
+        require_at_least("batch_size", batch_size, 1)
+        require_at_least("seed", seed, 0)
+        require_at_least("num_workers", num_workers, 0)
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self._splits: tuple[InMemorySplit, InMemorySplit] | None = None
+        self._data_std: float | None = None
+        self._resume_at: int | None = None  # loaded position that no stream has taken up yet
+        self._shift = 0  # position of the stream minus the trainer's count; 0 in every run that the trainer resumed
+
+    @property
+    @abstractmethod
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, e.g. (1, 8, 8)."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes or modes; 0 where the data is unlabelled."""
+
+    @abstractmethod
+    def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
+        """Return the training and the held-out split; called once, on first use."""
+
+    @property
+    def train_split(self) -> Batch:
+        """The whole training split."""
+        return self._loaded()[0].whole()
+
+    @property
+    def held_out_split(self) -> Batch:
+        """The whole held-out split."""
+        return self._loaded()[1].whole()
+
+    def data_std(self) -> float:
+        """Return the standard deviation over all entries of the training split (EDM's sigma_data)."""
+        if self._data_std is None:
+            self._data_std = self._loaded()[0].std()
+        return self._data_std
+
+    def spec(self) -> dict[str, Any]:
+        """Return ``{class_path: ..., init_args: {...}}`` in plain values, for ``from_spec`` to rebuild the data."""
+        init_args = {name: _plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
+        return {"class_path": _class_path(type(self)), "init_args": init_args}
+
+    @staticmethod
+    def from_spec(spec: dict[str, Any]) -> "GenerativeDataModule":
+        """Rebuild the data module that ``spec`` describes; imports nothing, so a file cannot run code of its choice.
+
+        Raises:
+            ValueError: The spec is malformed, or names no data module that is already imported.
+        """
+        init_args = spec.get("init_args", {}) if isinstance(spec, dict) else None
+        if not isinstance(init_args, dict) or not isinstance(spec.get("class_path"), str):
+            raise ValueError(
+                f"a data spec holds class_path and init_args: expected such a dict, got {spec!r}; use spec()"
+            )
+        known = {_class_path(c): c for c in _subclasses(GenerativeDataModule) if not inspect.isabstract(c)}
+        cls = known.get(spec["class_path"])
+        if cls is None:
+            raise ValueError(
+                f"class_path names an imported data module: expected one of {sorted(known)},"
+                f" got {spec['class_path']!r}; import the module that defines it first"
+            )
+        unknown = sorted(set(init_args) - set(inspect.signature(cls).parameters))
+        if unknown:
+            raise ValueError(
+                f"init_args are arguments of {spec['class_path']}: expected some of"
+                f" {list(inspect.signature(cls).parameters)}, got also {unknown}; remove them"
+            )
+        return cls(**init_args)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the splits (trainer hook)."""
+        self._loaded()
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Forget the loaded position, so that the next trainer begins at its own count (trainer hook)."""
+        self._resume_at, self._shift = None, 0
+
+    def train_dataloader(self) -> DataLoader:
+        """Return this rank's endless stream, from the batch after the last one seen."""
+        if self._resume_at is not None:
+            self._shift, self._resume_at = self._resume_at - self._batches_processed_by_trainer(), None
+        split, (rank, world_size) = self._loaded()[0], self._rank_and_world_size()
+        sampler = EndlessBatchSampler(len(split), self.batch_size, self.seed, rank, world_size, self.batches_seen)
+        return self._loader(split, batch_sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return this rank's part of the held-out split: in order, none dropped, none twice."""
+        split, (rank, world_size) = self._loaded()[1], self._rank_and_world_size()
+        return self._loader(Subset(split, range(rank, len(split), world_size)), batch_size=self.batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the same as ``val_dataloader``."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the same as ``val_dataloader``."""
+        return self.val_dataloader()
+
+    def batches_seen(self) -> int:
+        """Return the number of training batches of this run that are done; the one that is just ending counts."""
+        return self._batches_processed_by_trainer() + self._shift if self._resume_at is None else self._resume_at
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position of the training stream."""
+        return {"batches_seen": self.batches_seen()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the training stream begin at the saved position.
+
+        Raises:
+            ValueError: The state has no position.
+        """
+        seen = state_dict.get("batches_seen")
+        if not isinstance(seen, int) or seen < 0:
+            raise ValueError(f"a data state holds batches_seen: expected an integer >= 0, got {seen!r}; start afresh")
+        self._resume_at = seen
+
+    def _loaded(self) -> tuple[InMemorySplit, InMemorySplit]:
+        if self._splits is None:
+            self._splits = self.load_splits()
+            for name, split in zip(("training", "held-out"), self._splits, strict=True):
+                _check_split(name, split, self.sample_shape, self.num_classes)
+        return self._splits
+
+    def _loader(self, split: Dataset[Batch], **batching: Any) -> DataLoader:
+        return DataLoader(
+            split,
+            num_workers=self.num_workers,
+            collate_fn=_already_a_batch,
+            pin_memory=torch.cuda.is_available(),
+            generator=generator_for(self.seed),  # without one, every iteration draws from the global generator
+            **batching,
+        )
+
+    def _batches_processed_by_trainer(self) -> int:
+        # "processed" already counts a batch in on_train_batch_end, where checkpoints are saved; "completed" does not
+        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        connector = getattr(self.trainer, "_accelerator_connector", None)
+        if self.trainer.world_size > 1 and getattr(connector, "use_distributed_sampler", False):
+            raise ValueError(
+                "the data module gives each rank its own part, which the trainer would divide again: expected"
+                " use_distributed_sampler=False, got True; pass False to the Trainer"
+            )
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+def require_at_least(name: str, value: int, minimum: int) -> None:
+    """Raise ValueError where an integer argument is smaller than its minimum."""
+    if value < minimum:
+        raise ValueError(f"{name} is out of range: expected {name} >= {minimum}, got {value}; use {minimum} or more")
+
+
+def _check_split(name: str, split: InMemorySplit, sample_shape: tuple[int, ...], num_classes: int) -> None:
+    shape, lowest, highest = tuple(split.x.shape[1:]), int(split.labels.min()), int(split.labels.max())
+    if shape != tuple(sample_shape):
+        raise ValueError(
+            f"samples have sample_shape: expected {tuple(sample_shape)}, got {shape} in the {name} split; correct one"
+        )
+    if lowest < 0 or highest >= max(num_classes, 1):
+        raise ValueError(
+            f"labels index num_classes = {num_classes} classes: expected [0, {max(num_classes, 1)}), got"
+            f" {lowest} to {highest} in the {name} split; correct load_splits"
+        )
+
+
+def _already_a_batch(batch: Batch) -> Batch:
+    return batch
+
+
+def _class_path(cls: type) -> str:
+    return (
+        f"fdistill.data.{cls.__name__}"
+        if cls.__module__.startswith("fdistill.data.")
+        else f"{cls.__module__}.{cls.__qualname__}"
+    )
+
+
+def _subclasses(cls: type) -> list[type]:
+    return [c for child in cls.__subclasses__() for c in (child, *_subclasses(child))]
+
+
+def _plain(value: Any) -> Any:
+    """Copy a value that consists of plain types only; anything else is an error of the subclass."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    raise TypeError(
+        f"a data spec holds plain values: expected str, int, float, bool, list or dict, got {type(value).__name__}"
+    )

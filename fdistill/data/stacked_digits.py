@@ -1,0 +1,55 @@
+"""Three random digits as red, green and blue: 1,000 labelled modes (the 8x8 sibling of Stacked MNIST)."""
+
+import torch
+
+from fdistill.data.base import Batch, GenerativeDataModule, require_at_least
+from fdistill.data.batches import InMemorySplit
+from fdistill.data.digits import digit_splits
+from fdistill.random_streams import generator_for
+
+
+class StackedDigits(GenerativeDataModule):
+    """Colour 8x8 images in [-1, 1] whose channels are digits a, b, c; the label is 100 a + 10 b + c.
+
+    Training images stack training digits, held-out images stack held-out digits of ``Digits`` with the same split_seed.
+    As in Stacked MNIST (Metz et al. 2017, "Unrolled GANs"), the three digits are drawn independently and uniformly.
+
+    Args:
+        batch_size: Samples per batch and rank, >= 1.
+        num_samples: Size of the training split, >= 1.
+        num_held_out: Size of the held-out split, >= 1.
+        split_seed: Chooses the held-out digits and which digits are stacked, >= 0.
+        seed: Seed of the order of the training stream, >= 0.
+        num_workers: Processes that fetch batches, >= 0.
+    """
+
+    sample_shape = (3, 8, 8)
+    num_classes = 1000
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        num_samples: int = 50_000,
+        num_held_out: int = 5_000,
+        split_seed: int = 0,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, seed, num_workers)
+        require_at_least("num_samples", num_samples, 1)
+        require_at_least("num_held_out", num_held_out, 1)
+        require_at_least("split_seed", split_seed, 0)
+        self.num_samples, self.num_held_out, self.split_seed = num_samples, num_held_out, split_seed
+
+    def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
+        """Return the two splits."""
+        train, held_out = digit_splits(self.split_seed)
+        return (
+            _stack(train, self.num_samples, generator_for(self.split_seed, 0)),
+            _stack(held_out, self.num_held_out, generator_for(self.split_seed, 1)),
+        )
+
+
+def _stack(digits: Batch, num_samples: int, generator: torch.Generator) -> InMemorySplit:
+    chosen = torch.randint(len(digits.x), (num_samples, 3), generator=generator)
+    return InMemorySplit(digits.x[chosen].squeeze(2), digits.labels[chosen] @ torch.tensor([100, 10, 1]))

@@ -1,0 +1,94 @@
+"""A network, whatever it predicts, becomes D(x, sigma, labels) in variance-exploding coordinates; nobody above asks again."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fdistill.described import Described
+from fdistill.networks import Encoding, Network
+from fdistill.preconditioning import Coefficients, Preconditioning
+
+
+class HalfDenoised(NamedTuple):
+    """A forward pass stopped after the encoder."""
+
+    encoding: Encoding
+    x: Tensor
+    coefficients: Coefficients
+
+    @property
+    def features(self) -> tuple[Tensor, ...]:
+        """The network's feature taps, each [B, C, ...]."""
+        return self.encoding.features
+
+    def detach_features(self) -> "HalfDenoised":
+        """The same with features that carry no gradient."""
+        features = tuple(tap.detach() for tap in self.features)
+        return self._replace(encoding=self.encoding._replace(features=features))
+
+
+class Denoiser(nn.Module, Described):
+    """D(x, sigma, labels) = E[x_0 | x] for x = x_0 + sigma eps.
+
+    Shapes everywhere: x [B, *sample_shape], sigma [B] > 0, labels int64 [B] in [0, num_classes] (num_classes: no class).
+    """
+
+    def __init__(self, network: Network, preconditioning: Preconditioning) -> None:
+        """Args:
+        network: the raw network F.
+        preconditioning: how F becomes D.
+        """
+        super().__init__()
+        self.network, self.preconditioning = network, preconditioning
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.network.sample_shape
+
+    @property
+    def num_classes(self) -> int:
+        """0 where the denoiser is unconditional."""
+        return self.network.num_classes
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The denoised sample, [B, *sample_shape]."""
+        return self.finish(self.encode(x, sigma, labels))
+
+    def encode(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> HalfDenoised:
+        """The encoder half, for its features."""
+        if sigma.shape != x.shape[:1]:
+            raise ValueError(
+                f"sigma holds one noise level per sample: expected {tuple(x.shape[:1])}, got {tuple(sigma.shape)}"
+            )
+        if x.shape[1:] != self.sample_shape:
+            raise ValueError(f"this network sees samples of {self.sample_shape}: got {tuple(x.shape[1:])}")
+        coefficients = self.preconditioning.coefficients(sigma)
+        encoding = self.network.encode(_expand(coefficients.input, x) * x, coefficients.noise, labels)
+        return HalfDenoised(encoding, x, coefficients)
+
+    def finish(self, half: HalfDenoised) -> Tensor:
+        """The decoder half; [B, *sample_shape]."""
+        output = self.network.decode(half.encoding)
+        skip, out = (_expand(value, half.x) for value in half.coefficients[:2])
+        return skip * half.x + out * output.to(half.x.dtype)
+
+    def guided(self, x: Tensor, sigma: Tensor, labels: Tensor | None, scale: float) -> Tensor:
+        """Classifier-free guidance D_none + scale (D_labels - D_none); scale 1 costs one evaluation, all others two."""
+        if scale == 1 or not self.num_classes:
+            return self(x, sigma, labels)
+        without = self(x, sigma, self.no_class(x))
+        return without + scale * (self(x, sigma, labels) - without)
+
+    def no_class(self, x: Tensor) -> Tensor:
+        """The labels that mean "no class", int64 [B]."""
+        return torch.full((len(x),), self.num_classes, device=x.device)
+
+    def score(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Gradient of the log density of the sigma-marginal: (D - x) / sigma^2."""
+        return (self(x, sigma, labels) - x) / _expand(sigma, x).square()
+
+
+def _expand(value: Tensor, x: Tensor) -> Tensor:
+    return value.reshape(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,86 @@
+"""Objects that remember how they were built, so that a checkpoint rebuilds them from plain values and never from pickle."""
+
+import functools
+import inspect
+from typing import Any, Self
+
+Spec = dict[str, Any]
+
+
+class Described:
+    """Base of every component that a checkpoint must be able to rebuild (networks, preconditionings, paths).
+
+    The arguments of the outermost ``__init__`` are recorded. `spec` returns them as plain values and `from_spec` builds
+    an equal object. Only classes that Python has already imported are looked up: a file cannot cause an import.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _recording(cls.__init__)
+
+    def spec(self) -> Spec:
+        """Class path and constructor arguments as str, int, float, bool, None, list and dict only."""
+        return {"class_path": public_path(type(self)), "init_args": _plain(self.__dict__.get("_init_args", {}))}
+
+    @classmethod
+    def from_spec(cls, spec: Spec) -> Self:
+        """Build the object that `spec` describes.
+
+        Raises:
+            ValueError: if the description names no known subclass of this class or arguments it does not take.
+        """
+        if not isinstance(spec, dict) or set(spec) != {"class_path", "init_args"}:
+            raise ValueError(f"a {cls.__name__} is described by class_path and init_args: got {spec!r}")
+        found = {public_path(sub): sub for sub in _concrete_subclasses(cls)}
+        if spec["class_path"] not in found:
+            raise ValueError(
+                f"{spec['class_path']!r} is no {cls.__name__} that is imported here: expected one of {sorted(found)}; "
+                "import the module that defines it first (--import MODULE)"
+            )
+        arguments = {name: _built(value) for name, value in spec["init_args"].items()}
+        try:
+            return found[spec["class_path"]](**arguments)
+        except TypeError as error:
+            raise ValueError(f"{spec['class_path']} does not take these arguments: {error}") from error
+
+
+def public_path(cls: type) -> str:
+    """``fdistill.<room>.<Class>`` for our own classes, wherever their file is; module and name for all others."""
+    module = cls.__module__.split(".")
+    return ".".join([*(module[:2] if module[0] == "fdistill" else module), cls.__qualname__])
+
+
+def _recording(init: Any) -> Any:
+    @functools.wraps(init)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        if "_init_args" not in self.__dict__:
+            bound = inspect.signature(init).bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            self.__dict__["_init_args"] = dict(list(bound.arguments.items())[1:])
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Described):
+        return value.spec()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise TypeError(f"only plain values can be described in a checkpoint: got {type(value).__name__}")
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"class_path", "init_args"}:
+        return Described.from_spec(value)
+    return value
+
+
+def _concrete_subclasses(cls: type) -> list[type]:
+    below = [found for sub in cls.__subclasses__() for found in _concrete_subclasses(sub)]
+    return below if inspect.isabstract(cls) or cls is Described else [cls, *below]

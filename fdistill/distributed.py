@@ -1,0 +1,47 @@
+"""Sums over the ranks of a job; with one process they cost nothing."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes of the job."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def global_sum(value: Tensor) -> Tensor:
+    """Sum of `value` over the ranks, on every rank, without gradient."""
+    value = value.detach()
+    if world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def global_mean(values: Tensor) -> Tensor:
+    """Mean of all entries on all ranks, which hold equally many; a scalar without gradient."""
+    return global_sum(values.mean()) / world_size()
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the ranks: one all-reduce of all of them laid end to end."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def gather_rows(value: Tensor) -> Tensor:
+    """All ranks' rows below each other, in the order of the ranks; ranks may hold different numbers of rows."""
+    if world_size() == 1:
+        return value
+    parts = [value] * world_size()
+    dist.all_gather_object(parts, value)
+    return torch.cat(parts)

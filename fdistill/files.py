@@ -1,0 +1,85 @@
+"""Files and folders that appear whole or not at all, whatever interrupts the writing."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def atomic_write(path: str | Path, content: str | bytes) -> Path:
+    """Write `content` (text in UTF-8) to `path` and return it; a reader sees the old file or the new one, never half.
+
+    Missing parent folders are made.
+
+    Raises:
+        OSError: in one line, when `path` cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = _hidden_sibling(path, "tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        if temporary.is_file():  # `replace` has taken it away when all went well
+            temporary.unlink()
+    return path
+
+
+@contextmanager
+def replace_folder(target: str | Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `target` when the block ends, and vanishes when the block raises.
+
+    An existing `target` stays in place until then, and is removed with all its content after the swap. A link is
+    followed. Missing parent folders are made.
+
+    Raises:
+        NotADirectoryError: when `target` is a file.
+        OSError: in one line, when the folder cannot be made or swapped in.
+    """
+    target = Path(target).resolve()
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"cannot replace {target}: expected a folder, got a file; name another place")
+    temporary, old = _hidden_sibling(target, "tmp"), _hidden_sibling(target, "old")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise _explained(error, target) from error
+    try:
+        yield temporary
+        _swap(temporary, target, old)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(temporary: Path, target: Path, old: Path) -> None:
+    """Move `target` to `old`, if there is one, and `temporary` to `target`; put `target` back on failure."""
+    try:
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise _explained(error, target) from error
+
+
+def _hidden_sibling(path: Path, ending: str) -> Path:
+    """Return an unused name beside `path`: a rename is atomic only inside one file system."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{ending}")
+
+
+def _explained(error: OSError, path: Path) -> OSError:
+    """Return an error of the same kind that says in one line what could not be written."""
+    reason = error.strerror or str(error)
+    return type(error)(f"cannot write {path}: {reason}; name a place that you may write to")

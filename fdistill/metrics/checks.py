@@ -1,0 +1,51 @@
+"""What every metric asks of its input, in one place: a metric of broken samples must stop, not return a number."""
+
+from torch import Tensor
+
+
+def checked_features(name: str, features: Tensor, minimum: int = 2) -> Tensor:
+    """Return `features` [n, d] detached and in float64.
+
+    Raises ValueError when they are not a matrix, hold fewer than `minimum` rows, or hold a NaN or an infinity.
+    """
+    if features.ndim != 2 or features.shape[1] < 1:
+        raise ValueError(
+            f"{name} is a matrix of one feature row per sample: expected [n, d], got {list(features.shape)}; "
+            "flatten(1) the samples"
+        )
+    if len(features) < minimum:
+        raise ValueError(f"{name} needs at least {minimum} samples, got {len(features)}; generate more")
+    broken = int((~features.isfinite()).any(dim=1).sum())
+    if broken:
+        raise ValueError(
+            f"{name} holds finite numbers: expected 0 broken rows, got {broken} of {len(features)}; "
+            "look for the NaN where the samples are made"
+        )
+    return features.detach().double()
+
+
+def checked_pair(generated: Tensor, reference: Tensor, minimum: int = 2) -> tuple[Tensor, Tensor]:
+    """Return `generated` [n, d] and `reference` [m, d] checked; raises ValueError also when d differs."""
+    generated = checked_features("generated", generated, minimum)
+    reference = checked_features("reference", reference, minimum)
+    if generated.shape[1] != reference.shape[1]:
+        raise ValueError(
+            f"generated and reference share one feature space: expected {reference.shape[1]} features, "
+            f"got {generated.shape[1]}; use one extractor for both"
+        )
+    return generated, reference
+
+
+def checked_labels(labels: Tensor, count: int) -> Tensor:
+    """Return `labels` [n] as int64, each in [0, `count`); raises ValueError for any other."""
+    if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"labels hold one whole number per sample: expected an integer tensor [n] with n >= 1, "
+            f"got {labels.dtype} {list(labels.shape)}; take the argmax of logits first"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= count:
+        raise ValueError(
+            f"labels lie in [0, {count}): got {low} to {high}; count the classes again or drop the unlabelled samples"
+        )
+    return labels.detach().long()

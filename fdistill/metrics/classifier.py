@@ -1,0 +1,108 @@
+"""A small image classifier, trained on the real images, whose 32 penultimate numbers are the features to compare in."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from fdistill.metrics.checks import checked_labels
+
+FEATURES = 32
+BATCH_SIZE = 64
+LEARNING_RATE = 3e-3
+
+
+class ConvClassifier(nn.Module):
+    """Convolutions that halve the image until it is at most 4 x 4, a linear layer to 32 features, a linear head.
+
+    The features are taken before the nonlinearity: they have both signs, so that cosines between them spread over
+    [-1, 1] and the Vendi score means something.
+
+    Args:
+        in_channels: channels of the images, >= 1.
+        num_classes: >= 2.
+        resolution: height and width of the images, >= 8.
+        width: channels of the first convolution; each halving of the image doubles them, up to 4 x width.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, resolution: int, width: int = 16) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("in_channels", in_channels, 1),
+            ("num_classes", num_classes, 2),
+            ("resolution", resolution, 8),
+            ("width", width, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} of a classifier: expected >= {least}, got {value}")
+        self.image_shape = (in_channels, resolution, resolution)
+        self.num_classes = num_classes
+        layers, channels, size = [nn.Conv2d(in_channels, width, 3, padding=1), nn.SiLU()], width, resolution
+        while size > 4:
+            wider = min(2 * channels, 4 * width)
+            layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1), nn.SiLU()]
+            channels, size = wider, (size + 1) // 2
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size * size, FEATURES))
+        self.head = nn.Linear(FEATURES, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the penultimate features [n, 32] of images [n, C, H, W] in [-1, 1]."""
+        if x.ndim != 4 or x.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"this classifier reads images of one shape: expected [n, {', '.join(map(str, self.image_shape))}], "
+                f"got {list(x.shape)}; train one on images of this shape"
+            )
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits [n, num_classes] of images [n, C, H, W] in [-1, 1]."""
+        return self.head(F.silu(self.features(x)))
+
+
+def train_classifier(x: Tensor, labels: Tensor, num_classes: int, seed: int, epochs: int = 100) -> ConvClassifier:
+    """Return a classifier trained on images `x` [n, C, R, R] in [-1, 1] with `labels` [n], in eval mode.
+
+    The same seed, images and number of threads give the same weights bit for bit on a CPU. The global random state
+    is left alone.
+
+    Raises:
+        ValueError: when images are not square, not finite or below 8 x 8, or labels do not fit them.
+    """
+    if x.ndim != 4 or x.shape[2] != x.shape[3]:
+        raise ValueError(f"the classifier trains on square images: expected [n, C, R, R], got {list(x.shape)}")
+    if len(labels) != len(x):
+        raise ValueError(f"every image has a label: expected {len(x)}, got {len(labels)}")
+    if not x.isfinite().all():
+        raise ValueError("the classifier trains on finite numbers: got a NaN or an infinity; check the images")
+    if epochs < 1:
+        raise ValueError(f"epochs of training: expected >= 1, got {epochs}")
+    x, labels = x.detach().float(), checked_labels(labels, num_classes).to(x.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ConvClassifier(x.shape[1], num_classes, x.shape[2]).to(x.device)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same batches
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    steps_per_epoch = -(-len(x) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * steps_per_epoch)
+    with torch.enable_grad(), tqdm(total=epochs * steps_per_epoch, desc="classifier", leave=False) as progress:
+        for _ in range(epochs):
+            for index in torch.randperm(len(x), generator=generator).split(BATCH_SIZE):
+                index = index.to(x.device)
+                loss = F.cross_entropy(model(_shifted(x[index], generator)), labels[index])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                progress.update()
+    return model.eval().requires_grad_(False)
+
+
+def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return each image of `x` [n, C, R, R] moved by -1, 0 or 1 pixel both ways, its edges repeated."""
+    n, channels, size, _ = x.shape
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    offset = torch.randint(0, 3, (2, n, 1), generator=generator) + torch.arange(size)
+    rows, columns = offset.to(x.device)
+    sample = torch.arange(n, device=x.device)[:, None, None, None]
+    channel = torch.arange(channels, device=x.device)[None, :, None, None]
+    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -1,0 +1,7 @@
+"""LightningModules: training a teacher, and distilling it."""
+
+from fdistill.modules.base import GenerativeModule, NonFiniteError
+from fdistill.modules.distillation import DistillationModule
+from fdistill.modules.teacher import TeacherModule
+
+__all__ = ["DistillationModule", "GenerativeModule", "NonFiniteError", "TeacherModule"]

@@ -1,0 +1,195 @@
+"""What teacher training and distillation share: one guarded optimiser step, counter-based noise, checkpoints that say what they hold."""
+
+import time
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from fdistill.checkpoints import RECORD, CheckpointError, model_record
+from fdistill.data import GenerativeDataModule
+from fdistill.denoiser import Denoiser
+from fdistill.distributed import average_gradients, global_sum, world_size
+from fdistill.generative_model import GenerativeModel
+from fdistill.random_streams import generator_for
+from fdistill.strategies import ReplicatedStrategy
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite; no optimiser has moved."""
+
+
+class GenerativeModule(L.LightningModule):
+    """Base of `TeacherModule` and `DistillationModule`.
+
+    Each batch takes exactly one counted optimiser step, so ``global_step`` is the number of turns, and the noise of a turn is a
+    function of (seed, turn, rank). Gradients are averaged over ranks here, so that any strategy that starts with equal weights
+    is right; use `ReplicatedStrategy` (configs/trainer.yaml) rather than plain DDP.
+    """
+
+    frozen_prefixes: tuple[str, ...] = ()
+    """Names of sub-modules whose weights are not saved, because they are loaded from elsewhere."""
+
+    def __init__(self, seed: int, gradient_clip: float) -> None:
+        super().__init__()
+        if not gradient_clip > 0:
+            raise ValueError(f"gradient_clip is the largest gradient norm of a step and positive: got {gradient_clip}")
+        self.seed, self.gradient_clip = seed, gradient_clip
+        self.automatic_optimization = False
+        self.strict_loading = False  # the teacher is not in the checkpoint; on_load_checkpoint checks all else
+        self._random_states: list[dict[str, Tensor]] | None = None
+        self._seconds_before, self._started = 0.0, time.perf_counter()
+        self._last_log: tuple[int, float] | None = None
+
+    def generative_model(self) -> GenerativeModel:
+        """The model that this run produces: EMA weights, sampler, and the facts its card tells."""
+        raise NotImplementedError
+
+    def run_facts(self) -> dict[str, Any]:
+        """Facts of the run for the model card: seed, turns, data."""
+        data = getattr(self._trainer, "datamodule", None)
+        return {
+            "seed": self.seed,
+            "turns": self.global_step,
+            "train_seconds": round(self._seconds_before + time.perf_counter() - self._started, 1),
+            "batch_size": None if data is None else data.batch_size * world_size(),
+            "data": data.spec() if isinstance(data, GenerativeDataModule) else None,
+        }
+
+    def setup(self, stage: str) -> None:
+        """Check what only the run can tell: data against networks, precision."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and not isinstance(strategy, ReplicatedStrategy):
+            raise ValueError("turns in which networks alternate break plain DDP: use --trainer.strategy replicated")
+        if self.trainer.precision == "16-mixed":
+            raise ValueError("fp16 loss scaling does not survive two networks in one turn: use precision bf16-mixed or 32")
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, GenerativeDataModule):
+            for name, denoiser in self.denoisers().items():
+                check_fits(name, denoiser, data)
+
+    def denoisers(self) -> dict[str, Denoiser]:
+        """The networks by role."""
+        return {name: child for name, child in self.named_children() if isinstance(child, Denoiser)}
+
+    def noise_source(self) -> torch.Generator:
+        """The generator of this turn on this rank."""
+        return generator_for(self.seed, self.global_step, self.global_rank, device=self.device)
+
+    def normal(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Standard normal float32 noise on this device."""
+        return torch.randn(shape, generator=generator, device=self.device)
+
+    def guarded_step(
+        self, losses: dict[str, Tensor], networks: dict[str, nn.Module], optimizers: list[LightningOptimizer]
+    ) -> dict[str, Tensor]:
+        """Average, clip and check the gradients of all networks that move this turn, then step their optimisers.
+
+        Args:
+            losses: the scalar terms of the turn, for the check.
+            networks: what moves, by name; each is clipped on its own.
+            optimizers: the first one's step is the turn's counted step, the others move below the counter.
+
+        Returns:
+            Gradient norms before clipping, by name of the network.
+
+        Raises:
+            NonFiniteError: on every rank, before any optimiser moved, naming the terms.
+        """
+        norms = {}
+        for name, network in networks.items():
+            parameters = list(network.parameters())
+            average_gradients(parameters)
+            norms[name] = torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip).detach()
+        self._check_finite({**losses, **{f"gradient of {name}": norm for name, norm in norms.items()}})
+        for index, optimizer in enumerate(optimizers):
+            if index == 0:
+                optimizer.step()
+            else:
+                self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None, model=self)
+            optimizer.zero_grad(set_to_none=True)
+        return norms
+
+    def _check_finite(self, terms: dict[str, Tensor]) -> None:
+        broken = (~torch.stack([term.detach().float() for term in terms.values()]).isfinite()).float()
+        if global_sum(broken).any():
+            names = [name for name, bad in zip(terms, broken.tolist(), strict=True) if bad] or ["a term of another rank"]
+            raise NonFiniteError(
+                f"{', '.join(names)} became NaN or infinite in turn {self.global_step}; no weight was changed: "
+                "lower the learning rate, check the data, or resume from the last checkpoint"
+            )
+
+    def is_logging_turn(self, turn: int) -> bool:
+        """Whether the values of this turn go to the loggers."""
+        every = self.trainer.log_every_n_steps
+        return every > 0 and turn % every == 0
+
+    def write_log(self, values: dict[str, Tensor | float], turn: int) -> None:
+        """Send scalars to every logger under the turn's number, and the losses to the progress bar."""
+        numbers = {name: float(value) for name, value in values.items()} | self._speed(turn)
+        for logger in self.loggers:
+            logger.log_metrics(numbers, step=turn)
+        for name, value in numbers.items():
+            if name.startswith("loss/"):
+                self.log(name.removeprefix("loss/"), value, prog_bar=True, logger=False)
+
+    def _speed(self, turn: int) -> dict[str, float]:
+        """Milliseconds a turn and images a second since the last log line; nothing on the first."""
+        now, before = time.perf_counter(), self._last_log
+        self._last_log = (turn, now)
+        if before is None or turn == before[0]:
+            return {}
+        seconds = (now - before[1]) / (turn - before[0])
+        data = getattr(self.trainer, "datamodule", None)
+        images = {} if data is None else {"perf/images_per_second": data.batch_size * world_size() / seconds}
+        return {"perf/step_ms": 1000 * seconds, **images}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Without the frozen networks."""
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if not name.startswith(self.frozen_prefixes or ("\0",))}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the description of the model and the random states of every rank (for networks with dropout)."""
+        checkpoint[RECORD] = model_record(self.generative_model())
+        mine = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            mine["cuda"] = torch.cuda.get_rng_state(self.device)
+        states = [mine] * world_size()
+        if world_size() > 1:
+            torch.distributed.all_gather_object(states, mine)
+        checkpoint["random_states"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the weights fit this configuration, and keep the random states for the start of the loop."""
+        expected = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        if expected != found:
+            differ = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+            shown = "; ".join(f"{k} expected {expected.get(k)}, got {found.get(k)}" for k in differ[:3])
+            raise CheckpointError(f"this checkpoint is of another architecture or configuration ({len(differ)} tensors differ): {shown}")
+        self._random_states = checkpoint.get("random_states")
+        self._seconds_before = checkpoint[RECORD]["facts"]["train_seconds"]
+
+    def on_train_start(self) -> None:
+        """Start the clock, and restore the random state of this rank after a resume."""
+        self._started = time.perf_counter()
+        states = self._random_states
+        if states is not None and self.global_rank < len(states):
+            torch.set_rng_state(states[self.global_rank]["cpu"])
+            if self.device.type == "cuda" and "cuda" in states[self.global_rank]:
+                torch.cuda.set_rng_state(states[self.global_rank]["cuda"], self.device)
+        self._random_states = None
+
+
+def check_fits(name: str, denoiser: Denoiser, data: GenerativeDataModule) -> None:
+    """Raises ValueError where a network does not fit the data's shape or classes."""
+    if denoiser.sample_shape != tuple(data.sample_shape):
+        raise ValueError(f"{name} makes samples of {denoiser.sample_shape}, the data has {tuple(data.sample_shape)}: change one")
+    if denoiser.num_classes not in (0, data.num_classes):
+        raise ValueError(
+            f"{name} has {denoiser.num_classes} classes, the data has {data.num_classes}: expected the same, or 0 for unconditional"
+        )

@@ -1,0 +1,99 @@
+"""Training a diffusion teacher: EDM's denoising loss, class dropout for guidance, EMA."""
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from fdistill.data import Batch
+from fdistill.denoiser import Denoiser
+from fdistill.ema import EMA
+from fdistill.generative_model import GenerativeModel
+from fdistill.modules.base import GenerativeModule
+from fdistill.networks import Network
+from fdistill.noise_levels import NoiseLevels
+from fdistill.objectives import denoising_loss
+from fdistill.preconditioning import Preconditioning
+from fdistill.random_streams import generator_for
+
+
+class TeacherModule(GenerativeModule):
+    """A denoiser learns E[x_0 | x_0 + sigma eps] from data; its EMA is the teacher."""
+
+    def __init__(
+        self,
+        network: Network,
+        preconditioning: Preconditioning,
+        noise_levels: NoiseLevels,
+        optimizer: OptimizerCallable,
+        sigma_data: float = 0.5,
+        label_dropout: float = 0.1,
+        ema_decay: float = 0.999,
+        gradient_clip: float = 1.0,
+        num_steps: int = 18,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        """Args:
+        network: the raw network F.
+        preconditioning: how F becomes a denoiser (EDM, or the prediction type of a path).
+        noise_levels: training distribution of sigma.
+        optimizer: class_path and init_args of the optimiser.
+        sigma_data: standard deviation of the data, for the loss weight.
+        label_dropout: share of samples trained without their class, in [0, 1]; needed for guidance.
+        ema_decay: of the weights' moving average, in [0, 1).
+        gradient_clip: largest gradient norm of a step.
+        num_steps: sampling steps of Heun; 2 num_steps - 1 evaluations.
+        sigma_min: last noise level of the sampling grid.
+        sigma_max: first noise level of the sampling grid.
+        guidance: guidance scale when the teacher is sampled.
+        seed: of all noise; set by seed_everything on the command line.
+        """
+        super().__init__(seed, gradient_clip)
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout is a probability in [0, 1]: got {label_dropout}")
+        self.denoiser = Denoiser(network, preconditioning)
+        self.ema = EMA(self.denoiser, ema_decay)
+        self.noise_levels, self.optimizer, self.sigma_data = noise_levels, optimizer, sigma_data
+        self.label_dropout = label_dropout
+        self.sampling = {"num_steps": num_steps, "sigma_min": sigma_min, "sigma_max": sigma_max, "guidance": guidance}
+        GenerativeModel.teacher(self.ema.average, **self.sampling)  # an impossible grid is refused now, not after training
+
+    def generative_model(self) -> GenerativeModel:
+        return GenerativeModel.teacher(self.ema.average, **self.sampling, facts=self.run_facts())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer(self.denoiser.parameters())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        turn, generator = self.global_step, self.noise_source()
+        loss = self._loss(self.denoiser, batch, generator, self.label_dropout)
+        self.manual_backward(loss)
+        norms = self.guarded_step({"loss/teacher": loss}, {"teacher": self.denoiser}, [self.optimizers()])
+        self.ema.update(self.denoiser, turn)
+        if self.is_logging_turn(turn):
+            self.write_log({"loss/teacher": loss, "grad_norm/teacher": norms["teacher"]}, turn)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        generator = generator_for(self.seed, batch_idx, self.global_rank, device=self.device)
+        loss = self._loss(self.ema.average, batch, generator, 0.0)
+        self.log("validation/loss", loss, batch_size=len(batch.x), sync_dist=True, prog_bar=True)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """As many samples as the batch has, with its labels."""
+        generator = generator_for(self.seed, batch_idx, self.global_rank)
+        model = self.generative_model()
+        return model.sample(torch.randn(batch.x.shape, generator=generator), batch.labels)
+
+    def _loss(self, denoiser: Denoiser, batch: Batch, generator: torch.Generator, dropout: float) -> Tensor:
+        x_0, labels = batch
+        sigma = self.noise_levels.sample(len(x_0), generator, self.device)
+        x = x_0 + sigma.reshape(-1, *[1] * (x_0.ndim - 1)) * self.normal(x_0.shape, generator)
+        if dropout > 0 and denoiser.num_classes:
+            dropped = torch.rand(len(x_0), generator=generator, device=self.device) < dropout
+            labels = torch.where(dropped, denoiser.num_classes, labels)
+        return denoising_loss(denoiser(x, sigma, labels), x_0, sigma, self.sigma_data)

@@ -1,0 +1,42 @@
+"""What a raw network F is: it sees a scaled sample, a number that stands for the noise level, and class labels."""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from fdistill.described import Described
+
+
+class Encoding(NamedTuple):
+    """The encoder half of a forward pass: feature taps for a discriminator, and what the decoder needs to finish."""
+
+    features: tuple[Tensor, ...]  # one tap per level, each [B, C, ...]
+    state: Any
+
+
+class Network(nn.Module, Described, ABC):
+    """F(x, noise, labels). The two halves are separate so that features cost the encoder only.
+
+    Attributes:
+        sample_shape: shape of one sample, e.g. (1, 8, 8) or (2,).
+        num_classes: 0 for an unconditional network; otherwise labels are int64 [B] in [0, num_classes], and the label
+            `num_classes` means "no class" (guidance trains it by dropout).
+        feature_channels: channels of each feature tap.
+    """
+
+    sample_shape: tuple[int, ...]
+    num_classes: int
+    feature_channels: tuple[int, ...]
+
+    @abstractmethod
+    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
+        """First half; x is [B, *sample_shape], noise [B]."""
+
+    @abstractmethod
+    def decode(self, encoding: Encoding) -> Tensor:
+        """Second half; [B, *sample_shape]."""
+
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """F, [B, *sample_shape]."""
+        return self.decode(self.encode(x, noise, labels))

@@ -1,0 +1,127 @@
+"""diffusers' UNet2DModel as a raw network, split into encoder and decoder, so that stock diffusers loads the student."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+
+from fdistill.networks.base import Encoding, Network
+from fdistill.networks.embeddings import required_labels
+from fdistill.networks.small_unet import check_halving
+
+_TIME_SCALE = 1000.0  # EDM's noise input ln(sigma)/4 times 1000 is the timestep 250 ln(sigma) of diffusers' consistency pipeline
+
+
+class DiffusersUNet(Network):
+    """UNet2DModel with positional time embedding; the timestep it sees is 1000 times the noise input."""
+
+    def __init__(
+        self,
+        resolution: int = 8,
+        channels: int = 1,
+        widths: Sequence[int] = (16, 32),
+        num_classes: int = 0,
+        blocks_per_level: int = 1,
+        attention_levels: Sequence[int] = (),
+        groups: int = 8,
+        dropout: float = 0.0,
+    ) -> None:
+        """Args:
+        resolution: side of the square images; halved len(widths) - 1 times.
+        channels: image channels.
+        widths: channels at each level, from the finest down; each a multiple of `groups`.
+        num_classes: 0 for an unconditional network.
+        blocks_per_level: residual blocks on the way down (one more on the way up).
+        attention_levels: levels (0 is the finest) with self-attention; the middle has it if any level has.
+        groups: of the group normalisation.
+        dropout: probability in [0, 1).
+        """
+        super().__init__()
+        check_halving(resolution, len(widths))
+        if any(width % groups for width in widths):
+            raise ValueError(f"each width is a multiple of groups={groups}: got {list(widths)}")
+        attends = [level in attention_levels for level in range(len(widths))]
+        self.unet = UNet2DModel(
+            sample_size=resolution,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=tuple(widths),
+            layers_per_block=blocks_per_level,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            add_attention=any(attends),
+            norm_num_groups=groups,
+            dropout=dropout,
+            num_class_embeds=num_classes + 1 if num_classes else None,
+        )
+        self.sample_shape, self.num_classes = (channels, resolution, resolution), num_classes
+        self.feature_channels = tuple(widths)
+
+    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
+        unet = self.unet
+        time = unet.time_proj(_TIME_SCALE * noise)
+        embedding = unet.time_embedding(time.to(x.dtype))
+        if self.num_classes:
+            embedding = embedding + unet.class_embedding(required_labels(labels)).to(x.dtype)
+        hidden = unet.conv_in(x)
+        skips, features = (hidden,), []
+        for block in unet.down_blocks:
+            hidden, outputs = block(hidden_states=hidden, temb=embedding)
+            skips += outputs
+            features.append(outputs[len(block.resnets) - 1])
+        return Encoding(tuple(features), (hidden, skips, embedding))
+
+    def decode(self, encoding: Encoding) -> Tensor:
+        unet = self.unet
+        hidden, skips, embedding = encoding.state
+        hidden = unet.mid_block(hidden, embedding)
+        for block in unet.up_blocks:
+            used = len(block.resnets)
+            hidden, skips = block(hidden, skips[-used:], embedding), skips[:-used]
+        return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+
+    def stock_unet(self) -> UNet2DModel:
+        """A copy for export, without the "no class" row, so that a random class of the stock pipeline is a real one."""
+        if not self.num_classes:
+            return _copy_unet(self.unet, None)
+        return _copy_unet(self.unet, self.num_classes)
+
+    @classmethod
+    def from_stock(cls, unet: UNet2DModel) -> Self:
+        """The network around an exported UNet2DModel; its "no class" row is not trained and is NaN, so that use shows.
+
+        Raises:
+            ValueError: if the UNet has features this class does not describe.
+        """
+        config = unet.config
+        network = cls(
+            resolution=config.sample_size,
+            channels=config.in_channels,
+            widths=tuple(config.block_out_channels),
+            num_classes=config.num_class_embeds or 0,
+            blocks_per_level=config.layers_per_block,
+            attention_levels=[i for i, kind in enumerate(config.down_block_types) if kind == "AttnDownBlock2D"],
+            groups=config.norm_num_groups,
+            dropout=config.dropout,
+        )
+        state = unet.state_dict()
+        if network.num_classes:
+            rows = state["class_embedding.weight"]
+            state["class_embedding.weight"] = torch.cat([rows, rows.new_full((1, rows.shape[1]), float("nan"))])
+        try:
+            network.unet.load_state_dict(state)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip()
+            raise ValueError(f"this UNet2DModel has a configuration that DiffusersUNet does not describe: {first}") from error
+        return network
+
+
+def _copy_unet(unet: UNet2DModel, num_class_embeds: int | None) -> UNet2DModel:
+    copy = UNet2DModel.from_config({**unet.config, "num_class_embeds": num_class_embeds})
+    state = unet.state_dict()
+    if num_class_embeds is not None:
+        state["class_embedding.weight"] = state["class_embedding.weight"][:num_class_embeds]
+    copy.load_state_dict(state)
+    return copy.eval()

@@ -1,0 +1,77 @@
+"""Residual MLP for vectors (mixtures, toy data, features)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fdistill.networks.base import Encoding, Network
+from fdistill.networks.embeddings import ConditionEmbedding
+
+
+class MLP(Network):
+    """x enters once; every block sees the noise and class embedding; features are the blocks' outputs in the first half."""
+
+    def __init__(
+        self,
+        dim: int = 2,
+        width: int = 128,
+        depth: int = 4,
+        num_classes: int = 0,
+        initial_output: Sequence[float] | None = None,
+    ) -> None:
+        """Args:
+        dim: entries of a sample.
+        width: channels of the hidden layers, even.
+        depth: residual blocks, at least 2.
+        num_classes: 0 for an unconditional network.
+        initial_output: F is this constant at first (dim values), so that under EDM preconditioning a one-step student
+            starts as one Gaussian around sigma_data times it; None keeps the usual random start.
+        """
+        super().__init__()
+        if dim < 1 or depth < 2:
+            raise ValueError(f"an MLP needs dim >= 1 and depth >= 2: got {dim} and {depth}")
+        self.sample_shape, self.num_classes = (dim,), num_classes
+        self.encoder_depth = depth // 2
+        self.feature_channels = (width,) * self.encoder_depth
+        self.condition = ConditionEmbedding(width, num_classes)
+        self.input = nn.Linear(dim, width)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.output = nn.Linear(width, dim)
+        if initial_output is not None:
+            self._start_constant(initial_output)
+
+    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
+        condition = self.condition(noise, labels)
+        hidden, features = self.input(x), []
+        for block in self.blocks[: self.encoder_depth]:
+            hidden = block(hidden, condition)
+            features.append(hidden)
+        return Encoding(tuple(features), (hidden, condition))
+
+    def decode(self, encoding: Encoding) -> Tensor:
+        hidden, condition = encoding.state
+        for block in self.blocks[self.encoder_depth :]:
+            hidden = block(hidden, condition)
+        return self.output(hidden)
+
+    @torch.no_grad()
+    def _start_constant(self, values: Sequence[float]) -> None:
+        if len(values) != self.sample_shape[0]:
+            raise ValueError(f"initial_output has one value per entry: expected {self.sample_shape[0]}, got {len(values)}")
+        self.output.weight.zero_()
+        self.output.bias.copy_(torch.tensor(values))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.condition = nn.Linear(width, width)
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+        self.activation = nn.SiLU()
+
+    def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
+        inner = self.activation(self.first(self.norm(hidden)) + self.condition(condition))
+        return hidden + self.second(inner)

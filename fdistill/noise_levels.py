@@ -1,0 +1,114 @@
+"""Which noise levels sigma are trained on (densities with a quantile function) and sampled at (grids)."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+_SMALLEST_SHARE = 1e-6  # keeps u away from 0 and 1, where a log-normal has no finite quantile
+
+
+class NoiseLevels(ABC):
+    """A distribution of sigma > 0, given by its quantile function and its inverse."""
+
+    @abstractmethod
+    def quantile(self, u: Tensor) -> Tensor:
+        """sigma below which a share u in (0, 1) of the mass lies."""
+
+    @abstractmethod
+    def cdf(self, sigma: Tensor) -> Tensor:
+        """Share of the mass below sigma, in [0, 1]; bins of equal probability are equal intervals of it."""
+
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+        """n independent noise levels, [n] float32; the generator lives on `device`."""
+        u = torch.rand(n, generator=generator, device=device)
+        return self.quantile(u.clamp(_SMALLEST_SHARE, 1 - _SMALLEST_SHARE))
+
+
+class LogNormal(NoiseLevels):
+    """ln sigma ~ N(mean, std^2); EDM trains with mean -1.2, std 1.2 (arXiv 2206.00364)."""
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
+        """Args:
+        mean: of ln sigma.
+        std: of ln sigma, > 0.
+        """
+        if not std > 0:
+            raise ValueError(f"std of LogNormal is positive: got {std}")
+        self.mean, self.std = mean, std
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return (self.mean + self.std * torch.special.ndtri(u)).exp()
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        return torch.special.ndtr((sigma.log() - self.mean) / self.std)
+
+
+class LogUniform(NoiseLevels):
+    """ln sigma uniform between sigma_min and sigma_max."""
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        """Args:
+        sigma_min: > 0.
+        sigma_max: > sigma_min.
+        """
+        _check_range(sigma_min, sigma_max)
+        self.low, self.high = math.log(sigma_min), math.log(sigma_max)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return (self.low + (self.high - self.low) * u).exp()
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        return ((sigma.log() - self.low) / (self.high - self.low)).clamp(0, 1)
+
+
+class KarrasUniform(NoiseLevels):
+    """sigma^(1/rho) uniform, cut to the shares [low, high] of the range: DMD2 draws [0.02, 0.98] (arXiv 2405.14867)."""
+
+    def __init__(
+        self,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        low: float = 0.02,
+        high: float = 0.98,
+    ) -> None:
+        """Args:
+        sigma_min: > 0.
+        sigma_max: > sigma_min.
+        rho: > 0; larger puts more mass on small sigma.
+        low: share of the range left out at the low-noise end.
+        high: share of the range at which the high-noise end is cut.
+        """
+        _check_range(sigma_min, sigma_max)
+        if not (rho > 0 and 0 <= low < high <= 1):
+            raise ValueError(f"KarrasUniform needs rho > 0 and 0 <= low < high <= 1: got {rho}, {low}, {high}")
+        root_min, root_max = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+        self.rho = rho
+        self.root_low = root_min + low * (root_max - root_min)
+        self.root_high = root_min + high * (root_max - root_min)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return (self.root_low + (self.root_high - self.root_low) * u) ** self.rho
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        return ((sigma ** (1 / self.rho) - self.root_low) / (self.root_high - self.root_low)).clamp(0, 1)
+
+
+def karras_grid(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """Sampling grid of EDM: num_steps levels from sigma_max down to sigma_min, then 0; [num_steps + 1] float64.
+
+    Heun on this grid costs 2 num_steps - 1 network evaluations.
+    """
+    if num_steps < 1:
+        raise ValueError(f"a sampling grid has at least one step: got {num_steps}")
+    _check_range(sigma_min, sigma_max)
+    share = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    levels = (sigma_max ** (1 / rho) + share * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return torch.cat([levels, levels.new_zeros(1)])
+
+
+def _check_range(sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"noise levels need 0 < sigma_min < sigma_max: got {sigma_min} and {sigma_max}")

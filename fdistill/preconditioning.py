@@ -1,0 +1,114 @@
+"""From the raw output of a network, whatever it predicts, to the denoised image: D = skip x + out F(input x, noise).
+
+x and sigma are in variance-exploding coordinates; on a path, sigma = sigma_t / alpha_t and x_t = alpha_t x. Every row of the
+conversion table (eps, v, x0, velocity, EDM) is linear in x and F, so four coefficients say all.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdistill.described import Described
+from fdistill.paths import Path, RectifiedFlow, VariancePreserving
+
+
+class Coefficients(NamedTuple):
+    """The four functions of sigma, each with sigma's shape [B]."""
+
+    skip: Tensor
+    out: Tensor
+    input: Tensor
+    noise: Tensor
+
+
+class Preconditioning(Described, ABC):
+    """How one kind of network becomes a denoiser."""
+
+    @abstractmethod
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """Coefficients at sigma > 0, [B]."""
+
+
+class EDM(Preconditioning):
+    """Karras et al. 2022, table 1; the noise input is ln(sigma)/4."""
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        """Args:
+        sigma_data: standard deviation of the data over all entries, > 0.
+        """
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data is the standard deviation of the data and positive: got {sigma_data}")
+        self.sigma_data = sigma_data
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        total = (sigma.square() + self.sigma_data**2).sqrt()
+        return Coefficients(
+            skip=(self.sigma_data / total).square(),
+            out=sigma * self.sigma_data / total,
+            input=1 / total,
+            noise=sigma.log() / 4,
+        )
+
+
+class _OnPath(Preconditioning):
+    """A network that sees x_t = alpha_t x and the path's own time, times time_scale (1000 for discrete DDPM indices)."""
+
+    def __init__(self, path: Path, time_scale: float = 1.0) -> None:
+        """Args:
+        path: forward process the network was trained on.
+        time_scale: the network's time input is time_scale * t.
+        """
+        self.path, self.time_scale = path, time_scale
+
+    def _at(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = self.path.time(sigma)
+        return self.path.alpha(t), self.path.sigma(t), self.time_scale * t
+
+
+class EpsPrediction(_OnPath):
+    """F predicts the noise eps: D = (x_t - sigma_t F) / alpha_t."""
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        alpha, _, time = self._at(sigma)
+        return Coefficients(skip=torch.ones_like(sigma), out=-sigma, input=alpha, noise=time)
+
+
+class VPrediction(_OnPath):
+    """F predicts v = alpha_t eps - sigma_t x_0 on a variance-preserving path: D = alpha_t x_t - sigma_t F."""
+
+    def __init__(self, path: VariancePreserving, time_scale: float = 1.0) -> None:
+        """Args:
+        path: a variance-preserving forward process.
+        time_scale: the network's time input is time_scale * t.
+        """
+        if not isinstance(path, VariancePreserving):
+            raise ValueError(f"v-prediction is defined on variance-preserving paths: got {type(path).__name__}")
+        super().__init__(path, time_scale)
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        alpha, sigma_t, time = self._at(sigma)
+        return Coefficients(skip=alpha.square(), out=-sigma_t, input=alpha, noise=time)
+
+
+class X0Prediction(_OnPath):
+    """F predicts the clean image: D = F."""
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        alpha, _, time = self._at(sigma)
+        return Coefficients(skip=torch.zeros_like(sigma), out=torch.ones_like(sigma), input=alpha, noise=time)
+
+
+class VelocityPrediction(_OnPath):
+    """F predicts eps - x_0 along the rectified flow x_t = (1-t) x_0 + t eps: D = x_t - t F."""
+
+    def __init__(self, time_scale: float = 1.0) -> None:
+        """Args:
+        time_scale: the network's time input is time_scale * t.
+        """
+        super().__init__(RectifiedFlow(), time_scale)
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        alpha, t, time = self._at(sigma)
+        return Coefficients(skip=alpha, out=-t, input=alpha, noise=time)
