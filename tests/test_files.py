@@ -30,7 +30,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="cannot write .*note.txt: No space left on device"):
+    with pytest.raises(OSError, match=r"cannot write .*note\.txt: No space left on device"):
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["note.txt"]

@@ -14,12 +14,13 @@ class Verb(NamedTuple):
 
     summary: str
     module: str
+    positional: bool = False
 
 
 VERBS = {
     "sample": Verb("pictures from a checkpoint or an exported folder", "fdistill.commands.sample"),
     "evaluate": Verb("student beside teacher beside real data: report.json and a page", "fdistill.commands.evaluate"),
-    "export": Verb("a run checkpoint becomes a folder that diffusers loads", "fdistill.commands.export"),
+    "export": Verb("a run checkpoint becomes a folder that diffusers loads", "fdistill.commands.export", positional=True),
     "doctor": Verb("versions, devices, and what is wrong or slow here", "fdistill.commands.doctor"),
 }
 
@@ -30,8 +31,7 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
 
     function: Callable[..., None] = getattr(importlib.import_module(VERBS[name].module), name)
     parser = ArgumentParser(prog=f"fdistill {name}", description=VERBS[name].summary, exit_on_error=False)
-    positional = getattr(function, "positional", ())
-    parser.add_function_arguments(function, as_positional=bool(positional))
+    parser.add_function_arguments(function, as_positional=VERBS[name].positional)
     try:
         values = parser.parse_args(list(arguments))
     except (ArgumentError, TypeError) as error:

@@ -47,7 +47,9 @@ def table_cells(report: dict[str, Any]) -> tuple[list[str], list[tuple[str, list
 def speedup_line(report: dict[str, Any]) -> str | None:
     """Return the sentence on the student's speed, or None when it was not measured."""
     speedup = report.get("speedup")
-    return None if speedup is None else f"The student makes {speedup:.3g} times as many samples per second as the teacher."
+    return (
+        None if speedup is None else f"The student makes {speedup:.3g} times as many samples per second as the teacher."
+    )
 
 
 def print_table(report: dict[str, Any], console: Console | None = None) -> None:

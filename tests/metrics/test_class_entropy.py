@@ -1,4 +1,4 @@
-"""Truths about class and mode histograms; the two sampled values are published in MATHS with their bias."""
+"""Truths about class and mode histograms."""
 
 import math
 

@@ -1,0 +1,98 @@
+"""`fdistill evaluate`: student beside teacher beside real data, as report.json and a page."""
+
+from pathlib import Path
+from typing import Any
+
+from fdistill.checkpoints import load_model
+from fdistill.data import GenerativeDataModule
+from fdistill.evaluation import Evaluation, evaluate_models
+from fdistill.generative_model import GenerativeModel
+from fdistill.loggers import FILE_NAME
+from fdistill.report import html_page, print_table, sample_grid_figure, training_curves_figure, write_json
+
+_SHOWN = 50  # samples of each source in the picture
+
+
+def evaluate(
+    checkpoint: str,
+    teacher: str | None = None,
+    data: str | None = None,
+    n: int | None = None,
+    repeats: int = 4,
+    seed: int = 0,
+    out: str = "runs/evaluation",
+    device: str = "cpu",
+) -> None:
+    """Measure a checkpoint or an exported folder against held-out real data and write report.json, samples.png, index.html.
+
+    Args:
+        checkpoint: a run's .ckpt file or an exported folder.
+        teacher: the same for the teacher; the one the student remembers where not given and still there.
+        data: YAML file with a `data:` section; the data the model was trained on where not given.
+        n: samples of each source; the size of the held-out split, at most 5,000, where not given.
+        repeats: draws that are averaged.
+        seed: of samples and of the feature classifier.
+        out: folder to write into.
+        device: cpu, cuda, cuda:1 ...
+    """
+    student = load_model(checkpoint).to(device)
+    teacher_model = _teacher(teacher, student, device)
+    real = _data(data, student)
+    size = min(len(real.held_out_split.x), 5000) if n is None else n
+    result = evaluate_models(student, teacher_model, real, size, seed, repeats)
+    folder = Path(out)
+    written = _write(folder, result, _curve_files(checkpoint, student))
+    print_table(result.report)
+    print("wrote " + ", ".join(str(path) for path in written))
+
+
+def _teacher(given: str | None, student: GenerativeModel, device: str) -> GenerativeModel | None:
+    if given is not None:
+        return load_model(given).to(device)
+    remembered = student.facts.get("teacher")
+    if isinstance(remembered, str) and Path(remembered).exists():
+        return load_model(remembered).to(device)
+    print("no teacher beside it: --teacher names one")
+    return None
+
+
+def _data(given: str | None, student: GenerativeModel) -> GenerativeDataModule:
+    if given is None:
+        spec: Any = student.facts.get("data")
+        if spec is None:
+            raise ValueError("this model does not say what data it was trained on: give --data FILE.yaml")
+        return GenerativeDataModule.from_spec(spec)
+    from omegaconf import OmegaConf
+
+    try:
+        spec = OmegaConf.to_container(OmegaConf.load(given), resolve=True)["data"]
+        name = spec["class_path"]
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{given} is no YAML file with a data: section of class_path and init_args") from error
+    path = name if "." in name else f"fdistill.data.{name}"
+    return GenerativeDataModule.from_spec({"class_path": path, "init_args": spec.get("init_args", {})})
+
+
+def _curve_files(checkpoint: str, student: GenerativeModel) -> dict[str, Path]:
+    """metrics.jsonl of the run the checkpoint lies in, and of its teacher's."""
+    sources = {"Student": Path(checkpoint)}
+    if isinstance(student.facts.get("teacher"), str):
+        sources = {"Teacher": Path(student.facts["teacher"]), **sources}
+    files = {name: source.parent.parent / FILE_NAME for name, source in sources.items() if source.suffix == ".ckpt"}
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
+def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path]) -> list[Path]:
+    report = result.report
+    titles = {
+        "student": "Student, 1 evaluation",
+        "teacher": f"Teacher, {report['teacher_evaluations']} evaluations",
+        "floor": "Real training images",
+        "class_gaussian": "One Gaussian per class",
+    }
+    shown = {title: result.samples[name][:_SHOWN] for name, title in titles.items() if name in result.samples}
+    pictures = {"Samples": sample_grid_figure(shown, folder / "samples.png")}
+    if curve_files:
+        pictures["Training"] = training_curves_figure(curve_files, folder / "curves.png")
+    page = html_page(folder / "index.html", "One-step generator", report, pictures)
+    return [write_json(folder / "report.json", report), *pictures.values(), page]

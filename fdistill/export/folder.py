@@ -1,0 +1,138 @@
+"""The exported folder: stock diffusers where the network is a diffusers class, our own `OneStepPipeline` elsewhere.
+
+A student in `DiffusersUNet` under EDM preconditioning is exactly what diffusers' ConsistencyModelPipeline computes in one step with
+sigma_min = 0 and the timestep 250 ln(sigma). Such a folder needs nothing of ours. All weights are safetensors.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fdistill.checkpoints import RECORD, CheckpointError, load_weights, model_from_record, model_record, read_json
+from fdistill.denoiser import Denoiser
+from fdistill.export.model_card import model_card
+from fdistill.files import replace_folder
+from fdistill.generative_model import GenerativeModel
+from fdistill.networks import DiffusersUNet
+from fdistill.preconditioning import EDM
+
+_STOCK_PIPELINE = "ConsistencyModelPipeline"
+_OWN_WEIGHTS = "denoiser.safetensors"
+_PIPELINE_FILE = '''"""Lets DiffusionPipeline.from_pretrained(folder, trust_remote_code=True) find the pipeline; fdistill must be installed."""
+
+from fdistill.export.pipeline import OneStepPipeline
+
+__all__ = ["OneStepPipeline"]
+'''
+
+
+def export_folder(model: GenerativeModel, target: Path | str, report: dict[str, Any] | None = None) -> Path:
+    """Write the model as a folder; an existing folder is replaced only once the new one is whole.
+
+    Args:
+        model: student or teacher.
+        target: the folder.
+        report: an evaluation report, for the model card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    target = Path(target)
+    stock = loads_in_stock_diffusers(model)
+    with replace_folder(target) as folder:
+        if stock:
+            _write_stock(model, folder)
+        else:
+            _write_own(model, folder)
+        (folder / f"{RECORD}.json").write_text(json.dumps(model_record(model), indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(model_card(model, target.name, stock, report), encoding="utf-8")
+    return target
+
+
+def loads_in_stock_diffusers(model: GenerativeModel) -> bool:
+    """Whether diffusers alone can load and run the exported folder."""
+    denoiser = model.denoiser
+    return (
+        model.kind == "student"
+        and isinstance(denoiser.network, DiffusersUNet)
+        and isinstance(denoiser.preconditioning, EDM)
+    )
+
+
+def read_folder(path: Path | str) -> GenerativeModel:
+    """The model of an exported folder, or of any ConsistencyModelPipeline folder around an unconditional or class UNet2DModel.
+
+    Raises:
+        CheckpointError: if a file is missing, broken, or does not fit.
+    """
+    path = Path(path)
+    record_file = path / f"{RECORD}.json"
+    record = read_json(record_file) if record_file.is_file() else None
+    if (path / _OWN_WEIGHTS).is_file() and record is not None:
+        return model_from_record(record, _read_weights(path / _OWN_WEIGHTS), path)
+    index = read_json(path / "model_index.json")
+    if index.get("_class_name") != _STOCK_PIPELINE:
+        raise CheckpointError(f"{path} holds a {index.get('_class_name')}: expected {_STOCK_PIPELINE} or a folder of fdistill export")
+    return _read_stock(path, (record or {}).get("facts", {}))
+
+
+def _write_stock(model: GenerativeModel, folder: Path) -> None:
+    from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
+
+    scheduler = CMStochasticIterativeScheduler(
+        sigma_min=0.0,
+        sigma_max=float(model.sigmas[0]),
+        sigma_data=model.denoiser.preconditioning.sigma_data,
+        clip_denoised=False,
+    )
+    unet = model.denoiser.network.stock_unet().cpu()
+    ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
+
+
+def _read_stock(path: Path, facts: dict[str, Any]) -> GenerativeModel:
+    from diffusers import UNet2DModel
+
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    config = read_json(path / "unet" / "config.json")
+    weights = _read_weights(path / "unet" / "diffusion_pytorch_model.safetensors")
+    unet = UNet2DModel.from_config(config)
+    load_weights(unet, weights, path)
+    try:
+        network = DiffusersUNet.from_stock(unet)
+        if scheduler["sigma_min"] != 0:
+            raise CheckpointError(f"{path}: only sigma_min = 0 is a denoiser in one step, got {scheduler['sigma_min']}")
+        denoiser = Denoiser(network, EDM(scheduler["sigma_data"]))
+        return GenerativeModel.student(denoiser, scheduler["sigma_max"], facts)
+    except KeyError as error:
+        raise CheckpointError(f"{path}/scheduler/scheduler_config.json lacks {error}") from error
+
+
+def _write_own(model: GenerativeModel, folder: Path) -> None:
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.denoiser.state_dict().items()}
+    save_file(weights, folder / _OWN_WEIGHTS, metadata={"format": "pt"})
+    if model.kind == "student":
+        index = {"_class_name": ["pipeline", "OneStepPipeline"], "_diffusers_version": _diffusers_version()}
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / "pipeline.py").write_text(_PIPELINE_FILE, encoding="utf-8")
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: the folder is incomplete; export it again") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or no safetensors file: export it again") from error
+
+
+def _diffusers_version() -> str:
+    import diffusers
+
+    return diffusers.__version__

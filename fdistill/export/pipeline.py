@@ -1,0 +1,85 @@
+"""A diffusers pipeline for one-step students whose network is no diffusers class; fdistill must be installed to load it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+
+from fdistill.export.folder import export_folder, read_folder
+from fdistill.generative_model import GenerativeModel
+
+
+class OneStepPipeline(DiffusionPipeline):
+    """Call it like any class-conditional diffusers pipeline; one network evaluation per sample.
+
+    ``OneStepPipeline.from_pretrained(folder)``, or ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)``.
+    """
+
+    def __init__(self, model: GenerativeModel) -> None:
+        """Args:
+        model: a student.
+        """
+        super().__init__()
+        self.model = model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "OneStepPipeline":
+        """Load an exported folder. Only local folders; further arguments of diffusers' loader have no meaning here."""
+        return cls(read_folder(pretrained_model_name_or_path))
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write the folder again."""
+        export_folder(self.model, save_directory)
+
+    def to(self, device: torch.device | str) -> "OneStepPipeline":
+        """Move the network."""
+        self.model.to(device)
+        return self
+
+    def __call__(
+        self,
+        batch_size: int = 1,
+        class_labels: torch.Tensor | list[int] | int | None = None,
+        num_inference_steps: int = 1,
+        generator: torch.Generator | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Generate.
+
+        Args:
+            batch_size: number of samples.
+            class_labels: one class for all or one for each, in [0, num_classes); None draws them at random.
+            num_inference_steps: must be 1.
+            generator: of noise and random classes, on the CPU.
+            latents: standard normal noise [batch_size, *sample_shape] instead.
+            output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" (samples as the network made them).
+            return_dict: whether to wrap the samples in ImagePipelineOutput.
+        """
+        if num_inference_steps != 1:
+            raise ValueError(f"a one-step student makes one evaluation: got num_inference_steps={num_inference_steps}")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type is pil, np or pt: got {output_type!r}")
+        if latents is None:
+            latents = torch.randn(batch_size, *self.model.sample_shape, generator=generator)
+        samples = self.model.sample(latents, self._labels(class_labels, batch_size, generator))
+        images: Any = samples
+        if output_type != "pt":
+            if samples.ndim != 4:
+                raise ValueError(f"samples of shape {self.model.sample_shape} are no images: use output_type='pt'")
+            images = (samples / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        if output_type == "pil":
+            images = [Image.fromarray(np.round(image * 255).astype(np.uint8).squeeze()) for image in images]
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _labels(self, given: Any, n: int, generator: torch.Generator | None) -> torch.Tensor | None:
+        if not self.model.num_classes:
+            return None
+        if given is None:
+            return torch.randint(self.model.num_classes, (n,), generator=generator)
+        labels = torch.as_tensor(given)
+        return labels.expand(n) if labels.ndim == 0 else labels
