@@ -1,4 +1,4 @@
-"""Reading checkpoints without executing anything: a run's .ckpt (weights_only) or an exported folder, by one function."""
+"""Reading checkpoints without executing anything: a run's .ckpt (weights_only) or an exported folder."""
 
 import json
 import pickle
@@ -28,12 +28,16 @@ def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: expected a .ckpt file or an exported folder; check the path")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is truncated or no checkpoint: take an earlier one, e.g. a best-*.ckpt")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds objects other than tensors and plain values, which are not executed") from error
+        raise CheckpointError(
+            f"{path} is damaged, or holds objects other than tensors and plain values, which are never executed"
+        ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is truncated or no checkpoint: take an earlier one, e.g. a best-*.ckpt") from error
+        raise CheckpointError(f"{path} is damaged: take an earlier one, e.g. a best-*.ckpt") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is no Lightning checkpoint: expected a state_dict inside")
     return checkpoint
@@ -52,7 +56,9 @@ def load_model(path: Path | str) -> GenerativeModel:
         return read_folder(path)
     checkpoint = read_run_checkpoint(path)
     if RECORD not in checkpoint:
-        raise CheckpointError(f"{path} was not written by fdistill: it has no {RECORD!r} record; import the model first")
+        raise CheckpointError(
+            f"{path} was not written by fdistill: it has no {RECORD!r} record; import the model first"
+        )
     weights = {
         name.removeprefix("ema.average."): value
         for name, value in checkpoint["state_dict"].items()
@@ -84,6 +90,8 @@ def model_from_record(record: dict[str, Any], weights: dict[str, torch.Tensor], 
         model = GenerativeModel(denoiser.eval(), record["kind"], sigmas, record["guidance"], record["facts"])
     except KeyError as error:
         raise CheckpointError(f"the record of {source} lacks {error}: it was written by another version") from error
+    except (TypeError, AttributeError) as error:
+        raise CheckpointError(f"the record of {source} is no description of a model: {error}") from error
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}") from error
     load_weights(denoiser, weights, source)
@@ -107,12 +115,18 @@ def load_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], sour
     ]
     if misfits:
         shown = "; ".join(sorted(misfits)[:3])
-        raise CheckpointError(f"{source} is a checkpoint of another architecture ({len(misfits)} tensors differ): {shown}")
+        raise CheckpointError(
+            f"{source} is a checkpoint of another architecture ({len(misfits)} tensors differ): {shown}"
+        )
     module.load_state_dict(weights)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, what: str = "a file of an exported model") -> dict[str, Any]:
     """A JSON object from a file.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message.
 
     Raises:
         CheckpointError: if it is missing or broken.
@@ -120,9 +134,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing: this folder is no exported model") from error
+        raise CheckpointError(f"there is no {path}: expected {what}; check the path") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is no readable JSON: {error}") from error
+        raise CheckpointError(f"{path} is no readable JSON: expected {what}, got an error: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object: got {type(value).__name__}")
+        raise CheckpointError(f"{path} holds no JSON object: expected {what}, got {type(value).__name__}")
     return value

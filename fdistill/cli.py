@@ -6,21 +6,33 @@ import traceback
 from collections.abc import Sequence
 
 from fdistill.commands import VERBS, UsageError, run_verb
+from fdistill.commands.explain import choices
 
 _TRAINER_VERBS = ("fit", "validate", "test", "predict")
 _HELP = """usage: fdistill [--debug] [--import MODULE] COMMAND [OPTIONS]
 
-train and check (LightningCLI; several --config files compose, --print_config shows the result):
-  fit        train a teacher (TeacherModule) or distil it (DistillationModule)
-  validate   one pass over the held-out split
-  test       the same, under the name of a test
-  predict    samples with the held-out labels
+Turn a diffusion model into a generator that needs one network evaluation.
+
+train:
+  fit        train a teacher (TeacherModule), or distil it into a one-step student (DistillationModule)
+  validate   measure a checkpoint on the held-out split
+  test       the same as validate, for loggers that keep tests apart
+  predict    run a checkpoint over the held-out labels, for callbacks of your own
 
 use what was trained:
 {verbs}
 
---debug shows the traceback of an error; --import MODULE makes your own classes known (repeatable).
-fdistill COMMAND --help tells the options of a command."""
+options, before or after the command:
+  --import MODULE   make your own classes known to --config files; repeatable
+  --debug           show the traceback of an error
+
+first steps:
+  fdistill fit --config configs/trainer.yaml --config configs/quickstart/teacher.yaml
+  fdistill fit --config configs/trainer.yaml --config configs/quickstart/student.yaml
+  fdistill sample --checkpoint runs/quickstart/train-student/checkpoints/last.ckpt
+
+Files given by --config are merged in order, options after them win, --print_config shows the result, and
+--ckpt_path last continues a run. fdistill COMMAND --help tells the options of a command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         return _run(_import_modules(arguments))
+    except SystemExit as stop:  # --help and --print_config, and lightning after an interrupt
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         print("fdistill: interrupted", file=sys.stderr)
         return 130
@@ -52,13 +66,13 @@ def _run(arguments: list[str]) -> int:
 
         run_trainer([command, *rest])
         return 0
-    known = ", ".join([*_TRAINER_VERBS, *VERBS])
-    raise UsageError(f"there is no command {command!r}: expected one of {known}")
+    raise UsageError(f"there is no command {command!r}{choices(command, [*_TRAINER_VERBS, *VERBS])}")
 
 
 def _import_modules(arguments: list[str]) -> list[str]:
     """Take `--import MODULE` out of the arguments and import each, looking in the working directory too."""
-    sys.path.insert(0, os.getcwd())
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: a file of yours does not hide a library
     rest, names = [], iter(arguments)
     for argument in names:
         if argument != "--import":
@@ -67,15 +81,26 @@ def _import_modules(arguments: list[str]) -> list[str]:
         module = next(names, None)
         if module is None:
             raise UsageError("--import needs the name of a module")
-        __import__(module)
+        try:
+            __import__(module)
+        except ModuleNotFoundError as error:
+            if error.name != module.split(".")[0]:
+                raise
+            raise UsageError(f"--import {module}: there is no such module here or among the installed ones") from error
     return rest
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error on one line, with its kind where the message alone would not tell."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror.lower()}; name a file or folder that you may use"
     text = " ".join(str(error).split())
-    known = isinstance(error, ValueError | OSError | RuntimeError | UsageError) and text
-    return text if known else f"{type(error).__name__}: {text} (run again with --debug for the traceback)"
+    known = isinstance(error, ValueError | OSError | RuntimeError | UsageError) or _is_from_lightning(error)
+    return text if known and text else f"{type(error).__name__}: {text} (run again with --debug for the traceback)"
+
+
+def _is_from_lightning(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] == "lightning"
 
 
 if __name__ == "__main__":

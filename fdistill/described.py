@@ -30,7 +30,7 @@ class Described:
         Raises:
             ValueError: if the description names no known subclass of this class or arguments it does not take.
         """
-        if not isinstance(spec, dict) or set(spec) != {"class_path", "init_args"}:
+        if not (_has_form(spec) and isinstance(spec["class_path"], str) and isinstance(spec["init_args"], dict)):
             raise ValueError(f"a {cls.__name__} is described by class_path and init_args: got {spec!r}")
         found = {public_path(sub): sub for sub in _concrete_subclasses(cls)}
         if spec["class_path"] not in found:
@@ -57,10 +57,17 @@ def _recording(init: Any) -> Any:
         if "_init_args" not in self.__dict__:
             bound = inspect.signature(init).bind(self, *args, **kwargs)
             bound.apply_defaults()
-            self.__dict__["_init_args"] = dict(list(bound.arguments.items())[1:])
+            self.__dict__["_init_args"] = {name: _kept(value) for name, value in list(bound.arguments.items())[1:]}
         init(self, *args, **kwargs)
 
     return wrapper
+
+
+def _kept(value: Any) -> Any:
+    """The value as it is now: lists and dicts are copied, since their owner may go on changing them."""
+    if isinstance(value, dict):
+        return {key: _kept(item) for key, item in value.items()}
+    return [_kept(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:
@@ -75,8 +82,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"only plain values can be described in a checkpoint: got {type(value).__name__}")
 
 
+def _has_form(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"class_path", "init_args"}
+
+
 def _built(value: Any) -> Any:
-    if isinstance(value, dict) and set(value) == {"class_path", "init_args"}:
+    if _has_form(value):
         return Described.from_spec(value)
     return value
 

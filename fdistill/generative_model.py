@@ -1,5 +1,6 @@
 """A denoiser with the way to sample from it: what checkpoints and exported folders hold, and what evaluation compares."""
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -64,6 +65,12 @@ class GenerativeModel:
         steps = 1 if self.kind == "student" else 2 * (len(self.sigmas) - 1) - 1
         return steps * (2 if self.guidance != 1 and self.num_classes else 1)
 
+    @property
+    def device(self) -> torch.device:
+        """Where samples are made; an analytic denoiser has buffers only, and no state."""
+        tensors = itertools.chain(self.denoiser.parameters(), self.denoiser.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
     def to(self, device: torch.device | str) -> "GenerativeModel":
         """Move the denoiser, in place."""
         self.denoiser.to(device)
@@ -83,14 +90,13 @@ class GenerativeModel:
         Raises:
             ValueError: if a conditional model gets no labels or a label out of range.
         """
-        device = next((tensor.device for tensor in self.denoiser.state_dict().values()), torch.device("cpu"))
         if self.num_classes:
-            labels = check_labels(labels, self.num_classes).to(device)
+            labels = check_labels(labels, self.num_classes).to(self.device)
         else:
             labels = None
         sampler = one_step if self.kind == "student" else heun
         return generate(
-            sampler, self.denoiser, noise.to(device), self.sigmas, labels, self.guidance, batch_size
+            sampler, self.denoiser, noise.to(self.device), self.sigmas, labels, self.guidance, batch_size
         ).cpu()
 
 

@@ -11,17 +11,26 @@ from lightning.pytorch.utilities import rank_zero_only
 from fdistill.files import atomic_write
 
 FILE_NAME = "metrics.jsonl"
+_DEFAULT = "runs/default"
 
 
 class JsonlLogger(Logger):
-    """Appends ``{"step": turn, name: value, ...}``; after a resume, the lines of turns that are run again are dropped."""
+    """Appends ``{"step": turn, name: value, ...}``; a resumed run continues the file where its checkpoint was saved.
 
-    def __init__(self, save_dir: str = "runs/default") -> None:
+    Lines with a loss/ were written in turn `step`; all others at its end or just before it began.
+    """
+
+    def __init__(self, save_dir: str | None = None) -> None:
         """Args:
-        save_dir: run folder; the file is save_dir/metrics.jsonl and checkpoints go to save_dir/checkpoints.
+        save_dir: run folder; the file is save_dir/metrics.jsonl and checkpoints go to save_dir/checkpoints. None on the
+            command line is trainer.default_root_dir, and runs/default elsewhere.
         """
         super().__init__()
-        self._save_dir, self._started = save_dir, False
+        self._save_dir = save_dir
+
+    def take_default(self, folder: str) -> None:
+        """Use `folder` where no save_dir was given."""
+        self._save_dir = self._save_dir or folder
 
     @property
     def name(self) -> str:
@@ -36,41 +45,44 @@ class JsonlLogger(Logger):
     @property
     def save_dir(self) -> str:
         """The run folder."""
-        return self._save_dir
+        return self._save_dir or _DEFAULT
 
     @property
     def log_dir(self) -> str:
         """The run folder."""
-        return self._save_dir
+        return self._save_dir or _DEFAULT
 
     @property
     def path(self) -> Path:
         """The file."""
-        return Path(self._save_dir) / FILE_NAME
+        return Path(self.save_dir) / FILE_NAME
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one line."""
-        if not self._started:
-            self._drop_from(step or 0)
-            self._started = True
+        """Append one line, without the epoch: the training stream has none."""
+        line = json.dumps({"step": step, **{name: float(value) for name, value in metrics.items() if name != "epoch"}})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **{name: float(value) for name, value in metrics.items()}}) + "\n")
+            file.write(line + "\n")
 
     @rank_zero_only
     def log_hyperparams(self, params: argparse.Namespace | dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Nothing: config.yaml in the run folder holds them."""
 
-    def _drop_from(self, step: int) -> None:
-        lines = []
+    @rank_zero_only
+    def continue_from(self, turn: int) -> None:
+        """Drop the lines of turns that are about to run (again), and lines that a kill has torn."""
         if self.path.is_file():
-            lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) < step]
-        atomic_write(self.path, "".join(f"{line}\n" for line in lines))
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            atomic_write(self.path, "".join(f"{line}\n" for line in lines if _was_before(turn, line)))
 
 
-def _step_of(line: str) -> float:
-    """The step of a line; infinite for a line that a kill has torn."""
+def _was_before(turn: int, line: str) -> bool:
+    """Whether a line is whole, and was written before `turn` began."""
     try:
-        return json.loads(line)["step"]
+        values = json.loads(line)
+        return values["step"] < turn or (
+            values["step"] == turn and not any(name.startswith("loss/") for name in values)
+        )
     except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+        return False

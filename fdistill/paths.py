@@ -93,19 +93,29 @@ class VPCosine(VariancePreserving):
         self.offset = offset
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self._angle(t).cos() / self._first_cosine
+        return (t * self._speed + self._first).cos() / math.cos(self._first)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        turn = t * self._speed  # sin^2 angle - sin^2 first = sin(angle - first) sin(angle + first)
+        return (turn.sin() * (turn + 2 * self._first).sin()).clamp_min(0).sqrt() / math.cos(self._first)
 
     def time(self, noise_ratio: Tensor) -> Tensor:
-        alpha = 1 / torch.hypot(noise_ratio, torch.ones_like(noise_ratio))
-        angle = (alpha * self._first_cosine).acos()
-        return angle * (2 / math.pi * (1 + self.offset)) - self.offset
+        # the angle turned since t = 0, by sums of positive terms: acos(alpha) loses small times in single precision
+        length = torch.hypot(noise_ratio, torch.ones_like(noise_ratio))
+        first_cosine, first_sine = math.cos(self._first), math.sin(self._first)
+        cosine, gain = first_cosine / length, (first_cosine * noise_ratio / length).square()
+        sine = (first_sine**2 + gain).sqrt()
+        smallest = torch.finfo(gain.dtype).tiny  # offset 0 at time 0
+        turned_sine = gain / (sine * first_cosine + cosine * first_sine).clamp_min(smallest)
+        return torch.atan2(turned_sine, cosine * first_cosine + sine * first_sine) / self._speed
 
     @property
-    def _first_cosine(self) -> float:
-        return math.cos(math.pi / 2 * self.offset / (1 + self.offset))
+    def _speed(self) -> float:
+        return math.pi / 2 / (1 + self.offset)
 
-    def _angle(self, t: Tensor) -> Tensor:
-        return (t + self.offset) * (math.pi / 2 / (1 + self.offset))
+    @property
+    def _first(self) -> float:
+        return self._speed * self.offset
 
 
 class RectifiedFlow(Path):

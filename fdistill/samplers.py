@@ -1,5 +1,6 @@
 """Samplers of one signature: (denoiser, noise, sigmas, labels, guidance) to samples, along the probability-flow ODE."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -43,7 +44,8 @@ def heun(
 
 
 def _start(noise: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
-    if sigmas.ndim != 1 or not len(sigmas) or not (sigmas[0] > 0) or (sigmas.diff() >= 0).any() or sigmas[-1] < 0:
+    falls = sigmas.ndim == 1 and len(sigmas) and sigmas[0] > 0 and (sigmas.diff() < 0).all() and sigmas[-1] >= 0
+    if not falls:  # a nan falls nowhere
         raise ValueError(f"a sampling grid falls strictly from a positive level to >= 0: got {sigmas.tolist()}")
     levels = sigmas.to(noise)
     return noise * levels[0], levels
@@ -65,5 +67,8 @@ def generate(
     batch_size: int = 500,
 ) -> Tensor:
     """Run a sampler without gradient in pieces of batch_size, on the noise's device; the result does not depend on it."""
-    pieces = zip(noise.split(batch_size), [None] * len(noise) if labels is None else labels.split(batch_size), strict=False)
+    if labels is not None and len(labels) != len(noise):
+        raise ValueError(f"generate needs one label per sample: expected {len(noise)}, got {len(labels)}")
+    parts = itertools.repeat(None) if labels is None else labels.split(batch_size)
+    pieces = zip(noise.split(batch_size), parts, strict=False)
     return torch.cat([sampler(denoiser, z, sigmas, y, guidance) for z, y in pieces])

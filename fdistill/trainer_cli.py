@@ -1,24 +1,40 @@
-"""fit, validate, test and predict: a LightningCLI with omegaconf interpolation, bare class names and one-line errors."""
+"""fit, validate, test and predict: a LightningCLI with ${...} interpolation, bare class names and one-line errors."""
 
-import difflib
-import re
-from collections.abc import Sequence
+import inspect
+import logging
+import typing
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
-from fdistill import callbacks, data, divergences, loggers, networks, noise_levels, paths, preconditioning  # noqa: F401
+from fdistill import callbacks, data, divergences, networks, noise_levels, paths, preconditioning  # noqa: F401
 from fdistill.checkpoints import read_run_checkpoint
-from fdistill.commands import UsageError
+from fdistill.commands import UsageError, explain
 from fdistill.data import GenerativeDataModule
-from fdistill.divergences import FDivergence
+from fdistill.loggers import JsonlLogger
 from fdistill.modules import GenerativeModule
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # ${data.batch_size} resolves under subcommands too
+
+_BESIDE_TRAINER = ("config", "print_config", "seed_everything", "ckpt_path", "weights_only", "verbose")
+_NOISE = (  # beginnings of warnings that are true of every run of ours and need no action
+    "LightningCLI's args parameter is intended to run from within Python",  # we take --debug and --import out first
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 under torch 2.13
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # the teacher and the moving average
+    r"The '\w+' does not have many workers",  # data in memory is fastest without any
+)
+_CHATTER = ("Seed set to", "GPU available: False", "TPU available: False", "\N{ELECTRIC LIGHT BULB} Tip:")
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -27,6 +43,17 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The checkpoint, on the CPU."""
         return read_run_checkpoint(path)
+
+
+class TrainingConfig(SaveConfigCallback):
+    """Writes config.yaml once training really starts: a run that is refused, or a validation, leaves it as it was."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Nothing yet."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write it."""
+        super().setup(trainer, pl_module, "fit")
 
 
 class TrainerCLI(LightningCLI):
@@ -40,9 +67,24 @@ class TrainerCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: our checkpoints hold no hyper-parameters that could override the command line."""
 
+    def instantiate_classes(self) -> None:
+        """With the errors that the classes themselves raise, not what the parser makes of them."""
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            raise _raised_by_class(error) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """With safe checkpoint reading."""
+        """With safe checkpoint reading, and metrics.jsonl in the run folder, which only training writes."""
+        settings = self._get(self.config_init, "trainer")
+        if settings.get("enable_progress_bar") is False and isinstance(settings.get("callbacks"), list):
+            kwargs["callbacks"] = [c for c in settings["callbacks"] if not isinstance(c, ProgressBar)]
         trainer = super().instantiate_trainer(**kwargs)
+        for logger in trainer.loggers:
+            if isinstance(logger, JsonlLogger):
+                logger.take_default(trainer.default_root_dir)
+        if self.subcommand not in (None, "fit"):
+            trainer.loggers = [logger for logger in trainer.loggers if not isinstance(logger, JsonlLogger)]
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
 
@@ -54,27 +96,85 @@ def run_trainer(arguments: Sequence[str] | None, run: bool = True) -> TrainerCLI
         UsageError: for everything that is wrong with arguments or configuration, in one line.
     """
     try:
-        return TrainerCLI(
-            GenerativeModule,
-            GenerativeDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-            args=arguments,
-            run=run,
-        )
-    except (ArgumentError, OmegaConfBaseException) as error:
-        raise UsageError(explain(str(error))) from error
+        with _quiet():
+            return TrainerCLI(
+                GenerativeModule,
+                GenerativeDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                save_config_callback=TrainingConfig,
+                save_config_kwargs={"overwrite": True},
+                parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+                args=arguments,
+                run=run,
+            )
+    except (ArgumentError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        reason = _broken_file(arguments or []) or explain(str(error), _options())
+        raise UsageError(reason) from error
 
 
 def _seed(value: bool | int) -> int:
     return int(value) if not isinstance(value, bool) else 0
 
 
-def explain(message: str) -> str:
-    """The parser's many lines as one: the deepest reason, and the names to choose from where a class is unknown."""
-    return " ".join(message.split())
+def _options() -> dict[str, Any]:
+    """Every option by its full name, with the annotation of its type."""
+    names = {f"trainer.{name}": Any for name in inspect.signature(L.Trainer).parameters}
+    names |= {f"trainer.{name}": hint for name, hint in typing.get_type_hints(L.Trainer.__init__).items()}
+    return (
+        {"model": GenerativeModule, "data": GenerativeDataModule, "trainer": None}
+        | names
+        | dict.fromkeys(_BESIDE_TRAINER)
+    )
+
+
+def _raised_by_class(error: BaseException) -> BaseException:
+    """The outermost error of the chain that the parser did not raise itself."""
+    link: BaseException | None = error
+    while link is not None:
+        trace = link.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        if trace is not None and not trace.tb_frame.f_globals.get("__name__", "").startswith("jsonargparse"):
+            return link
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def _broken_file(arguments: Sequence[str]) -> str | None:
+    """What is wrong with the first --config file that is no YAML mapping; None where all are."""
+    given = [value for flag, value in pairwise(arguments) if flag in ("--config", "-c")]
+    given += [argument.split("=", 1)[1] for argument in arguments if argument.startswith("--config=")]
+    for path in filter(Path.is_file, map(Path, given)):
+        try:
+            value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            return f"{path} is no valid YAML: {' '.join(str(error).replace('<unicode string>', path.name).split())}"
+        if not isinstance(value, dict):
+            return f"{path} is no configuration: expected a mapping (trainer, model, data), got {type(value).__name__}"
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines that every run of ours would print and nobody needs; all other warnings stay."""
+    talkative = [
+        logging.getLogger(f"lightning.{name}") for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed")
+    ]
+    with warnings.catch_warnings():
+        for beginning in _NOISE:
+            warnings.filterwarnings("ignore", message=beginning)
+        for logger in talkative:
+            logger.addFilter(_is_news)
+        try:
+            yield
+        finally:
+            for logger in talkative:
+                logger.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_CHATTER)

@@ -5,7 +5,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Saves last.ckpt every n turns, at the end, and when an exception stops the run; continue with --ckpt_path last."""
+    """Saves last.ckpt every n turns and at the end, and nothing when a turn fails; continue with --ckpt_path last."""
 
     def __init__(self, every_n_turns: int = 200) -> None:
         """Args:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import lightning.pytorch as L
-from lightning.pytorch.utilities import rank_zero_only
 
 from fdistill.modules import GenerativeModule
 from fdistill.report import sample_grid_figure
@@ -22,13 +21,15 @@ class SampleGrid(L.Callback):
             raise ValueError(f"SampleGrid needs positive numbers: got {every_n_turns} and {num_samples}")
         self.every_n_turns, self.num_samples, self.seed = every_n_turns, num_samples, seed
 
-    @rank_zero_only
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
         """Sample on schedule."""
         if trainer.global_step % self.every_n_turns:
             return
+        # log_dir is broadcast from rank 0, so every rank has to ask for it
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
+        if not trainer.is_global_zero:
+            return
         model = pl_module.generative_model()
         samples = model.sample(model.noise(self.num_samples, self.seed), model.labels(self.num_samples))
         title = f"{model.kind} after {trainer.global_step} turns, {model.evaluations} evaluations"
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
         sample_grid_figure({title: samples}, folder / f"{trainer.global_step:07d}.png")

@@ -1,8 +1,13 @@
 """The commands that need no trainer. Their names and summaries are here, so that help costs no imports."""
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from fdistill.commands.explain import explain
+
+__all__ = ["VERBS", "UsageError", "Verb", "explain", "run_verb"]
 
 
 class UsageError(Exception):
@@ -20,7 +25,9 @@ class Verb(NamedTuple):
 VERBS = {
     "sample": Verb("pictures from a checkpoint or an exported folder", "fdistill.commands.sample"),
     "evaluate": Verb("student beside teacher beside real data: report.json and a page", "fdistill.commands.evaluate"),
-    "export": Verb("a run checkpoint becomes a folder that diffusers loads", "fdistill.commands.export", positional=True),
+    "export": Verb(
+        "a run checkpoint becomes a folder that diffusers loads", "fdistill.commands.export", positional=True
+    ),
     "doctor": Verb("versions, devices, and what is wrong or slow here", "fdistill.commands.doctor"),
 }
 
@@ -30,11 +37,12 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
     from jsonargparse import ArgumentError, ArgumentParser
 
     function: Callable[..., None] = getattr(importlib.import_module(VERBS[name].module), name)
-    parser = ArgumentParser(prog=f"fdistill {name}", description=VERBS[name].summary, exit_on_error=False)
+    parser = ArgumentParser(prog=f"fdistill {name}", exit_on_error=False)
     parser.add_function_arguments(function, as_positional=VERBS[name].positional)
     try:
         values = parser.parse_args(list(arguments))
     except (ArgumentError, TypeError) as error:
-        raise UsageError(f"{' '.join(str(error).split())} (fdistill {name} --help tells the options)") from error
+        options = {option: parameter.annotation for option, parameter in inspect.signature(function).parameters.items()}
+        raise UsageError(f"{explain(str(error), options)} (fdistill {name} --help tells the options)") from error
     function(**values.as_dict())
     return 0

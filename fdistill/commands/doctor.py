@@ -5,7 +5,17 @@ import importlib.util
 import os
 import platform
 
-_PACKAGES = ("torch", "lightning", "diffusers", "torchmetrics", "jsonargparse", "omegaconf", "wandb", "safetensors", "torchvision")
+_PACKAGES = (
+    "torch",
+    "lightning",
+    "diffusers",
+    "torchmetrics",
+    "jsonargparse",
+    "omegaconf",
+    "wandb",
+    "safetensors",
+    "torchvision",
+)
 
 
 def doctor() -> None:
@@ -58,7 +68,9 @@ def _advice(versions: dict[str, str | None]) -> list[str]:
         try:
             import torchvision  # noqa: F401
         except (ImportError, RuntimeError, OSError) as error:
-            lines.append(f"torchvision does not fit this torch and breaks lightning's imports: pip uninstall torchvision ({error})")
+            lines.append(
+                f"torchvision does not fit this torch and breaks lightning: pip uninstall torchvision ({error})"
+            )
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported():
             lines.append("this GPU computes bf16: --trainer.precision bf16-mixed is faster")

@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from fdistill.checkpoints import load_model
+from fdistill.commands.checked import require_writable, usable_device
 from fdistill.data import GenerativeDataModule
 from fdistill.evaluation import Evaluation, evaluate_models
 from fdistill.generative_model import GenerativeModel
@@ -23,36 +29,36 @@ def evaluate(
     out: str = "runs/evaluation",
     device: str = "cpu",
 ) -> None:
-    """Measure a checkpoint or an exported folder against held-out real data and write report.json, samples.png, index.html.
+    """Measure a generator against held-out real data; writes report.json, samples.png and index.html.
 
     Args:
-        checkpoint: a run's .ckpt file or an exported folder.
-        teacher: the same for the teacher; the one the student remembers where not given and still there.
-        data: YAML file with a `data:` section; the data the model was trained on where not given.
-        n: samples of each source; the size of the held-out split, at most 5,000, where not given.
-        repeats: draws that are averaged.
-        seed: of samples and of the feature classifier.
+        checkpoint: a run's .ckpt file, or a folder written by fdistill export.
+        teacher: the same for its teacher; the one that the student was distilled from, where not given and still there.
+        data: YAML file with a data section; the data that the model was trained on, where not given.
+        n: samples of each source; the whole held-out split, but at most 5000, where not given.
+        repeats: how many times to draw; the report holds the mean and the range.
+        seed: seed of the samples and of the classifier whose features are compared.
         out: folder to write into.
-        device: cpu, cuda, cuda:1 ...
+        device: where to generate: cpu, cuda, cuda:1, mps.
     """
-    student = load_model(checkpoint).to(device)
-    teacher_model = _teacher(teacher, student, device)
+    folder, place = require_writable(Path(out) / "report.json").parent, usable_device(device)
+    student = load_model(checkpoint).to(place)
+    teacher_model = _teacher(teacher, student, place)
     real = _data(data, student)
     size = min(len(real.held_out_split.x), 5000) if n is None else n
     result = evaluate_models(student, teacher_model, real, size, seed, repeats)
-    folder = Path(out)
     written = _write(folder, result, _curve_files(checkpoint, student))
     print_table(result.report)
     print("wrote " + ", ".join(str(path) for path in written))
 
 
-def _teacher(given: str | None, student: GenerativeModel, device: str) -> GenerativeModel | None:
+def _teacher(given: str | None, student: GenerativeModel, device: torch.device) -> GenerativeModel | None:
     if given is not None:
         return load_model(given).to(device)
     remembered = student.facts.get("teacher")
     if isinstance(remembered, str) and Path(remembered).exists():
         return load_model(remembered).to(device)
-    print("no teacher beside it: --teacher names one")
+    print("measured without a teacher: --teacher CHECKPOINT adds one")
     return None
 
 
@@ -62,15 +68,17 @@ def _data(given: str | None, student: GenerativeModel) -> GenerativeDataModule:
         if spec is None:
             raise ValueError("this model does not say what data it was trained on: give --data FILE.yaml")
         return GenerativeDataModule.from_spec(spec)
-    from omegaconf import OmegaConf
-
     try:
         spec = OmegaConf.to_container(OmegaConf.load(given), resolve=True)["data"]
         name = spec["class_path"]
-    except (OSError, KeyError, TypeError) as error:
-        raise ValueError(f"{given} is no YAML file with a data: section of class_path and init_args") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no file {given} to read the data section from: check the path") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{given} has a reference that does not resolve: {str(error).splitlines()[0]}") from error
+    except (OSError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{given} is no YAML file with a data section of class_path and init_args") from error
     path = name if "." in name else f"fdistill.data.{name}"
-    return GenerativeDataModule.from_spec({"class_path": path, "init_args": spec.get("init_args", {})})
+    return GenerativeDataModule.from_spec({"class_path": path, "init_args": spec.get("init_args") or {}})
 
 
 def _curve_files(checkpoint: str, student: GenerativeModel) -> dict[str, Path]:

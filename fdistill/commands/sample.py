@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from fdistill.checkpoints import load_model
+from fdistill.commands.checked import require_writable, usable_device
 from fdistill.files import atomic_write
-from fdistill.generative_model import GenerativeModel
+from fdistill.generative_model import GenerativeModel, check_labels
 
 _GAP = 2  # pixels between the images of a grid
 _SMALLEST_CELL = 48  # pixels; smaller images are enlarged by a whole factor
@@ -21,25 +22,26 @@ def sample(
     n: int = 64,
     seed: int = 0,
     out: str = "samples.png",
-    labels: list[int] | None = None,
+    labels: int | list[int] | None = None,
     device: str = "cpu",
 ) -> None:
-    """Generate samples; the same seed gives the pixels of the exported pipeline.
+    """Generate samples; a seed gives the same ones from the .ckpt, the exported folder and its diffusers pipeline.
 
     Args:
-        checkpoint: a run's .ckpt file or an exported folder.
-        n: number of samples.
-        seed: of the noise; the noise is drawn on the CPU whatever the device.
-        out: a .png grid, or a .npz file with arrays `samples` [n, ...] and `labels`.
-        labels: classes, repeated as needed; all classes in turn where not given.
-        device: cpu, cuda, cuda:1 ...
+        checkpoint: a run's .ckpt file, or a folder written by fdistill export.
+        n: how many samples.
+        seed: seed of the noise, which is drawn on the CPU whatever the device.
+        out: file to write: a .png picture of all samples in a grid, or a .npz file of the arrays samples and labels.
+        labels: the class to draw, or several like '[0,1,2]', repeated up to n; all classes in turn where not given.
+        device: where to compute: cpu, cuda, cuda:1, mps.
     """
     if n < 1:
         raise ValueError(f"n is a number of samples and positive: got {n}")
     path = Path(out)
     if path.suffix not in (".png", ".npz"):
-        raise ValueError(f"samples are written as .png or .npz: got {out!r}")
-    model = load_model(checkpoint).to(device)
+        raise ValueError(f"samples are written as .png or .npz: got {out!r}; name the file like that")
+    require_writable(path)
+    model = load_model(checkpoint).to(usable_device(device))
     wanted = _labels(model, n, labels)
     samples = model.sample(model.noise(n, seed), wanted)
     if path.suffix == ".npz":
@@ -50,15 +52,17 @@ def sample(
         from fdistill.report import sample_grid_figure
 
         sample_grid_figure({f"{model.kind}, {model.evaluations} evaluations": samples}, path)
-    print(f"wrote {n} samples of {model.evaluations} evaluation{'s' * (model.evaluations > 1)} each to {path}")
+    evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
+    print(f"wrote {n} sample{'s' * (n > 1)} of {evaluations} each to {path}")
 
 
-def _labels(model: GenerativeModel, n: int, given: list[int] | None) -> Tensor | None:
-    if not given:
+def _labels(model: GenerativeModel, n: int, given: int | list[int] | None) -> Tensor | None:
+    if given is None or given == []:
         return model.labels(n)
     if not model.num_classes:
-        raise ValueError(f"this model is unconditional and takes no labels: got {given}")
-    return torch.tensor(given).repeat(-(-n // len(given)))[:n]
+        raise ValueError(f"this model is unconditional and takes no labels: got {given}; leave --labels out")
+    wanted = torch.tensor(given).reshape(-1)
+    return check_labels(wanted.repeat(-(-n // len(wanted)))[:n], model.num_classes)
 
 
 def to_pixels(samples: Tensor) -> np.ndarray:

@@ -1,10 +1,12 @@
 """The exported folder: stock diffusers where the network is a diffusers class, our own `OneStepPipeline` elsewhere.
 
-A student in `DiffusersUNet` under EDM preconditioning is exactly what diffusers' ConsistencyModelPipeline computes in one step with
-sigma_min = 0 and the timestep 250 ln(sigma). Such a folder needs nothing of ours. All weights are safetensors.
+A student in `DiffusersUNet` under EDM preconditioning is exactly what diffusers' ConsistencyModelPipeline computes in
+one step with sigma_min = 0 and the timestep 250 ln(sigma). Such a folder needs nothing of ours. All weights are
+safetensors.
 """
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,15 @@ from fdistill.preconditioning import EDM
 
 _STOCK_PIPELINE = "ConsistencyModelPipeline"
 _OWN_WEIGHTS = "denoiser.safetensors"
-_PIPELINE_FILE = '''"""Lets DiffusionPipeline.from_pretrained(folder, trust_remote_code=True) find the pipeline; fdistill must be installed."""
+_SHIMS = {  # the two files in which DiffusionPipeline.from_pretrained(folder, trust_remote_code=True) looks for classes
+    "pipeline.py": ("the pipeline", "OneStepPipeline"),
+    "model/generator.py": ("its model", "StudentLoader"),
+}
+_SHIM = '''"""Where diffusers finds {what}; fdistill must be installed."""
 
-from fdistill.export.pipeline import OneStepPipeline
+from fdistill.export.pipeline import {name}
 
-__all__ = ["OneStepPipeline"]
+__all__ = ["{name}"]
 '''
 
 
@@ -67,7 +73,7 @@ def loads_in_stock_diffusers(model: GenerativeModel) -> bool:
 
 
 def read_folder(path: Path | str) -> GenerativeModel:
-    """The model of an exported folder, or of any ConsistencyModelPipeline folder around an unconditional or class UNet2DModel.
+    """The model of an exported folder, or of any ConsistencyModelPipeline folder around a UNet2DModel.
 
     Raises:
         CheckpointError: if a file is missing, broken, or does not fit.
@@ -79,7 +85,9 @@ def read_folder(path: Path | str) -> GenerativeModel:
         return model_from_record(record, _read_weights(path / _OWN_WEIGHTS), path)
     index = read_json(path / "model_index.json")
     if index.get("_class_name") != _STOCK_PIPELINE:
-        raise CheckpointError(f"{path} holds a {index.get('_class_name')}: expected {_STOCK_PIPELINE} or a folder of fdistill export")
+        raise CheckpointError(
+            f"{path} holds a {index.get('_class_name')}: expected {_STOCK_PIPELINE} or a folder of fdistill export"
+        )
     return _read_stock(path, (record or {}).get("facts", {}))
 
 
@@ -102,25 +110,36 @@ def _read_stock(path: Path, facts: dict[str, Any]) -> GenerativeModel:
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     config = read_json(path / "unet" / "config.json")
     weights = _read_weights(path / "unet" / "diffusion_pytorch_model.safetensors")
-    unet = UNet2DModel.from_config(config)
-    load_weights(unet, weights, path)
+    if config.get("_class_name") != UNet2DModel.__name__:
+        raise CheckpointError(f"{path}/unet/config.json is of {config.get('_class_name')}: expected UNet2DModel")
+    if scheduler.get("sigma_min") != 0:
+        raise CheckpointError(f"{path}: only sigma_min = 0 is a denoiser in one step, got {scheduler.get('sigma_min')}")
     try:
-        network = DiffusersUNet.from_stock(unet)
-        if scheduler["sigma_min"] != 0:
-            raise CheckpointError(f"{path}: only sigma_min = 0 is a denoiser in one step, got {scheduler['sigma_min']}")
-        denoiser = Denoiser(network, EDM(scheduler["sigma_data"]))
+        unet = UNet2DModel.from_config(config)
+        load_weights(unet, weights, path)
+        denoiser = Denoiser(DiffusersUNet.from_stock(unet), EDM(scheduler["sigma_data"]))
         return GenerativeModel.student(denoiser, scheduler["sigma_max"], facts)
     except KeyError as error:
-        raise CheckpointError(f"{path}/scheduler/scheduler_config.json lacks {error}") from error
+        raise CheckpointError(f"{path}: its configuration lacks {error}") from error
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is no one-step model: {error}") from error
 
 
 def _write_own(model: GenerativeModel, folder: Path) -> None:
     weights = {name: value.detach().cpu().contiguous() for name, value in model.denoiser.state_dict().items()}
     save_file(weights, folder / _OWN_WEIGHTS, metadata={"format": "pt"})
     if model.kind == "student":
-        index = {"_class_name": ["pipeline", "OneStepPipeline"], "_diffusers_version": _diffusers_version()}
+        index = {
+            "_class_name": ["pipeline", "OneStepPipeline"],
+            "_diffusers_version": version("diffusers"),
+            "model": ["generator", "StudentLoader"],
+        }
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        (folder / "pipeline.py").write_text(_PIPELINE_FILE, encoding="utf-8")
+        (folder / "model").mkdir()
+        for file, (what, name) in _SHIMS.items():
+            (folder / file).write_text(_SHIM.format(what=what, name=name), encoding="utf-8")
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -130,9 +149,3 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} is missing: the folder is incomplete; export it again") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or no safetensors file: export it again") from error
-
-
-def _diffusers_version() -> str:
-    import diffusers
-
-    return diffusers.__version__

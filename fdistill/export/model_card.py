@@ -5,64 +5,102 @@ from typing import Any
 
 from fdistill.generative_model import GenerativeModel
 
-_COLUMNS = ("frechet_distance", "precision", "recall", "accuracy", "class_entropy", "vendi")
-_ROWS = {"floor": "held-out real data (floor)", "teacher": "teacher", "student": "student", "class_gaussian": "per-class Gaussian"}
+_COLUMNS = {
+    "frechet_distance": "Fréchet distance ↓",
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+    "accuracy": "label accuracy ↑",
+    "class_entropy": "class entropy ↑",
+    "vendi": "Vendi score",
+}
+_ROWS = {
+    "floor": "real data (floor)",
+    "teacher": "teacher",
+    "student": "**this student**",
+    "class_gaussian": "one Gaussian per class",
+}
+_FACTS = {
+    "divergence": "divergence",
+    "teacher": "teacher",
+    "guidance": "guidance scale of the teacher",
+    "adversarial_weight": "weight of the adversarial term",
+    "turn": "kind of turn",
+    "turns": "turns",
+    "batch_size": "batch size",
+    "train_seconds": "seconds of training",
+    "data": "data",
+    "seed": "seed",
+}
 
 
 def model_card(model: GenerativeModel, name: str, stock: bool, report: dict[str, Any] | None) -> str:
     """Markdown with the front matter that model hubs read; it states only what the record and the report hold."""
     tags = ["one-step-generation", "distillation"] if model.kind == "student" else ["diffusion"]
     front = ["---", *(["library_name: diffusers"] if stock else []), "tags:", *(f"- {tag}" for tag in tags), "---"]
-    parts = ["\n".join(front), f"# {name}", _summary(model), _usage(model, name, stock), _measured(model, report), _origin(model)]
+    parts = [
+        "\n".join(front),
+        f"# {name}",
+        _summary(model),
+        _usage(model, name, stock),
+        _measured(report),
+        _origin(model),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
 def _summary(model: GenerativeModel) -> str:
+    what = "A one-step generator" if model.kind == "student" else "A diffusion model"
     shape = "x".join(map(str, model.sample_shape))
-    classes = f", {model.num_classes} classes" if model.num_classes else ", unconditional"
+    classes = f"of {model.num_classes} classes" if model.num_classes else "without classes"
     parameters = sum(value.numel() for value in model.denoiser.parameters())
-    what = "A one-step generator: one network evaluation per sample" if model.kind == "student" else "A diffusion teacher"
+    plural = "s" if model.evaluations > 1 else ""
     return (
-        f"{what}. Samples {shape}{classes}, {parameters:,} parameters, {model.evaluations} network "
-        f"evaluation{'s' if model.evaluations > 1 else ''} per sample."
+        f"{what}: samples of shape {shape} {classes}, {model.evaluations} network evaluation{plural} per sample, "
+        f"{parameters:,} parameters."
     )
 
 
 def _usage(model: GenerativeModel, name: str, stock: bool) -> str:
-    if stock:
-        labels = f", class_labels=[i % {model.num_classes} for i in range(16)]" if model.num_classes else ""
-        code = (
-            "import torch\nfrom diffusers import ConsistencyModelPipeline\n\n"
-            f'pipeline = ConsistencyModelPipeline.from_pretrained("{name}")\n'
-            f"images = pipeline(16{labels}, generator=torch.Generator().manual_seed(0)).images"
-        )
-    elif model.kind == "student":
-        code = (
-            "import torch\nfrom fdistill.export.pipeline import OneStepPipeline\n\n"
-            f'pipeline = OneStepPipeline.from_pretrained("{name}")\n'
-            'samples = pipeline(16, generator=torch.Generator().manual_seed(0), output_type="pt").images'
-        )
-    else:
-        return f"## Use\n\n```\nfdistill sample --checkpoint {name} --n 64 --seed 0 --out samples.png\n```"
-    return f"## Use\n\n```python\n{code}\n```\n\nThe same samples: `fdistill sample --checkpoint {name} --n 16 --seed 0`."
+    command = f"fdistill sample --checkpoint {name} --n 16 --seed 0"
+    if model.kind == "teacher":
+        return f"## Use\n\n```\n{command}\n```"
+    labels = f", class_labels=[i % {model.num_classes} for i in range(16)]" if model.num_classes else ""
+    module, pipeline = (
+        ("diffusers", "ConsistencyModelPipeline") if stock else ("fdistill.export.pipeline", "OneStepPipeline")
+    )
+    output = "" if len(model.sample_shape) == 3 else ', output_type="pt"'
+    code = (
+        f"import torch\nfrom {module} import {pipeline}\n\n"
+        f'pipeline = {pipeline}.from_pretrained("{name}")\n'
+        f"samples = pipeline(16{labels}, generator=torch.Generator().manual_seed(0){output}).images"
+    )
+    needs = "Needs diffusers alone." if stock else "Needs fdistill, because the network is no class of diffusers."
+    return f"## Use\n\n{needs}\n\n```python\n{code}\n```\n\nThe same samples from the command line: `{command}`."
 
 
-def _measured(model: GenerativeModel, report: dict[str, Any] | None) -> str:
+def _measured(report: dict[str, Any] | None) -> str:
     if report is None:
-        return "## Measured\n\nNot measured at export. `fdistill evaluate --checkpoint` measures it."
-    lines = ["| | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
+        return "## Measured\n\nNothing yet. `fdistill evaluate` measures, and `fdistill export --report` puts it here."
+    lines = ["| | " + " | ".join(_COLUMNS.values()) + " |", "|---" + "|--:" * len(_COLUMNS) + "|"]
     for row, title in _ROWS.items():
         if row in report:
             values = (report[row].get(column) for column in _COLUMNS)
             lines.append(f"| {title} | " + " | ".join("-" if v is None else f"{v:.3f}" for v in values) + " |")
-    notes = f"n = {report.get('n')}, {report.get('repeats', 1)} repeats, seed {report.get('seed')}. Features: {report.get('features')}."
-    speed = f" {report['speedup']:.0f} times the teacher's samples per second." if report.get("speedup") else ""
-    return "## Measured\n\n" + "\n".join(lines) + f"\n\n{notes}{speed if model.kind == 'student' else ''}"
+    notes = (
+        f"{report.get('n')} samples of each row against as many held-out real ones, mean of {report.get('repeats', 1)} "
+        f"draws, seed {report.get('seed')}, in the features of: {report.get('features')}. The floor is real training "
+        "data: no generator should expect to do better."
+    )
+    if report.get("speedup"):
+        notes += f" The student makes {report['speedup']:.3g} times as many samples per second as the teacher."
+    return "## Measured\n\n" + "\n".join(lines) + f"\n\n{notes}"
 
 
 def _origin(model: GenerativeModel) -> str:
-    facts = {**model.facts, "sigma_init" if model.kind == "student" else "sigma_max": float(model.sigmas[0])}
-    lines = [f"- {name}: {_words(value)}" for name, value in facts.items() if value is not None]
+    start = {"sigma_init" if model.kind == "student" else "sigma_max": float(model.sigmas[0])}
+    known = {title: model.facts.get(name) for name, title in _FACTS.items()}
+    others = {name: value for name, value in model.facts.items() if name not in _FACTS}
+    lines = [f"- {name}: {_words(value)}" for name, value in {**known, **start, **others}.items() if value is not None]
     return "\n".join(["## Origin", "", f"- made with: fdistill {version('fdistill')}", *lines])
 
 

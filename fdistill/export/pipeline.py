@@ -1,4 +1,4 @@
-"""A diffusers pipeline for one-step students whose network is no diffusers class; fdistill must be installed to load it."""
+"""A diffusers pipeline for students whose network is no diffusers class; fdistill must be installed to load it."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from fdistill.generative_model import GenerativeModel
 class OneStepPipeline(DiffusionPipeline):
     """Call it like any class-conditional diffusers pipeline; one network evaluation per sample.
 
-    ``OneStepPipeline.from_pretrained(folder)``, or ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)``.
+    Load it by ``OneStepPipeline.from_pretrained(folder)``, or without naming it by
+    ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)``.
     """
 
     def __init__(self, model: GenerativeModel) -> None:
@@ -23,6 +24,8 @@ class OneStepPipeline(DiffusionPipeline):
         model: a student.
         """
         super().__init__()
+        if model.kind != "student":
+            raise ValueError(f"a one-step pipeline runs a student: got a {model.kind}; distil it first")
         self.model = model
 
     @classmethod
@@ -64,8 +67,11 @@ class OneStepPipeline(DiffusionPipeline):
             raise ValueError(f"a one-step student makes one evaluation: got num_inference_steps={num_inference_steps}")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type is pil, np or pt: got {output_type!r}")
+        shape = (batch_size, *self.model.sample_shape)
         if latents is None:
-            latents = torch.randn(batch_size, *self.model.sample_shape, generator=generator)
+            latents = torch.randn(shape, generator=generator)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents hold one noise sample per image: expected {shape}, got {tuple(latents.shape)}")
         samples = self.model.sample(latents, self._labels(class_labels, batch_size, generator))
         images: Any = samples
         if output_type != "pt":
@@ -82,4 +88,15 @@ class OneStepPipeline(DiffusionPipeline):
         if given is None:
             return torch.randint(self.model.num_classes, (n,), generator=generator)
         labels = torch.as_tensor(given)
-        return labels.expand(n) if labels.ndim == 0 else labels
+        if labels.ndim and len(labels) != n:
+            raise ValueError(f"class_labels is one class, or one for each of the {n} samples: got {len(labels)}")
+        return labels.expand(n)
+
+
+class StudentLoader:
+    """What model_index.json names as the loader of the component ``model``."""
+
+    @classmethod
+    def from_pretrained(cls, component_folder: str | Path, **kwargs: Any) -> GenerativeModel:
+        """The model of the folder around ``component_folder``; diffusers' loading options mean nothing here."""
+        return read_folder(Path(component_folder).parent)

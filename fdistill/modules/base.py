@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from fdistill.checkpoints import RECORD, CheckpointError, model_record
@@ -14,6 +14,7 @@ from fdistill.data import GenerativeDataModule
 from fdistill.denoiser import Denoiser
 from fdistill.distributed import average_gradients, global_sum, world_size
 from fdistill.generative_model import GenerativeModel
+from fdistill.loggers import JsonlLogger
 from fdistill.random_streams import generator_for
 from fdistill.strategies import ReplicatedStrategy
 
@@ -61,11 +62,17 @@ class GenerativeModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check what only the run can tell: data against networks, precision."""
-        strategy = self.trainer.strategy
-        if isinstance(strategy, DDPStrategy) and not isinstance(strategy, ReplicatedStrategy):
-            raise ValueError("turns in which networks alternate break plain DDP: use --trainer.strategy replicated")
-        if self.trainer.precision == "16-mixed":
-            raise ValueError("fp16 loss scaling does not survive two networks in one turn: use precision bf16-mixed or 32")
+        strategy, precision = self.trainer.strategy, self.trainer.precision
+        if not isinstance(strategy, SingleDeviceStrategy | ReplicatedStrategy):
+            raise ValueError(
+                "turns in which networks alternate, and gradients that are averaged here, break other strategies: "
+                f"use --trainer.strategy replicated, got {type(strategy).__name__}"
+            )
+        if precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(
+                "weights and their average are float32, and fp16 loss scaling does not survive two networks in a turn: "
+                f"use precision 32-true or bf16-mixed, got {precision}"
+            )
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, GenerativeDataModule):
             for name, denoiser in self.denoisers().items():
@@ -116,7 +123,9 @@ class GenerativeModule(L.LightningModule):
     def _check_finite(self, terms: dict[str, Tensor]) -> None:
         broken = (~torch.stack([term.detach().float() for term in terms.values()]).isfinite()).float()
         if global_sum(broken).any():
-            names = [name for name, bad in zip(terms, broken.tolist(), strict=True) if bad] or ["a term of another rank"]
+            names = [name for name, bad in zip(terms, broken.tolist(), strict=True) if bad] or [
+                "a term of another rank"
+            ]
             raise NonFiniteError(
                 f"{', '.join(names)} became NaN or infinite in turn {self.global_step}; no weight was changed: "
                 "lower the learning rate, check the data, or resume from the last checkpoint"
@@ -129,7 +138,8 @@ class GenerativeModule(L.LightningModule):
 
     def write_log(self, values: dict[str, Tensor | float], turn: int) -> None:
         """Send scalars to every logger under the turn's number, and the losses to the progress bar."""
-        numbers = {name: float(value) for name, value in values.items()} | self._speed(turn)
+        detached = {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
+        numbers = {name: float(value) for name, value in detached.items()} | self._speed(turn)
         for logger in self.loggers:
             logger.log_metrics(numbers, step=turn)
         for name, value in numbers.items():
@@ -170,13 +180,18 @@ class GenerativeModule(L.LightningModule):
         if expected != found:
             differ = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
             shown = "; ".join(f"{k} expected {expected.get(k)}, got {found.get(k)}" for k in differ[:3])
-            raise CheckpointError(f"this checkpoint is of another architecture or configuration ({len(differ)} tensors differ): {shown}")
+            raise CheckpointError(
+                f"this checkpoint is of another architecture or configuration ({len(differ)} tensors differ): {shown}"
+            )
         self._random_states = checkpoint.get("random_states")
         self._seconds_before = checkpoint[RECORD]["facts"]["train_seconds"]
 
     def on_train_start(self) -> None:
-        """Start the clock, and restore the random state of this rank after a resume."""
+        """Start the clock, cut the log back to this turn, and restore the random state of this rank after a resume."""
         self._started = time.perf_counter()
+        for logger in self.loggers:
+            if isinstance(logger, JsonlLogger):
+                logger.continue_from(self.global_step)
         states = self._random_states
         if states is not None and self.global_rank < len(states):
             torch.set_rng_state(states[self.global_rank]["cpu"])
@@ -188,7 +203,9 @@ class GenerativeModule(L.LightningModule):
 def check_fits(name: str, denoiser: Denoiser, data: GenerativeDataModule) -> None:
     """Raises ValueError where a network does not fit the data's shape or classes."""
     if denoiser.sample_shape != tuple(data.sample_shape):
-        raise ValueError(f"{name} makes samples of {denoiser.sample_shape}, the data has {tuple(data.sample_shape)}: change one")
+        raise ValueError(
+            f"{name} makes samples of {denoiser.sample_shape}, the data has {tuple(data.sample_shape)}: change one"
+        )
     if denoiser.num_classes not in (0, data.num_classes):
         raise ValueError(
             f"{name} has {denoiser.num_classes} classes, the data has {data.num_classes}: expected the same, or 0 for unconditional"

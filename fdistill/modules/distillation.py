@@ -66,6 +66,7 @@ class DistillationModule(GenerativeModule):
         sigma_init: float,
         student: Denoiser | None = None,
         fake_score: Denoiser | None = None,
+        fake_noise_levels: NoiseLevels | None = None,
         sigma_data: float | None = None,
         turn: Literal["fused", "alternating"] = "alternating",
         fake_updates_per_student: int = 5,
@@ -84,12 +85,13 @@ class DistillationModule(GenerativeModule):
         """Args:
         teacher: a run checkpoint or exported folder of a teacher, or a denoiser (an analytic one, say).
         divergence: what is minimised between teacher and student.
-        noise_levels: noise added to generated and real samples.
+        noise_levels: noise at which the student is matched.
         student_optimizer: class_path and init_args.
         fake_score_optimizer: class_path and init_args; its learning rate is usually the larger one.
         sigma_init: noise level the student starts from, > 0.
         student: initial student; None copies the teacher.
         fake_score: initial fake score; None copies the teacher.
+        fake_noise_levels: noise at which fake score and discriminator learn; None for the student's. Alternating only.
         sigma_data: standard deviation of the data; None takes it from the fake score's EDM preconditioning.
         turn: fused (every network learns from one generated batch) or alternating (one network a turn).
         fake_updates_per_student: fake-score turns before each student turn, when alternating.
@@ -115,6 +117,9 @@ class DistillationModule(GenerativeModule):
         self.ema = EMA(self.student, ema_decay)
         self.sigma_data = _sigma_data(sigma_data, self.fake_score)
         self.divergence, self.noise_levels, self.sigma_init = divergence, noise_levels, sigma_init
+        if fake_noise_levels is not None and turn == "fused":
+            raise ValueError("a fused turn noises its samples once: fake_noise_levels needs turn alternating")
+        self.fake_noise_levels = fake_noise_levels or noise_levels
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
         self.turn, self.fake_updates_per_student = turn, fake_updates_per_student
         self.adversarial_weight, self.normaliser, self.guidance = adversarial_weight, normaliser, guidance
@@ -194,7 +199,8 @@ class DistillationModule(GenerativeModule):
         sigma_init = torch.full((len(noise),), float(self.sigma_init), device=self.device)
         with torch.set_grad_enabled(with_graph):
             x = self.student(self.sigma_init * noise, sigma_init, labels)
-        sigma = self.noise_levels.sample(len(noise), generator, self.device)
+        levels = self.noise_levels if with_graph else self.fake_noise_levels
+        sigma = levels.sample(len(noise), generator, self.device)
         return Generated(x, self._noised(x.detach(), sigma, generator), sigma, labels)
 
     def _noised(self, x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,7 @@
 """diffusers' UNet2DModel as a raw network, split into encoder and decoder, so that stock diffusers loads the student."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from diffusers import UNet2DModel
@@ -96,6 +96,8 @@ class DiffusersUNet(Network):
             ValueError: if the UNet has features this class does not describe.
         """
         config = unet.config
+        if not isinstance(config.sample_size, int):
+            raise ValueError(f"DiffusersUNet does not describe sample_size={config.sample_size}: expected one integer")
         network = cls(
             resolution=config.sample_size,
             channels=config.in_channels,
@@ -106,16 +108,21 @@ class DiffusersUNet(Network):
             groups=config.norm_num_groups,
             dropout=config.dropout,
         )
+        ours = network.unet.config  # equal weights would not do: torch skips those of an absent attention silently
+        compared = [key for key in ours if key[0] != "_" and key != "num_class_embeds"]
+        others = [f"{key}={config[key]}" for key in compared if _as_list(config[key]) != _as_list(ours[key])]
+        if others:
+            raise ValueError(f"DiffusersUNet does not describe a UNet2DModel with {', '.join(others)}")
         state = unet.state_dict()
         if network.num_classes:
             rows = state["class_embedding.weight"]
             state["class_embedding.weight"] = torch.cat([rows, rows.new_full((1, rows.shape[1]), float("nan"))])
-        try:
-            network.unet.load_state_dict(state)
-        except RuntimeError as error:
-            first = str(error).splitlines()[1].strip()
-            raise ValueError(f"this UNet2DModel has a configuration that DiffusersUNet does not describe: {first}") from error
+        network.unet.load_state_dict(state)
         return network
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value  # JSON knows no tuples
 
 
 def _copy_unet(unet: UNet2DModel, num_class_embeds: int | None) -> UNet2DModel:

@@ -29,7 +29,7 @@ class GaussianMixture(Network):
         super().__init__()
         centres = torch.tensor(means, dtype=torch.float64)
         spreads = torch.tensor(stds, dtype=torch.float64)
-        shares = torch.ones(len(centres), dtype=torch.float64) if weights is None else torch.tensor(weights).double()
+        shares = torch.tensor([1.0] * len(centres) if weights is None else weights, dtype=torch.float64)
         if centres.ndim != 2 or spreads.shape != centres.shape[:1] or shares.shape != centres.shape[:1]:
             raise ValueError(
                 "a mixture has means [M][d], stds [M], weights [M]: got shapes "

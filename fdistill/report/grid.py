@@ -45,7 +45,7 @@ def sample_grid_figure(rows: dict[str, Tensor], path: str | Path, n_per_row: int
 
 def _images_figure(rows: dict[str, Tensor], n_per_row: int) -> Figure:
     """Lay the blocks out pixel by pixel, so that no image is resampled; two side by side where a page has room."""
-    blocks = {title: _tiled(images, n_per_row) for title, images in rows.items()}
+    blocks = {title: image_block(images, n_per_row) for title, images in rows.items()}
     column = max(300, *(block.shape[1] for block in blocks.values())) + MARGIN
     across = 2 if len(blocks) > 1 and 2 * column + MARGIN <= PAGE else 1
     names = list(blocks)
@@ -63,7 +63,7 @@ def _images_figure(rows: dict[str, Tensor], n_per_row: int) -> Figure:
     return figure
 
 
-def _tiled(images: Tensor, n_per_row: int) -> np.ndarray:
+def image_block(images: Tensor, n_per_row: int) -> np.ndarray:
     """Return images [n, C, H, W] in rows on white, uint8 [height, width, 3]."""
     images = (images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)).nan_to_num(-1)
     scale = -(-TILE // max(images.shape[2:]))

@@ -1,0 +1,37 @@
+"""Arguments that are checked before any work is done: devices that exist, places that can be written."""
+
+import os
+from pathlib import Path
+
+import torch
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of a name like cpu, cuda or cuda:1.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is cpu, cuda, cuda:1, mps ...: got {name!r}") from error
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= count.get(device.type, 0):
+        here = ", ".join(f"{kind}:{i}" if kind == "cuda" else kind for kind, n in count.items() for i in range(n))
+        raise ValueError(f"there is no device {name!r} here: expected one of {here}; fdistill doctor tells why")
+    return device
+
+
+def require_writable(path: Path) -> Path:
+    """`path`, if a file or folder can be made there; nothing is made.
+
+    Raises:
+        OSError: if it lies below a file, or in a folder that is not ours to write.
+    """
+    above = next((p for p in path.absolute().parents if p.exists()), Path("/"))
+    if not above.is_dir():
+        raise NotADirectoryError(f"cannot write {path}: {above} is a file; name another place")
+    if not os.access(above, os.W_OK):
+        raise PermissionError(f"cannot write {path}: {above} is not yours to write; name another place")
+    return path

@@ -1,0 +1,170 @@
+"""When checkpoints, pictures and distances are made, and that the best checkpoint is the best."""
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_runs import distillation, fit, ring, teacher_training
+
+from fdistill.callbacks import LastCheckpoint, SampleGrid, StudentDistance, TurnProgressBar
+from fdistill.checkpoints import load_model
+from fdistill.loggers import JsonlLogger
+from fdistill.metrics import frechet_distance
+from fdistill.modules import NonFiniteError
+
+DISTANCE = "metric/pixel_frechet_distance"
+
+
+class Memory(JsonlLogger):
+    """Keeps what is logged, and writes nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def log_metrics(self, metrics, step=None):
+        self.lines.append((step, {name: float(value) for name, value in metrics.items()}))
+
+    def continue_from(self, turn):
+        pass
+
+    def of(self, name):
+        return {step: metrics[name] for step, metrics in self.lines if name in metrics}
+
+
+def best(folder):
+    return ModelCheckpoint(
+        dirpath=folder, filename="best", monitor=DISTANCE, every_n_train_steps=2, enable_version_counter=False
+    )
+
+
+def test_the_best_checkpoint_is_the_one_of_the_smallest_distance(tmp_path):
+    module, data, memory = distillation(ema_decay=0.0), ring(), Memory()
+    callbacks = [StudentDistance(every_n_turns=2, num_samples=200), best(tmp_path)]
+    fit(module, 14, data, callbacks=callbacks, logger=memory, enable_checkpointing=True)
+    distances = memory.of(DISTANCE)
+    assert list(distances) == [2, 4, 6, 8, 10, 12, 14]
+    smallest = min(distances, key=distances.get)
+    assert smallest != 14, "the last is the best: this run cannot tell the two apart"
+
+    checkpoint = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == smallest
+    model, real = load_model(tmp_path / "best.ckpt"), data.train_split
+    again = frechet_distance(model.sample(model.noise(200, seed=1)), real.x)
+    assert float(again) == pytest.approx(distances[smallest], rel=1e-5)
+
+
+def test_the_distance_gives_every_class_its_share_of_the_training_data():
+    module, data, memory = teacher_training(num_steps=2), ring(), Memory()
+    fit(module, 4, data, callbacks=[StudentDistance(every_n_turns=4, num_samples=700)], logger=memory)
+    assert memory.of(DISTANCE)[4] > 0  # more samples than the split has: its labels are used again
+
+
+def turns_saved(callback):
+    """The turns after which a LastCheckpoint wrote its file, in order."""
+    saved = []
+    write = callback._save_checkpoint
+    callback._save_checkpoint = lambda trainer, path: (saved.append(trainer.global_step), write(trainer, path))[1]
+    return saved
+
+
+def test_the_last_checkpoint_is_written_on_schedule_and_at_the_end_also_after_a_resume(tmp_path):
+    first = LastCheckpoint(every_n_turns=3)
+    saved = turns_saved(first)
+    fit(distillation(), 7, callbacks=[first], folder=tmp_path, enable_checkpointing=True)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    assert saved == [3, 6, 7]
+    assert torch.load(path, weights_only=True)["global_step"] == 7
+
+    second = LastCheckpoint(every_n_turns=3)
+    saved = turns_saved(second)
+    continued = distillation()
+    fit(continued, 10, callbacks=[second], folder=tmp_path, enable_checkpointing=True, resume_from="last")
+    assert saved == [9, 10]
+    assert torch.load(path, weights_only=True)["global_step"] == 10
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+    fit(whole := distillation(), 10)
+    assert all(torch.equal(a, dict(whole.named_parameters())[name]) for name, a in continued.named_parameters())
+
+
+def test_the_last_checkpoint_is_written_once_where_the_end_is_on_schedule(tmp_path):
+    callback = LastCheckpoint(every_n_turns=2)
+    saved = turns_saved(callback)
+    fit(distillation(), 4, callbacks=[callback], folder=tmp_path, enable_checkpointing=True)
+    assert saved == [2, 4]
+
+
+def test_a_failing_turn_leaves_the_last_good_checkpoint(tmp_path):
+    class Break(L.Callback):
+        def on_train_batch_start(self, trainer, module, *_):
+            if trainer.global_step == 5:
+                next(module.student.parameters()).data.fill_(torch.nan)
+
+    callbacks = [Break(), LastCheckpoint(every_n_turns=2)]
+    with pytest.raises(NonFiniteError):
+        fit(distillation(), 9, callbacks=callbacks, folder=tmp_path, enable_checkpointing=True)
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+def test_last_and_best_live_side_by_side_and_both_resume(tmp_path):
+    def callbacks():
+        distance = StudentDistance(every_n_turns=2, num_samples=100)
+        return [distance, LastCheckpoint(every_n_turns=2), best(tmp_path / "checkpoints")]
+
+    fit(distillation(), 4, callbacks=callbacks(), folder=tmp_path, enable_checkpointing=True)
+    made = callbacks()
+    fit(distillation(), 8, callbacks=made, folder=tmp_path, enable_checkpointing=True, resume_from="last")
+    assert {file.name for file in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert made[2].best_model_score is not None
+
+
+def test_sample_grids_are_written_on_schedule_from_the_same_latents(tmp_path, monkeypatch):
+    drawn = []
+
+    def record(samples, path):
+        drawn.append((path.name, *samples.items()))
+
+    monkeypatch.setattr("fdistill.callbacks.sample_grid.sample_grid_figure", record)
+    module = distillation(student_optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    fit(module, 5, callbacks=[SampleGrid(every_n_turns=2, num_samples=6)], folder=tmp_path)
+    (name, (title, samples)), (later, (_, again)) = drawn
+    assert (name, later) == ("0000002.png", "0000004.png")
+    assert title == "student after 2 turns, 1 evaluations"
+    assert samples.shape == (6, 2)
+    assert torch.equal(samples, again)
+
+
+def test_sample_grids_are_pictures_in_the_run_folder(tmp_path):
+    fit(distillation(), 2, callbacks=[SampleGrid(every_n_turns=2, num_samples=6)], folder=tmp_path)
+    (picture,) = (tmp_path / "samples").iterdir()
+    assert picture.name == "0000002.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: SampleGrid(every_n_turns=0), lambda: SampleGrid(num_samples=0), lambda: StudentDistance(0)]
+)
+def test_schedules_and_numbers_of_samples_are_positive(build):
+    with pytest.raises(ValueError, match=r"got 0|got \d+ and 0|got \d+, 0"):
+        build()
+
+
+def test_the_progress_bar_counts_turns_up_to_max_steps_and_starts_where_a_run_continues(tmp_path):
+    seen = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            bar = trainer.progress_bar_callback.train_progress_bar
+            seen.append((bar.total, bar.initial, bar.n, bar.desc))
+
+    bar = {"enable_progress_bar": True}
+    run = fit(distillation(), 4, callbacks=[TurnProgressBar(refresh_rate=1), Look()], **bar)
+    assert seen == [(4, 0, n, "Distillation: ") for n in (1, 2, 3, 4)]
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    seen.clear()
+    callbacks = [TurnProgressBar(refresh_rate=1), Look()]
+    fit(distillation(), 6, callbacks=callbacks, resume_from=tmp_path / "a.ckpt", **bar)
+    assert [(total, initial, n) for total, initial, n, _ in seen] == [(6, 4, 5), (6, 4, 6)]

@@ -1,0 +1,128 @@
+"""fdistill evaluate: from a .ckpt or a folder, with a teacher or without, on the run's data or other data."""
+
+import json
+
+import pytest
+from cli_runs import fdistill, one_error_line, succeeds, write_yaml
+
+from fdistill.denoiser import Denoiser
+from fdistill.export import export_folder
+from fdistill.generative_model import GenerativeModel
+from fdistill.networks import MLP
+from fdistill.preconditioning import EDM
+from fdistill.report import FeatureSpace
+
+QUICK = ["--n", 20, "--repeats", 1]
+SPACES = {}
+
+
+@pytest.fixture(autouse=True)
+def _one_feature_space(monkeypatch):
+    """The feature classifier of the digits takes seconds to train: all tests here share one."""
+
+    def shared(x, labels, num_classes, seed):
+        key = (tuple(x.shape), labels is None, num_classes, seed)
+        if key not in SPACES:
+            SPACES[key] = FeatureSpace(x, labels, num_classes, seed)
+        return SPACES[key]
+
+    monkeypatch.setattr("fdistill.evaluation.FeatureSpace", shared)
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_report_has_student_teacher_floor_and_how_it_was_made(evaluation):
+    report = report_of(evaluation)
+    assert {"student", "teacher", "floor", "class_gaussian"} <= set(report)
+    assert (report["n"], report["repeats"], report["teacher_evaluations"]) == (60, 2, 35)
+    assert "classifier" in report["features"]
+    assert report["data"]["class_path"] == "fdistill.data.Digits"
+    assert report["speedup"] > 1
+    assert report["floor"]["frechet_distance"] < report["student"]["frechet_distance"]
+
+
+def test_page_and_pictures_lie_beside_the_report(evaluation):
+    names = {path.name for path in evaluation.iterdir()}
+    assert names == {"report.json", "samples.png", "curves.png", "index.html"}
+
+
+def test_folder_measures_like_its_checkpoint(exported, evaluation, tmp_path):
+    succeeds("evaluate", "--checkpoint", exported, "--n", 60, "--repeats", 2, "--out", tmp_path / "out")
+    first, second = report_of(evaluation), report_of(tmp_path / "out")
+    for row in ("student", "teacher", "floor"):
+        for name, value in first[row].items():
+            assert second[row][name] == pytest.approx(value, rel=1e-4)
+
+
+def test_without_a_teacher(teacher_checkpoint, tmp_path):
+    out = succeeds("evaluate", "--checkpoint", teacher_checkpoint, *QUICK, "--out", tmp_path / "out")
+    assert "measured without a teacher: --teacher CHECKPOINT adds one" in out
+    report = report_of(tmp_path / "out")
+    assert "teacher" not in report
+    assert report["speedup"] is None
+
+
+def test_on_other_data(student_checkpoint, tmp_path):
+    data = write_yaml(tmp_path / "data.yaml", data={"class_path": "Digits", "init_args": {"split_seed": 7}})
+    succeeds("evaluate", "--checkpoint", student_checkpoint, "--data", data, *QUICK, "--out", tmp_path / "out")
+    assert report_of(tmp_path / "out")["data"]["init_args"]["split_seed"] == 7
+
+
+def test_data_file_may_be_the_runs_configuration(student_run, student_checkpoint, tmp_path):
+    config = student_run / "config.yaml"
+    succeeds("evaluate", "--checkpoint", student_checkpoint, "--data", config, *QUICK, "--out", tmp_path / "out")
+    assert report_of(tmp_path / "out")["data"] == report_of(tmp_path / "out")["student_facts"]["data"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--n=501"], "expected 4 < n <= 500, got 501"),
+        (["--n=4"], "expected 4 < n <= 500, got 4"),
+        (["--n=10", "--repeats=0"], "repeats is at least 1: got 0"),
+        (["--device=abacus"], "device is cpu, cuda"),
+        (["--teacher=nowhere"], "no checkpoint at nowhere"),
+        (["--data=nowhere.yaml"], "there is no file nowhere.yaml to read the data section from: check the path"),
+    ],
+)
+def test_mistake(flags, words, student_checkpoint, tmp_path):
+    out = tmp_path / "out"
+    assert words in one_error_line(fdistill("evaluate", "--checkpoint", student_checkpoint, *flags, "--out", out))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "is no YAML file with a data section"),
+        ("model: {}", "is no YAML file with a data section"),
+        ("data: 3", "is no YAML file with a data section"),
+        ("data: {class_path: '${nothing}'}", "has a reference that does not resolve"),
+        ("data: {class_path: Digist}", "expected one of ['fdistill.data.Digits'"),
+        ("data: {class_path: os.system, init_args: {command: ls}}", "class_path names an imported data module"),
+        ("data: {class_path: Digits, init_args: {colour: red}}", "got also ['colour']"),
+        (
+            "data: {class_path: StackedDigits}",
+            "the student makes samples (1, 8, 8) of 10 classes, the data has (3, 8, 8)",
+        ),
+    ],
+)
+def test_data_file_that_does_not_fit(text, words, student_checkpoint, tmp_path):
+    (tmp_path / "data.yaml").write_text(text)
+    arguments = ["--checkpoint", student_checkpoint, "--data", tmp_path / "data.yaml", "--out", tmp_path / "out"]
+    assert words in one_error_line(fdistill("evaluate", *arguments))
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_below_a_file_is_refused_before_measuring(student_checkpoint, tmp_path):
+    (tmp_path / "file").write_text("keep me")
+    line = one_error_line(fdistill("evaluate", "--checkpoint", student_checkpoint, "--out", tmp_path / "file" / "out"))
+    assert "is a file; name another place" in line
+
+
+def test_model_that_remembers_no_data(tmp_path):
+    model = GenerativeModel.student(Denoiser(MLP(width=8, depth=2), EDM(0.5)), 2.0)
+    line = one_error_line(fdistill("evaluate", "--checkpoint", export_folder(model, tmp_path / "model")))
+    assert line == "this model does not say what data it was trained on: give --data FILE.yaml"

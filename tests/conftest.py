@@ -1,0 +1,49 @@
+"""One tiny teacher and one tiny student, trained once through the command line and shared by all tests."""
+
+import pytest
+from cli_runs import last, student_arguments, succeeds, teacher_arguments
+
+
+@pytest.fixture(scope="session")
+def teacher_run(tmp_path_factory):
+    """Run folder of a class-conditional teacher of digits after 12 turns."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    succeeds(*teacher_arguments(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def student_run(tmp_path_factory, teacher_run):
+    """Run folder of its student after 12 fused turns: Jensen-Shannon with adversarial term, pictures every 6 turns."""
+    folder = tmp_path_factory.mktemp("student") / "run"
+    grid = '--trainer.callbacks+={"class_path": "SampleGrid", "init_args": {"every_n_turns": 6, "num_samples": 4}}'
+    succeeds(*student_arguments(folder, last(teacher_run), grid))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_checkpoint(teacher_run):
+    """The teacher's last checkpoint."""
+    return last(teacher_run)
+
+
+@pytest.fixture(scope="session")
+def student_checkpoint(student_run):
+    """The student's last checkpoint."""
+    return last(student_run)
+
+
+@pytest.fixture(scope="session")
+def evaluation(tmp_path_factory, student_checkpoint):
+    """Folder of fdistill evaluate: student beside teacher, 60 samples, 2 draws."""
+    folder = tmp_path_factory.mktemp("evaluation") / "out"
+    succeeds("evaluate", "--checkpoint", student_checkpoint, "--n", 60, "--repeats", 2, "--out", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, student_checkpoint, evaluation):
+    """The student as a folder, its model card with the evaluation."""
+    folder = tmp_path_factory.mktemp("exported") / "student"
+    succeeds("export", student_checkpoint, folder, "--report", evaluation / "report.json")
+    return folder

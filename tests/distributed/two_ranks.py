@@ -1,0 +1,191 @@
+"""What each of two processes does and writes down; started by test_two_ranks.py with the variables of torchrun."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_runs import GivenData, Recorded, distillation, fit, mlp, ring, teacher_training, weights
+from torch import nn
+
+from fdistill.callbacks import LastCheckpoint, SampleGrid, StudentDistance
+from fdistill.denoiser import Denoiser
+from fdistill.distributed import average_gradients, gather_rows, global_mean, global_sum, world_size
+from fdistill.log_ratio import RatioEstimator, SampleDiscriminator, unit_mean
+from fdistill.loggers import JsonlLogger
+from fdistill.modules import NonFiniteError
+from fdistill.networks import DiffusersUNet
+from fdistill.noise_levels import LogNormal
+from fdistill.preconditioning import EDM
+from fdistill.random_streams import generator_for
+
+RANKS = 2
+ROWS = (3, 5)  # of rank 0 and 1
+REPLICATED = {"strategy": "replicated", "devices": RANKS}
+
+
+def half(rank):
+    """One rank's logits and noise levels."""
+    generator = generator_for(11, rank)
+    return torch.randn(64, generator=generator) + rank, LogNormal(-0.5, 1.0).sample(64, generator)
+
+
+def estimator():
+    return RatioEstimator(SampleDiscriminator((2,)), LogNormal(-0.5, 1.0), sigma_data=1.0, num_bins=4, decay=0.7)
+
+
+def small_network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+def inputs(rank):
+    return torch.randn(6, 3, generator=generator_for(12, rank))
+
+
+def rows(rank):
+    return torch.arange(ROWS[rank] * 2.0).reshape(-1, 2) + 100 * rank
+
+
+def comparable(**changes):
+    """A run of one turn whose student's change is its gradient."""
+    arguments = {"adversarial_weight": 0.3, "gradient_clip": 1e9, "student_optimizer": Recorded, "seed": 4}
+    return distillation(student=mlp(seed=1), fake_score=mlp(seed=2), **arguments | changes)
+
+
+def unet_with_dropout():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Denoiser(DiffusersUNet(resolution=4, widths=(8,), dropout=0.3), EDM(1.0))
+
+
+def images():
+    return GivenData(torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)), batch_size=8)
+
+
+def sums_over_ranks(rank):
+    ratio, (logit, sigma) = estimator(), half(rank)
+    log_ratio = ratio.log_ratio(logit, sigma)
+    network = small_network()
+    network[0].bias.requires_grad_(False)  # a parameter without gradient is passed over
+    network(inputs(rank)).square().mean().backward()
+    average_gradients(network.parameters())
+    return {
+        "world_size": world_size(),
+        "sum": global_sum(torch.tensor([1.0, rank])),
+        "mean": global_mean(half(rank)[0]),
+        "unit_mean": unit_mean(log_ratio.exp()),
+        "log_ratio": log_ratio,
+        "ratio_buffers": dict(ratio.named_buffers()),
+        "gradients": [p.grad for p in network.parameters()],
+        "gathered": gather_rows(rows(rank)),
+    }
+
+
+def turns(rank, turn):
+    """Twenty turns from a start that differs between the ranks, until the strategy makes it the same."""
+    module = distillation(turn=turn, fake_updates_per_student=2, adversarial_weight=0.1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.01 * rank)
+    seen = []
+    module.fake_score.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+    run = fit(module, 20, **REPLICATED)
+    return {"weights": weights(module), "noise": torch.stack(seen), "global_step": run.global_step}
+
+
+def one_turn():
+    module = comparable()
+    before = weights(module)
+    fit(module, 1, ring(batch_size=32), **REPLICATED)
+    return {"before": before, "after": weights(module)}
+
+
+def resume(rank, folder):
+    """Four turns with dropout, of which the last two run again from a checkpoint."""
+    path, ends = folder / "resume.ckpt", []
+    for turns, resume_from in ((2, None), (4, path), (4, None)):
+        torch.manual_seed(rank if resume_from is None else 50 + rank)
+        module = teacher_training(unet_with_dropout().network)
+        run = fit(module, turns, images(), resume_from=resume_from, **REPLICATED)
+        if turns == 2:
+            run.save_checkpoint(path)
+            saved_state = torch.get_rng_state()
+        ends.append(weights(module))
+    return {"resumed": ends[1], "uninterrupted": ends[2], "random_state": saved_state}
+
+
+def callbacks(folder):
+    module, folder = distillation(), folder / "callbacks"
+    made = [
+        SampleGrid(every_n_turns=2, num_samples=4),
+        StudentDistance(every_n_turns=2, num_samples=50),
+        LastCheckpoint(every_n_turns=3),
+        best_checkpoint(),
+    ]
+    logger = JsonlLogger(str(folder))
+    run = fit(
+        module,
+        5,
+        callbacks=made,
+        folder=str(folder),
+        logger=logger,
+        enable_checkpointing=True,
+        limit_val_batches=1.0,
+        val_check_interval=5,
+        check_val_every_n_epoch=None,
+        **REPLICATED,
+    )
+    metrics = {name: float(value) for name, value in run.callback_metrics.items()}
+    return {"metrics": metrics, "best": float(made[3].best_model_score)}
+
+
+def best_checkpoint():
+    return ModelCheckpoint(
+        filename="best",
+        monitor="metric/pixel_frechet_distance",
+        every_n_train_steps=2,
+        enable_version_counter=False,
+    )
+
+
+def one_rank_fails(rank):
+    module = distillation()
+    before = weights(module)
+    if rank == 1:
+        parameter = next(module.student.parameters())
+        parameter.register_hook(lambda gradient: gradient * torch.nan)
+    try:
+        fit(module, 2, **REPLICATED)
+    except NonFiniteError as error:
+        unchanged = all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+        return {"error": str(error), "unchanged": unchanged}
+    return {"error": None}
+
+
+def main(folder):
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo")
+    parts = {
+        "sums": lambda: sums_over_ranks(rank),
+        "fused": lambda: turns(rank, "fused"),
+        "alternating": lambda: turns(rank, "alternating"),
+        "one_turn": one_turn,
+        "resume": lambda: resume(rank, folder),
+        "one_rank_fails": lambda: one_rank_fails(rank),
+        "callbacks": lambda: callbacks(folder),
+    }
+    results = {}
+    for name, part in parts.items():
+        print("begins", name, flush=True)  # in the log, to tell where a rank hangs
+        results[name] = part()
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,117 @@
+"""OneStepPipeline: students of our own networks behave like a diffusers pipeline, and diffusers itself loads them."""
+
+import numpy as np
+import pytest
+import torch
+from cli_runs import python_process
+
+from fdistill.denoiser import Denoiser
+from fdistill.export import export_folder
+from fdistill.export.pipeline import OneStepPipeline
+from fdistill.generative_model import GenerativeModel
+from fdistill.networks import MLP, SmallUNet
+from fdistill.preconditioning import EDM
+
+NETWORKS = {
+    "vectors": lambda: MLP(dim=3, width=8, depth=2),
+    "vectors of classes": lambda: MLP(dim=2, width=8, depth=2, num_classes=4),
+    "grey images": lambda: SmallUNet(widths=[8, 16], num_classes=3),
+    "colour images": lambda: SmallUNet(channels=3, widths=[8, 16]),
+}
+
+
+def student(network):
+    torch.manual_seed(0)
+    return GenerativeModel.student(Denoiser(NETWORKS[network](), EDM(0.5)), 3.0, {"seed": 2, "divergence": "any"})
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_saving_and_loading_changes_no_sample(network, tmp_path):
+    model = student(network)
+    OneStepPipeline(model).save_pretrained(tmp_path / "first")
+    OneStepPipeline.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    loaded = OneStepPipeline.from_pretrained(tmp_path / "second")
+    assert loaded.model.facts == model.facts
+    labels = list(range(model.num_classes)) or None
+    n = len(labels or range(5))
+    samples = loaded(n, class_labels=labels, generator=seeded(), output_type="pt").images
+    expected = model.sample(model.noise(n, 0), model.labels(n))
+    torch.testing.assert_close(samples, expected, rtol=0, atol=0)
+
+
+def test_diffusers_loads_it_by_the_folder_alone(tmp_path):
+    for name in ("grey images", "vectors"):
+        export_folder(student(name), tmp_path / name)
+    code = (
+        "import sys, torch\nfrom diffusers import DiffusionPipeline\n"
+        "for folder in sys.argv[1:]:\n"
+        "    p = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, low_cpu_mem_usage=False)\n"
+        "    x = p(2, class_labels=1, generator=torch.Generator().manual_seed(0), output_type='pt').images\n"
+        "    print(type(p).__name__, *x.shape, f'{x.double().sum():.6f}')\n"
+    )
+    folders = [tmp_path / name for name in ("grey images", "vectors")]
+    lines = python_process(code, *folders, HF_HOME=str(tmp_path / "cache")).out.splitlines()
+    for line, name in zip(lines, ("grey images", "vectors"), strict=True):
+        model = student(name)
+        labels = torch.ones(2, dtype=torch.long) if model.num_classes else None
+        expected = model.sample(model.noise(2, 0), labels)
+        assert line == f"OneStepPipeline {' '.join(map(str, expected.shape))} {expected.double().sum():.6f}"
+
+
+def test_random_classes_come_from_the_generator_and_are_real_ones():
+    pipeline = OneStepPipeline(student("grey images"))
+    first, second = (pipeline(50, generator=seeded(4), output_type="pt").images for _ in range(2))
+    assert torch.equal(first, second)
+    labels = pipeline._labels(None, 1000, seeded())
+    assert labels.unique().tolist() == [0, 1, 2]
+
+
+def test_output_types_hold_the_same_images():
+    pipeline = OneStepPipeline(student("colour images"))
+    raw, array, pictures = (pipeline(2, generator=seeded(), output_type=kind).images for kind in ("pt", "np", "pil"))
+    np.testing.assert_allclose(array, (raw / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1), atol=1e-7)
+    np.testing.assert_array_equal(np.array(pictures[0]), np.round(array[0] * 255).astype(np.uint8))
+    assert (pictures[0].size, pictures[0].mode) == ((8, 8), "RGB")
+    assert pipeline(1, return_dict=False, generator=seeded())[0][0].size == (8, 8)
+
+
+def test_given_latents_are_used():
+    pipeline = OneStepPipeline(student("grey images"))
+    drawn = pipeline(2, class_labels=0, generator=seeded(), output_type="pt").images
+    given = pipeline(2, class_labels=0, latents=torch.randn(2, 1, 8, 8, generator=seeded()), output_type="pt").images
+    assert torch.equal(drawn, given)
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "words"),
+    [
+        ("grey images", {"num_inference_steps": 2}, "makes one evaluation: got num_inference_steps=2"),
+        ("grey images", {"output_type": "jpeg"}, "output_type is pil, np or pt: got 'jpeg'"),
+        ("grey images", {"class_labels": 3}, r"a class label lies in \[0, 3\): got 3"),
+        ("grey images", {"class_labels": [0]}, "one for each of the 2 samples: got 1"),
+        ("grey images", {"latents": torch.zeros(1, 1, 8, 8)}, r"expected \(2, 1, 8, 8\), got \(1, 1, 8, 8\)"),
+        ("vectors", {"output_type": "pil"}, r"samples of shape \(3,\) are no images: use output_type='pt'"),
+    ],
+)
+def test_bad_arguments(network, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        OneStepPipeline(student(network))(2, **arguments)
+
+
+def test_a_teacher_is_refused():
+    model = GenerativeModel.teacher(Denoiser(MLP(width=8, depth=2), EDM(0.5)), 3, 0.1, 9.0)
+    with pytest.raises(ValueError, match="a one-step pipeline runs a student: got a teacher"):
+        OneStepPipeline(model)
+
+
+def test_the_models_card_shows_code_that_runs(tmp_path, monkeypatch):
+    folder = export_folder(student("vectors of classes"), tmp_path / "vectors")
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(code, found)
+    assert found["samples"].shape == (16, 2)

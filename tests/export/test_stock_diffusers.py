@@ -1,0 +1,113 @@
+"""Stock diffusers, in a process that cannot import fdistill, runs the exported folder and makes the same pixels."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from cli_runs import python_process, succeeds
+from safetensors.torch import load_file
+
+from fdistill.denoiser import Denoiser
+from fdistill.export import export_folder
+from fdistill.generative_model import GenerativeModel
+from fdistill.networks import DiffusersUNet
+from fdistill.preconditioning import EDM
+
+STOCK = """
+import sys
+sys.modules["fdistill"] = None  # an import of it raises ImportError
+import numpy as np, torch
+from diffusers import ConsistencyModelPipeline
+folder, out, n, seed, labels, latents = sys.argv[1:]
+pipeline = ConsistencyModelPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+pipeline.set_progress_bar_config(disable=True)
+generator = torch.Generator().manual_seed(int(seed))
+labels = None if labels == "none" else eval(labels)
+images = pipeline(int(n), class_labels=labels, generator=generator, output_type="np").images
+if latents == "random":
+    for batch in range(4):  # the pipeline draws the classes itself
+        more = pipeline(64, generator=generator, output_type="np").images
+        assert np.isfinite(more).all()
+np.savez(out, images=images)
+assert not any(name.startswith("fdistill.") for name in sys.modules)
+"""
+
+
+def stock_images(folder, out, n, seed, labels, check="given"):
+    outcome = python_process(STOCK, folder, out, n, seed, labels, check)
+    assert "fdistill" not in outcome.err
+    with np.load(out) as file:
+        return file["images"]
+
+
+def own_images(checkpoint, out, *flags):
+    """fdistill sample in the units of the pipeline, [n, H, W, C] in [0, 1]."""
+    succeeds("sample", "--checkpoint", checkpoint, "--out", out, *flags)
+    with np.load(out) as file:
+        return (file["samples"].transpose(0, 2, 3, 1) / 2 + 0.5).clip(0, 1)
+
+
+def test_class_conditional_student_makes_the_same_pixels(exported, student_checkpoint, tmp_path):
+    labels = [i % 10 for i in range(12)]
+    stock = stock_images(exported, tmp_path / "stock.npz", 12, 3, labels, check="random")
+    for source in (student_checkpoint, exported):
+        own = own_images(source, tmp_path / "own.npz", "--n", 12, "--seed", 3)
+        np.testing.assert_allclose(stock, own, rtol=0, atol=1e-5)
+    assert own.std() > 0.05
+
+
+def test_unconditional_colour_student_makes_the_same_pixels(tmp_path):
+    torch.manual_seed(0)
+    network = DiffusersUNet(
+        resolution=16, channels=3, widths=[8, 16], groups=4, attention_levels=[1], blocks_per_level=2
+    )
+    model = GenerativeModel.student(Denoiser(network, EDM(0.6)), sigma_init=4.0)
+    folder = export_folder(model, tmp_path / "model")
+    stock = stock_images(folder, tmp_path / "stock.npz", 3, 11, "none")
+    own = own_images(folder, tmp_path / "own.npz", "--n", 3, "--seed", 11)
+    np.testing.assert_allclose(stock, own, rtol=0, atol=1e-5)
+    assert own.std() > 0.05
+
+
+def test_no_class_row_is_left_behind(exported, student_checkpoint):
+    rows = load_file(exported / "unet" / "diffusion_pytorch_model.safetensors")["class_embedding.weight"]
+    trained = torch.load(student_checkpoint, weights_only=True)["state_dict"]
+    trained = trained["ema.average.network.unet.class_embedding.weight"]
+    assert (len(rows), len(trained)) == (10, 11)
+    assert torch.equal(rows, trained[:10])
+    assert json.loads((exported / "unet" / "config.json").read_text())["num_class_embeds"] == 10
+
+
+def test_folder_holds_safetensors_and_text_only(exported):
+    files = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
+    assert files == {
+        "README.md",
+        "fdistill.json",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    }
+
+
+def test_code_of_the_model_card_runs(exported, tmp_path, monkeypatch):
+    card = (exported / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(exported.parent)
+    check = "import sys; sys.modules['fdistill'] = None\n"
+    outcome = python_process(check + code + "print(len(samples), samples[0].size, samples[0].mode)")
+    assert outcome.out == "16 (8, 8) L\n"
+
+
+@pytest.mark.parametrize("sigma_init", [0.5, 80.0])
+def test_folder_reads_back_exactly(sigma_init, tmp_path):
+    from fdistill.export import read_folder
+
+    model = GenerativeModel.student(
+        Denoiser(DiffusersUNet(widths=[8, 16], num_classes=3), EDM(0.3)), sigma_init, {"seed": 1}
+    )
+    found = read_folder(export_folder(model, tmp_path / "model"))
+    assert (found.kind, found.facts, found.sigmas.tolist()) == ("student", {"seed": 1}, [sigma_init])
+    noise, labels = model.noise(4, 0), model.labels(4)
+    torch.testing.assert_close(found.sample(noise, labels), model.sample(noise, labels), rtol=0, atol=0)

@@ -1,0 +1,163 @@
+"""What a distillation starts from, and what it refuses before the first turn."""
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.strategies import StrategyRegistry
+from tiny_runs import GivenData, distillation, exact, fit, mlp, ring, teacher_training, trainer
+
+from fdistill.checkpoints import CheckpointError
+from fdistill.divergences import ReverseKL
+from fdistill.modules import TeacherModule
+
+
+def test_student_and_fake_score_start_as_the_average_of_the_teacher(tmp_path):
+    teacher = teacher_training(ema_decay=0.5)
+    fit(teacher, 5).save_checkpoint(tmp_path / "teacher.ckpt")
+    module = distillation(str(tmp_path / "teacher.ckpt"), divergence=ReverseKL())
+    average = teacher.ema.average.state_dict()
+    assert any(not torch.equal(value, average[name]) for name, value in teacher.denoiser.state_dict().items())
+    for network in (module.teacher, module.student, module.fake_score, module.ema.average):
+        assert all(torch.equal(value, average[name]) for name, value in network.state_dict().items())
+    storages = {p.data_ptr() for p in module.parameters()}
+    assert len(storages) == len(list(module.parameters()))  # no network shares a tensor with another
+
+
+def test_only_student_fake_score_and_ratio_train_and_the_rest_is_frozen_in_evaluation_mode():
+    module = distillation()
+    watch = L.Callback()
+    modes = {}
+
+    def write_down(trainer, module, *_):
+        parts = {**dict(module.named_children()), "ema": module.ema.average}
+        modes.update({name: {m.training for m in part.modules()} for name, part in parts.items()})
+
+    watch.on_train_batch_start = write_down
+    fit(module, 1, callbacks=[watch])
+    assert modes == {"student": {True}, "fake_score": {True}, "ratio": {True}, "teacher": {False}, "ema": {False}}
+    learning = {name.split(".")[0] for name, p in module.named_parameters() if p.requires_grad}
+    assert learning == {"student", "fake_score", "ratio"}
+    module.eval().train()
+    assert not any(m.training for frozen in (module.teacher, module.ema.average) for m in frozen.modules())
+
+
+def test_training_modes_survive_a_validation():
+    module = distillation()
+    fit(module, 2, limit_val_batches=1, val_check_interval=1, check_val_every_n_epoch=None)
+    assert module.student.training
+    assert not module.teacher.training
+    assert not module.ema.average.training
+
+
+def test_initial_networks_are_copied_from_what_is_given():
+    student, fake_score = mlp(seed=1), mlp(seed=2)
+    module = distillation(student=student, fake_score=fake_score)
+    fit(module, 2)
+    assert torch.equal(mlp(seed=1).network.input.weight, student.network.input.weight)
+    assert not torch.equal(module.student.network.input.weight, student.network.input.weight)
+
+
+def test_the_same_seed_builds_the_same_discriminator_and_leaves_the_global_state_alone():
+    state = torch.get_rng_state()
+    one, same, other = distillation(seed=3), distillation(seed=3), distillation(seed=4)
+    assert torch.equal(state, torch.get_rng_state())
+    first, again, third = (next(module.ratio.parameters()) for module in (one, same, other))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, third)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sigma_init": 0.0}, "sigma_init .*positive: got 0"),
+        ({"sigma_init": -1.0}, "sigma_init .*positive: got -1"),
+        ({"sigma_init": float("nan")}, "sigma_init .*positive: got nan"),
+        ({"adversarial_weight": -0.1}, "not negative: got -0.1"),
+        ({"fake_score_warmup": -1}, "not negative: .*-1"),
+        ({"fake_updates_per_student": 0}, "at least 1: got 0"),
+        ({"gradient_clip": 0.0}, "gradient_clip .*positive: got 0"),
+        ({"ema_decay": 1.0}, r"ema_decay lies in \[0, 1\): got 1"),
+        ({"teacher": exact([[0.0, 0.0]], [1.0])}, "no parameters to start the student from: give student"),
+        (
+            {"teacher": exact([[0.0, 0.0]], [1.0]), "student": mlp()},
+            "no parameters to start the fake_score from: give fake_score",
+        ),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_arguments_out_of_range_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        distillation(**changes)
+
+
+def test_sigma_data_has_to_be_given_where_no_network_knows_it():
+    learnt_x0 = exact([[0.0, 0.0]], [1.0])
+    learnt_x0.network = mlp().network
+    with pytest.raises(ValueError, match="give the data's standard deviation"):
+        distillation(fake_score=learnt_x0)
+    assert distillation(fake_score=learnt_x0, sigma_data=0.7).sigma_data == 0.7
+    assert distillation(fake_score=mlp(sigma_data=0.3)).sigma_data == 0.3
+
+
+def test_data_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"teacher makes samples of \(2,\), the data has \(3,\)"):
+        fit(distillation(), 1, GivenData(torch.zeros(4, 3)))
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_data_with_another_number_of_classes_is_refused(num_classes):
+    with pytest.raises(ValueError, match=f"teacher has 2 classes, the data has {num_classes}"):
+        fit(distillation(mlp(num_classes=2)), 1, GivenData(torch.zeros(6, 2), num_classes))
+
+
+def test_an_unconditional_model_ignores_the_classes_of_the_data():
+    assert fit(distillation(), 1, ring(num_modes=3)).global_step == 1
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true", "fsdp"])
+def test_strategies_that_wrap_or_shard_the_networks_are_refused(strategy, monkeypatch):
+    module = distillation()
+    module.trainer = trainer(1)
+    monkeypatch.setattr(L.Trainer, "strategy", StrategyRegistry.get(strategy))
+    with pytest.raises(ValueError, match=r"use --trainer\.strategy replicated"):
+        module.setup("fit")
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "bf16-true", "64-true"])
+def test_precisions_other_than_float32_weights_are_refused(precision, monkeypatch):
+    monkeypatch.setattr(L.Trainer, "precision", precision)
+    with pytest.raises(ValueError, match=f"use precision 32-true or bf16-mixed, got {precision}"):
+        fit(distillation(), 1)
+
+
+def test_checkpoints_of_another_configuration_are_refused(tmp_path):
+    path = tmp_path / "a.ckpt"
+    fit(distillation(), 1).save_checkpoint(path)
+    for other in (distillation(divergence=ReverseKL()), distillation(discriminator="sample"), teacher_training()):
+        with pytest.raises(CheckpointError, match="another architecture or configuration"):
+            fit(other, 2, resume_from=path)
+
+
+def test_validation_and_prediction_use_the_average_of_the_student():
+    module, data = distillation(ema_decay=0.0), ring()
+    run = fit(module, 3, data)
+    predicted = torch.cat(run.predict(module, datamodule=data))
+    assert predicted.shape == data.held_out_split.x.shape
+    run = trainer(1, limit_val_batches=1.0)
+    (metrics,) = run.validate(module, datamodule=data, verbose=False)
+    assert metrics["validation/pixel_frechet_distance"] > 0
+    with torch.no_grad():
+        torch.nn.utils.vector_to_parameters(
+            torch.nn.utils.parameters_to_vector(module.ema.average.parameters()) * 0, module.ema.average.parameters()
+        )
+    assert torch.equal(torch.cat(run.predict(module, datamodule=data)).std(0) > 0, torch.tensor([True, True]))
+    (changed,) = run.validate(module, datamodule=data, verbose=False)
+    assert changed["validation/pixel_frechet_distance"] != metrics["validation/pixel_frechet_distance"]
+
+
+def test_an_impossible_sampling_grid_is_refused_before_training():
+    with pytest.raises(ValueError, match="sigma_min < sigma_max"):
+        teacher_training(sigma_min=1.0, sigma_max=0.5)
+    with pytest.raises(ValueError, match=r"probability in \[0, 1\]: got 1.5"):
+        teacher_training(label_dropout=1.5)
+    assert isinstance(teacher_training(), TeacherModule)

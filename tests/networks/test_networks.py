@@ -1,0 +1,122 @@
+"""The contract of every raw network: shapes, halves, features, labels, gradients."""
+
+import inspect
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fdistill.networks import MLP, DiffusersUNet, GaussianMixture, Network, SmallUNet
+
+ARGUMENTS = {GaussianMixture: {"means": [[-1.0, 0.0], [1.0, 0.5]], "stds": [0.2, 0.3]}}
+VARIANTS = {
+    "MLP of five": lambda: MLP(dim=5, width=12, depth=3, num_classes=4),
+    "two colour levels": lambda: SmallUNet(resolution=4, channels=3, widths=(8, 12), num_classes=4),
+    "one level": lambda: SmallUNet(resolution=5, channels=1, widths=(8,), num_classes=2),
+    "three diffusers levels": lambda: DiffusersUNet(8, 3, (8, 8, 16), num_classes=4, blocks_per_level=2),
+    "attention": lambda: DiffusersUNet(8, 1, (8, 16), num_classes=4, attention_levels=(1,)),
+}
+
+
+def concrete_subclasses(cls):
+    below = [found for sub in cls.__subclasses__() for found in [sub, *concrete_subclasses(sub)]]
+    return [sub for sub in below if sub.__module__.startswith("fdistill") and not inspect.isabstract(sub)]
+
+
+BUILDERS = {cls.__name__: lambda cls=cls: cls(**ARGUMENTS.get(cls, {})) for cls in concrete_subclasses(Network)}
+BUILDERS |= VARIANTS
+every_network = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+
+
+def ready(build, dtype=torch.float64, n=6):
+    """A network and a batch for it."""
+    torch.manual_seed(0)
+    network = build().to(dtype).eval()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(n, *network.sample_shape, dtype=dtype, generator=generator)
+    noise = torch.rand(n, dtype=dtype, generator=generator) + 0.1
+    labels = torch.arange(n) % (network.num_classes + 1) if network.num_classes else None
+    return network, x, noise, labels
+
+
+@every_network
+def test_output_has_the_shape_and_precision_of_the_sample(build):
+    for dtype in (torch.float32, torch.float64):
+        network, x, noise, labels = ready(build, dtype)
+        output = network(x, noise, labels)
+        assert output.shape == x.shape
+        assert output.dtype == dtype
+        assert output.isfinite().all()
+
+
+@every_network
+def test_decoding_the_encoding_is_the_forward_pass(build):
+    network, x, noise, labels = ready(build)
+    encoding = network.encode(x, noise, labels)
+    assert torch.equal(network.decode(encoding), network(x, noise, labels))
+    assert torch.equal(network.decode(encoding), network.decode(encoding))  # decoding leaves the encoding alone
+
+
+@every_network
+def test_feature_channels_are_those_of_the_taps(build):
+    network, x, noise, labels = ready(build)
+    features = network.encode(x, noise, labels).features
+    assert tuple(tap.shape[1] for tap in features) == network.feature_channels
+    assert all(len(tap) == len(x) for tap in features)
+
+
+@every_network
+def test_samples_of_a_batch_do_not_see_each_other(build):
+    network, x, noise, labels = ready(build)
+    alone = [network(x[i : i + 1], noise[i : i + 1], None if labels is None else labels[i : i + 1]) for i in range(6)]
+    assert_close(torch.cat(alone), network(x, noise, labels), rtol=1e-9, atol=1e-11)
+
+
+@every_network
+def test_output_depends_on_sample_noise_and_label(build):
+    network, x, noise, labels = ready(build)
+    output = network(x, noise, labels)
+    assert not torch.allclose(network(x + 0.1, noise, labels), output)
+    assert not torch.allclose(network(x, noise + 0.3, labels), output)
+    if network.num_classes:
+        assert not torch.allclose(network(x, noise, (labels + 1) % (network.num_classes + 1)), output)
+
+
+@every_network
+def test_labels_of_an_unconditional_network_are_ignored_and_of_a_conditional_one_required(build):
+    network, x, noise, labels = ready(build)
+    if network.num_classes:
+        with pytest.raises(ValueError, match="needs labels"):
+            network(x, noise)
+    else:
+        assert torch.equal(network(x, noise, torch.zeros(len(x), dtype=torch.long)), network(x, noise, labels))
+
+
+@every_network
+def test_a_fresh_network_has_every_parameter_in_its_gradient(build):
+    network, x, noise, labels = ready(build)
+    loss = network.train()(x, noise, labels).square().sum()
+    assert loss.requires_grad == any(True for _ in network.parameters())
+    if loss.requires_grad:
+        loss.backward()
+    silent = [
+        key for key, parameter in network.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert silent == []
+
+
+@every_network
+def test_gradient_reaches_the_sample_through_the_whole_network(build):
+    network, x, noise, labels = ready(build)
+    (gradient,) = torch.autograd.grad(network(x.requires_grad_(), noise, labels).square().sum(), x)
+    assert (gradient.flatten(1).abs().sum(dim=1) > 0).all()
+
+
+@every_network
+def test_the_same_seed_builds_the_same_network(build):
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        networks.append(build().state_dict())
+    assert networks[0].keys() == networks[1].keys()
+    assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])

@@ -1,0 +1,270 @@
+"""A user error in training is one line on stderr that names the rule, the value and the remedy, and leaves nothing."""
+
+import pytest
+import torch
+import yaml
+from cli_runs import (
+    fdistill,
+    fdistill_process,
+    last,
+    one_error_line,
+    python_process,
+    student_arguments,
+    teacher_arguments,
+    write_yaml,
+)
+from PIL import Image
+
+from fdistill.modules import NonFiniteError
+from fdistill.trainer_cli import run_trainer
+
+TEACHER = {  # what a configuration file says wrongly, and words of the line that explains it
+    "key at the top": ({"modle": 3}, "there is no option modle; did you mean model?"),
+    "key of the trainer": (
+        {"trainer": {"max_step": 5}},
+        "there is no option trainer.max_step; did you mean trainer.max_steps?",
+    ),
+    "key of the model": (
+        {"model": {"init_args": {"sigma_dta": 1}}},
+        "model (TeacherModule) has no option sigma_dta; did you mean sigma_data?",
+    ),
+    "key of the network": (
+        {"model": {"init_args": {"network": {"init_args": {"width": [8]}}}}},
+        "model.network (DiffusersUNet) has no option width; did you mean widths? expected one of resolution,",
+    ),
+    "key of the optimiser": (
+        {"model": {"init_args": {"optimizer": {"init_args": {"lrr": 1}}}}},
+        "model.optimizer (AdamW) has no option lrr; did you mean lr? expected one of lr, betas",
+    ),
+    "key of the data": (
+        {"data": {"init_args": {"batchsize": 1}}},
+        "data (Digits) has no option batchsize; did you mean batch_size?",
+    ),
+    "class of the model": (
+        {"model": {"class_path": "TecherModule"}},
+        "model: TecherModule is no GenerativeModule known here; did you mean TeacherModule?",
+    ),
+    "class of the network": (
+        {"model": {"init_args": {"network": {"class_path": "DiffuserUNet"}}}},
+        "model.network: DiffuserUNet is no Network known here; did you mean DiffusersUNet? expected one of Diff",
+    ),
+    "class of the optimiser": (
+        {"model": {"init_args": {"optimizer": {"class_path": "torch.optim.AdamWW"}}}},
+        "model.optimizer: torch.optim.AdamWW is no Optimizer known here; did you mean AdamW?",
+    ),
+    "class of the logger": (
+        {"trainer": {"logger": {"class_path": "JsonLogger"}}},
+        "trainer.logger: JsonLogger is no Logger known here; did you mean JsonlLogger?",
+    ),
+    "class of a callback": (
+        {"trainer": {"callbacks": [{"class_path": "SamplGrid"}]}},
+        "trainer.callbacks: SamplGrid is no Callback known here; did you mean SampleGrid?",
+    ),
+    "class of the wrong kind": (
+        {"model": {"init_args": {"network": {"class_path": "fdistill.preconditioning.EDM"}}}},
+        "model.network: fdistill.preconditioning.EDM is no Network known here",
+    ),
+    "reference to nothing": (
+        {"model": {"init_args": {"sigma_data": "${data.nothing}"}}},
+        "model.sigma_data refers to ${data.nothing}, which no file and no option sets",
+    ),
+    "reference that is torn": (
+        {"model": {"init_args": {"sigma_data": "${data.seed"}}},
+        "model.sigma_data is no readable ${...}",
+    ),
+    "text for a number": ({"model": {"init_args": {"sigma_data": "wide"}}}, "model.sigma_data is a number: got wide"),
+    "text for a learning rate": (
+        {"model": {"init_args": {"optimizer": {"init_args": {"lr": "abc"}}}}},
+        "model.optimizer.lr is a number: got abc",
+    ),
+    "text for a count": ({"trainer": {"max_steps": "many"}}, "trainer.max_steps is a whole number: got many"),
+    "resolution that cannot be halved": (
+        {"model": {"init_args": {"network": {"init_args": {"resolution": 7}}}}},
+        "a UNet of 2 levels halves the image 1 times: expected a resolution divisible by 2, got 7",
+    ),
+    "resolution that is not the data's": (
+        {"model": {"init_args": {"network": {"init_args": {"resolution": 16}}}}},
+        "denoiser makes samples of (1, 16, 16), the data has (1, 8, 8)",
+    ),
+    "classes that are not the data's": (
+        {"model": {"init_args": {"network": {"init_args": {"num_classes": 7}}}}},
+        "denoiser has 7 classes, the data has 10",
+    ),
+    "batch of nothing": ({"data": {"init_args": {"batch_size": 0}}}, "expected batch_size >= 1, got 0"),
+    "no such accelerator": ({"trainer": {"accelerator": "abacus"}}, "`accelerator='abacus'`"),
+}
+
+STUDENT = {
+    "divergence with a typo": (
+        "--model.divergence=JensenShanon",
+        "model.divergence: JensenShanon is no FDivergence known here; did you mean JensenShannon? expected one of "
+        "AlphaDivergence, ForwardKL, Jeffreys, JensenShannon,",
+    ),
+    "divergence's argument": ("--model.divergence.skw=0.5", "model.divergence (JensenShannon) has no option skw"),
+    "turn": ("--model.turn=fusd", "model.turn is one of 'fused', 'alternating': got fusd"),
+    "sigma_init of zero": (
+        "--model.sigma_init=0",
+        "sigma_init is the noise level the student starts from and positive: got 0.0",
+    ),
+    "sigma_init below zero": ("--model.sigma_init=-1", "positive: got -1.0"),
+    "missing teacher": ("--model.teacher=nowhere.ckpt", "no checkpoint at nowhere.ckpt: expected a .ckpt file or"),
+    "checkpoint from the net": ("--ckpt_path=https://example.com/a.ckpt", "no checkpoint at https:"),
+    "unknown option": (
+        "--model.sigma_int=3",
+        "model (DistillationModule) has no option sigma_int; did you mean sigma_init?",
+    ),
+    "unknown option of the trainer": ("--trainer.max_stps=3", "there is no option --trainer.max_stps; did you mean"),
+    "missing configuration": ("--config=nowhere.yaml", "there is no configuration file"),
+}
+
+
+@pytest.mark.parametrize("mistake", TEACHER)
+def test_mistake_in_a_file(mistake, tmp_path):
+    content, words = TEACHER[mistake]
+    wrong = write_yaml(tmp_path / "wrong.yaml", **content)
+    line = one_error_line(fdistill(*teacher_arguments(tmp_path / "run", "--config", wrong)))
+    assert words in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mistake", STUDENT)
+def test_mistake_in_an_option(mistake, teacher_checkpoint, tmp_path):
+    flag, words = STUDENT[mistake]
+    line = one_error_line(fdistill(*student_arguments(tmp_path / "run", teacher_checkpoint, flag)))
+    assert words in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_may_be_a_users_own_as_soon_as_it_is_imported(teacher_checkpoint, tmp_path):
+    (tmp_path / "my_divergences.py").write_text(
+        "from fdistill.divergences import FDivergence\n\n"
+        "class Bhattacharyya(FDivergence):\n    def f(self, r):\n        return -r.sqrt().log()\n"
+    )
+    fit = student_arguments(tmp_path / "run", teacher_checkpoint, "--print_config")
+    arguments = ["--import", "my_divergences", *fit]
+    flags = [f"--model.divergence={name}" for name in ("Bhattacharya", "Bhattacharyya")]
+    code = "import sys; from fdistill.cli import main; [main(sys.argv[3:] + [flag]) for flag in sys.argv[1:3]]"
+    outcome = python_process(code, *flags, *arguments, PYTHONPATH=str(tmp_path))
+    assert "did you mean Bhattacharyya? expected one of AlphaDivergence, Bhattacharyya," in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert yaml.safe_load(outcome.out)["model"]["init_args"]["divergence"] == {
+        "class_path": "my_divergences.Bhattacharyya"
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1\nb: {\n", "is no valid YAML"),
+        ("- 1\n- 2\n", "is no configuration: expected a mapping (trainer, model, data), got list"),
+        ("\xff\x00", "is no valid YAML"),
+        ("model: {class_path: TeacherModule}\n", "model (TeacherModule) needs network, preconditioning,"),
+    ],
+)
+def test_broken_file(text, words, tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    line = one_error_line(fdistill("fit", "--config", path, "--data=Digits"))
+    assert words in line
+
+
+def test_nothing_to_train():
+    assert one_error_line(fdistill("fit")).startswith("missing: data, model: give --config FILE")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of eight 8x8 pictures, and the arguments to train on it."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(8):
+        Image.new("L", (8, 8), 30 * i).save(folder / f"{i}.png")
+    data = {"class_path": "ImageFolder", "init_args": {"folder": str(folder), "resolution": 8, "channels": 1}}
+    config = write_yaml(tmp_path / "pictures.yaml", data=data)
+    flags = ["--config", config, "--model.network.init_args.num_classes=0", "--data.batch_size=4"]
+    return folder, teacher_arguments(tmp_path / "run", *flags)
+
+
+def test_pictures_train(pictures):
+    assert fdistill(*pictures[1]).status == 0
+
+
+def test_empty_folder_of_pictures(pictures, tmp_path):
+    folder, arguments = pictures
+    for path in folder.iterdir():
+        path.unlink()
+    assert "folder holds images: expected files .png, .jpg, .jpeg, got none" in one_error_line(fdistill(*arguments))
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_picture(pictures, tmp_path):
+    folder, arguments = pictures
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:40])
+    line = one_error_line(fdistill(*arguments))
+    assert "cannot decode" in line
+    assert str(folder / "3.png") in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_folder_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("keep me")
+    place = f"--trainer.default_root_dir={tmp_path / 'file' / 'run'}"
+    line = one_error_line(fdistill(*teacher_arguments(tmp_path / "run", place)))
+    assert "not a directory; name a file or folder that you may use" in line
+    assert (tmp_path / "file").read_text() == "keep me"
+
+
+def test_resuming_a_run_of_other_widths(teacher_checkpoint, tmp_path):
+    before = teacher_checkpoint.read_bytes()
+    flags = ["--model.network.init_args.widths=[16,16]", f"--ckpt_path={teacher_checkpoint}"]
+    line = one_error_line(fdistill(*teacher_arguments(tmp_path / "run", *flags)))
+    assert "this checkpoint is of another architecture or configuration" in line
+    assert "expected (16, 1, 3, 3), got (8, 1, 3, 3)" in line
+    assert not (tmp_path / "run").exists()
+    assert teacher_checkpoint.read_bytes() == before
+
+
+def test_resuming_a_teacher_from_a_student(student_checkpoint, tmp_path):
+    line = one_error_line(fdistill(*teacher_arguments(tmp_path / "run", f"--ckpt_path={student_checkpoint}")))
+    assert "another architecture or configuration" in line
+
+
+def test_loss_that_explodes_names_term_and_turn_and_keeps_the_last_checkpoint(tmp_path):
+    lasts = '--trainer.callbacks=[{"class_path": "LastCheckpoint", "init_args": {"every_n_turns": 1}}]'
+    arguments = teacher_arguments(tmp_path / "run", lasts, "--model.optimizer.lr=1e30")
+    line = one_error_line(fdistill(*arguments))
+    assert "loss/teacher, gradient of teacher became NaN or infinite in turn 1; no weight was changed" in line
+    saved = torch.load(last(tmp_path / "run"), weights_only=True)
+    assert saved["global_step"] == 1
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+def test_no_network_moves_when_one_loss_is_not_finite(teacher_checkpoint, tmp_path):
+    arguments = student_arguments(tmp_path / "run", teacher_checkpoint, "--model.fake_score_optimizer.lr=1e30")
+    cli = run_trainer([str(argument) for argument in arguments[1:]], run=False)
+    seen = []
+    cli.model.on_train_batch_start = lambda *_: seen.append({n: p.clone() for n, p in cli.model.named_parameters()})
+    with pytest.raises(NonFiniteError, match=r"loss/fake_score.* in turn \d+; no weight was changed"):
+        cli.trainer.fit(cli.model, cli.datamodule)
+    assert all(torch.equal(p, seen[-1][n]) for n, p in cli.model.named_parameters())
+
+
+def test_data_with_nan_in_a_users_module(tmp_path):
+    (tmp_path / "nan_data.py").write_text(
+        "import torch\nfrom fdistill.data import GenerativeDataModule, InMemorySplit\n\n"
+        "class Holes(GenerativeDataModule):\n    sample_shape, num_classes = (1, 8, 8), 10\n\n"
+        "    def __init__(self, batch_size: int = 4, seed: int = 0, num_workers: int = 0):\n"
+        "        super().__init__(batch_size, seed, num_workers)\n\n"
+        "    def load_splits(self):\n        x = torch.zeros(20, 1, 8, 8)\n        x[3] = float('nan')\n"
+        "        return InMemorySplit(x, torch.zeros(20)), InMemorySplit(x, torch.zeros(20))\n"
+    )
+    config = write_yaml(tmp_path / "data.yaml", data={"class_path": "nan_data.Holes"})
+    arguments = teacher_arguments(tmp_path / "run", "--config", config)
+    line = one_error_line(fdistill_process("--import", "nan_data", *arguments, PYTHONPATH=str(tmp_path)))
+    assert "data is finite: expected no NaN or infinity, got 64 such values in 1 samples, the first in sample 3" in line
+
+
+def test_a_good_run_is_quiet_on_stderr(tmp_path):
+    outcome = fdistill_process(*teacher_arguments(tmp_path / "run", "--trainer.limit_val_batches=1"))
+    assert outcome.status == 0, outcome.err
+    assert [line for line in outcome.err.splitlines() if not line.startswith("`Trainer")] == []

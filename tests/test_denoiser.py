@@ -1,0 +1,175 @@
+"""Every kind of network becomes the same denoiser."""
+
+import inspect
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fdistill.denoiser import Denoiser
+from fdistill.networks import MLP, Encoding, GaussianMixture, Network, SmallUNet
+from fdistill.paths import RectifiedFlow, VarianceExploding, VPCosine, VPLinear
+from fdistill.preconditioning import (
+    EDM,
+    EpsPrediction,
+    Preconditioning,
+    VelocityPrediction,
+    VPrediction,
+    X0Prediction,
+)
+
+MIXTURE = GaussianMixture([[-1.0, 0.5], [0.8, 0.2], [0.0, -1.5]], [0.2, 0.4, 0.1], [0.5, 0.2, 0.3])
+SIGMA_DATA = 0.7
+
+
+class ExactNetwork(Network):
+    """What a perfectly trained network outputs at (x_t, t), from E[x_0 | x_t] and the definition of its target."""
+
+    def __init__(self, path, target, time_scale):
+        super().__init__()
+        self.path, self.target, self.time_scale = path, target, time_scale
+        self.sample_shape, self.num_classes, self.feature_channels = (2,), 0, (2,)
+
+    def encode(self, x, noise, labels):
+        return Encoding((x,), (x, noise / self.time_scale))
+
+    def decode(self, encoding):
+        x_t, t = encoding.state
+        alpha, sigma = self.path.alpha(t)[:, None], self.path.sigma(t)[:, None]
+        x_0 = MIXTURE(x_t / alpha, (sigma / alpha)[:, 0])
+        eps = (x_t - alpha * x_0) / sigma
+        return {"eps": eps, "x_0": x_0, "v": alpha * eps - sigma * x_0, "velocity": eps - x_0}[self.target]
+
+
+class ExactEDMNetwork(ExactNetwork):
+    """The effective training target of EDM (arXiv 2206.00364, equation 8) in expectation: (x_0 - c_skip x) / c_out."""
+
+    def decode(self, encoding):
+        scaled, noise = encoding.state
+        sigma = (4 * noise).exp()[:, None]
+        total = (sigma**2 + SIGMA_DATA**2).sqrt()
+        x = scaled * total
+        return (MIXTURE(x, sigma[:, 0]) - SIGMA_DATA**2 / total**2 * x) / (sigma * SIGMA_DATA / total)
+
+
+PATHS = {"linear": VPLinear(), "cosine": VPCosine(), "flow": RectifiedFlow(), "exploding": VarianceExploding()}
+CASES = {
+    f"{target} {name} {scale:g}": (ExactNetwork(path, target, scale), build(path, scale))
+    for target, build in (("eps", EpsPrediction), ("x_0", X0Prediction), ("v", VPrediction))
+    for name, path in PATHS.items()
+    for scale in (1.0, 1000.0)
+    if target != "v" or name in {"linear", "cosine"}
+}
+CASES |= {
+    f"velocity {scale:g}": (ExactNetwork(RectifiedFlow(), "velocity", scale), VelocityPrediction(scale))
+    for scale in (1.0, 1000.0)
+}
+CASES["EDM"] = (ExactEDMNetwork(None, None, 1.0), EDM(SIGMA_DATA))
+
+
+def concrete_subclasses(cls):
+    below = [found for sub in cls.__subclasses__() for found in [sub, *concrete_subclasses(sub)]]
+    return [sub for sub in below if sub.__module__.startswith("fdistill") and not inspect.isabstract(sub)]
+
+
+def noisy(sigma, n=64):
+    generator = torch.Generator().manual_seed(0)
+    x_0 = MIXTURE.sample(n, generator)[0].double()
+    return x_0 + sigma * torch.randn(n, 2, dtype=torch.float64, generator=generator), torch.full((n,), sigma).double()
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.1, 0.5, 2.0, 15.0, 80.0])
+@pytest.mark.parametrize(("network", "preconditioning"), CASES.values(), ids=CASES)
+def test_every_exact_network_becomes_the_exact_denoiser(network, preconditioning, sigma):
+    x, level = noisy(sigma)
+    assert_close(Denoiser(network, preconditioning)(x, level), MIXTURE(x, level), rtol=1e-10, atol=1e-10)
+
+
+def test_every_preconditioning_of_the_package_has_its_exact_network():
+    assert {type(preconditioning) for _, preconditioning in CASES.values()} == set(concrete_subclasses(Preconditioning))
+
+
+@pytest.mark.parametrize("path", [RectifiedFlow(), VarianceExploding()], ids=lambda path: type(path).__name__)
+def test_v_prediction_off_the_unit_circle_is_refused(path):
+    with pytest.raises(ValueError, match=f"variance-preserving.*{type(path).__name__}"):
+        VPrediction(path)
+
+
+@pytest.mark.parametrize("sigma_data", [0.0, -1.0, float("nan")])
+def test_data_without_spread_is_refused(sigma_data):
+    with pytest.raises(ValueError, match="sigma_data"):
+        EDM(sigma_data)
+
+
+def test_edm_inputs_and_targets_have_unit_variance():
+    sigma = torch.logspace(-2, 2, 9, dtype=torch.float64)
+    skip, out, scale, noise = EDM(SIGMA_DATA).coefficients(sigma)
+    one = torch.ones_like(sigma)
+    assert_close(scale.square() * (sigma**2 + SIGMA_DATA**2), one)
+    assert_close(((1 - skip) ** 2 * SIGMA_DATA**2 + skip**2 * sigma**2) / out**2, one)  # Var[(x_0 - skip x) / out]
+    assert_close((4 * noise).exp(), sigma)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 30.0])
+def test_score_is_the_gradient_of_the_log_density(sigma):
+    x, level = noisy(sigma)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(MIXTURE.log_prob(x, level).sum(), x)
+    exact = Denoiser(MIXTURE, X0Prediction(VarianceExploding()))
+    assert_close(exact.score(x, level), gradient, rtol=1e-9, atol=1e-9)
+
+
+def conditional_denoiser():
+    torch.manual_seed(0)
+    return Denoiser(MLP(dim=2, width=16, depth=2, num_classes=3).double(), EDM(SIGMA_DATA))
+
+
+def test_guidance_of_scale_one_is_the_condition_zero_is_no_class_and_it_is_affine_in_the_scale():
+    denoiser, (x, level) = conditional_denoiser(), noisy(0.5)
+    labels = torch.arange(64) % 3
+    at = {scale: denoiser.guided(x, level, labels, scale) for scale in (0, 1, 2, 3.5)}
+    assert_close(at[1], denoiser(x, level, labels))
+    assert_close(at[0], denoiser(x, level, torch.full((64,), 3)))
+    assert_close(at[2] - at[1], at[1] - at[0])
+    assert_close(at[3.5], at[0] + 3.5 * (at[1] - at[0]))
+    assert not torch.allclose(at[0], at[1])
+
+
+def test_guidance_of_an_unconditional_denoiser_changes_nothing():
+    x, level = noisy(0.5)
+    exact = Denoiser(MIXTURE, X0Prediction(VarianceExploding()))
+    assert torch.equal(exact.guided(x, level, None, 4.0), exact(x, level))
+
+
+def test_the_two_halves_make_the_whole_and_detached_features_carry_no_gradient():
+    denoiser, (x, level) = conditional_denoiser(), noisy(0.5)
+    half = denoiser.encode(x.requires_grad_(), level, torch.zeros(64, dtype=torch.long))
+    assert torch.equal(denoiser.finish(half), denoiser(x, level, torch.zeros(64, dtype=torch.long)))
+    assert all(tap.requires_grad for tap in half.features)
+    assert not any(tap.requires_grad for tap in half.detach_features().features)
+    assert torch.equal(denoiser.finish(half.detach_features()), denoiser.finish(half))
+
+
+def test_coefficients_multiply_samples_of_any_shape():
+    torch.manual_seed(0)
+    denoiser = Denoiser(SmallUNet(resolution=8, channels=3, widths=(8,)).double(), EDM(SIGMA_DATA))
+    x, level = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.tensor([0.01, 0.1, 1.0, 10.0]).double()
+    together = denoiser(x, level)
+    alone = torch.cat([denoiser(x[i : i + 1], level[i : i + 1]) for i in range(4)])
+    assert_close(together, alone, rtol=1e-10, atol=1e-12)
+
+
+def test_the_denoiser_of_vanishing_noise_is_the_identity():
+    denoiser = conditional_denoiser()
+    x = torch.randn(8, 2, dtype=torch.float64)
+    level = torch.full((8,), 1e-9, dtype=torch.float64)
+    assert_close(denoiser(x, level, torch.zeros(8, dtype=torch.long)), x, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("shape", "levels", "match"),
+    [((4, 2), (1,), r"\(4,\), got \(1,\)"), ((4, 2), (), "one noise level"), ((4, 3), (4,), r"\(2,\): got \(3,\)")],
+)
+def test_samples_and_noise_levels_that_do_not_fit_are_refused(shape, levels, match):
+    with pytest.raises(ValueError, match=match):
+        Denoiser(MIXTURE, X0Prediction(VarianceExploding()))(torch.zeros(shape), torch.ones(levels))

@@ -1,0 +1,179 @@
+"""A description in plain values rebuilds the object, and builds nothing else."""
+
+import copy
+import inspect
+import json
+import sys
+
+import pytest
+import torch
+
+from fdistill.denoiser import Denoiser
+from fdistill.described import Described, public_path
+from fdistill.divergences import FDivergence, SkewedJensenShannon
+from fdistill.networks import MLP, DiffusersUNet, GaussianMixture, Network, SmallUNet
+from fdistill.paths import Path, VPCosine, VPLinear
+from fdistill.preconditioning import EDM, EpsPrediction, Preconditioning, VelocityPrediction, VPrediction, X0Prediction
+
+ARGUMENTS = {
+    GaussianMixture: {"means": ((-1.0, 0.0), (1.0, 0.5)), "stds": (0.2, 0.3), "weights": (1.0, 3.0)},
+    MLP: {"dim": 3, "width": 8, "depth": 2, "num_classes": 2, "initial_output": (0.1, 0.2, 0.3)},
+    SmallUNet: {"resolution": 4, "widths": (4, 8), "num_classes": 2},
+    DiffusersUNet: {"resolution": 4, "widths": (8, 8), "attention_levels": (1,)},
+    EpsPrediction: {"path": VPCosine(0.01), "time_scale": 1000.0},
+    VPrediction: {"path": VPLinear(0.2, 10.0)},
+    X0Prediction: {"path": VPLinear()},
+    EDM: {"sigma_data": 0.25},
+    VelocityPrediction: {"time_scale": 7.0},
+}
+
+
+def concrete_subclasses(cls):
+    below = [found for sub in cls.__subclasses__() for found in [sub, *concrete_subclasses(sub)]]
+    return [sub for sub in below if sub.__module__.startswith("fdistill") and not inspect.isabstract(sub)]
+
+
+def example(cls):
+    return cls(**ARGUMENTS.get(cls, {}))
+
+
+def through_json(spec):
+    return json.loads(json.dumps(spec))
+
+
+@pytest.mark.parametrize("preconditioning", concrete_subclasses(Preconditioning), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("network", concrete_subclasses(Network), ids=lambda cls: cls.__name__)
+def test_every_denoiser_is_rebuilt_from_its_description(network, preconditioning):
+    denoiser = Denoiser(example(network), example(preconditioning)).eval()
+    spec = through_json(denoiser.spec())
+    again = Denoiser.from_spec(spec).eval()
+    again.load_state_dict(denoiser.state_dict())
+    assert again.spec() == spec
+    assert type(again.network) is network
+    x, sigma = torch.randn(3, *denoiser.sample_shape), torch.tensor([0.1, 1.0, 10.0])
+    labels = torch.arange(3) % 2 if denoiser.num_classes else None
+    assert torch.equal(again(x, sigma, labels), denoiser(x, sigma, labels))
+
+
+@pytest.mark.parametrize("base", [FDivergence, Path], ids=lambda cls: cls.__name__)
+def test_every_part_is_rebuilt_from_its_description(base):
+    for cls in concrete_subclasses(base):
+        spec = through_json(cls().spec())
+        assert type(base.from_spec(spec)) is cls
+        assert base.from_spec(spec).spec() == spec
+
+
+def test_description_tells_defaults_and_positional_arguments_by_name():
+    assert VPLinear(0.3).spec() == {
+        "class_path": "fdistill.paths.VPLinear",
+        "init_args": {"beta_min": 0.3, "beta_max": 20.0},
+    }
+    assert EDM().spec()["init_args"] == {"sigma_data": 0.5}
+
+
+def test_description_nests():
+    spec = VPrediction(VPCosine(0.01)).spec()
+    assert spec["init_args"]["path"] == {"class_path": "fdistill.paths.VPCosine", "init_args": {"offset": 0.01}}
+
+
+def test_a_subclass_is_described_by_its_own_arguments():
+    assert VelocityPrediction(5.0).spec()["init_args"] == {"time_scale": 5.0}
+
+
+def test_a_class_path_does_not_tell_the_file_inside_a_room():
+    assert public_path(MLP) == "fdistill.networks.MLP"
+    assert public_path(VPLinear) == "fdistill.paths.VPLinear"
+    assert public_path(json.JSONDecoder) == "json.decoder.JSONDecoder"
+
+
+def test_a_copy_has_the_same_description_and_its_own_weights():
+    denoiser = Denoiser(example(MLP), EDM(0.4))
+    copied = copy.deepcopy(denoiser)
+    assert copied.spec() == denoiser.spec()
+    assert Denoiser.from_spec(copied.spec()).spec() == denoiser.spec()
+    with torch.no_grad():
+        copied.network.output.bias.add_(1)
+    assert not torch.equal(copied.network.output.bias, denoiser.network.output.bias)
+
+
+def test_description_keeps_the_values_of_construction_when_the_caller_changes_his_list():
+    widths = [8, 8]
+    network = SmallUNet(resolution=4, widths=widths)
+    widths.append(16)
+    assert network.spec()["init_args"]["widths"] == [8, 8]
+
+
+def test_an_unknown_class_is_refused_and_its_module_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "module_with_a_trap.py").write_text("raise SystemExit('imported')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"module_with_a_trap\.Net.*--import"):
+        Network.from_spec({"class_path": "module_with_a_trap.Net", "init_args": {}})
+    assert "module_with_a_trap" not in sys.modules
+
+
+@pytest.mark.parametrize("class_path", ["os.system", "builtins.eval", "torch.nn.Linear", "fdistill.paths.VPLinear", ""])
+def test_only_classes_of_the_asked_kind_are_built(class_path):
+    with pytest.raises(ValueError, match="no Network"):
+        Network.from_spec({"class_path": class_path, "init_args": {}})
+
+
+@pytest.mark.parametrize("base", [Path, FDivergence, Network], ids=lambda cls: cls.__name__)
+def test_an_abstract_class_is_not_built(base):
+    with pytest.raises(ValueError, match="is no"):
+        base.from_spec({"class_path": public_path(base), "init_args": {}})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(None, "VPLinear", {}, [], {"class_path": "x"}, {"class_path": "x", "init_args": {}, "more": 1}),
+        *({"class_path": path, "init_args": {}} for path in (None, 3, [], {})),
+        *({"class_path": "fdistill.paths.VPLinear", "init_args": arguments} for arguments in (None, [1.0, 2.0], "x")),
+    ],
+    ids=str,
+)
+def test_a_description_of_another_form_is_refused(spec):
+    with pytest.raises(ValueError, match="class_path and init_args"):
+        Path.from_spec(spec)
+
+
+@pytest.mark.parametrize(
+    "init_args",
+    [{"beta": 1.0}, {"self": 1}, {"beta_min": "a"}, {"beta_min": 5.0, "beta_max": 1.0}, {"beta_min": {}}],
+    ids=str,
+)
+def test_arguments_that_the_class_does_not_take_are_refused(init_args):
+    with pytest.raises(ValueError, match="VPLinear"):
+        Path.from_spec({"class_path": "fdistill.paths.VPLinear", "init_args": init_args})
+
+
+def test_a_nested_unknown_class_is_refused():
+    spec = {
+        "class_path": "fdistill.preconditioning.VPrediction",
+        "init_args": {"path": {"class_path": "a.B", "init_args": {}}},
+    }
+    with pytest.raises(ValueError, match=r"a\.B"):
+        Preconditioning.from_spec(spec)
+
+
+def test_values_that_are_not_plain_cannot_be_described():
+    class Holder(Described):
+        def __init__(self, value):
+            self.value = value
+
+    with pytest.raises(TypeError, match=r"plain values.*Tensor"):
+        Holder(torch.ones(2)).spec()
+    assert Holder({"a": (1, None, True)}).spec()["init_args"] == {"value": {"a": [1, None, True]}}
+
+
+def test_parameters_outside_their_range_are_refused_on_the_way_back_too():
+    spec = SkewedJensenShannon(0.5).spec()
+    spec["init_args"]["skew"] = 2.0
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        FDivergence.from_spec(spec)
+
+
+@pytest.mark.parametrize("path", [{"class_path": 3, "init_args": {}}, {"class_path": "x", "init_args": None}], ids=str)
+def test_a_nested_description_of_another_form_is_refused(path):
+    with pytest.raises(ValueError, match="class_path and init_args"):
+        Preconditioning.from_spec({"class_path": "fdistill.preconditioning.EpsPrediction", "init_args": {"path": path}})

@@ -1,0 +1,111 @@
+"""A generative model samples reproducibly, counts its evaluations and checks its conditions."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fdistill.denoiser import Denoiser
+from fdistill.generative_model import GenerativeModel, check_labels
+from fdistill.networks import MLP, GaussianMixture
+from fdistill.paths import VarianceExploding
+from fdistill.preconditioning import EDM, X0Prediction
+from fdistill.samplers import heun, one_step
+
+
+class CountingDenoiser(Denoiser):
+    evaluations = 0
+
+    def forward(self, x, sigma, labels=None):
+        self.evaluations += 1
+        return super().forward(x, sigma, labels)
+
+
+def denoiser(num_classes=0):
+    torch.manual_seed(0)
+    return CountingDenoiser(MLP(dim=2, width=16, depth=2, num_classes=num_classes), EDM(0.5))
+
+
+def mixture():
+    return Denoiser(GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], [0.2, 0.2]), X0Prediction(VarianceExploding()))
+
+
+@pytest.mark.parametrize(
+    ("build", "evaluations"),
+    [
+        (lambda: GenerativeModel.student(denoiser(), 2.5), 1),
+        (lambda: GenerativeModel.student(denoiser(3), 2.5), 1),
+        (lambda: GenerativeModel.teacher(denoiser(), 18, 0.01, 40.0), 35),
+        (lambda: GenerativeModel.teacher(denoiser(), 18, 0.01, 40.0, guidance=2.0), 35),
+        (lambda: GenerativeModel.teacher(denoiser(3), 18, 0.01, 40.0), 35),
+        (lambda: GenerativeModel.teacher(denoiser(3), 18, 0.01, 40.0, guidance=2.0), 70),
+        (lambda: GenerativeModel.teacher(denoiser(), 1, 0.01, 40.0), 1),
+    ],
+    ids=["student", "class student", "teacher", "no class to guide", "class teacher", "guided", "one step"],
+)
+def test_stated_number_of_evaluations_is_the_number_made(build, evaluations):
+    model = build()
+    model.sample(model.noise(5, seed=0), model.labels(5))
+    assert model.denoiser.evaluations == model.evaluations == evaluations
+
+
+def test_a_student_is_its_denoiser_at_sigma_init_and_a_teacher_is_heun():
+    noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    student, teacher = GenerativeModel.student(mixture(), 2.5), GenerativeModel.teacher(mixture(), 9, 0.01, 40.0)
+    assert_close(student.sample(noise), one_step(mixture(), noise, torch.tensor([2.5])))
+    assert_close(teacher.sample(noise), heun(mixture(), noise, teacher.sigmas))
+
+
+def test_a_teacher_of_an_exact_mixture_generates_the_mixture():
+    model = GenerativeModel.teacher(mixture(), 40, 0.01, 40.0)
+    samples = model.sample(model.noise(20_000, seed=0))
+    nearest = samples[:, 0].sign()
+    assert samples.mean(dim=0).abs().max() < 5 / 20_000**0.5
+    assert_close((samples[:, 0] - nearest).std().item(), 0.2, rtol=0.03, atol=0)
+    assert_close(samples[:, 1].std().item(), 0.2, rtol=0.03, atol=0)
+
+
+def test_noise_is_a_function_of_the_seed_and_begins_equally_for_every_number():
+    model = GenerativeModel.student(mixture(), 2.5)
+    assert torch.equal(model.noise(32, seed=3), model.noise(32, seed=3))
+    assert not torch.equal(model.noise(32, seed=3), model.noise(32, seed=4))
+    assert model.noise(32, seed=3).shape == (32, 2)
+
+
+def test_default_labels_name_the_classes_in_turn():
+    assert GenerativeModel.student(denoiser(3), 1.0).labels(7).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert GenerativeModel.student(denoiser(), 1.0).labels(7) is None
+
+
+def test_samples_do_not_depend_on_the_batch_size():
+    model = GenerativeModel.teacher(denoiser(3), 4, 0.1, 5.0, guidance=2.0)
+    noise, labels = model.noise(10, seed=0), model.labels(10)
+    assert_close(model.sample(noise, labels, batch_size=3), model.sample(noise, labels, batch_size=10))
+
+
+def test_models_are_in_evaluation_mode():
+    assert not GenerativeModel.student(denoiser().train(), 1.0).denoiser.training
+    assert not GenerativeModel.teacher(denoiser().train(), 2, 0.1, 1.0).denoiser.training
+
+
+def test_labels_given_to_an_unconditional_model_are_ignored():
+    model = GenerativeModel.student(mixture(), 2.5)
+    noise = model.noise(4, seed=0)
+    assert torch.equal(model.sample(noise, torch.arange(4)), model.sample(noise))
+
+
+@pytest.mark.parametrize("build", [denoiser, mixture], ids=["with parameters", "analytic"])
+def test_samples_are_made_where_the_denoiser_is(build):
+    assert GenerativeModel.student(build(), 1.0).to("cpu").device == torch.device("cpu")
+    assert GenerativeModel.student(build(), 1.0).to("meta").device == torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [(None, "got none"), (torch.tensor([0, 3]), r"\[0, 3\): got 3"), (torch.tensor([-1, 0]), "got -1")],
+)
+def test_missing_and_impossible_labels_are_refused(labels, match):
+    with pytest.raises(ValueError, match=match):
+        check_labels(labels, 3)
+    model = GenerativeModel.student(denoiser(3), 1.0)
+    with pytest.raises(ValueError, match=match):
+        model.sample(model.noise(2, seed=0), labels)

@@ -1,0 +1,130 @@
+"""Noise levels follow the law they state, and sampling grids are Karras'."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fdistill.noise_levels import KarrasUniform, LogNormal, LogUniform, NoiseLevels, karras_grid
+
+
+def concrete_subclasses(cls):
+    below = [found for sub in cls.__subclasses__() for found in [sub, *concrete_subclasses(sub)]]
+    return [sub for sub in below if sub.__module__.startswith("fdistill") and not inspect.isabstract(sub)]
+
+
+def family():
+    found = [cls() for cls in concrete_subclasses(NoiseLevels)]
+    return [*found, LogNormal(0.4, 2.0), LogUniform(0.1, 3.0), KarrasUniform(0.01, 10.0, rho=3.0, low=0.0, high=0.8)]
+
+
+every_law = pytest.mark.parametrize("law", family(), ids=lambda law: type(law).__name__)
+
+
+@every_law
+def test_cdf_and_quantile_are_inverse(law):
+    u = torch.linspace(0.001, 0.999, 333, dtype=torch.float64)
+    assert_close(law.cdf(law.quantile(u)), u, rtol=1e-10, atol=0)
+    sigma = law.quantile(u)
+    assert_close(law.quantile(law.cdf(sigma)), sigma, rtol=1e-9, atol=0)
+
+
+@every_law
+def test_quantile_is_positive_and_grows(law):
+    sigma = law.quantile(torch.linspace(1e-6, 1 - 1e-6, 1000, dtype=torch.float64))
+    assert (sigma > 0).all()
+    assert (sigma.diff() > 0).all()
+
+
+@every_law
+def test_cdf_of_any_positive_level_is_a_share(law):
+    share = law.cdf(torch.logspace(-8, 8, 100, dtype=torch.float64))
+    assert ((share >= 0) & (share <= 1)).all()
+    assert (share.diff() >= 0).all()
+    assert share[0] < 1e-6
+    assert share[-1] > 1 - 1e-6
+
+
+@every_law
+def test_bins_of_equal_probability_hold_equally_many_samples(law):
+    n, bins = 100_000, 25
+    sigma = law.sample(n, torch.Generator().manual_seed(0))
+    edges = law.quantile(torch.arange(1, bins, dtype=torch.float64) / bins)
+    counts = torch.bincount(torch.bucketize(sigma.double(), edges), minlength=bins)
+    assert (counts - n / bins).abs().max() < 5 * math.sqrt(n / bins * (1 - 1 / bins))  # five standard deviations
+
+
+@every_law
+def test_samples_are_float32_finite_positive_and_a_function_of_the_generator(law):
+    first, again, other = (law.sample(1000, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert first.shape == (1000,)
+    assert first.dtype == torch.float32
+    assert (first > 0).all()
+    assert first.isfinite().all()
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_logarithm_of_lognormal_levels_has_the_stated_mean_and_deviation():
+    log_sigma = LogNormal(-1.2, 1.2).sample(100_000, torch.Generator().manual_seed(0)).log()
+    assert log_sigma.mean().item() == pytest.approx(-1.2, abs=5 * 1.2 / math.sqrt(100_000))
+    assert log_sigma.std().item() == pytest.approx(1.2, abs=5 * 1.2 / math.sqrt(200_000))
+
+
+def test_karras_uniform_of_infinite_rho_is_log_uniform():
+    u = torch.linspace(0, 1, 11, dtype=torch.float64)
+    whole = KarrasUniform(0.01, 50.0, rho=1e6, low=0.0, high=1.0)
+    assert_close(whole.quantile(u), LogUniform(0.01, 50.0).quantile(u), rtol=1e-4, atol=0)
+
+
+def test_cut_karras_levels_stay_inside_the_levels_of_the_grid():
+    sigma = KarrasUniform(0.002, 80.0, low=0.02, high=0.98).sample(10_000, torch.Generator().manual_seed(0))
+    grid = karras_grid(101, 0.002, 80.0).flip(0)[1:]  # ascending: entry i is the share i / 100
+    assert grid[2] <= sigma.min() * (1 + 1e-6)
+    assert sigma.max() <= grid[98] * (1 + 1e-6)
+
+
+def test_quantiles_of_the_whole_karras_law_are_the_sampling_grid():
+    u = torch.linspace(0, 1, 18, dtype=torch.float64)
+    law = KarrasUniform(0.002, 80.0, low=0.0, high=1.0)
+    assert_close(law.quantile(u).flip(0), karras_grid(18, 0.002, 80.0)[:-1])
+
+
+@pytest.mark.parametrize("num_steps", [2, 18, 80])
+def test_grid_falls_from_sigma_max_through_sigma_min_to_zero(num_steps):
+    grid = karras_grid(num_steps, 0.002, 80.0)
+    assert grid.dtype == torch.float64
+    assert len(grid) == num_steps + 1
+    assert (grid.diff() < 0).all()
+    assert_close(grid[[0, -2, -1]], torch.tensor([80.0, 0.002, 0.0], dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_grid_of_one_step_goes_from_sigma_max_to_zero():
+    assert_close(karras_grid(1, 0.002, 80.0), torch.tensor([80.0, 0.0], dtype=torch.float64))
+
+
+def test_rho_one_is_the_even_grid_and_rho_infinity_the_geometric_one():
+    even, geometric = (karras_grid(9, 0.1, 10.0, rho=rho)[:-1] for rho in (1.0, 1e6))
+    assert_close(even.diff(), even.diff()[:1].expand(8))
+    steps = geometric.log().diff()
+    assert_close(steps, steps[:1].expand(8), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda: karras_grid(0), "at least one step"),
+        (lambda: karras_grid(5, 1.0, 0.5), "sigma_min < sigma_max"),
+        (lambda: karras_grid(5, 0.0, 0.5), "0 < sigma_min"),
+        (lambda: LogNormal(0.0, 0.0), "std"),
+        (lambda: LogUniform(-1.0, 1.0), "0 < sigma_min"),
+        (lambda: KarrasUniform(rho=0.0), "rho"),
+        (lambda: KarrasUniform(low=0.5, high=0.5), "low < high"),
+        (lambda: KarrasUniform(2.0, 1.0), "sigma_min < sigma_max"),
+    ],
+)
+def test_impossible_levels_are_refused(build, match):
+    with pytest.raises(ValueError, match=match):
+        build()
