@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from fdistill.data import Batch, GenerativeDataModule
 from fdistill.generative_model import GenerativeModel
+from fdistill.metrics import vendi_score
 from fdistill.random_streams import fold_seed, generator_for
 from fdistill.report import FeatureSpace, average_rows, measure, per_class_gaussian
 
@@ -64,6 +65,7 @@ def evaluate_models(
     speeds = {name: samples_per_second(model, n) for name, model in models.items()}
     report: dict[str, Any] = {name: average_rows(found) for name, found in rows.items()}
     report |= {
+        "held_out": _held_out(space, reference),
         "n": n,
         "repeats": repeats,
         "seed": seed,
@@ -76,6 +78,13 @@ def evaluate_models(
         "student_facts": student.facts,
     }
     return Evaluation(report, first)
+
+
+def _held_out(space: FeatureSpace, reference: Batch) -> dict[str, float | None]:
+    """What the reference itself has: its Vendi score, and how well the classifier reads images it has not seen."""
+    predicted = space.predict(reference.x)
+    accuracy = None if predicted is None else float((predicted == reference.labels).double().mean())
+    return {"vendi": float(vendi_score(space.features(reference.x))), "accuracy": accuracy}
 
 
 def samples_per_second(model: GenerativeModel, n: int, repeats: int = 3) -> float:

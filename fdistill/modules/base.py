@@ -26,9 +26,9 @@ class NonFiniteError(RuntimeError):
 class GenerativeModule(L.LightningModule):
     """Base of `TeacherModule` and `DistillationModule`.
 
-    Each batch takes exactly one counted optimiser step, so ``global_step`` is the number of turns, and the noise of a turn is a
-    function of (seed, turn, rank). Gradients are averaged over ranks here, so that any strategy that starts with equal weights
-    is right; use `ReplicatedStrategy` (configs/trainer.yaml) rather than plain DDP.
+    Each batch takes exactly one counted optimiser step, so ``global_step`` is the number of turns, and the noise of a
+    turn is a function of (seed, turn, rank). Gradients are averaged over ranks here, before they are clipped and
+    checked: one device or `ReplicatedStrategy`, and no strategy that wraps or shards the networks.
     """
 
     frozen_prefixes: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.log_ratio import FeatureDiscriminator, RatioEstimator, SampleDiscriminator, unit_mean
 from fdistill.metrics import frechet_distance
 from fdistill.modules.base import GenerativeModule
+from fdistill.modules.start import check_choices, check_numbers, known_sigma_data, learners
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import (
     denoising_loss,
@@ -27,7 +28,6 @@ from fdistill.objectives import (
     sample_normaliser,
     sigma_normaliser,
 )
-from fdistill.preconditioning import EDM
 from fdistill.random_streams import generator_for
 
 
@@ -108,17 +108,15 @@ class DistillationModule(GenerativeModule):
         seed: of all noise; set by seed_everything on the command line.
         """
         super().__init__(seed, gradient_clip)
-        _check_arguments(sigma_init, fake_updates_per_student, adversarial_weight, fake_score_warmup)
+        check_numbers(sigma_init, fake_updates_per_student, adversarial_weight, fake_score_warmup)
+        check_choices(turn, discriminator, normaliser, fake_noise_levels)
         self.teacher_source = str(teacher) if isinstance(teacher, str | Path) else teacher.spec()
         loaded = load_model(teacher).denoiser if isinstance(teacher, str | Path) else teacher
         self.teacher = copy.deepcopy(loaded).requires_grad_(False).eval()
-        self.student = _trainable(student or loaded, "student")
-        self.fake_score = _trainable(fake_score or loaded, "fake_score")
+        self.student, self.fake_score = learners(loaded, student, fake_score)
         self.ema = EMA(self.student, ema_decay)
-        self.sigma_data = _sigma_data(sigma_data, self.fake_score)
+        self.sigma_data = known_sigma_data(sigma_data, self.fake_score)
         self.divergence, self.noise_levels, self.sigma_init = divergence, noise_levels, sigma_init
-        if fake_noise_levels is not None and turn == "fused":
-            raise ValueError("a fused turn noises its samples once: fake_noise_levels needs turn alternating")
         self.fake_noise_levels = fake_noise_levels or noise_levels
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
         self.turn, self.fake_updates_per_student = turn, fake_updates_per_student
@@ -126,9 +124,8 @@ class DistillationModule(GenerativeModule):
         self.discriminator_lr, self.fake_score_warmup = discriminator_lr, fake_score_warmup
         self.ratio: RatioEstimator | None = None
         if divergence.needs_ratio or adversarial_weight:
-            self.ratio = RatioEstimator(
-                self._build_discriminator(discriminator), noise_levels, self.sigma_data, ratio_bins, ratio_decay
-            )
+            network = self._build_discriminator(discriminator)
+            self.ratio = RatioEstimator(network, noise_levels, self.sigma_data, ratio_bins, ratio_decay)
 
     def generative_model(self) -> GenerativeModel:
         facts = {
@@ -308,7 +305,8 @@ class DistillationModule(GenerativeModule):
 
     def on_validation_epoch_end(self) -> None:
         generated, real = (gather_rows(torch.cat(parts).flatten(1)) for parts in zip(*self._validation, strict=True))
-        self.log("validation/pixel_frechet_distance", frechet_distance(generated, real).float(), prog_bar=True)
+        distance = frechet_distance(generated, real).float()
+        self.log("validation/pixel_frechet_distance", distance, prog_bar=True, sync_dist=True)
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
@@ -326,29 +324,3 @@ class DistillationModule(GenerativeModule):
             if reads == "teacher":
                 return FeatureDiscriminator(self.teacher.network.feature_channels)
             return SampleDiscriminator(self.student.sample_shape, self.student.num_classes)
-
-
-def _check_arguments(sigma_init: float, fake_updates: int, adversarial_weight: float, warmup: int) -> None:
-    if not sigma_init > 0:
-        raise ValueError(f"sigma_init is the noise level the student starts from and positive: got {sigma_init}")
-    if fake_updates < 1:
-        raise ValueError(f"fake_updates_per_student is at least 1: got {fake_updates}")
-    if adversarial_weight < 0 or warmup < 0:
-        raise ValueError(
-            f"adversarial_weight and fake_score_warmup are not negative: got {adversarial_weight} and {warmup}"
-        )
-
-
-def _trainable(denoiser: Denoiser, name: str) -> Denoiser:
-    copied = copy.deepcopy(denoiser).requires_grad_(True).train()
-    if not any(True for _ in copied.parameters()):
-        raise ValueError(f"the teacher has no parameters to start the {name} from: give {name} as a denoiser of its own")
-    return copied
-
-
-def _sigma_data(given: float | None, fake_score: Denoiser) -> float:
-    if given is not None:
-        return given
-    if isinstance(fake_score.preconditioning, EDM):
-        return fake_score.preconditioning.sigma_data
-    raise ValueError("sigma_data is known only where the fake score has EDM preconditioning: give the data's standard deviation")

@@ -24,7 +24,7 @@ def test_student_and_fake_score_start_as_the_average_of_the_teacher(tmp_path):
 
 
 def test_only_student_fake_score_and_ratio_train_and_the_rest_is_frozen_in_evaluation_mode():
-    module = distillation()
+    module = distillation(mlp().eval())  # as load_model returns it
     watch = L.Callback()
     modes = {}
 
@@ -72,6 +72,14 @@ def test_the_same_seed_builds_the_same_discriminator_and_leaves_the_global_state
         ({"sigma_init": 0.0}, "sigma_init .*positive: got 0"),
         ({"sigma_init": -1.0}, "sigma_init .*positive: got -1"),
         ({"sigma_init": float("nan")}, "sigma_init .*positive: got nan"),
+        ({"sigma_init": float("inf")}, "sigma_init .*positive: got inf"),
+        ({"adversarial_weight": float("nan")}, "not negative: got nan"),
+        ({"sigma_data": 0.0}, "sigma_data is positive.*got 0"),
+        ({"turn": "fuse"}, "turn is one of fused, alternating: got 'fuse'"),
+        ({"discriminator": "teach"}, "discriminator is one of teacher, sample: got 'teach'"),
+        ({"normaliser": "none"}, "normaliser is one of sample, sigma: got 'none'"),
+        ({"teacher": mlp(num_classes=2), "student": mlp()}, "teacher and student .* 0 classes .*got .*2$"),
+        ({"fake_score": mlp(dim=3)}, r"fake_score and student .*expected shape \(2,\).*got \(3,\)"),
         ({"adversarial_weight": -0.1}, "not negative: got -0.1"),
         ({"fake_score_warmup": -1}, "not negative: .*-1"),
         ({"fake_updates_per_student": 0}, "at least 1: got 0"),

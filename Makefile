@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := runs/quickstart
+FIT := $(BIN)/fdistill fit --config configs/trainer.yaml
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart demonstrations test slow lint clean
+
+# torch comes first and exactly: a range would pull another build.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+# Killed at any moment, the same command continues from the last checkpoints. `rm -r runs/quickstart` starts afresh.
+quickstart: $(STAMP)
+	$(FIT) --config configs/quickstart/teacher.yaml --ckpt_path last
+	$(FIT) --config configs/quickstart/student.yaml --ckpt_path last
+	$(BIN)/fdistill evaluate --checkpoint $(RUN)/train-student/checkpoints/best.ckpt --out $(RUN)
+	$(BIN)/fdistill export $(RUN)/train-teacher/checkpoints/last.ckpt $(RUN)/teacher
+	$(BIN)/fdistill export $(RUN)/train-student/checkpoints/best.ckpt $(RUN)/student --report $(RUN)/report.json
+
+demonstrations: $(STAMP)
+	$(BIN)/python tools/demonstrate.py configs/quickstart/mixture.yaml --out runs/demonstrations/mixture
+	$(FIT) --config configs/quickstart/teacher_unconditional.yaml --ckpt_path last
+	$(BIN)/python tools/demonstrate.py configs/quickstart/mode_dropping.yaml --out runs/demonstrations/mode_dropping
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest --cov=fdistill --cov-report=term --cov-fail-under=90
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

@@ -1,0 +1,124 @@
+"""Quality against time for the fused and the alternating turn: same teacher, same settings, same seconds, interleaved seeds.
+
+    python tools/benchmark_turns.py --teacher runs/quickstart/train-teacher/checkpoints/last.ckpt --out runs/benchmark_turns
+
+Measuring time is not counted. Writes results.json and picture.png and prints a Markdown table of medians over the seeds.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from matplotlib.figure import Figure
+
+from fdistill.data import Digits
+from fdistill.metrics import frechet_distance, precision_recall
+from fdistill.report import FeatureSpace, write_json
+from fdistill.report.figure_file import save_figure
+from fdistill.trainer_cli import run_trainer
+
+TURNS = {
+    "fused": ["--model.turn", "fused"],
+    "alternating 1:1": ["--model.turn", "alternating", "--model.fake_updates_per_student", "1"],
+    "alternating 5:1": ["--model.turn", "alternating", "--model.fake_updates_per_student", "5"],
+}
+
+
+class Stopwatch(L.Callback):
+    """Measures the student every `every` training seconds and stops the run after `seconds`."""
+
+    def __init__(self, space: FeatureSpace, data: Digits, every: float, seconds: float) -> None:
+        self.space, self.reference = space, data.held_out_split
+        self.reference_features = space.features(self.reference.x)
+        self.every, self.seconds = every, seconds
+        self.spent, self.rows = 0.0, []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
+        self.spent += time.perf_counter() - self.started
+        if self.spent < self.every * (len(self.rows) + 1):
+            return
+        model = module.generative_model()
+        features = self.space.features(model.sample(model.noise(len(self.reference.x), 5), self.reference.labels))
+        self.rows.append(
+            {
+                "seconds": self.every * (len(self.rows) + 1),
+                "turns": trainer.global_step,
+                "frechet_distance": float(frechet_distance(features, self.reference_features)),
+                "recall": float(precision_recall(features, self.reference_features).recall),
+            }
+        )
+        trainer.should_stop = self.spent >= self.seconds
+
+
+def run(name: str, seed: int, options: argparse.Namespace, space: FeatureSpace, data: Digits) -> list[dict[str, Any]]:
+    arguments = ["--config", "configs/trainer.yaml", "--config", "configs/quickstart/student.yaml"]
+    arguments += ["--model.teacher", options.teacher, "--seed_everything", str(seed), *TURNS[name]]
+    cli = run_trainer([*arguments, "--trainer.max_steps", "1000000", "--trainer.callbacks", "[]"], run=False)
+    watch = Stopwatch(space, data, options.every, options.seconds)
+    trainer = L.Trainer(
+        accelerator=options.accelerator,
+        max_steps=-1,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        callbacks=[watch],
+    )
+    trainer.fit(cli.model, datamodule=cli.datamodule)
+    return watch.rows
+
+
+def picture(rows: dict[str, dict[int, list[dict[str, Any]]]], path: Path) -> None:
+    figure = Figure(figsize=(9, 3.4), facecolor="white", layout="constrained")
+    colours = dict(zip(rows, ("#2a66b0", "#d1782c", "#6b9a3f"), strict=True))
+    for axes, column in zip(figure.subplots(1, 2), ("frechet_distance", "recall"), strict=True):
+        for name, seeds in rows.items():
+            for found in seeds.values():
+                axes.plot([r["seconds"] for r in found], [r[column] for r in found], color=colours[name], alpha=0.35)
+            middle = [statistics.median(values) for values in zip(*([r[column] for r in f] for f in seeds.values()), strict=True)]
+            axes.plot([r["seconds"] for r in found], middle, color=colours[name], linewidth=2, label=name)
+        axes.set(xlabel="training seconds", ylabel=column.replace("_", " "))
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    save_figure(figure, path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--every", type=float, default=10)
+    parser.add_argument("--accelerator", default="cpu")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    data = Digits()
+    space = FeatureSpace(data.train_split.x, data.train_split.labels, data.num_classes, 0)
+    rows: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in TURNS}
+    for seed in options.seeds:
+        for name in TURNS:
+            rows[name][seed] = run(name, seed, options, space, data)
+            last = rows[name][seed][-1]
+            print(f"{name}, seed {seed}: {last['turns']} turns, distance {last['frechet_distance']:.3f}", flush=True)
+    write_json(options.out / "results.json", {"threads": torch.get_num_threads(), "rows": rows})
+    picture(rows, options.out / "picture.png")
+    times = [row["seconds"] for row in next(iter(rows["fused"].values()))]
+    print("| seconds | " + " | ".join(f"{t:.0f}" for t in times) + " |\n|---" + "|---" * len(times) + "|")
+    for name, seeds in rows.items():
+        for column in ("frechet_distance", "recall"):
+            middle = [statistics.median(f[i][column] for f in seeds.values()) for i in range(len(times))]
+            print(f"| {name}, {column} | " + " | ".join(f"{value:.3f}" for value in middle) + " |")
+
+
+if __name__ == "__main__":
+    main()
