@@ -1,4 +1,4 @@
-"""A network, whatever it predicts, becomes D(x, sigma, labels) in variance-exploding coordinates; nobody above asks again."""
+"""A network, whatever it predicts, becomes D(x, sigma, labels) in variance-exploding coordinates."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,8 @@ class HalfDenoised(NamedTuple):
 class Denoiser(nn.Module, Described):
     """D(x, sigma, labels) = E[x_0 | x] for x = x_0 + sigma eps.
 
-    Shapes everywhere: x [B, *sample_shape], sigma [B] > 0, labels int64 [B] in [0, num_classes] (num_classes: no class).
+    Shapes everywhere: x [B, *sample_shape], sigma [B] > 0, labels int64 [B] in [0, num_classes] (num_classes: no
+    class).
     """
 
     def __init__(self, network: Network, preconditioning: Preconditioning) -> None:

@@ -1,4 +1,4 @@
-"""Objects that remember how they were built, so that a checkpoint rebuilds them from plain values and never from pickle."""
+"""Objects that remember how they were built: a checkpoint rebuilds them from plain values, never from pickle."""
 
 import functools
 import inspect

@@ -1,6 +1,7 @@
-"""f-divergences D_f(p||q) = E_q[f(r)] with r = p/q, teacher over student, and the weight h(r) = r^2 f''(r) of their gradient.
+"""f-divergences D_f(p||q) = E_q[f(r)], r = p/q teacher over student, and their gradient's weight h(r) = r^2 f''(r).
 
-Source: f-distill (arXiv 2502.15681). Everything is evaluated from ``log_ratio`` = ln r, so that no weight overflows before
+Source: f-distill (arXiv 2502.15681). Everything is evaluated from ``log_ratio`` = ln r, so that no weight overflows
+before
 its divergence does. The convention is theirs: the textbook Jensen-Shannon divergence is half of `JensenShannon`.
 """
 
@@ -120,7 +121,7 @@ class PearsonChiSquared(FDivergence):
 
 
 class AlphaDivergence(FDivergence):
-    """The power family with weight r^alpha: 0 is reverse KL, 1 forward KL, 1/2, 2, -1 are Hellinger, Pearson, Neyman up to scale."""
+    """Weight r^alpha: 0 is reverse KL, 1 forward KL; 1/2, 2, -1 are Hellinger, Pearson, Neyman up to scale."""
 
     def __init__(self, alpha: float = 0.5) -> None:
         """Args:

@@ -10,8 +10,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class EMA(nn.Module):
     """Holds the averaged copy as `average`; update it after the network's own steps only.
 
-    The decay starts low, min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is soon forgotten. bf16 weights
-    would never move at decay .9999, so the copy is float32 whatever the network is.
+    The decay starts low, min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is soon forgotten.
+    bf16 weights would never move at decay .9999, so the copy is float32 whatever the network is.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:

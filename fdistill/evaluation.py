@@ -32,10 +32,11 @@ def evaluate_models(
     seed: int,
     repeats: int,
 ) -> Evaluation:
-    """Compare n samples of each source with n held-out real ones, `repeats` times with other samples and the same reference.
+    """Compare n samples of each source with the same n held-out real ones, `repeats` times with other samples.
 
-    The floor is n real training samples against the held-out ones; class_gaussian is a Gaussian fitted to each class of the
-    training split. The features are of a classifier trained on the training split alone. All rows get the reference's labels.
+    The floor is n real training samples against the held-out ones; class_gaussian is a Gaussian fitted to each class
+    of the training split. The features are of a classifier trained on the training split alone. All rows get the
+    reference's labels.
 
     Raises:
         ValueError: if n is larger than the held-out split, or the model does not fit the data.
@@ -99,7 +100,12 @@ def samples_per_second(model: GenerativeModel, n: int, repeats: int = 3) -> floa
 
 
 def _check(
-    student: GenerativeModel, teacher: GenerativeModel | None, data: GenerativeDataModule, n: int, most: int, repeats: int
+    student: GenerativeModel,
+    teacher: GenerativeModel | None,
+    data: GenerativeDataModule,
+    n: int,
+    most: int,
+    repeats: int,
 ) -> None:
     if not 4 < n <= most:
         raise ValueError(f"n samples are compared with n held-out real ones: expected 4 < n <= {most}, got {n}")
@@ -117,4 +123,6 @@ def _check(
 
 def _seconds(models: dict[str, GenerativeModel], started: float) -> dict[str, float]:
     spent = {f"{name} training": model.facts.get("train_seconds") for name, model in models.items()}
-    return {name: value for name, value in spent.items() if value} | {"evaluation": round(time.perf_counter() - started, 1)}
+    return {name: value for name, value in spent.items() if value} | {
+        "evaluation": round(time.perf_counter() - started, 1)
+    }

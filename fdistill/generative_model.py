@@ -1,4 +1,4 @@
-"""A denoiser with the way to sample from it: what checkpoints and exported folders hold, and what evaluation compares."""
+"""A denoiser with the way to sample from it: what checkpoints and exported folders hold."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -77,7 +77,7 @@ class GenerativeModel:
         return self
 
     def noise(self, n: int, seed: int) -> Tensor:
-        """The n latents of a seed, [n, *sample_shape] float32 standard normal; the same numbers stock diffusers draws."""
+        """The n latents of a seed, standard normal [n, *sample_shape]; the numbers that stock diffusers draws."""
         return torch.randn(n, *self.sample_shape, generator=torch.Generator().manual_seed(seed))
 
     def labels(self, n: int) -> Tensor | None:
@@ -85,15 +85,12 @@ class GenerativeModel:
         return torch.arange(n) % self.num_classes if self.num_classes else None
 
     def sample(self, noise: Tensor, labels: Tensor | None = None, batch_size: int = 500) -> Tensor:
-        """Samples on the CPU, [B, *sample_shape] float32, from standard normal noise and int64 labels in [0, num_classes).
+        """Samples on the CPU, [B, *sample_shape] float32, from standard normal noise and labels in [0, num_classes).
 
         Raises:
             ValueError: if a conditional model gets no labels or a label out of range.
         """
-        if self.num_classes:
-            labels = check_labels(labels, self.num_classes).to(self.device)
-        else:
-            labels = None
+        labels = check_labels(labels, self.num_classes).to(self.device) if self.num_classes else None
         sampler = one_step if self.kind == "student" else heun
         return generate(
             sampler, self.denoiser, noise.to(self.device), self.sigmas, labels, self.guidance, batch_size

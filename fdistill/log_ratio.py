@@ -1,19 +1,24 @@
 """The log density ratio ln p/q of noised teacher and student samples: discriminators, and two stages of normalisation.
 
-A discriminator trained with softplus losses on noised real (p) and generated (q) samples has the optimal logit ln p_t/q_t
-(arXiv 2502.15681). Its errors are mended by two identities: E_q[p/q] = 1 at every noise level, and the scale of a loss is free.
+A discriminator trained with softplus losses on noised real (p) and generated (q) samples has the optimal logit ln
+p_t/q_t
+(arXiv 2502.15681). Its errors are mended by two identities: E_q[p/q] = 1 at every noise level, and the scale of a
+loss is free.
 """
 
 import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fdistill.denoiser import HalfDenoised
 from fdistill.distributed import global_mean, global_sum
 from fdistill.networks.embeddings import FourierEmbedding
 from fdistill.noise_levels import NoiseLevels
+
+_GRID = 4  # positions a side that a discriminator head tells apart
 
 
 class FeatureDiscriminator(nn.Module):
@@ -65,7 +70,7 @@ class SampleDiscriminator(nn.Module):
 
 
 class RatioEstimator(nn.Module):
-    """Logits of noised samples, and from them the normalised log ratio; all of its state is its own, none the student's."""
+    """Logits of noised samples, and from them the normalised log ratio; all of its state is its own."""
 
     def __init__(
         self,
@@ -103,7 +108,7 @@ class RatioEstimator(nn.Module):
 
     @torch.no_grad()
     def log_ratio(self, logit: Tensor, sigma: Tensor) -> Tensor:
-        """Stage 1, [B]: clip, learn the mean ratio of each noise bin from these q-samples, and subtract its logarithm."""
+        """Stage 1, [B]: clip, learn the mean ratio of each noise bin from these q-samples, subtract its log."""
         raw = logit.detach().float().clamp(*self.log_clip)
         bins = self.bin_of(sigma)
         self._average(self.ratio_sum, torch.zeros_like(self.ratio_sum).index_add_(0, bins, raw.exp()))
@@ -130,17 +135,17 @@ def unit_mean(weight: Tensor) -> Tensor:
 
 
 class _Head(nn.Module):
-    """Channels to one logit; spatial taps pass one 3x3 convolution and are averaged over space."""
+    """One tap to one logit: a 3x3 convolution, a coarse grid that keeps where things are, a small MLP."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(channels, width, 3, padding=1)
         self.norm = nn.GroupNorm(1, width)
-        self.hidden = nn.Linear(width, width)
+        self.hidden = nn.Linear(width * _GRID**2, width)
         self.logit = nn.Linear(width, 1)
         self.activation = nn.SiLU()
 
     def forward(self, tap: Tensor) -> Tensor:
         spatial = tap.reshape(*tap.shape, *[1] * (4 - tap.ndim))
-        hidden = self.activation(self.norm(self.convolution(spatial))).mean(dim=(2, 3))
-        return self.logit(self.activation(self.hidden(hidden))).squeeze(1)
+        coarse = F.adaptive_avg_pool2d(self.activation(self.norm(self.convolution(spatial))), _GRID)
+        return self.logit(self.activation(self.hidden(coarse.flatten(1)))).squeeze(1)

@@ -1,7 +1,7 @@
 """From the raw output of a network, whatever it predicts, to the denoised image: D = skip x + out F(input x, noise).
 
-x and sigma are in variance-exploding coordinates; on a path, sigma = sigma_t / alpha_t and x_t = alpha_t x. Every row of the
-conversion table (eps, v, x0, velocity, EDM) is linear in x and F, so four coefficients say all.
+x and sigma are in variance-exploding coordinates; on a path, sigma = sigma_t / alpha_t and x_t = alpha_t x. Every
+row of the conversion table (eps, v, x0, velocity, EDM) is linear in x and F, so four coefficients say all.
 """
 
 from abc import ABC, abstractmethod
@@ -53,7 +53,7 @@ class EDM(Preconditioning):
 
 
 class _OnPath(Preconditioning):
-    """A network that sees x_t = alpha_t x and the path's own time, times time_scale (1000 for discrete DDPM indices)."""
+    """A network that sees x_t = alpha_t x and time_scale times the path's own time (1000 for DDPM indices)."""
 
     def __init__(self, path: Path, time_scale: float = 1.0) -> None:
         """Args:

@@ -24,7 +24,7 @@ def euler(
 ) -> Tensor:
     """First order (DDIM in these coordinates): one evaluation for each of the len(sigmas) - 1 steps."""
     x, levels = _start(noise, sigmas)
-    for here, there in zip(levels[:-1], levels[1:], strict=True):
+    for here, there in itertools.pairwise(levels):
         x = x + (there - here) * _slope(denoiser, x, here, labels, guidance)
     return x
 
@@ -34,7 +34,7 @@ def heun(
 ) -> Tensor:
     """Second order (EDM algorithm 1 without churn, arXiv 2206.00364): 2 evaluations a step, 1 for a last step to 0."""
     x, levels = _start(noise, sigmas)
-    for here, there in zip(levels[:-1], levels[1:], strict=True):
+    for here, there in itertools.pairwise(levels):
         slope = _slope(denoiser, x, here, labels, guidance)
         ahead = x + (there - here) * slope
         if there > 0:
@@ -66,7 +66,7 @@ def generate(
     guidance: float = 1.0,
     batch_size: int = 500,
 ) -> Tensor:
-    """Run a sampler without gradient in pieces of batch_size, on the noise's device; the result does not depend on it."""
+    """Run a sampler without gradient in pieces of batch_size, on which the result does not depend."""
     if labels is not None and len(labels) != len(noise):
         raise ValueError(f"generate needs one label per sample: expected {len(noise)}, got {len(labels)}")
     parts = itertools.repeat(None) if labels is None else labels.split(batch_size)

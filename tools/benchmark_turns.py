@@ -1,8 +1,10 @@
-"""Quality against time for the fused and the alternating turn: same teacher, same settings, same seconds, interleaved seeds.
+"""Quality against time for the fused and the alternating turn: same teacher, settings and seconds, seeds interleaved.
 
-    python tools/benchmark_turns.py --teacher runs/quickstart/train-teacher/checkpoints/last.ckpt --out runs/benchmark_turns
+    python tools/benchmark_turns.py --teacher runs/quickstart/train-teacher/checkpoints/last.ckpt --out
+    runs/benchmark_turns
 
-Measuring time is not counted. Writes results.json and picture.png and prints a Markdown table of medians over the seeds.
+Measuring time is not counted. Writes results.json and picture.png and prints a Markdown table of medians over the
+seeds.
 """
 
 import argparse
@@ -85,7 +87,10 @@ def picture(rows: dict[str, dict[int, list[dict[str, Any]]]], path: Path) -> Non
         for name, seeds in rows.items():
             for found in seeds.values():
                 axes.plot([r["seconds"] for r in found], [r[column] for r in found], color=colours[name], alpha=0.35)
-            middle = [statistics.median(values) for values in zip(*([r[column] for r in f] for f in seeds.values()), strict=True)]
+            middle = [
+                statistics.median(values)
+                for values in zip(*([r[column] for r in f] for f in seeds.values()), strict=True)
+            ]
             axes.plot([r["seconds"] for r in found], middle, color=colours[name], linewidth=2, label=name)
         axes.set(xlabel="training seconds", ylabel=column.replace("_", " "))
         axes.spines[["top", "right"]].set_visible(False)

@@ -3,7 +3,8 @@
     python tools/demonstrate.py configs/quickstart/mixture.yaml --out runs/demonstrations/mixture
     python tools/demonstrate.py configs/quickstart/mode_dropping.yaml --out runs/demonstrations/mode_dropping
 
-Further arguments go to `fdistill fit`, e.g. --trainer.max_steps 2000. Writes results.json (every divergence and seed) and picture.png (the first seed) into --out.
+Further arguments go to `fdistill fit`, e.g. --trainer.max_steps 2000. Writes results.json (every divergence and
+seed) and picture.png (the first seed) into --out.
 """
 
 import argparse
@@ -81,7 +82,8 @@ def picture(shown: dict[str, tuple[Tensor, dict[str, Any]]], oracle: Oracle, pat
         bottom.bar(index, numbers["mode_weights"], color="#2a66b0", width=0.5, label="student")
         bottom.set_xticks(list(index))
         bottom.set_xlabel(
-            f"{numbers['modes_covered']} of {oracle.num_modes} modes, weight KL {numbers['mode_weight_kl']:.2f}", fontsize=9
+            f"{numbers['modes_covered']} of {oracle.num_modes} modes, weight KL {numbers['mode_weight_kl']:.2f}",
+            fontsize=9,
         )
         bottom.spines[["top", "right"]].set_visible(False)
     axes[1][0].set_ylabel("share of samples")

@@ -2,8 +2,8 @@
 
     python tools/quickstart_seeds.py --out runs/quickstart_seeds
 
-Runs every seed of --seeds on the first split and every further split of --splits with the first seed. Finished runs found in
---out are not repeated. Writes results.json and prints a Markdown table.
+Runs every seed of --seeds on the first split and every further split of --splits with the first seed. Finished runs
+found in --out are not repeated. Writes results.json and prints a Markdown table.
 """
 
 import argparse

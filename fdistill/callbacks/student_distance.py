@@ -9,8 +9,8 @@ from fdistill.modules import GenerativeModule
 class StudentDistance(L.Callback):
     """Logs metric/pixel_frechet_distance: EMA samples against the training split, on flattened pixel values.
 
-    It uses neither the held-out split nor the features of the evaluation report, so that a checkpoint may be chosen by it. Every
-    rank computes the same number from the same latents, so that no rank has to wait.
+    It uses neither the held-out split nor the features of the evaluation report, so that a checkpoint may be chosen
+    by it. Every rank computes the same number from the same latents, so that no rank has to wait.
     """
 
     def __init__(self, every_n_turns: int = 100, num_samples: int = 1000, seed: int = 1) -> None:
@@ -20,7 +20,9 @@ class StudentDistance(L.Callback):
         seed: of the latents; labels are those of the training split.
         """
         if every_n_turns < 1 or num_samples < 2:
-            raise ValueError(f"StudentDistance needs every_n_turns >= 1 and num_samples >= 2: got {every_n_turns}, {num_samples}")
+            raise ValueError(
+                f"StudentDistance needs every_n_turns >= 1 and num_samples >= 2: got {every_n_turns}, {num_samples}"
+            )
         self.every_n_turns, self.num_samples, self.seed = every_n_turns, num_samples, seed
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:

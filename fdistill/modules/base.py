@@ -1,4 +1,4 @@
-"""What teacher training and distillation share: one guarded optimiser step, counter-based noise, checkpoints that say what they hold."""
+"""What teacher training and distillation share: a guarded step, counter-based noise, self-describing checkpoints."""
 
 import time
 from typing import Any
@@ -208,5 +208,6 @@ def check_fits(name: str, denoiser: Denoiser, data: GenerativeDataModule) -> Non
         )
     if denoiser.num_classes not in (0, data.num_classes):
         raise ValueError(
-            f"{name} has {denoiser.num_classes} classes, the data has {data.num_classes}: expected the same, or 0 for unconditional"
+            f"{name} has {denoiser.num_classes} classes, the data has {data.num_classes}: "
+            "expected the same, or 0 for unconditional"
         )

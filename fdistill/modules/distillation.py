@@ -1,4 +1,4 @@
-"""Distilling a teacher into a one-step student: fused and alternating turns of student, fake score and discriminator."""
+"""Distilling a teacher into a one-step student, in fused or alternating turns."""
 
 import copy
 from pathlib import Path
@@ -204,7 +204,7 @@ class DistillationModule(GenerativeModule):
         return x + sigma.reshape(-1, *[1] * (x.ndim - 1)) * self.normal(x.shape, generator)
 
     def _teacher_pass(self, generated: Generated, student_learns: bool) -> TeacherPass:
-        """Only what this turn reads: features with a graph to x_t for the adversarial term, the value for the student."""
+        """Only what this turn reads: features, with a graph to x_t for the adversarial term; the value."""
         adversarial = student_learns and self.adversarial_weight > 0
         x_t = generated.x_t.clone().requires_grad_() if adversarial else generated.x_t
         labels = generated.labels if self.teacher.num_classes else None
@@ -251,7 +251,7 @@ class DistillationModule(GenerativeModule):
     def _student_gradient(
         self, generated: Generated, teacher: TeacherPass, denoised_fake: Tensor, log: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Gradient of the student's loss, a mean over batch and entries, at each of its samples; and the scalar terms."""
+        """Gradient at each sample of the student's loss, a mean over batch and entries; and the scalar terms."""
         x, sigma = generated.x.detach(), generated.sigma
         weight, adversarial, terms = torch.ones_like(sigma), torch.zeros_like(x), {}
         if self.ratio is not None:
@@ -263,7 +263,10 @@ class DistillationModule(GenerativeModule):
             if self.divergence.needs_ratio:
                 log_ratio = self.ratio.log_ratio(logit, sigma)
                 weight = unit_mean(self.divergence.weight(log_ratio))
-                log |= {"ratio/log_mean": log_ratio.mean(), "ratio/clipped_fraction": self.ratio.clipped_fraction(logit)}
+                log |= {
+                    "ratio/log_mean": log_ratio.mean(),
+                    "ratio/clipped_fraction": self.ratio.clipped_fraction(logit),
+                }
         by_sample = self.normaliser == "sample"
         scale = sample_normaliser(x, teacher.denoised) if by_sample else sigma_normaliser(sigma, self.sigma_data)
         direction = matching_direction(teacher.denoised, denoised_fake, weight, scale)

@@ -58,7 +58,9 @@ class TeacherModule(GenerativeModule):
         self.noise_levels, self.optimizer, self.sigma_data = noise_levels, optimizer, sigma_data
         self.label_dropout = label_dropout
         self.sampling = {"num_steps": num_steps, "sigma_min": sigma_min, "sigma_max": sigma_max, "guidance": guidance}
-        GenerativeModel.teacher(self.ema.average, **self.sampling)  # an impossible grid is refused now, not after training
+        GenerativeModel.teacher(
+            self.ema.average, **self.sampling
+        )  # an impossible grid is refused now, not after training
 
     def generative_model(self) -> GenerativeModel:
         return GenerativeModel.teacher(self.ema.average, **self.sampling, facts=self.run_facts())

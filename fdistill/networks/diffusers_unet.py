@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel as a raw network, split into encoder and decoder, so that stock diffusers loads the student."""
+"""diffusers' UNet2DModel as a raw network in two halves, so that stock diffusers loads the student."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -11,7 +11,9 @@ from fdistill.networks.base import Encoding, Network
 from fdistill.networks.embeddings import required_labels
 from fdistill.networks.small_unet import check_halving
 
-_TIME_SCALE = 1000.0  # EDM's noise input ln(sigma)/4 times 1000 is the timestep 250 ln(sigma) of diffusers' consistency pipeline
+_TIME_SCALE = (
+    1000.0  # EDM's noise input ln(sigma)/4 times 1000 is the timestep 250 ln(sigma) of diffusers' consistency pipeline
+)
 
 
 class DiffusersUNet(Network):

@@ -10,7 +10,7 @@ from fdistill.networks.embeddings import ConditionEmbedding
 
 
 class MLP(Network):
-    """x enters once; every block sees the noise and class embedding; features are the blocks' outputs in the first half."""
+    """x enters once; every block sees noise and class; features are the outputs of the first half's blocks."""
 
     def __init__(
         self,
@@ -58,7 +58,9 @@ class MLP(Network):
     @torch.no_grad()
     def _start_constant(self, values: Sequence[float]) -> None:
         if len(values) != self.sample_shape[0]:
-            raise ValueError(f"initial_output has one value per entry: expected {self.sample_shape[0]}, got {len(values)}")
+            raise ValueError(
+                f"initial_output has one value per entry: expected {self.sample_shape[0]}, got {len(values)}"
+            )
         self.output.weight.zero_()
         self.output.bias.copy_(torch.tensor(values))
 

@@ -16,8 +16,8 @@ def matching_direction(
 ) -> Tensor:
     """normaliser * weight * (D_q - D_p): the gradient of the loss at each generated sample, [B, *sample_shape].
 
-    weight is h(r), [B]; normaliser is [B]. With normaliser 1/sigma^2 the mean over the batch of <direction, dx/dtheta> is
-    exactly the gradient of the f-divergence at noise level sigma.
+    weight is h(r), [B]; normaliser is [B]. With normaliser 1/sigma^2 the mean over the batch of <direction,
+    dx/dtheta> is exactly the gradient of the f-divergence at noise level sigma.
     """
     scale = torch.as_tensor(weight * normaliser, dtype=denoised_fake.dtype, device=denoised_fake.device)
     return scale.reshape(-1, *[1] * (denoised_fake.ndim - 1)) * (denoised_fake - denoised_teacher)
@@ -27,12 +27,12 @@ def matching_direction(
 def sample_normaliser(x: Tensor, denoised_teacher: Tensor) -> Tensor:
     """1 / mean_CHW |x - D_p(x_t)|, [B] (DMD, arXiv 2311.18828).
 
-    It varies from sample to sample and so bends the gradient: by up to 20 degrees in 2 dimensions, 0.5 in 64, and its mean is
-    infinite in 1. Use `sigma_normaliser` below about 16 dimensions.
+    It varies from sample to sample and so bends the gradient: by up to 20 degrees in 2 dimensions, 0.5 in 64, and
+    its mean is infinite in 1. Use `sigma_normaliser` below about 16 dimensions.
     """
     return 1 / (x - denoised_teacher).abs().flatten(1).mean(dim=1).clamp_min(1e-8)
 
 
 def sigma_normaliser(sigma: Tensor, sigma_data: float) -> Tensor:
-    """sqrt(sigma^2 + sigma_data^2) / (sigma sigma_data), [B]: one over the posterior std of Gaussian data; no bending."""
+    """sqrt(sigma^2 + sigma_data^2) / (sigma sigma_data), [B]: one over the posterior std of Gaussian data."""
     return edm_weight(sigma, sigma_data).sqrt()
