@@ -90,6 +90,8 @@ class RatioEstimator(nn.Module):
         clip: range the raw ratio is clipped to before stage 1, as in the reference implementation.
         """
         super().__init__()
+        if num_bins < 1 or not 0 <= decay < 1:
+            raise ValueError(f"the ratio needs at least 1 bin and a decay in [0, 1): got {num_bins} and {decay}")
         self.discriminator, self.noise_levels, self.sigma_data = discriminator, noise_levels, sigma_data
         self.decay, self.log_clip = decay, (math.log(clip[0]), math.log(clip[1]))
         self.register_buffer("ratio_sum", torch.ones(num_bins))

@@ -34,6 +34,7 @@ _NOISE = (  # beginnings of warnings that are true of every run of ours and need
     r"Found \d+ module\(s\) in eval mode at the start of training",  # the teacher and the moving average
     "Using ModelCheckpoint with manual optimization and every_n_train_steps",  # after the turn is what we want
     r"The '\w+' does not have many workers",  # data in memory is fastest without any
+    r'\.fit\(ckpt_path="last"\) is set, but there is no last checkpoint',  # the first run of the same command
 )
 _CHATTER = ("Seed set to", "GPU available: False", "TPU available: False", "\N{ELECTRIC LIGHT BULB} Tip:")
 

@@ -160,7 +160,7 @@ class GenerativeModule(L.LightningModule):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Without the frozen networks."""
         state = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in state.items() if not name.startswith(self.frozen_prefixes or ("\0",))}
+        return {name: value for name, value in state.items() if not name.startswith(self.frozen_prefixes)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the description of the model and the random states of every rank (for networks with dropout)."""

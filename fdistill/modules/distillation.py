@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from fdistill.checkpoints import load_model
 from fdistill.data import Batch
 from fdistill.denoiser import Denoiser, HalfDenoised
 from fdistill.distributed import gather_rows
@@ -18,7 +17,7 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.log_ratio import FeatureDiscriminator, RatioEstimator, SampleDiscriminator, unit_mean
 from fdistill.metrics import frechet_distance
 from fdistill.modules.base import GenerativeModule
-from fdistill.modules.start import check_choices, check_numbers, known_sigma_data, learners
+from fdistill.modules.start import check_choices, check_numbers, known_sigma_data, learners, teacher_denoiser
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import (
     denoising_loss,
@@ -111,7 +110,7 @@ class DistillationModule(GenerativeModule):
         check_numbers(sigma_init, fake_updates_per_student, adversarial_weight, fake_score_warmup)
         check_choices(turn, discriminator, normaliser, fake_noise_levels)
         self.teacher_source = str(teacher) if isinstance(teacher, str | Path) else teacher.spec()
-        loaded = load_model(teacher).denoiser if isinstance(teacher, str | Path) else teacher
+        loaded = teacher_denoiser(teacher)
         self.teacher = copy.deepcopy(loaded).requires_grad_(False).eval()
         self.student, self.fake_score = learners(loaded, student, fake_score)
         self.ema = EMA(self.student, ema_decay)
@@ -190,13 +189,13 @@ class DistillationModule(GenerativeModule):
         """Student updates made before this turn."""
         return max(turn - self.fake_score_warmup, 0) // self._cycle
 
-    def _generate(self, batch: Batch, generator: torch.Generator, with_graph: bool) -> Generated:
+    def _generate(self, batch: Batch, generator: torch.Generator, student_learns: bool) -> Generated:
         labels = batch.labels if self.student.num_classes else None
         noise = self.normal(batch.x.shape, generator)
         sigma_init = torch.full((len(noise),), float(self.sigma_init), device=self.device)
-        with torch.set_grad_enabled(with_graph):
+        with torch.set_grad_enabled(student_learns):
             x = self.student(self.sigma_init * noise, sigma_init, labels)
-        levels = self.noise_levels if with_graph else self.fake_noise_levels
+        levels = self.noise_levels if student_learns else self.fake_noise_levels
         sigma = levels.sample(len(noise), generator, self.device)
         return Generated(x, self._noised(x.detach(), sigma, generator), sigma, labels)
 

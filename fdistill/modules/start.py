@@ -2,7 +2,9 @@
 
 import copy
 import math
+from pathlib import Path
 
+from fdistill.checkpoints import load_model
 from fdistill.denoiser import Denoiser
 from fdistill.noise_levels import NoiseLevels
 from fdistill.preconditioning import EDM
@@ -32,6 +34,21 @@ def check_choices(turn: str, discriminator: str, normaliser: str, fake_noise_lev
             raise ValueError(f"{name} is one of {', '.join(choices)}: got {got!r}")
     if fake_noise_levels is not None and turn == "fused":
         raise ValueError("a fused turn noises its samples once: fake_noise_levels needs turn alternating")
+
+
+def teacher_denoiser(source: Denoiser | str | Path) -> Denoiser:
+    """The denoiser to distil: the one given, or the one in a checkpoint or exported folder.
+
+    Raises:
+        CheckpointError: if the file cannot be used.
+        ValueError: if it holds a student, which denoises at one noise level only.
+    """
+    if isinstance(source, Denoiser):
+        return source
+    model = load_model(source)
+    if model.kind != "teacher":
+        raise ValueError(f"a teacher denoises at every noise level: {source} holds a one-step {model.kind}")
+    return model.denoiser
 
 
 def learners(teacher: Denoiser, student: Denoiser | None, fake_score: Denoiser | None) -> tuple[Denoiser, Denoiser]:

@@ -7,8 +7,14 @@ from lightning.pytorch.strategies import StrategyRegistry
 from tiny_runs import GivenData, distillation, exact, fit, mlp, ring, teacher_training, trainer
 
 from fdistill.checkpoints import CheckpointError
+from fdistill.denoiser import Denoiser
 from fdistill.divergences import ReverseKL
+from fdistill.export import export_folder
+from fdistill.generative_model import GenerativeModel
 from fdistill.modules import TeacherModule
+from fdistill.modules.start import teacher_denoiser
+from fdistill.networks import MLP
+from fdistill.preconditioning import EDM
 
 
 def test_student_and_fake_score_start_as_the_average_of_the_teacher(tmp_path):
@@ -169,3 +175,10 @@ def test_an_impossible_sampling_grid_is_refused_before_training():
     with pytest.raises(ValueError, match=r"probability in \[0, 1\]: got 1.5"):
         teacher_training(label_dropout=1.5)
     assert isinstance(teacher_training(), TeacherModule)
+
+
+def test_a_student_checkpoint_is_refused_as_a_teacher(tmp_path):
+    student = GenerativeModel.student(Denoiser(MLP(width=16, depth=2), EDM(1.0)), sigma_init=5.0)
+    folder = export_folder(student, tmp_path / "student")
+    with pytest.raises(ValueError, match="a teacher denoises at every noise level"):
+        teacher_denoiser(str(folder))
