@@ -20,7 +20,7 @@ quickstart: $(STAMP)
 	$(FIT) --config configs/quickstart/teacher.yaml --ckpt_path last
 	$(FIT) --config configs/quickstart/student.yaml --ckpt_path last
 	$(BIN)/fdistill evaluate --checkpoint $(RUN)/train-student/checkpoints/best.ckpt --out $(RUN)
-	$(BIN)/fdistill export $(RUN)/train-teacher/checkpoints/last.ckpt $(RUN)/teacher
+	$(BIN)/fdistill export $(RUN)/train-teacher/checkpoints/last.ckpt $(RUN)/teacher --report $(RUN)/report.json
 	$(BIN)/fdistill export $(RUN)/train-student/checkpoints/best.ckpt $(RUN)/student --report $(RUN)/report.json
 
 demonstrations: $(STAMP)

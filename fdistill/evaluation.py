@@ -76,7 +76,7 @@ def evaluate_models(
         "speedup": speeds["student"] / speeds["teacher"] if teacher is not None else None,
         "teacher_evaluations": None if teacher is None else teacher.evaluations,
         "seconds": _seconds(models, started),
-        "student_facts": student.facts,
+        **{f"{name}_facts": model.facts for name, model in models.items()},
     }
     return Evaluation(report, first)
 

@@ -36,7 +36,7 @@ def _numbers(path: Path, model: GenerativeModel, checkpoint: str) -> dict[str, A
     report = read_json(path, "a report.json of fdistill evaluate")
     if not isinstance(report.get("student"), dict) or "student_facts" not in report:
         raise CheckpointError(f"{path} is no report of fdistill evaluate: it has no student row and facts")
-    if report["student_facts"] != json.loads(json.dumps(model.facts)):
+    if report.get(f"{model.kind}_facts") != json.loads(json.dumps(model.facts)):
         raise CheckpointError(
             f"{path} measured another model than {checkpoint}: run fdistill evaluate --checkpoint {checkpoint} first"
         )

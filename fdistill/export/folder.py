@@ -58,7 +58,10 @@ def export_folder(model: GenerativeModel, target: Path | str, report: dict[str, 
         else:
             _write_own(model, folder)
         (folder / f"{RECORD}.json").write_text(json.dumps(model_record(model), indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(model, target.name, stock, report), encoding="utf-8")
+        card = folder / "README.md"
+        card.write_text(model_card(model, target.name, stock, report), encoding="utf-8")
+        for weights in folder.rglob("*.safetensors"):  # safetensors writes for the owner only
+            weights.chmod(card.stat().st_mode)
     return target
 
 

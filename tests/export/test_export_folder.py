@@ -215,3 +215,8 @@ def test_report_that_does_not_fit(text, words, student_checkpoint, tmp_path):
 
 def test_missing_arguments():
     assert one_error_line(fdistill("export")).startswith("missing: checkpoint, folder")
+
+
+def test_weights_are_as_readable_as_the_card(exported, small, tmp_path):
+    for folder in (exported, export_folder(small, tmp_path / "own")):
+        assert len({path.stat().st_mode for path in folder.rglob("*") if path.is_file()}) == 1
