@@ -15,7 +15,7 @@ from fdistill.denoiser import Denoiser
 from fdistill.distributed import average_gradients, global_sum, world_size
 from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import JsonlLogger
-from fdistill.random_streams import generator_for
+from fdistill.random_streams import fold_seed, generator_for
 from fdistill.strategies import ReplicatedStrategy
 
 
@@ -193,6 +193,8 @@ class GenerativeModule(L.LightningModule):
             if isinstance(logger, JsonlLogger):
                 logger.continue_from(self.global_step)
         states = self._random_states
+        if states is None and world_size() > 1:  # seed_everything gives every rank the same dropout masks
+            torch.manual_seed(fold_seed(self.seed, self.global_rank))
         if states is not None and self.global_rank < len(states):
             torch.set_rng_state(states[self.global_rank]["cpu"])
             if self.device.type == "cuda" and "cuda" in states[self.global_rank]:
