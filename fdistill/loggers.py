@@ -1,11 +1,12 @@
-"""The run's own log: one JSON object a line in metrics.jsonl, which the report and any plotting tool reads."""
+"""Where a run's numbers go: metrics.jsonl in the run folder, which the report reads, and a dashboard on request."""
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from fdistill.files import atomic_write
@@ -86,3 +87,26 @@ def _was_before(turn: int, line: str) -> bool:
         )
     except (json.JSONDecodeError, KeyError, TypeError):
         return False
+
+
+class DashboardLogger(WandbLogger):
+    """Weights & Biases that never asks a question: online where somebody is logged in, offline elsewhere.
+
+    WANDB_MODE decides where it is set. A run that is given the same `id` again continues on the dashboard. Put it after
+    `JsonlLogger`, whose folder holds the checkpoints (configs/logger/wandb.yaml).
+    """
+
+    def __init__(
+        self, project: str = "fdistill", name: str | None = None, id: str | None = None, save_dir: str = "."
+    ) -> None:
+        """Args:
+        project: on the dashboard.
+        name: of the run; None lets the dashboard choose.
+        id: of a run to continue.
+        save_dir: folder for the files of offline runs; they go to save_dir/wandb.
+        """
+        import wandb  # a second of imports that runs without a dashboard do without
+
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+        super().__init__(project=project, name=name, id=id, save_dir=save_dir, offline=mode == "offline", mode=mode)
+        self._wandb_init.pop("anonymous", None)  # lightning passes it, wandb warns that it means nothing any more

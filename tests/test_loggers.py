@@ -2,7 +2,11 @@
 
 import json
 
-from fdistill.loggers import JsonlLogger
+import pytest
+import yaml
+from cli_runs import CONFIGS, fdistill
+
+from fdistill.loggers import DashboardLogger, JsonlLogger
 
 
 def written(logger):
@@ -41,3 +45,23 @@ def test_torn_and_foreign_lines_are_dropped(tmp_path):
 def test_continuing_without_a_file_makes_none(tmp_path):
     JsonlLogger(str(tmp_path)).continue_from(3)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dashboard_without_a_login_stays_offline_and_asks_nothing(tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no .netrc
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    logger = DashboardLogger(save_dir=str(tmp_path))
+    logger.log_metrics({"loss/student": 0.5}, step=3)
+    logger.experiment.finish()
+    (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"loss/student" in written.read_bytes()
+
+
+def test_dashboard_configuration_keeps_the_run_log():
+    files = [CONFIGS / name for name in ("trainer.yaml", "logger/wandb.yaml", "quickstart/teacher.yaml")]
+    outcome = fdistill("fit", *(part for file in files for part in ("--config", file)), "--print_config")
+    assert outcome.status == 0
+    names = [logger["class_path"] for logger in yaml.safe_load(outcome.out)["trainer"]["logger"]]
+    assert names == ["fdistill.loggers.JsonlLogger", "fdistill.loggers.DashboardLogger"]
