@@ -261,8 +261,11 @@ class DistillationModule(GenerativeModule):
                 adversarial = self.adversarial_weight * torch.autograd.grad(terms["loss/adversarial"], teacher.x_t)[0]
             if self.divergence.needs_ratio:
                 log_ratio = self.ratio.log_ratio(logit, sigma)
-                weight = unit_mean(self.divergence.weight(log_ratio))
+                unscaled = self.divergence.weight(log_ratio)
+                weight = unit_mean(unscaled)
                 log |= {
+                    "weight/mean": unscaled.mean(),
+                    "weight/max": unscaled.max(),
                     "ratio/log_mean": log_ratio.mean(),
                     "ratio/clipped_fraction": self.ratio.clipped_fraction(logit),
                 }
@@ -273,8 +276,6 @@ class DistillationModule(GenerativeModule):
         terms["loss/student"] = direction.square().mean() / 2
         log |= {
             "ratio/ess": weight.sum().square() / (weight.square().sum() * len(weight)),
-            "weight/mean": weight.mean(),
-            "weight/max": weight.max(),
             "image_gradient/matching": matching.norm(),
             "image_gradient/adversarial": adversarial.norm(),
         }
