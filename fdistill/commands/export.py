@@ -24,7 +24,7 @@ def export(checkpoint: str, folder: str, report: str | None = None) -> None:
     model = load_model(checkpoint)
     numbers = None if report is None else _numbers(Path(report), model, checkpoint)
     target = export_folder(model, folder, numbers)
-    if numbers is not None:
+    if numbers is not None and model.kind == "student":
         print_table(numbers)
     loader = "stock diffusers (ConsistencyModelPipeline)" if loads_in_stock_diffusers(model) else "fdistill"
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"

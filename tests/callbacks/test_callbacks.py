@@ -163,8 +163,16 @@ def test_the_progress_bar_counts_turns_up_to_max_steps_and_starts_where_a_run_co
     bar = {"enable_progress_bar": True}
     run = fit(distillation(), 4, callbacks=[TurnProgressBar(refresh_rate=1), Look()], **bar)
     assert seen == [(4, 0, n, "Distillation: ") for n in (1, 2, 3, 4)]
-    run.save_checkpoint(tmp_path / "a.ckpt")
-    seen.clear()
-    callbacks = [TurnProgressBar(refresh_rate=1), Look()]
-    fit(distillation(), 6, callbacks=callbacks, resume_from=tmp_path / "a.ckpt", **bar)
-    assert [(total, initial, n) for total, initial, n, _ in seen] == [(6, 4, 5), (6, 4, 6)]
+    run.save_checkpoint(tmp_path / "end.ckpt")
+
+    class Killed(L.Callback):  # leaves a checkpoint of mid-epoch
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 4:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    fit(distillation(), 6, callbacks=[Killed()])
+    for checkpoint in ("end.ckpt", "middle.ckpt"):
+        seen.clear()
+        callbacks = [TurnProgressBar(refresh_rate=1), Look()]
+        fit(distillation(), 6, callbacks=callbacks, resume_from=tmp_path / checkpoint, **bar)
+        assert seen == [(6, 4, n, "Distillation: ") for n in (5, 6)]
