@@ -16,7 +16,7 @@ _COLUMNS = {
 _ROWS = {
     "floor": "real data (floor)",
     "teacher": "teacher",
-    "student": "**this student**",
+    "student": "student",
     "class_gaussian": "one Gaussian per class",
 }
 _FACTS = {
@@ -42,7 +42,7 @@ def model_card(model: GenerativeModel, name: str, stock: bool, report: dict[str,
         f"# {name}",
         _summary(model),
         _usage(model, name, stock),
-        _measured(report),
+        _measured(model, report),
         _origin(model),
     ]
     return "\n\n".join(parts) + "\n"
@@ -78,18 +78,19 @@ def _usage(model: GenerativeModel, name: str, stock: bool) -> str:
     return f"## Use\n\n{needs}\n\n```python\n{code}\n```\n\nThe same samples from the command line: `{command}`."
 
 
-def _measured(report: dict[str, Any] | None) -> str:
+def _measured(model: GenerativeModel, report: dict[str, Any] | None) -> str:
     if report is None:
         return "## Measured\n\nNothing yet. `fdistill evaluate` measures, and `fdistill export --report` puts it here."
     lines = ["| | " + " | ".join(_COLUMNS.values()) + " |", "|---" + "|--:" * len(_COLUMNS) + "|"]
     for row, title in _ROWS.items():
         if row in report:
             values = (report[row].get(column) for column in _COLUMNS)
+            title = f"**this {title}**" if row == model.kind else title
             lines.append(f"| {title} | " + " | ".join("-" if v is None else f"{v:.3f}" for v in values) + " |")
     notes = (
         f"{report.get('n')} samples of each row against as many held-out real ones, mean of {report.get('repeats', 1)} "
         f"draws, seed {report.get('seed')}, in the features of: {report.get('features')}. The floor is real training "
-        "data: no generator should expect to do better."
+        "data measured the same way: a distance near it is sampling noise."
     )
     if report.get("speedup"):
         notes += f" The student makes {report['speedup']:.3g} times as many samples per second as the teacher."

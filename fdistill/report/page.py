@@ -35,9 +35,9 @@ dt { color: var(--dim); }
 dd { margin: 0; overflow-wrap: anywhere; }
 """
 HOW_TO_READ = (
-    "↑ more is better, ↓ less is better. The floor measures real training samples against held-out ones: no "
-    "generator should expect to do better. One Gaussian per class is the simplest generator with the right labels: "
-    "a student that does not beat it has learned little. Precision is quality, recall and class entropy are "
+    "↑ more is better, ↓ less is better. The floor measures real training samples against held-out ones: "
+    "distances near it are sampling noise. One Gaussian per class is the simplest generator with the right labels: a "
+    "student that does not beat it has learned little. Precision is quality, recall and class entropy are "
     "diversity; a Vendi score above the floor's is blur, not diversity."
 )
 FACTS = {"n": "Samples", "repeats": "Draws averaged", "seed": "Seed", "seconds": "Seconds", "features": "Features"}
