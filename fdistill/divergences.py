@@ -30,12 +30,12 @@ class FDivergence(Described, ABC):
     def weight(self, log_ratio: Tensor) -> Tensor:
         """h(r) = r^2 f''(r) > 0 elementwise, without gradient; here by differentiating `f` twice."""
         with torch.enable_grad():
-            r = log_ratio.detach().exp().requires_grad_()
+            r = log_ratio.detach().double().exp().requires_grad_()  # f'' of a large r is a difference of close numbers
             (first,) = torch.autograd.grad(self.f(r).sum(), r, create_graph=True)
             if not first.requires_grad:
                 raise ValueError(f"f of a divergence is strictly convex: {type(self).__name__}.f is linear in r")
             (second,) = torch.autograd.grad(first.sum(), r)
-        return r.detach().square() * second
+        return (r.detach().square() * second).to(log_ratio.dtype)
 
 
 class ReverseKL(FDivergence):

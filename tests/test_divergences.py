@@ -262,3 +262,14 @@ def test_members_with_different_weights_are_different_divergences():
     plain = [d for d in family() if not d.spec()["init_args"]]
     for one, other in itertools.combinations(plain, 2):
         assert not torch.allclose(one.weight(log_ratio), other.weight(log_ratio))
+
+
+def test_the_weight_of_a_users_f_is_right_in_float32_where_float32_arithmetic_would_cancel():
+    class OnlyF(FDivergence):
+        def f(self, r):
+            return r * r.log() - (1 + r) * ((1 + r) / 2).log()
+
+    log_ratio = torch.tensor([-15.0, 0.0, 15.0])
+    weight = OnlyF().weight(log_ratio)
+    assert weight.dtype == torch.float32
+    torch.testing.assert_close(weight, log_ratio.sigmoid(), rtol=1e-5, atol=1e-12)
