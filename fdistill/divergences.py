@@ -1,8 +1,8 @@
 """f-divergences D_f(p||q) = E_q[f(r)], r = p/q teacher over student, and their gradient's weight h(r) = r^2 f''(r).
 
 Source: f-distill (arXiv 2502.15681). Everything is evaluated from ``log_ratio`` = ln r, so that no weight overflows
-before
-its divergence does. The convention is theirs: the textbook Jensen-Shannon divergence is half of `JensenShannon`.
+before its divergence does. The convention is theirs: the textbook Jensen-Shannon divergence is half of
+`JensenShannon`.
 """
 
 import math

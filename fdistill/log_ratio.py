@@ -1,9 +1,8 @@
 """The log density ratio ln p/q of noised teacher and student samples: discriminators, and two stages of normalisation.
 
 A discriminator trained with softplus losses on noised real (p) and generated (q) samples has the optimal logit ln
-p_t/q_t
-(arXiv 2502.15681). Its errors are mended by two identities: E_q[p/q] = 1 at every noise level, and the scale of a
-loss is free.
+p_t/q_t (arXiv 2502.15681). Its errors are mended by two identities: E_q[p/q] = 1 at every noise level, and the scale
+of a loss is free.
 """
 
 import math

@@ -1,10 +1,8 @@
 """Quality against time for the fused and the alternating turn: same teacher, settings and seconds, seeds interleaved.
 
-    python tools/benchmark_turns.py --teacher runs/quickstart/train-teacher/checkpoints/last.ckpt --out
-    runs/benchmark_turns
+    python tools/benchmark_turns.py --teacher TEACHER.ckpt --out runs/benchmark_turns
 
-Measuring time is not counted. Writes results.json and picture.png and prints a Markdown table of medians over the
-seeds.
+Measuring time is not counted. Writes results.json and picture.png and prints a Markdown table of medians over seeds.
 """
 
 import argparse
