@@ -39,9 +39,24 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def gather_rows(value: Tensor) -> Tensor:
-    """All ranks' rows below each other, in the order of the ranks; ranks may hold different numbers of rows."""
+    """All ranks' rows below each other, in the order of the ranks.
+
+    Ranks may hold different numbers of rows; one that holds none need not know the shape and type of a row.
+    """
     if world_size() == 1:
         return value
-    parts = [value] * world_size()
-    dist.all_gather_object(parts, value)
-    return torch.cat(parts)
+    facts = [(tuple(value.shape), value.dtype)] * world_size()
+    dist.all_gather_object(facts, facts[0])
+    shapes = [shape for shape, _ in facts]
+    filled = [fact for fact in facts if fact[0][0]]
+    if not filled:
+        return value
+    (_, *row), dtype = filled[0]
+    if any(tuple(shape[1:]) != tuple(row) or kind != dtype for shape, kind in filled):
+        raise ValueError(f"rows of all ranks have one shape and type: got {facts}; use one extractor on every rank")
+    most = max(shape[0] for shape in shapes)
+    padded = value.new_zeros(most, *row, dtype=dtype)  # collectives ask for equal sizes
+    padded[: len(value)] = value if len(value) else padded[:0]
+    parts = [torch.empty_like(padded) for _ in facts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)])
