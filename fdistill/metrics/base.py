@@ -1,4 +1,4 @@
-"""What every metric on features shares: `update(features, real)`, states that add over batches and ranks, clear errors."""
+"""What every metric on features shares: `update(features, real)`, states that add over batches and ranks, errors."""
 
 import re
 from abc import abstractmethod
@@ -23,7 +23,7 @@ class FeatureMetric(Metric):
     Subclasses declare states with `add_rows` and `add_sum`, and implement `update` and `compute`.
 
     Args:
-        reset_real_features: whether `reset()` forgets the real samples too; False keeps them for the next generated ones.
+        reset_real_features: whether `reset()` forgets the real samples too; False keeps them.
     """
 
     is_differentiable = False
