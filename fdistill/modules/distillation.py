@@ -17,7 +17,7 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.log_ratio import FeatureDiscriminator, RatioEstimator, SampleDiscriminator, unit_mean
 from fdistill.metrics import frechet_distance
 from fdistill.modules.base import GenerativeModule
-from fdistill.modules.start import check_choices, check_numbers, known_sigma_data, learners, teacher_denoiser
+from fdistill.modules.start import check_choices, check_numbers, known_sigma_data, learners, teacher_model
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import (
     denoising_loss,
@@ -110,9 +110,9 @@ class DistillationModule(GenerativeModule):
         check_numbers(sigma_init, fake_updates_per_student, adversarial_weight, fake_score_warmup)
         check_choices(turn, discriminator, normaliser, fake_noise_levels)
         self.teacher_source = str(teacher) if isinstance(teacher, str | Path) else teacher.spec()
-        loaded = teacher_denoiser(teacher)
-        self.teacher = copy.deepcopy(loaded).requires_grad_(False).eval()
-        self.student, self.fake_score = learners(loaded, student, fake_score)
+        loaded = teacher_model(teacher)
+        self.teacher, self._teacher_sigmas = copy.deepcopy(loaded.denoiser).requires_grad_(False).eval(), loaded.sigmas
+        self.student, self.fake_score = learners(loaded.denoiser, student, fake_score)
         self.ema = EMA(self.student, ema_decay)
         self.sigma_data = known_sigma_data(sigma_data, self.fake_score)
         self.divergence, self.noise_levels, self.sigma_init = divergence, noise_levels, sigma_init
@@ -136,6 +136,10 @@ class DistillationModule(GenerativeModule):
             "guidance": self.guidance,
         }
         return GenerativeModel.student(self.ema.average, self.sigma_init, facts)
+
+    def teacher_model(self) -> GenerativeModel:
+        """The frozen teacher with its sampler, at the guidance that the student learns."""
+        return GenerativeModel(self.teacher, "teacher", self._teacher_sigmas, self.guidance)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         groups = [{"params": list(self.fake_score.parameters())}]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fdistill.checkpoints import load_model
 from fdistill.denoiser import Denoiser
+from fdistill.generative_model import GenerativeModel
 from fdistill.noise_levels import NoiseLevels
 from fdistill.preconditioning import EDM
 
@@ -36,19 +37,21 @@ def check_choices(turn: str, discriminator: str, normaliser: str, fake_noise_lev
         raise ValueError("a fused turn noises its samples once: fake_noise_levels needs turn alternating")
 
 
-def teacher_denoiser(source: Denoiser | str | Path) -> Denoiser:
-    """The denoiser to distil: the one given, or the one in a checkpoint or exported folder.
+def teacher_model(source: Denoiser | str | Path) -> GenerativeModel:
+    """The teacher to distil and how to sample it: what a checkpoint or exported folder holds, or the denoiser given.
+
+    A denoiser alone says nothing of its sampler: it gets 18 Heun steps on EDM's grid from 80 down to .002.
 
     Raises:
         CheckpointError: if the file cannot be used.
         ValueError: if it holds a student, which denoises at one noise level only.
     """
     if isinstance(source, Denoiser):
-        return source
+        return GenerativeModel.teacher(source, num_steps=18, sigma_min=0.002, sigma_max=80.0)
     model = load_model(source)
     if model.kind != "teacher":
         raise ValueError(f"a teacher denoises at every noise level: {source} holds a one-step {model.kind}")
-    return model.denoiser
+    return model
 
 
 def learners(teacher: Denoiser, student: Denoiser | None, fake_score: Denoiser | None) -> tuple[Denoiser, Denoiser]:

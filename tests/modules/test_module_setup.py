@@ -12,7 +12,7 @@ from fdistill.divergences import ReverseKL
 from fdistill.export import export_folder
 from fdistill.generative_model import GenerativeModel
 from fdistill.modules import TeacherModule
-from fdistill.modules.start import teacher_denoiser
+from fdistill.modules.start import teacher_model
 from fdistill.networks import MLP
 from fdistill.preconditioning import EDM
 
@@ -181,4 +181,15 @@ def test_a_student_checkpoint_is_refused_as_a_teacher(tmp_path):
     student = GenerativeModel.student(Denoiser(MLP(width=16, depth=2), EDM(1.0)), sigma_init=5.0)
     folder = export_folder(student, tmp_path / "student")
     with pytest.raises(ValueError, match="a teacher denoises at every noise level"):
-        teacher_denoiser(str(folder))
+        teacher_model(str(folder))
+
+
+def test_a_teacher_keeps_its_own_sampler_and_a_denoiser_alone_gets_edms(tmp_path):
+    module = distillation(guidance=1.5)
+    assert module.teacher_model().guidance == 1.5
+    assert len(module.teacher_model().sigmas) == 19
+    training = teacher_training(num_steps=5, sigma_max=20.0)
+    fit(training, 1).save_checkpoint(tmp_path / "teacher.ckpt")
+    from_file = distillation(str(tmp_path / "teacher.ckpt"))
+    assert torch.equal(from_file.teacher_model().sigmas, training.generative_model().sigmas)
+    assert from_file.teacher_model().denoiser is from_file.teacher
