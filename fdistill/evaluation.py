@@ -10,10 +10,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fdistill.data import Batch, GenerativeDataModule
-from fdistill.generative_model import GenerativeModel
+from fdistill.features import FeatureExtractor, default_extractor
 from fdistill.metrics import vendi_score
 from fdistill.random_streams import fold_seed, generator_for
-from fdistill.report import FeatureSpace, average_rows, measure, per_class_gaussian
+from fdistill.report import average_rows, measure, per_class_gaussian
+from fdistill.sources import Source
 
 
 @dataclass
@@ -25,8 +26,8 @@ class Evaluation:
 
 
 def evaluate_models(
-    student: GenerativeModel,
-    teacher: GenerativeModel | None,
+    student: Source,
+    teacher: Source | None,
     data: GenerativeDataModule,
     n: int,
     seed: int,
@@ -35,11 +36,11 @@ def evaluate_models(
     """Compare n samples of each source with the same n held-out real ones, `repeats` times with other samples.
 
     The floor is n real training samples against the held-out ones; class_gaussian is a Gaussian fitted to each class
-    of the training split. The features are of a classifier trained on the training split alone. All rows get the
-    reference's labels.
+    of the training split. The features are fitted to the training split alone. All rows get the reference's labels but
+    those of a fixed set, which has its own.
 
     Raises:
-        ValueError: if n is larger than the held-out split, or the model does not fit the data.
+        ValueError: if n is larger than the held-out split or a fixed set, or a source does not fit the data.
     """
     started = time.perf_counter()
     train, held_out = data.train_split, data.held_out_split
@@ -47,61 +48,65 @@ def evaluate_models(
     chosen = torch.randperm(len(held_out.x), generator=generator_for(seed))[:n]
     reference = Batch(held_out.x[chosen], held_out.labels[chosen])
     labelled = data.num_classes > 1
-    space = FeatureSpace(train.x, train.labels if labelled else None, data.num_classes, seed)
+    extractor = default_extractor(data.sample_shape, data.num_classes)
+    extractor.prepare(train.x, train.labels if labelled else None, data.num_classes, seed)
     gaussian = per_class_gaussian(train.x, train.labels if labelled else None, data.num_classes)
-    models = {"student": student} | ({} if teacher is None else {"teacher": teacher})
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("floor", *models, "class_gaussian")}
+    sources = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("floor", *sources, "class_gaussian")}
     first: dict[str, Tensor] = {}
     for repeat in tqdm(range(repeats), desc="Evaluation", unit="draw"):
         draw_seed = fold_seed(seed, repeat) % 2**32
         real = torch.randperm(len(train.x), generator=generator_for(seed, repeat))[:n]
         drawn = {"floor": (train.x[real], train.labels[real])}
-        for name, model in models.items():
-            labels = reference.labels if model.num_classes else None
-            drawn[name] = (model.sample(model.noise(n, draw_seed), labels), labels)
+        for name, source in sources.items():
+            labels = source.labels(n, draw_seed, reference.labels)
+            drawn[name] = (source.draw(n, draw_seed, labels), labels)
         drawn["class_gaussian"] = (gaussian(reference.labels, generator_for(seed, repeat)), reference.labels)
         for name, (samples, labels) in drawn.items():
-            rows[name].append(measure(space, samples, labels, reference.x, data.num_classes))
+            rows[name].append(measure(extractor, samples, labels, reference.x, data.num_classes))
         first = first or {name: samples for name, (samples, _) in drawn.items()}
-    speeds = {name: samples_per_second(model, n) for name, model in models.items()}
+    generating = {name: source for name, source in sources.items() if source.evaluations is not None}
+    speeds = {name: samples_per_second(source, n) for name, source in generating.items()}
     report: dict[str, Any] = {name: average_rows(found) for name, found in rows.items()}
     report |= {
-        "held_out": _held_out(space, reference),
+        "held_out": _held_out(extractor, reference),
         "n": n,
         "repeats": repeats,
         "seed": seed,
-        "features": space.name,
+        "features": extractor.name,
         "data": data.spec(),
         "samples_per_second": speeds,
-        "speedup": speeds["student"] / speeds["teacher"] if teacher is not None else None,
+        "speedup": speeds["student"] / speeds["teacher"] if len(speeds) == 2 else None,
+        "student_evaluations": student.evaluations,
         "teacher_evaluations": None if teacher is None else teacher.evaluations,
-        "seconds": _seconds(models, started),
-        **{f"{name}_facts": model.facts for name, model in models.items()},
+        "seconds": _seconds(sources, started),
+        **{f"{name}_facts": source.facts for name, source in sources.items()},
     }
     return Evaluation(report, first)
 
 
-def _held_out(space: FeatureSpace, reference: Batch) -> dict[str, float | None]:
+def _held_out(extractor: FeatureExtractor, reference: Batch) -> dict[str, float | None]:
     """What the reference itself has: its Vendi score, and how well the classifier reads images it has not seen."""
-    predicted = space.predict(reference.x)
-    accuracy = None if predicted is None else float((predicted == reference.labels).double().mean())
-    return {"vendi": float(vendi_score(space.features(reference.x))), "accuracy": accuracy}
+    features = extractor.extract(reference.x)
+    predicted = extractor.classify(features)
+    accuracy = None if predicted is None else float((predicted.cpu() == reference.labels).double().mean())
+    return {"vendi": float(vendi_score(features)), "accuracy": accuracy}
 
 
-def samples_per_second(model: GenerativeModel, n: int, repeats: int = 3) -> float:
-    """Median over `repeats` runs of n samples in one batch, after one that does not count."""
-    noise, labels = model.noise(n, 0), model.labels(n)
+def samples_per_second(source: Source, n: int, repeats: int = 3) -> float:
+    """Median over `repeats` draws of n samples, after one that does not count."""
+    labels = source.labels(n, 0)
     times = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
-        model.sample(noise, labels, batch_size=n)
+        source.draw(n, 0, labels)
         times.append(time.perf_counter() - started)
     return n / statistics.median(times[1:])
 
 
 def _check(
-    student: GenerativeModel,
-    teacher: GenerativeModel | None,
+    student: Source,
+    teacher: Source | None,
     data: GenerativeDataModule,
     n: int,
     most: int,
@@ -111,18 +116,18 @@ def _check(
         raise ValueError(f"n samples are compared with n held-out real ones: expected 4 < n <= {most}, got {n}")
     if repeats < 1:
         raise ValueError(f"repeats is at least 1: got {repeats}")
-    for name, model in (("student", student), ("teacher", teacher)):
-        if model is None:
+    for name, source in (("student", student), ("teacher", teacher)):
+        if source is None:
             continue
-        if model.sample_shape != tuple(data.sample_shape) or model.num_classes not in (0, data.num_classes):
+        if source.sample_shape != tuple(data.sample_shape) or source.num_classes not in (0, data.num_classes):
             raise ValueError(
-                f"the {name} makes samples {model.sample_shape} of {model.num_classes} classes, the data has "
+                f"the {name} makes samples {source.sample_shape} of {source.num_classes} classes, the data has "
                 f"{tuple(data.sample_shape)} and {data.num_classes}: give the data it was trained on"
             )
 
 
-def _seconds(models: dict[str, GenerativeModel], started: float) -> dict[str, float]:
-    spent = {f"{name} training": model.facts.get("train_seconds") for name, model in models.items()}
+def _seconds(sources: dict[str, Source], started: float) -> dict[str, float]:
+    spent = {f"{name} training": source.facts.get("train_seconds") for name, source in sources.items()}
     return {name: value for name, value in spent.items() if value} | {
         "evaluation": round(time.perf_counter() - started, 1)
     }

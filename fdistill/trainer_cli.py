@@ -22,7 +22,7 @@ from fdistill import callbacks, data, divergences, networks, noise_levels, paths
 from fdistill.checkpoints import read_run_checkpoint
 from fdistill.commands import UsageError, explain
 from fdistill.data import GenerativeDataModule
-from fdistill.loggers import JsonlLogger
+from fdistill.loggers import CsvFiles, DashboardLogger, JsonlLogger, TensorBoardFiles, log_configuration
 from fdistill.modules import GenerativeModule
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # ${data.batch_size} resolves under subcommands too
@@ -48,14 +48,24 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 class TrainingConfig(SaveConfigCallback):
-    """Writes config.yaml once training really starts: a run that is refused, or a validation, leaves it as it was."""
+    """Writes config.yaml once training really starts: a run that is refused, or a validation, leaves it as it was.
+
+    The same goes to the dashboards.
+    """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Nothing yet."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write it."""
+        for logger in trainer.loggers:
+            if isinstance(logger, DashboardLogger | TensorBoardFiles):
+                logger.continue_from(trainer.global_step)
         super().setup(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Send it to the dashboards."""
+        log_configuration(trainer.loggers, yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
 
 
 class TrainerCLI(LightningCLI):
@@ -82,9 +92,7 @@ class TrainerCLI(LightningCLI):
         if settings.get("enable_progress_bar") is False and isinstance(settings.get("callbacks"), list):
             kwargs["callbacks"] = [c for c in settings["callbacks"] if not isinstance(c, ProgressBar)]
         trainer = super().instantiate_trainer(**kwargs)
-        for logger in trainer.loggers:
-            if isinstance(logger, JsonlLogger):
-                logger.take_default(trainer.default_root_dir)
+        _place(trainer, is_fit=self.subcommand in (None, "fit"))
         if self.subcommand not in (None, "fit"):
             trainer.loggers = [logger for logger in trainer.loggers if not isinstance(logger, JsonlLogger)]
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
@@ -116,6 +124,18 @@ def run_trainer(arguments: Sequence[str] | None, run: bool = True) -> TrainerCLI
     except (ArgumentError, OmegaConfBaseException, UnicodeDecodeError) as error:
         reason = _broken_file(arguments or []) or explain(str(error), _options())
         raise UsageError(reason) from error
+
+
+def _place(trainer: L.Trainer, is_fit: bool) -> None:
+    """Put the files of all loggers into the run folder."""
+    for logger in trainer.loggers:
+        if isinstance(logger, JsonlLogger | DashboardLogger | TensorBoardFiles | CsvFiles):
+            logger.take_default(trainer.default_root_dir)
+    run_folders = (logger.save_dir for logger in trainer.loggers if isinstance(logger, JsonlLogger))
+    run_folder = next(run_folders, trainer.default_root_dir)
+    for logger in trainer.loggers:
+        if isinstance(logger, DashboardLogger) and is_fit:
+            logger.keep_id_in(run_folder)
 
 
 def _seed(value: bool | int) -> int:

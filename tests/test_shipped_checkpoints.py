@@ -6,23 +6,24 @@ import pytest
 
 from fdistill.checkpoints import load_model
 from fdistill.data import Digits
-from fdistill.report import FeatureSpace
+from fdistill.features import ClassifierFeatures
 
 FOLDERS = {name: Path(__file__).parents[1] / "checkpoints" / f"digits-{name}" for name in ("student", "teacher")}
 
 
 @pytest.fixture(scope="module")
-def space():
-    real = Digits().train_split
-    return FeatureSpace(real.x, real.labels, 10, seed=3)
+def extractor():
+    real, features = Digits().train_split, ClassifierFeatures()
+    features.prepare(real.x, real.labels, 10, seed=3)
+    return features
 
 
 @pytest.mark.parametrize(("name", "evaluations"), [("student", 1), ("teacher", 35)])
-def test_it_makes_the_digits_it_is_asked_for(name, evaluations, space):
+def test_it_makes_the_digits_it_is_asked_for(name, evaluations, extractor):
     model = load_model(FOLDERS[name])
     assert (model.kind, model.evaluations, model.num_classes) == (name, evaluations, 10)
     labels = model.labels(200)
-    read = space.predict(model.sample(model.noise(200, seed=0), labels))
+    read = extractor.classify(extractor.extract(model.sample(model.noise(200, seed=0), labels)))
     assert (read == labels).double().mean() > 0.93
 
 

@@ -16,8 +16,9 @@ import torch
 from matplotlib.figure import Figure
 
 from fdistill.data import Digits
+from fdistill.features import FeatureExtractor, default_extractor
 from fdistill.metrics import frechet_distance, precision_recall
-from fdistill.report import FeatureSpace, write_json
+from fdistill.report import write_json
 from fdistill.report.figure_file import save_figure
 from fdistill.trainer_cli import run_trainer
 
@@ -31,9 +32,9 @@ TURNS = {
 class Stopwatch(L.Callback):
     """Measures the student every `every` training seconds and stops the run after `seconds`."""
 
-    def __init__(self, space: FeatureSpace, data: Digits, every: float, seconds: float) -> None:
-        self.space, self.reference = space, data.held_out_split
-        self.reference_features = space.features(self.reference.x)
+    def __init__(self, extractor: FeatureExtractor, data: Digits, every: float, seconds: float) -> None:
+        self.extractor, self.reference = extractor, data.held_out_split
+        self.reference_features = extractor.extract(self.reference.x)
         self.every, self.seconds = every, seconds
         self.spent, self.rows = 0.0, []
 
@@ -45,7 +46,7 @@ class Stopwatch(L.Callback):
         if self.spent < self.every * (len(self.rows) + 1):
             return
         model = module.generative_model()
-        features = self.space.features(model.sample(model.noise(len(self.reference.x), 5), self.reference.labels))
+        features = self.extractor.extract(model.sample(model.noise(len(self.reference.x), 5), self.reference.labels))
         self.rows.append(
             {
                 "seconds": self.every * (len(self.rows) + 1),
@@ -57,11 +58,13 @@ class Stopwatch(L.Callback):
         trainer.should_stop = self.spent >= self.seconds
 
 
-def run(name: str, seed: int, options: argparse.Namespace, space: FeatureSpace, data: Digits) -> list[dict[str, Any]]:
+def run(
+    name: str, seed: int, options: argparse.Namespace, extractor: FeatureExtractor, data: Digits
+) -> list[dict[str, Any]]:
     arguments = ["--config", "configs/trainer.yaml", "--config", "configs/quickstart/student.yaml"]
     arguments += ["--model.teacher", options.teacher, "--seed_everything", str(seed), *TURNS[name]]
     cli = run_trainer([*arguments, "--trainer.max_steps", "1000000", "--trainer.callbacks", "[]"], run=False)
-    watch = Stopwatch(space, data, options.every, options.seconds)
+    watch = Stopwatch(extractor, data, options.every, options.seconds)
     trainer = L.Trainer(
         accelerator=options.accelerator,
         max_steps=-1,
@@ -106,11 +109,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     data = Digits()
-    space = FeatureSpace(data.train_split.x, data.train_split.labels, data.num_classes, 0)
+    extractor = default_extractor(data.sample_shape, data.num_classes)
+    extractor.prepare(data.train_split.x, data.train_split.labels, data.num_classes, 0)
     rows: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in TURNS}
     for seed in options.seeds:
         for name in TURNS:
-            rows[name][seed] = run(name, seed, options, space, data)
+            rows[name][seed] = run(name, seed, options, extractor, data)
             last = rows[name][seed][-1]
             print(f"{name}, seed {seed}: {last['turns']} turns, distance {last['frechet_distance']:.3f}", flush=True)
     write_json(options.out / "results.json", {"threads": torch.get_num_threads(), "rows": rows})

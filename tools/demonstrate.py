@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fdistill.data import GaussianMixtureData, GenerativeDataModule, nearest_mode
+from fdistill.features import default_extractor
 from fdistill.metrics import class_entropy, frechet_distance, mode_weight_kl
-from fdistill.report import FeatureSpace, write_json
+from fdistill.report import write_json
 from fdistill.report.figure_file import save_figure
 from fdistill.report.grid import image_block
 from fdistill.trainer_cli import run_trainer
@@ -27,7 +28,7 @@ COVERED = 0.25  # a mode counts as covered when it holds at least this share of 
 
 
 class Oracle:
-    """Which mode a sample belongs to, the true weights, and a feature space for the distance."""
+    """Which mode a sample belongs to, the true weights, and the features for the distance."""
 
     def __init__(self, data: GenerativeDataModule) -> None:
         train, self.held_out = data.train_split, data.held_out_split
@@ -37,20 +38,23 @@ class Oracle:
             self.weights = self.mixture.weights.double()
         else:
             self.weights = torch.bincount(train.labels, minlength=self.num_modes).double() / len(train.labels)
-        self.space = FeatureSpace(train.x, None if self.mixture else train.labels, self.num_modes, 0)
+        self.extractor = default_extractor(data.sample_shape, self.num_modes)
+        self.extractor.prepare(train.x, train.labels, self.num_modes, 0)
 
     def modes(self, samples: Tensor) -> Tensor:
-        return nearest_mode(samples, self.mixture) if self.mixture is not None else self.space.predict(samples)
+        if self.mixture is not None:
+            return nearest_mode(samples, self.mixture)
+        return self.extractor.classify(self.extractor.extract(samples))
 
     def judge(self, samples: Tensor) -> dict[str, Any]:
         modes = self.modes(samples)
         shares = torch.bincount(modes, minlength=self.num_modes).double() / len(modes)
-        reference = self.space.features(self.held_out.x)
+        reference = self.extractor.extract(self.held_out.x)
         return {
             "modes_covered": int((shares >= COVERED * self.weights).sum()),
             "mode_weight_kl": float(mode_weight_kl(modes, self.weights)),
             "class_entropy": float(class_entropy(modes, self.num_modes)),
-            "frechet_distance": float(frechet_distance(self.space.features(samples), reference)),
+            "frechet_distance": float(frechet_distance(self.extractor.extract(samples), reference)),
             "mode_weights": shares.tolist(),
         }
 

@@ -12,10 +12,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from fdistill.checkpoints import load_model
 from fdistill.data import Digits
 from fdistill.evaluation import evaluate_models
 from fdistill.report import write_json
+from fdistill.sources import open_source
 from fdistill.trainer_cli import run_trainer
 
 COLUMNS = {
@@ -51,9 +51,9 @@ def run_once(seed: int, split: int, out: Path) -> dict[str, Any]:
                 *extra,
             ]
         )
-    student = load_model(folder / "train-student" / "checkpoints" / "best.ckpt")
+    student = open_source(folder / "train-student" / "checkpoints" / "best.ckpt")
     data = Digits(split_seed=split)
-    evaluation = evaluate_models(student, load_model(teacher), data, len(data.held_out_split.x), seed, 4)
+    evaluation = evaluate_models(student, open_source(teacher), data, len(data.held_out_split.x), seed, 4)
     write_json(report_file, evaluation.report)
     return evaluation.report
 

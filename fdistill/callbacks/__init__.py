@@ -1,8 +1,20 @@
 """Callbacks decide when, and log; what they compute lives downstairs."""
 
 from fdistill.callbacks.checkpoint import LastCheckpoint
+from fdistill.callbacks.collapse import CollapseCallback
+from fdistill.callbacks.diversity import DiversityCallback
 from fdistill.callbacks.progress import TurnProgressBar
 from fdistill.callbacks.sample_grid import SampleGrid
+from fdistill.callbacks.selection import BestCheckpoint, StopEarly
 from fdistill.callbacks.student_distance import StudentDistance
 
-__all__ = ["LastCheckpoint", "SampleGrid", "StudentDistance", "TurnProgressBar"]
+__all__ = [
+    "BestCheckpoint",
+    "CollapseCallback",
+    "DiversityCallback",
+    "LastCheckpoint",
+    "SampleGrid",
+    "StopEarly",
+    "StudentDistance",
+    "TurnProgressBar",
+]

@@ -1,15 +1,32 @@
-"""Pictures of the EMA generator while it trains, always from the same latents."""
+"""Pictures of the EMA generator while it trains, always from the same latents, above what they should look like."""
 
 from pathlib import Path
 
 import lightning.pytorch as L
+import torch
+from torch import Tensor
 
-from fdistill.modules import GenerativeModule
-from fdistill.report import sample_grid_figure
+from fdistill.data import GenerativeDataModule
+from fdistill.generative_model import GenerativeModel
+from fdistill.loggers import log_histogram, log_picture
+from fdistill.modules import DistillationModule, GenerativeModule
+from fdistill.random_streams import generator_for
+from fdistill.report.compared_grid import compared_grid_figure
+from fdistill.report.grid import sample_grid_figure
+
+SEARCHED = 50_000  # training samples among which the nearest one is looked for
+CHUNK = 1024  # of them at a time
 
 
 class SampleGrid(L.Callback):
-    """Writes samples/<turn>.png into the run folder."""
+    """Writes samples/<turn>.png into the run folder and logs it as samples/grid.
+
+    One column an image: the student's, the teacher's from the same latents and classes, and the training image nearest
+    to the student's. Student and teacher start from the latents at their own noise levels; distillation matches their
+    distributions, so the two agree in class and often in style, and need not agree in more. Images that are their
+    nearest training images are memorised: samples/nearest_distance is the histogram of the distances. Points are
+    scatter panels instead, beside training data. The teacher is sampled once a run.
+    """
 
     def __init__(self, every_n_turns: int = 500, num_samples: int = 50, seed: int = 0) -> None:
         """Args:
@@ -20,6 +37,7 @@ class SampleGrid(L.Callback):
         if every_n_turns < 1 or num_samples < 1:
             raise ValueError(f"SampleGrid needs positive numbers: got {every_n_turns} and {num_samples}")
         self.every_n_turns, self.num_samples, self.seed = every_n_turns, num_samples, seed
+        self._teacher: dict[str, Tensor] | None = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
         """Sample on schedule."""
@@ -29,7 +47,52 @@ class SampleGrid(L.Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
         if not trainer.is_global_zero:
             return
-        model = pl_module.generative_model()
+        if self._teacher is None:
+            compare = isinstance(pl_module, DistillationModule)
+            self._teacher = self._drawn(pl_module.teacher_model()) if compare else {}
+        rows = self._drawn(pl_module.generative_model()) | self._teacher
+        path, title = folder / f"{trainer.global_step:07d}.png", f"after {trainer.global_step:,} turns"
+        self._draw(rows, title, path, trainer)
+        log_picture(trainer.loggers, "samples/grid", path, trainer.global_step)
+
+    def _drawn(self, model: GenerativeModel) -> dict[str, Tensor]:
+        """The samples under the model's name."""
         samples = model.sample(model.noise(self.num_samples, self.seed), model.labels(self.num_samples))
-        title = f"{model.kind} after {trainer.global_step} turns, {model.evaluations} evaluations"
-        sample_grid_figure({title: samples}, folder / f"{trainer.global_step:07d}.png")
+        return {f"{model.kind}\n{model.evaluations} evaluation{'s' * (model.evaluations > 1)}": samples}
+
+    def _draw(self, rows: dict[str, Tensor], title: str, path: Path, trainer: L.Trainer) -> None:
+        samples = next(iter(rows.values()))
+        data = trainer.datamodule
+        train = data.train_split.x if isinstance(data, GenerativeDataModule) else None
+        if samples.ndim != 4:
+            if train is not None:
+                chosen = torch.randperm(len(train), generator=generator_for(self.seed))[: len(samples)]
+                rows["training data"] = train[chosen]
+            sample_grid_figure({name.replace("\n", f" {title}, ", 1): drawn for name, drawn in rows.items()}, path)
+            return
+        if train is not None:
+            rows["nearest\ntraining image"], distances = nearest_images(samples, train[:SEARCHED])
+            log_histogram(trainer.loggers, "samples/nearest_distance", distances, trainer.global_step)
+        compared_grid_figure(rows, title, path)
+
+
+def nearest_images(samples: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
+    """The training image nearest to each sample, and the root mean square difference of their pixels.
+
+    Args:
+        samples: [n, ...].
+        training: [m, ...], m > 0.
+
+    Returns:
+        [n, ...] and float64 [n].
+    """
+    points = samples.flatten(1).double()
+    best, index = (
+        torch.full((len(points),), torch.inf, dtype=torch.float64),
+        torch.zeros(len(points), dtype=torch.int64),
+    )
+    for first in range(0, len(training), CHUNK):
+        distance, place = torch.cdist(points, training[first : first + CHUNK].flatten(1).double()).min(1)
+        closer = distance < best
+        best, index = torch.where(closer, distance, best), torch.where(closer, place + first, index)
+    return training[index], best / points.shape[1] ** 0.5

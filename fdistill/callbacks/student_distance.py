@@ -2,6 +2,7 @@
 
 import lightning.pytorch as L
 
+from fdistill.callbacks.measured import publish
 from fdistill.metrics import frechet_distance
 from fdistill.modules import GenerativeModule
 
@@ -32,7 +33,5 @@ class StudentDistance(L.Callback):
         model, real = pl_module.generative_model(), trainer.datamodule.train_split
         labels = real.labels.repeat(-(-self.num_samples // len(real.labels)))[: self.num_samples]
         samples = model.sample(model.noise(self.num_samples, self.seed), labels)
-        distance = frechet_distance(samples.flatten(1), real.x.flatten(1)).float()
-        pl_module.log("metric/pixel_frechet_distance", distance, prog_bar=True, logger=False, rank_zero_only=True)
-        for logger in trainer.loggers:
-            logger.log_metrics({"metric/pixel_frechet_distance": distance}, step=trainer.global_step)
+        distance = frechet_distance(samples.flatten(1), real.x.flatten(1))
+        publish(trainer, pl_module, {"metric/pixel_frechet_distance": distance})

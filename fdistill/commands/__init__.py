@@ -20,6 +20,8 @@ class Verb(NamedTuple):
     summary: str
     module: str
     positional: bool = False
+    several: str | None = None
+    """The function's list that takes all arguments which belong to no option."""
 
 
 VERBS = {
@@ -28,6 +30,7 @@ VERBS = {
     "export": Verb(
         "a run checkpoint becomes a folder that diffusers loads", "fdistill.commands.export", positional=True
     ),
+    "dashboard": Verb("how runs go: one page of curves and pictures", "fdistill.commands.dashboard", several="runs"),
     "doctor": Verb("versions, devices, and what is wrong or slow here", "fdistill.commands.doctor"),
 }
 
@@ -36,9 +39,12 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
     """Parse the arguments by the signature and docstring of the verb's function, and call it."""
     from jsonargparse import ArgumentError, ArgumentParser
 
-    function: Callable[..., None] = getattr(importlib.import_module(VERBS[name].module), name)
+    verb = VERBS[name]
+    function: Callable[..., None] = getattr(importlib.import_module(verb.module), name)
     parser = ArgumentParser(prog=f"fdistill {name}", exit_on_error=False)
-    parser.add_function_arguments(function, as_positional=VERBS[name].positional)
+    parser.add_function_arguments(function, as_positional=verb.positional, skip={verb.several} - {None})
+    if verb.several is not None:
+        parser.add_argument(verb.several, nargs="*", type=str, help="one or several")
     try:
         values = parser.parse_args(list(arguments))
     except (ArgumentError, TypeError) as error:

@@ -3,18 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fdistill.checkpoints import load_model
 from fdistill.commands.checked import require_writable, usable_device
 from fdistill.data import GenerativeDataModule
 from fdistill.evaluation import Evaluation, evaluate_models
-from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import FILE_NAME
 from fdistill.report import html_page, print_table, sample_grid_figure, training_curves_figure, write_json
+from fdistill.sources import DiffusersSource, Source, open_source
 
 _SHOWN = 50  # samples of each source in the picture
 
@@ -26,50 +24,57 @@ def evaluate(
     n: int | None = None,
     repeats: int = 4,
     seed: int = 0,
+    steps: int | None = None,
     out: str = "runs/evaluation",
     device: str = "cpu",
 ) -> None:
     """Measure a generator against held-out real data; writes report.json, samples.png and index.html.
 
     Args:
-        checkpoint: a run's .ckpt file, or a folder written by fdistill export.
+        checkpoint: a run's .ckpt file, a folder written by fdistill export, a local diffusers pipeline (a folder with
+            model_index.json), or a folder of PNG or JPEG files, in class sub-folders or not.
         teacher: the same for its teacher; the one that the student was distilled from, where not given and still there.
-        data: YAML file with a data section; the data that the model was trained on, where not given.
+        data: YAML file with a data section; the data that the model was trained on, where not given and remembered.
         n: samples of each source; the whole held-out split, but at most 5000, where not given.
         repeats: how many times to draw; the report holds the mean and the range.
         seed: seed of the samples and of the classifier whose features are compared.
+        steps: num_inference_steps of a diffusers pipeline; its own default where not given.
         out: folder to write into.
         device: where to generate: cpu, cuda, cuda:1, mps.
     """
     folder, place = require_writable(Path(out) / "report.json").parent, usable_device(device)
-    student = load_model(checkpoint).to(place)
-    teacher_model = _teacher(teacher, student, place)
-    real = _data(data, student)
+    given = None if data is None else _data_of_file(data)
+    student = open_source(checkpoint, place, None if given is None else given.sample_shape, steps)
+    real = _remembered_data(student) if given is None else given
+    teacher_path = teacher or _remembered_teacher(student)
+    teacher_source = None if teacher_path is None else open_source(teacher_path, place, real.sample_shape, steps)
+    if steps is not None and not any(isinstance(source, DiffusersSource) for source in (student, teacher_source)):
+        raise ValueError(f"steps are those of a diffusers pipeline: got {steps} and no pipeline; leave --steps out")
     size = min(len(real.held_out_split.x), 5000) if n is None else n
-    result = evaluate_models(student, teacher_model, real, size, seed, repeats)
+    result = evaluate_models(student, teacher_source, real, size, seed, repeats)
     written = _write(folder, result, _curve_files(checkpoint, student))
     print_table(result.report)
     print("wrote " + ", ".join(str(path) for path in written))
 
 
-def _teacher(given: str | None, student: GenerativeModel, device: torch.device) -> GenerativeModel | None:
-    if given is not None:
-        return load_model(given).to(device)
+def _remembered_teacher(student: Source) -> str | None:
     remembered = student.facts.get("teacher")
     if isinstance(remembered, str) and Path(remembered).exists():
-        return load_model(remembered).to(device)
+        return remembered
     print("measured without a teacher: --teacher CHECKPOINT adds one")
     return None
 
 
-def _data(given: str | None, student: GenerativeModel) -> GenerativeDataModule:
-    if given is None:
-        spec: Any = student.facts.get("data")
-        if spec is None:
-            raise ValueError("this model does not say what data it was trained on: give --data FILE.yaml")
-        return GenerativeDataModule.from_spec(spec)
+def _remembered_data(student: Source) -> GenerativeDataModule:
+    spec = student.facts.get("data")
+    if spec is None:
+        raise ValueError("this model does not say what data it was trained on: give --data FILE.yaml")
+    return GenerativeDataModule.from_spec(spec)
+
+
+def _data_of_file(given: str) -> GenerativeDataModule:
     try:
-        spec = OmegaConf.to_container(OmegaConf.load(given), resolve=True)["data"]
+        spec: Any = OmegaConf.to_container(OmegaConf.load(given), resolve=True)["data"]
         name = spec["class_path"]
     except FileNotFoundError as error:
         raise ValueError(f"there is no file {given} to read the data section from: check the path") from error
@@ -81,7 +86,7 @@ def _data(given: str | None, student: GenerativeModel) -> GenerativeDataModule:
     return GenerativeDataModule.from_spec({"class_path": path, "init_args": spec.get("init_args") or {}})
 
 
-def _curve_files(checkpoint: str, student: GenerativeModel) -> dict[str, Path]:
+def _curve_files(checkpoint: str, student: Source) -> dict[str, Path]:
     """metrics.jsonl of the run the checkpoint lies in, and of its teacher's."""
     sources = {"Student": Path(checkpoint)}
     if isinstance(student.facts.get("teacher"), str):
@@ -93,8 +98,8 @@ def _curve_files(checkpoint: str, student: GenerativeModel) -> dict[str, Path]:
 def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path]) -> list[Path]:
     report = result.report
     titles = {
-        "student": "Student, 1 evaluation",
-        "teacher": f"Teacher, {report['teacher_evaluations']} evaluations",
+        "student": _title("Student", report["student_evaluations"]),
+        "teacher": _title("Teacher", report["teacher_evaluations"]),
         "floor": "Real training images",
         "class_gaussian": "One Gaussian per class",
     }
@@ -104,3 +109,7 @@ def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path]) -> li
         pictures["Training"] = training_curves_figure(curve_files, folder / "curves.png")
     page = html_page(folder / "index.html", "One-step generator", report, pictures)
     return [write_json(folder / "report.json", report), *pictures.values(), page]
+
+
+def _title(name: str, evaluations: int | None) -> str:
+    return name if evaluations is None else f"{name}, {evaluations} evaluation{'s' * (evaluations > 1)}"

@@ -64,6 +64,18 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
         """Return the training and the held-out split; called once, on first use."""
 
     @property
+    def num_modes(self) -> int:
+        """Number of modes that samples can be told to belong to: the classes; 0 where the data is unlabelled."""
+        return self.num_classes
+
+    def read_modes(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Return the mode of each sample [n, *sample_shape], int64 [n] in [0, num_modes), -1 for a sample of none.
+
+        None where the data has no exact rule, as in a set of photographs.
+        """
+        return None
+
+    @property
     def train_split(self) -> Batch:
         """The whole training split."""
         return self._loaded()[0].whole()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch.nn.functional import softplus
 from fdistill.data.base import GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit
 from fdistill.random_streams import generator_for
+
+_CHUNK = 16_384  # points compared with all modes at once
 
 _OPTIONS = {  # what each kind takes, with its defaults
     "ring": {"num_modes": 8, "radius": 2.0, "std": 0.1, "weights": None},
@@ -71,7 +73,7 @@ class GaussianMixtureData(GenerativeDataModule):
         require_at_least("num_samples", num_samples, 1)
         require_at_least("num_held_out", num_held_out, 1)
         require_at_least("split_seed", split_seed, 0)
-        self.kind, self.num_modes, self.radius, self.side, self.spacing = kind, num_modes, radius, side, spacing
+        self.kind, self._num_modes, self.radius, self.side, self.spacing = kind, num_modes, radius, side, spacing
         self.std, self.weights = std, None if weights is None else [float(w) for w in weights]
         self.num_samples, self.num_held_out, self.split_seed = num_samples, num_held_out, split_seed
         self._parameters = self._build()
@@ -86,9 +88,29 @@ class GaussianMixtureData(GenerativeDataModule):
         """Number of modes."""
         return len(self._parameters.weights)
 
+    def spec(self) -> dict[str, Any]:
+        """Return the spec with the ``num_modes`` that was given, which only a ring takes."""
+        spec = super().spec()
+        spec["init_args"]["num_modes"] = self._num_modes
+        return spec
+
     def parameters(self) -> MixtureParameters:
         """Return the mixture."""
         return self._parameters
+
+    def read_modes(self, x: Tensor) -> Tensor:
+        """Return the ``nearest_mode`` of each point [n, d], int64 [n]; never -1, since every point has one.
+
+        Raises:
+            ValueError: The points are of another dimension, or one is NaN or infinite.
+        """
+        broken = int((~x.isfinite()).flatten(1).any(dim=1).sum())
+        if broken:
+            raise ValueError(
+                f"a point has finite coordinates: expected 0 broken ones, got {broken} of {len(x)};"
+                " look for the NaN where they are made"
+            )
+        return torch.cat([nearest_mode(part, self._parameters) for part in x.split(_CHUNK)])
 
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
         """Draw the two splits."""
@@ -104,8 +126,9 @@ class GaussianMixtureData(GenerativeDataModule):
         if self.kind not in _OPTIONS:
             raise ValueError(f"kind names a mixture: expected one of {list(_OPTIONS)}, got {self.kind!r}; choose one")
         takes = _OPTIONS[self.kind]
-        names = ("num_modes", "radius", "side", "spacing", "std", "weights")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        names = ("radius", "side", "spacing", "std", "weights")
+        options = {"num_modes": self._num_modes, **{name: getattr(self, name) for name in names}}
+        given = {name: value for name, value in options.items() if value is not None}
         foreign = sorted(set(given) - set(takes))
         if foreign:
             raise ValueError(

@@ -1,20 +1,79 @@
 """How good and how varied generated samples are, each number computed in float64 from features or labels."""
 
-from fdistill.metrics.class_entropy import class_entropy, mode_weight_kl, modes_covered
+from fdistill.metrics.base import FeatureMetric, RowMetric
+from fdistill.metrics.bin_coverage import BinCoverage, bin_coverage
 from fdistill.metrics.classifier import ConvClassifier, train_classifier
-from fdistill.metrics.frechet_distance import frechet_distance, gaussian_frechet_distance
-from fdistill.metrics.precision_recall import PrecisionRecall, precision_recall
-from fdistill.metrics.vendi_score import vendi_score
+from fdistill.metrics.density_coverage import DensityAndCoverage, DensityCoverage, density_coverage, reference_balls
+from fdistill.metrics.frechet_distance import FrechetDistance, frechet_distance, gaussian_frechet_distance
+from fdistill.metrics.in_batch_similarity import InBatchSimilarity, in_batch_similarity
+from fdistill.metrics.kde_guard import kernel_log_ratio
+from fdistill.metrics.kernel_distance import KernelDistance, KernelDistanceEstimate, kernel_distance
+from fdistill.metrics.memorization import MemorizedFraction, memorized, memorized_fraction
+from fdistill.metrics.mode_coverage import ModeCoverage, class_entropy, mode_weight_kl, modes_covered
+from fdistill.metrics.neighbours import (
+    Nearest,
+    NeighbourStatistics,
+    crowding,
+    nearest,
+    neighbour_distances,
+    neighbour_statistics,
+)
+from fdistill.metrics.paired_distance import PairedDistance, paired_distance
+from fdistill.metrics.precision_recall import PrecisionAndRecall, PrecisionRecall, inside_manifolds, precision_recall
+from fdistill.metrics.suite import standard_metrics
+from fdistill.metrics.tail_index import TailIndexDifference, TailIndices, tail_index_null_band, tail_indices
+from fdistill.metrics.tails import TailDiagnostics, Tails, tail_diagnostics
+from fdistill.metrics.utility import utility
+from fdistill.metrics.vendi_score import VendiScore, vendi_score
 
 __all__ = [
+    "BinCoverage",
     "ConvClassifier",
+    "DensityAndCoverage",
+    "DensityCoverage",
+    "FeatureMetric",
+    "FrechetDistance",
+    "InBatchSimilarity",
+    "KernelDistance",
+    "KernelDistanceEstimate",
+    "MemorizedFraction",
+    "ModeCoverage",
+    "Nearest",
+    "NeighbourStatistics",
+    "PairedDistance",
+    "PrecisionAndRecall",
     "PrecisionRecall",
+    "RowMetric",
+    "TailDiagnostics",
+    "TailIndexDifference",
+    "TailIndices",
+    "Tails",
+    "VendiScore",
+    "bin_coverage",
     "class_entropy",
+    "crowding",
+    "density_coverage",
     "frechet_distance",
     "gaussian_frechet_distance",
+    "in_batch_similarity",
+    "inside_manifolds",
+    "kernel_distance",
+    "kernel_log_ratio",
+    "memorized",
+    "memorized_fraction",
     "mode_weight_kl",
     "modes_covered",
+    "nearest",
+    "neighbour_distances",
+    "neighbour_statistics",
+    "paired_distance",
     "precision_recall",
+    "reference_balls",
+    "standard_metrics",
+    "tail_diagnostics",
+    "tail_index_null_band",
+    "tail_indices",
     "train_classifier",
+    "utility",
     "vendi_score",
 ]

@@ -1,16 +1,18 @@
 """What every metric on features shares: `update(features, real)`, states that add over batches and ranks, errors."""
 
+import copy
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from fdistill.distributed import gather_rows, global_sum
-from fdistill.metrics.checks import checked_features
+from fdistill.metrics.blocks import check_features
 
 Value = Tensor | dict[str, Tensor]
 
@@ -30,6 +32,9 @@ class FeatureMetric(Metric):
     full_state_update = False
     real_states: tuple[str, ...] = ()
     """Names of the states that hold real samples."""
+    reads: Literal["features", "modes", "training", "teacher"] = "features"
+    """What `update` is to be given: features of generated and real samples, the modes or classes read from both,
+    features of generated and of all training samples, or of student and teacher samples from the same noise."""
 
     def __init__(self, reset_real_features: bool = True) -> None:
         super().__init__()
@@ -39,6 +44,15 @@ class FeatureMetric(Metric):
     def label(self) -> str:
         """The class name in words joined by underscores: what a metric of one number is logged as."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    def of(self, generated: Tensor, real: Tensor) -> Value:
+        """The value for these samples alone, on their device; asks no other rank and leaves the metric as it is."""
+        fresh = copy.deepcopy(self).to(generated.device)
+        fresh.distributed_available_fn, fresh.reset_real_features = _never, True
+        fresh.reset()
+        fresh.update(real, real=True)
+        fresh.update(generated, real=False)
+        return fresh.compute()
 
     def values(self) -> dict[str, Tensor]:
         """`compute()` as scalars by name."""
@@ -74,6 +88,19 @@ class FeatureMetric(Metric):
         for name, value in kept.items():
             setattr(self, name, value)
 
+    @contextmanager
+    def sync_context(self, *args: Any, should_unsync: bool = True, **kwargs: Any) -> Iterator[None]:
+        """States of all ranks inside, of this one again outside: also after an error, which torchmetrics forgets."""
+        self.sync(*args, **kwargs)
+        try:
+            yield
+        finally:
+            self.unsync(should_unsync=self._is_synced and should_unsync)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: a value of one batch alone has no other side to compare with."""
+        raise TypeError(f"{type(self).__name__} compares sets: call update(features, real) for both, then compute()")
+
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         """Over the ranks; torchmetrics' own cannot tell the width of the rows that a rank without any lacks."""
         for name, default in self._defaults.items():
@@ -102,7 +129,7 @@ class RowMetric(FeatureMetric):
             ValueError: for a wrong shape, a NaN or an infinity, or another d than before.
         """
         name = "real" if real else "generated"
-        checked_features(f"{name} features", features, minimum=1)
+        check_features(f"{name} features", features)
         for kept in (self.generated, self.real):
             if kept and kept[0].shape[1] != features.shape[1]:
                 raise ValueError(
@@ -118,6 +145,10 @@ class RowMetric(FeatureMetric):
     def compute(self) -> Value:
         """The value for all samples so far, of all ranks."""
         return self.measure(self.rows("generated"), self.rows("real"))
+
+
+def _never() -> bool:
+    return False
 
 
 def _copied(state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:

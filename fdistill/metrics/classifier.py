@@ -1,5 +1,8 @@
 """A small image classifier, trained on the real images, whose 32 penultimate numbers are the features to compare in."""
 
+from collections.abc import Iterator
+from itertools import islice
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,11 +62,20 @@ class ConvClassifier(nn.Module):
         return self.head(F.silu(self.features(x)))
 
 
-def train_classifier(x: Tensor, labels: Tensor, num_classes: int, seed: int, epochs: int = 100) -> ConvClassifier:
+def train_classifier(
+    x: Tensor, labels: Tensor, num_classes: int, seed: int, epochs: int = 100, steps: int | None = None
+) -> ConvClassifier:
     """Return a classifier trained on images `x` [n, C, R, R] in [-1, 1] with `labels` [n], in eval mode.
 
     The same seed, images and number of threads give the same weights bit for bit on a CPU. The global random state
     is left alone.
+
+    Args:
+        x, labels: the training set.
+        num_classes: >= 2.
+        seed: of the first weights, the batches and the shifts of the images.
+        epochs: passes over the images, >= 1.
+        steps: batches of up to 64 images to train for in place of `epochs`, >= 1, the last pass cut short.
 
     Raises:
         ValueError: when images are not square, not finite or below 8 x 8, or labels do not fit them.
@@ -74,27 +86,32 @@ def train_classifier(x: Tensor, labels: Tensor, num_classes: int, seed: int, epo
         raise ValueError(f"every image has a label: expected {len(x)}, got {len(labels)}")
     if not x.isfinite().all():
         raise ValueError("the classifier trains on finite numbers: got a NaN or an infinity; check the images")
-    if epochs < 1:
-        raise ValueError(f"epochs of training: expected >= 1, got {epochs}")
+    if epochs < 1 or (steps is not None and steps < 1):
+        raise ValueError(f"epochs and steps of training: expected >= 1, got {epochs} and {steps}")
     x, labels = x.detach().float(), checked_labels(labels, num_classes).to(x.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ConvClassifier(x.shape[1], num_classes, x.shape[2]).to(x.device)
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same batches
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    steps_per_epoch = -(-len(x) // BATCH_SIZE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * steps_per_epoch)
-    with torch.enable_grad(), tqdm(total=epochs * steps_per_epoch, desc="classifier", leave=False) as progress:
-        for _ in range(epochs):
-            for index in torch.randperm(len(x), generator=generator).split(BATCH_SIZE):
-                index = index.to(x.device)
-                loss = F.cross_entropy(model(_shifted(x[index], generator)), labels[index])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                progress.update()
+    total = steps or epochs * -(-len(x) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=total)
+    batches = tqdm(islice(_batches(len(x), generator), total), desc="classifier", total=total, leave=False)
+    with torch.enable_grad():
+        for index in batches:
+            index = index.to(x.device)
+            loss = F.cross_entropy(model(_shifted(x[index], generator)), labels[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
     return model.eval().requires_grad_(False)
+
+
+def _batches(n: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Return batches of indices without end: each pass over [0, n) in a new order, drawn when it begins."""
+    while True:
+        yield from torch.randperm(n, generator=generator).split(BATCH_SIZE)
 
 
 def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:

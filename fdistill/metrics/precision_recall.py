@@ -2,55 +2,68 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from fdistill.metrics.checks import checked_pair
+from fdistill.metrics.base import RowMetric
+from fdistill.metrics.neighbours import ball_members, check_neighbour, paired_points
 
 
-class PrecisionRecall(NamedTuple):
+class PrecisionAndRecall(NamedTuple):
     """Two float64 scalars in [0, 1]; 1 is best."""
 
     precision: Tensor  # share of generated samples inside the reference's manifold: quality
     recall: Tensor  # share of reference samples inside the generated manifold: diversity
 
 
-def precision_recall(generated: Tensor, reference: Tensor, k: int = 3, chunk: int = 1024) -> PrecisionRecall:
+class InsideManifolds(NamedTuple):
+    """Sample by sample what precision and recall are means of, for bootstraps and for single classes."""
+
+    generated: Tensor  # bool [n]: inside the reference's manifold
+    reference: Tensor  # bool [m]: inside the generated manifold
+
+
+def precision_recall(generated: Tensor, reference: Tensor, k: int = 3, strict: bool = False) -> PrecisionAndRecall:
     """Return how much of each set lies in the other's manifold.
 
-    The manifold of a set is the union of the closed balls around its points that reach to their k-th neighbour,
-    the point itself not counted.
+    The manifold of a set is the union of the balls around its points that reach to their k-th neighbour, the point
+    itself not counted. Both numbers depend on n and m: compare at equal ones.
 
     Args:
         generated: features [n, d], n > k.
         reference: features [m, d], m > k.
         k: which neighbour sets the radius, >= 1.
-        chunk: rows of the distance matrix held at a time; memory is chunk * max(n, m) numbers.
+        strict: whether the balls are open, as in the code of arXiv 2002.09797; the definition has closed ones.
 
     Raises:
-        ValueError: for a wrong shape, too few samples, a NaN, or k or chunk below 1.
+        ValueError: for a wrong shape, too few samples, a NaN, or k below 1.
     """
-    for name, value in (("k", k), ("chunk", chunk)):
-        if value < 1:
-            raise ValueError(f"{name} counts from 1: expected >= 1, got {value}")
-    generated, reference = checked_pair(generated, reference, minimum=k + 1)
-    return PrecisionRecall(
-        precision=_share_inside(generated, reference, k, chunk),
-        recall=_share_inside(reference, generated, k, chunk),
-    )
+    inside = inside_manifolds(generated, reference, k, strict)
+    return PrecisionAndRecall(inside.generated.double().mean(), inside.reference.double().mean())
 
 
-def _share_inside(points: Tensor, manifold: Tensor, k: int, chunk: int) -> Tensor:
-    """Return the share of `points` [n, d] inside the manifold of `manifold` [m, d]."""
-    # the distance of a point to itself is the first of the sorted k + 1
-    radius = torch.cat([_distances(rows, manifold).kthvalue(k + 1, dim=1).values for rows in manifold.split(chunk)])
-    inside = torch.cat([(_distances(rows, manifold) <= radius).any(dim=1) for rows in points.split(chunk)])
-    return inside.double().mean()
+def inside_manifolds(generated: Tensor, reference: Tensor, k: int = 3, strict: bool = False) -> InsideManifolds:
+    """Return which samples lie in the other set's manifold; arguments and errors are those of `precision_recall`."""
+    check_neighbour("k", k)
+    fake, real = paired_points(generated, reference, minimum=k + 1)
+    of_fake, of_real = (side.limits(side.squared_radii((k,))[0], strict) for side in (fake, real))
+    ((balls, _),), (recalled,) = ball_members(fake, real, [of_real], [of_fake])
+    return InsideManifolds(balls > 0, recalled)
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Return all Euclidean distances [len(a), len(b)], exactly 0 between equal points.
+class PrecisionRecall(RowMetric):
+    """`precision_recall` of all samples, as {"precision", "recall"}.
 
-    The faster form by a matrix product is off by about 1e-8, which breaks `<=` where points repeat.
+    Args:
+        k, strict: as `precision_recall` takes them.
+        reset_real_features: whether `reset()` forgets the real samples too.
     """
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+    def __init__(self, k: int = 3, strict: bool = False, reset_real_features: bool = True) -> None:
+        super().__init__(reset_real_features)
+        check_neighbour("k", k)
+        self.k, self.strict = k, strict
+
+    def measure(self, generated: Tensor, real: Tensor) -> dict[str, Tensor]:
+        for name, rows in (("generated", generated), ("real", real)):
+            self.need(name, len(rows), minimum=self.k + 1)
+        return precision_recall(generated, real, self.k, self.strict)._asdict()

@@ -41,6 +41,7 @@ class GenerativeModule(L.LightningModule):
         self.seed, self.gradient_clip = seed, gradient_clip
         self.automatic_optimization = False
         self.strict_loading = False  # the teacher is not in the checkpoint; on_load_checkpoint checks all else
+        self.measured: dict[str, tuple[int, float]] = {}  # what callbacks measured last, and after which turn
         self._random_states: list[dict[str, Tensor]] | None = None
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self._last_log: tuple[int, float] | None = None
@@ -48,6 +49,15 @@ class GenerativeModule(L.LightningModule):
     def generative_model(self) -> GenerativeModel:
         """The model that this run produces: EMA weights, sampler, and the facts its card tells."""
         raise NotImplementedError
+
+    def updates_after(self, turns: int) -> int:
+        """How often the generator has been updated when so many turns are done."""
+        return turns
+
+    @property
+    def updates(self) -> int:
+        """Updates of the generator so far."""
+        return self.updates_after(self.global_step)
 
     def run_facts(self) -> dict[str, Any]:
         """Facts of the run for the model card: seed, turns, data."""

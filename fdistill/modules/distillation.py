@@ -166,7 +166,7 @@ class DistillationModule(GenerativeModule):
             self.manual_backward((generated.x * gradient).sum())
         norms = self._step(losses, student_learns, fake_learns)
         if student_learns:
-            self.ema.update(self.student, self._student_updates(turn))
+            self.ema.update(self.student, self.updates_after(turn))
         if self.is_logging_turn(turn):
             self.write_log({**losses, **log, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}, turn)
 
@@ -189,8 +189,7 @@ class DistillationModule(GenerativeModule):
         student = (turn - self.fake_score_warmup) % self._cycle == self._cycle - 1
         return student, not student
 
-    def _student_updates(self, turn: int) -> int:
-        """Student updates made before this turn."""
+    def updates_after(self, turn: int) -> int:
         return max(turn - self.fake_score_warmup, 0) // self._cycle
 
     def _generate(self, batch: Batch, generator: torch.Generator, student_learns: bool) -> Generated:

@@ -2,14 +2,12 @@
 
 from fdistill.report.class_gaussian import per_class_gaussian
 from fdistill.report.curves import training_curves_figure
-from fdistill.report.feature_space import FeatureSpace
 from fdistill.report.grid import sample_grid_figure
 from fdistill.report.page import html_page
 from fdistill.report.rows import average_rows, measure, write_json
 from fdistill.report.table import print_table, speedup_line, table_cells
 
 __all__ = [
-    "FeatureSpace",
     "average_rows",
     "html_page",
     "measure",

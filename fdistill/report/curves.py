@@ -1,9 +1,8 @@
 """The course of training as small panels, read from the `metrics.jsonl` of run folders."""
 
-import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,16 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fdistill.report.figure_file import BLUE, INK, PALE_BLUE, save_figure
+from fdistill.report.run_log import read_run_log
 
 COLUMNS = 4
 PANEL = (3.1, 2.1)  # inches, axis labels included
 HEADING = 0.42  # inches above the panels of a run
 FIRST = ("loss/", "metric/", "metric_teacher/", "collapse/")  # the rest follows in alphabetical order
-NOT_CURVES = ("step", "epoch", "time", "seconds")
 LOG_FROM = 30  # largest over smallest value, above which an axis becomes logarithmic
 NOISY_FROM = 40  # points, above which a running mean is drawn over the raw line
-
-Curves = dict[str, tuple[list[float], list[float]]]
 
 
 def training_curves_figure(metrics_jsonl_paths: dict[str, str | Path], path: str | Path) -> Path:
@@ -36,7 +33,7 @@ def training_curves_figure(metrics_jsonl_paths: dict[str, str | Path], path: str
     """
     if not metrics_jsonl_paths:
         raise ValueError("training curves need at least one metrics.jsonl: got none")
-    runs = {title: _read_curves(Path(source)) for title, source in metrics_jsonl_paths.items()}
+    runs = {title: read_run_log(Path(source)).curves for title, source in metrics_jsonl_paths.items()}
     lines = [max(1, -(-len(curves) // COLUMNS)) for curves in runs.values()]
     width, height = PANEL[0] * COLUMNS, sum(HEADING + PANEL[1] * n for n in lines)
     figure = Figure(figsize=(width, height), facecolor="white")
@@ -54,49 +51,29 @@ def training_curves_figure(metrics_jsonl_paths: dict[str, str | Path], path: str
     return save_figure(figure, path, dpi=110)
 
 
-def _read_curves(source: Path) -> Curves:
-    """Return name to steps and values.
-
-    Lines that a crash tore in two are left out: the last one, or one in the middle where the run was resumed.
-    """
-    curves: Curves = {}
-    lines = [line for line in source.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    records = [record for line in lines if (record := _record(line)) is not None]
-    if lines and not records:
-        raise ValueError(
-            f'{source} holds no curves: expected a JSON object with "step" per line, got {lines[0][:60]!r}; '
-            "name the metrics.jsonl of a run folder"
-        )
-    for record in records:
-        for name, value in record.items():
-            if name not in NOT_CURVES and isinstance(value, int | float):
-                steps, values = curves.setdefault(name, ([], []))
-                steps.append(record["step"])
-                values.append(float(value))
-    return curves
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    """Return what one line logged, or None when it is not whole."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int | float) else None
-
-
 def _place(name: str) -> tuple[int, str]:
     return next((i for i, prefix in enumerate(FIRST) if name.startswith(prefix)), len(FIRST)), name
 
 
 def _draw(panel: Axes, name: str, steps: list[float], values: list[float]) -> None:
-    """Draw one scalar over the training step; many points are drawn pale with their running mean on top."""
     panel.set_title(name, fontsize=9, loc="left", color=INK)
+    draw_curve(panel, steps, values, BLUE, PALE_BLUE)
+    style_axes(panel, values)
+
+
+def draw_curve(
+    panel: Axes, steps: Sequence[float], values: Sequence[float], colour: str, pale: str, line: str = "-"
+) -> None:
+    """Draw one scalar over the training step; many points are drawn pale with their running mean on top."""
     noisy = len(values) >= NOISY_FROM
     marker = "o" if len(values) <= 15 else None
-    panel.plot(steps, values, color=PALE_BLUE if noisy else BLUE, lw=0.8 if noisy else 1.4, marker=marker, ms=3)
+    panel.plot(steps, values, color=pale if noisy else colour, lw=0.8 if noisy else 1.4, ls=line, marker=marker, ms=3)
     if noisy:
-        panel.plot(steps, _running_mean(np.asarray(values)), color=BLUE, lw=1.4)
+        panel.plot(steps, running_mean(np.asarray(values)), color=colour, lw=1.4, ls=line)
+
+
+def style_axes(panel: Axes, values: Sequence[float]) -> None:
+    """Give axes that show `values` over the training step their scale, ticks and grid."""
     finite = [value for value in values if math.isfinite(value)]
     if finite and min(finite) > 0 and max(finite) > LOG_FROM * min(finite):
         panel.set_yscale("log")
@@ -116,7 +93,7 @@ def _draw(panel: Axes, name: str, steps: list[float], values: list[float]) -> No
     panel.set_xlabel("step", fontsize=8, color=INK)
 
 
-def _running_mean(values: np.ndarray) -> np.ndarray:
+def running_mean(values: np.ndarray) -> np.ndarray:
     """Return the mean over a twentieth of the points around each, missing values left out."""
     window = max(3, len(values) // 20)
     present = np.isfinite(values)

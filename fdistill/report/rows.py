@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
+from fdistill.features import FeatureExtractor
 from fdistill.files import atomic_write
 from fdistill.metrics import class_entropy, frechet_distance, precision_recall, vendi_score
-from fdistill.report.feature_space import FeatureSpace
 
 METRICS = ("frechet_distance", "precision", "recall", "accuracy", "class_entropy", "vendi")
 
 
 def measure(
-    space: FeatureSpace,
+    extractor: FeatureExtractor,
     generated_x: Tensor,
     wanted_labels: Tensor | None,
     reference_x: Tensor,
@@ -24,19 +24,19 @@ def measure(
     """Return the six numbers of `generated_x` [n, ...] against `reference_x` [m, ...], keyed by METRICS.
 
     Args:
-        space: where samples are compared.
+        extractor: prepared; where samples are compared.
         generated_x: samples to judge, n > 3.
         wanted_labels: the class [n] each was asked to be, or None; `accuracy` is the share that the classifier of
-            `space` reads so. It rises under collapse within a class: read it beside recall.
+            `extractor` reads so. It rises under collapse within a class: read it beside recall.
         reference_x: real samples, best held out from all training; equal n and m over all rows, m > 3.
-        num_classes: classes of the data. `class_entropy` and `accuracy` are None where `space` has no classifier.
+        num_classes: classes of the data. `class_entropy` and `accuracy` are None where `extractor` has no classifier.
 
     Raises:
         ValueError: for samples of another shape, too few of them, or a NaN.
     """
-    generated, reference = space.features(generated_x), space.features(reference_x)
+    generated, reference = extractor.extract(generated_x), extractor.extract(reference_x)
     nearest = precision_recall(generated, reference)
-    predicted = space.predict(generated_x)
+    predicted = extractor.classify(generated)
     accuracy = entropy = None
     if predicted is not None and num_classes:
         entropy = float(class_entropy(predicted, num_classes))
@@ -46,7 +46,7 @@ def measure(
                     f"wanted_labels hold one class per sample: expected [{len(predicted)}], "
                     f"got {list(wanted_labels.shape)}"
                 )
-            accuracy = float((predicted == wanted_labels.cpu()).double().mean())
+            accuracy = float((predicted == wanted_labels.to(predicted.device)).double().mean())
     return {
         "frechet_distance": float(frechet_distance(generated, reference)),
         "precision": float(nearest.precision),

@@ -23,7 +23,7 @@ class Memory(JsonlLogger):
         self.lines = []
 
     def log_metrics(self, metrics, step=None):
-        self.lines.append((step, {name: float(value) for name, value in metrics.items()}))
+        self.lines.append((step, {k: v if isinstance(v, str) else float(v) for k, v in metrics.items()}))
 
     def continue_from(self, turn):
         pass

@@ -8,25 +8,25 @@ from cli_runs import fdistill, one_error_line, succeeds, write_yaml
 from fdistill.denoiser import Denoiser
 from fdistill.export import export_folder
 from fdistill.generative_model import GenerativeModel
+from fdistill.metrics import train_classifier
 from fdistill.networks import MLP
 from fdistill.preconditioning import EDM
-from fdistill.report import FeatureSpace
 
 QUICK = ["--n", 20, "--repeats", 1]
-SPACES = {}
+CLASSIFIERS = {}
 
 
 @pytest.fixture(autouse=True)
-def _one_feature_space(monkeypatch):
+def _one_classifier(monkeypatch):
     """The feature classifier of the digits takes seconds to train: all tests here share one."""
 
-    def shared(x, labels, num_classes, seed):
-        key = (tuple(x.shape), labels is None, num_classes, seed)
-        if key not in SPACES:
-            SPACES[key] = FeatureSpace(x, labels, num_classes, seed)
-        return SPACES[key]
+    def shared(x, labels, num_classes, seed, epochs):
+        key = (tuple(x.shape), num_classes, seed, epochs)
+        if key not in CLASSIFIERS:
+            CLASSIFIERS[key] = train_classifier(x, labels, num_classes, seed, epochs)
+        return CLASSIFIERS[key]
 
-    monkeypatch.setattr("fdistill.evaluation.FeatureSpace", shared)
+    monkeypatch.setattr("fdistill.features.classifier.train_classifier", shared)
 
 
 def report_of(folder):

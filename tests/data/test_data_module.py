@@ -90,6 +90,13 @@ def test_spec_survives_a_weights_only_file_and_rebuilds_the_data(build):
     assert torch.equal(next(iter(rebuilt.train_dataloader())).x, next(iter(data.train_dataloader())).x)
 
 
+def test_modes_are_read_by_an_exact_rule_or_not_at_all(build):
+    data = build()
+    x, labels = data.held_out_split
+    modes = data.read_modes(x)
+    assert modes is None or (modes.dtype == torch.int64 and (modes == labels).double().mean() > 0.99)
+
+
 def test_spec_names_the_public_class():
     assert Digits().spec()["class_path"] == "fdistill.data.Digits"
 

@@ -69,6 +69,27 @@ def test_nearest_mode_recovers_the_labels_of_well_separated_modes():
     assert torch.equal(nearest_mode(x.float(), grid(5, 1.0, 0.05)), labels)
 
 
+def test_read_modes_is_the_nearest_mode_however_many_points_there_are(data, monkeypatch):
+    x = data.held_out_split.x
+    monkeypatch.setattr("fdistill.data.mixtures._CHUNK", 7)
+    assert torch.equal(data.read_modes(x), nearest_mode(x, data.parameters()))
+    assert data.read_modes(x[:0]).shape == (0,)
+
+
+def test_every_kind_knows_its_modes_and_comes_back_from_its_spec(data):
+    assert data.num_modes == data.num_classes == len(data.parameters().weights)
+    again = GaussianMixtureData.from_spec(data.spec())
+    assert again.spec() == data.spec()
+    assert torch.equal(again.parameters().means, data.parameters().means)
+
+
+def test_read_modes_refuses_points_that_are_nowhere():
+    x = torch.zeros(4, 2)
+    x[1, 0], x[3, 1] = torch.nan, torch.inf
+    with pytest.raises(ValueError, match="expected 0 broken ones, got 2 of 4"):
+        GaussianMixtureData().read_modes(x)
+
+
 def test_nearest_mode_weighs_the_modes():
     # on the line between two modes at +-1 the posterior is even at x = std^2 / 2 log(w_right / w_left), left of 0
     even, lopsided = ring(2, 1.0, 0.5), ring(2, 1.0, 0.5, [9, 1])  # the first mode is the one on the right

@@ -177,3 +177,11 @@ def test_callbacks_agree_on_all_ranks_and_write_once(ranks):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     measured = [line["step"] for line in lines if "metric/pixel_frechet_distance" in line]
     assert measured == [2, 4]
+
+
+def test_diversity_and_alarm_are_those_of_one_process(ranks):
+    alone = two_ranks.measured_run()
+    for results in ranks[0]:
+        assert results["measured"]["values"] == pytest.approx(alone["values"], rel=1e-6, nan_ok=True)
+        assert results["measured"]["margins"] == pytest.approx(alone["margins"], rel=1e-6)
+        assert results["measured"]["alarm"] == alone["alarm"]

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_runs import GivenData, Recorded, distillation, fit, mlp, ring, teacher_training, weights
 from torch import nn
 
-from fdistill.callbacks import LastCheckpoint, SampleGrid, StudentDistance
+from fdistill.callbacks import CollapseCallback, DiversityCallback, LastCheckpoint, SampleGrid, StudentDistance
 from fdistill.denoiser import Denoiser
 from fdistill.distributed import average_gradients, gather_rows, global_mean, global_sum, world_size
 from fdistill.log_ratio import RatioEstimator, SampleDiscriminator, unit_mean
@@ -143,6 +143,15 @@ def callbacks(folder):
     return {"metrics": metrics, "best": float(made[3].best_model_score)}
 
 
+def measured_run(**changes):
+    """What a run of a student that does not move measures of itself."""
+    module = distillation(student_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    watching = [DiversityCallback(every_n_updates=1, num_samples=101), CollapseCallback(num_splits=3, grace_updates=0)]
+    fit(module, 2, callbacks=watching, **changes)
+    diversity, collapse = watching
+    return {"values": diversity.latest[1], "margins": collapse.verdict.margins, "alarm": collapse.verdict.alarm}
+
+
 def best_checkpoint():
     return ModelCheckpoint(
         filename="best",
@@ -177,6 +186,7 @@ def main(folder):
         "resume": lambda: resume(rank, folder),
         "one_rank_fails": lambda: one_rank_fails(rank),
         "callbacks": lambda: callbacks(folder),
+        "measured": lambda: measured_run(**REPLICATED),
     }
     results = {}
     for name, part in parts.items():

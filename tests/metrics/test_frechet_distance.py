@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics import frechet_distance, gaussian_frechet_distance
+from fdistill.metrics import FrechetDistance, frechet_distance, gaussian_frechet_distance
+from fdistill.metrics.blocks import ROWS
 
 
 def features(n=300, d=6, seed=0):
@@ -70,6 +71,64 @@ def test_of_singular_covariances_is_exact():
     assert_close(frechet_distance(3 * x @ turn, x @ turn), 4 * x[:, 0].var(), rtol=1e-6, atol=0)
     constant = torch.zeros(8, 40)
     assert_close(frechet_distance(constant, x), x[:, 0].var(), rtol=1e-10, atol=0)
+
+
+def streamed(generated, real, batch, **arguments):
+    metric = FrechetDistance(**arguments)
+    for side, is_real in ((real, True), (generated, False)):
+        for rows in side.split(batch):
+            metric.update(rows, real=is_real)
+    return metric
+
+
+@pytest.mark.parametrize("batch", [1, 7, 300])
+def test_streamed_is_that_of_all_samples_at_once(batch):
+    x, y = features(seed=4), features(n=200, seed=5)
+    assert_close(streamed(x, y, batch).compute(), frechet_distance(x, y), rtol=1e-10, atol=0)
+
+
+def test_streamed_agrees_with_the_covariances_of_torch():
+    x, y = features(n=2 * ROWS + 3, seed=4), features(n=ROWS, seed=5)
+    exact = gaussian_frechet_distance(x.mean(0), torch.cov(x.T), y.mean(0), torch.cov(y.T))
+    assert_close(frechet_distance(x, y), exact, rtol=1e-10, atol=0)
+    assert_close(streamed(x, y, 999).compute(), exact, rtol=1e-10, atol=0)
+
+
+def test_features_far_from_the_origin_lose_no_digits():
+    x, y = features(n=2000, seed=6), 1.3 * features(n=2000, seed=7)
+    near, far = frechet_distance(x, y), streamed(x + 1e4, y + 1e4, 50).compute()
+    assert_close(far, near, rtol=1e-9, atol=0)
+    # sums of squares would leave 1e8 eps = 1e-8 of the variance, in float32 nothing at all
+    single = [(side + 1e4).float() for side in (x, y)]
+    assert_close(
+        streamed(*single, 50).compute(), frechet_distance(*(s.double() - 1e4 for s in single)), rtol=1e-9, atol=0
+    )
+
+
+def test_a_metric_of_batches_keeps_one_row_per_side():
+    metric = streamed(features(), features(seed=1), 10)
+    assert metric.rows("generated").shape == metric.rows("real").shape == (1, 1 + 6 + 36)
+    before = metric.compute()
+    metric.reset()
+    with pytest.raises(ValueError, match=r"at least 2 generated samples before compute\(\), got 0"):
+        metric.compute()
+    kept = streamed(features(), features(seed=1), 10, reset_real_features=False)
+    kept.reset()
+    kept.update(features(), real=False)
+    assert_close(kept.compute(), before, rtol=1e-10, atol=0)
+
+
+def test_one_sample_a_nan_and_another_width_raise_and_leave_the_metric_as_it_was():
+    x, y = features(), features(seed=1)
+    metric = streamed(x[:1], y, 300)
+    with pytest.raises(ValueError, match=r"at least 2 generated samples before compute\(\), got 1"):
+        metric.compute()
+    metric.update(x[1:], real=False)
+    with pytest.raises(ValueError, match="got 1 of 300"):
+        metric.update(torch.where(x == x[7, 2], torch.nan, x), real=False)
+    with pytest.raises(ValueError, match="expected 6 features a sample, got 5"):
+        metric.update(x[:, :5], real=True)
+    assert_close(metric.compute(), frechet_distance(x, y), rtol=1e-10, atol=0)
 
 
 def test_is_a_float64_scalar_for_float32_features():

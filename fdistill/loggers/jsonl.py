@@ -1,18 +1,17 @@
-"""Where a run's numbers go: metrics.jsonl in the run folder, which the report reads, and a dashboard on request."""
+"""metrics.jsonl in the run folder: one object a line, and nothing of a turn twice."""
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from fdistill.files import atomic_write
 
 FILE_NAME = "metrics.jsonl"
-_DEFAULT = "runs/default"
+DEFAULT_FOLDER = "runs/default"
 
 
 class JsonlLogger(Logger):
@@ -46,12 +45,12 @@ class JsonlLogger(Logger):
     @property
     def save_dir(self) -> str:
         """The run folder."""
-        return self._save_dir or _DEFAULT
+        return self._save_dir or DEFAULT_FOLDER
 
     @property
     def log_dir(self) -> str:
         """The run folder."""
-        return self._save_dir or _DEFAULT
+        return self._save_dir or DEFAULT_FOLDER
 
     @property
     def path(self) -> Path:
@@ -59,9 +58,10 @@ class JsonlLogger(Logger):
         return Path(self.save_dir) / FILE_NAME
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one line, without the epoch: the training stream has none."""
-        line = json.dumps({"step": step, **{name: float(value) for name, value in metrics.items() if name != "epoch"}})
+    def log_metrics(self, metrics: dict[str, float | str], step: int | None = None) -> None:
+        """Append one line of numbers and words, without the epoch: the training stream has none."""
+        values = {name: v if isinstance(v, str) else float(v) for name, v in metrics.items() if name != "epoch"}
+        line = json.dumps({"step": step, **values})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -87,26 +87,3 @@ def _was_before(turn: int, line: str) -> bool:
         )
     except (json.JSONDecodeError, KeyError, TypeError):
         return False
-
-
-class DashboardLogger(WandbLogger):
-    """Weights & Biases that never asks a question: online where somebody is logged in, offline elsewhere.
-
-    WANDB_MODE decides where it is set. A run that is given the same `id` again continues on the dashboard. Put it after
-    `JsonlLogger`, whose folder holds the checkpoints (configs/logger/wandb.yaml).
-    """
-
-    def __init__(
-        self, project: str = "fdistill", name: str | None = None, id: str | None = None, save_dir: str = "."
-    ) -> None:
-        """Args:
-        project: on the dashboard.
-        name: of the run; None lets the dashboard choose.
-        id: of a run to continue.
-        save_dir: folder for the files of offline runs; they go to save_dir/wandb.
-        """
-        import wandb  # a second of imports that runs without a dashboard do without
-
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
-        super().__init__(project=project, name=name, id=id, save_dir=save_dir, offline=mode == "offline", mode=mode)
-        self._wandb_init.pop("anonymous", None)  # lightning passes it, wandb warns that it means nothing any more

@@ -1,0 +1,141 @@
+"""Diversity and quality of the EMA generator while it trains, beside its teacher and real data, at equal n."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from fdistill.callbacks.measured import publish
+from fdistill.diversity import DiversityProbe, Rows
+from fdistill.features import FeatureExtractor, default_extractor
+from fdistill.loggers import log_numbers
+from fdistill.metrics import FeatureMetric, standard_metrics
+from fdistill.modules import DistillationModule, GenerativeModule
+
+
+class DiversityCallback(L.Callback):
+    """Logs metric/<name> of the EMA generator, metric_teacher/<name> and metric_floor/<name>.
+
+    Latents, classes and the reference (n training samples) are the same at every measurement. Samples are spread over
+    the ranks, their features extracted once; rank 0 computes. The teacher is measured once a run. perf/metrics_share
+    is the share of the run's time that all of this took, its preparation included.
+    """
+
+    def __init__(
+        self,
+        every_n_updates: int = 200,
+        num_samples: int = 2000,
+        extractor: FeatureExtractor | None = None,
+        metrics: dict[str, FeatureMetric] | None = None,
+        teacher: bool = True,
+        seed: int = 0,
+    ) -> None:
+        """Args:
+        every_n_updates: student updates (teacher training: turns) between two measurements.
+        num_samples: n of every side; at most half of the training split, the other half being the floor.
+        extractor: the space to compare in; None for a small classifier of labelled images, else the values.
+        metrics: what to measure, by name; None for the standard ones.
+        teacher: whether a student's teacher is measured too.
+        seed: of latents, reference and extractor.
+        """
+        if every_n_updates < 1 or num_samples < 1:
+            raise ValueError(f"DiversityCallback needs positive numbers: got {every_n_updates} and {num_samples}")
+        self.every_n_updates, self.num_samples, self.seed = every_n_updates, num_samples, seed
+        self.extractor, self.metrics, self.measure_teacher = extractor, metrics, teacher
+        self.probe: DiversityProbe | None = None
+        self.latest: tuple[int, dict[str, float], list[int]] | None = None
+        """Student updates, metrics and missing modes of the last measurement, on every rank."""
+        self._teacher_rows: Rows | None = None
+        self._constant: dict[str, float] = {}  # of teacher and floor, under their logged names
+        self._last = 0
+        self._spent = self._before = 0.0
+        self._started = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: GenerativeModule) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
+        """Measure on schedule."""
+        updates = pl_module.updates
+        if updates == self._last or updates % self.every_n_updates:
+            return
+        began = time.perf_counter()
+        self._last = updates
+        with torch.no_grad():
+            values, missing = self._measure(trainer, pl_module)
+        self.latest = updates, values, missing
+        named = {f"metric/{name}": value for name, value in values.items()}
+        publish(trainer, pl_module, named)
+        self._spent += time.perf_counter() - began
+        log_numbers(trainer.loggers, {**self._constant, "perf/metrics_share": self._share()}, trainer.global_step)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: GenerativeModule) -> None:
+        """Say what it cost."""
+        if self._spent:
+            rank_zero_info(
+                f"cost: metrics took {self._spent:.1f} s, {100 * self._share():.1f}% of the run's {self._seconds():.0f} s"
+            )
+
+    def _measure(self, trainer: L.Trainer, pl_module: GenerativeModule) -> tuple[dict[str, float], list[int]]:
+        ranks = (trainer.global_rank, trainer.world_size)
+        probe = self._prepared(trainer, pl_module)
+        rows = probe.draw(pl_module.generative_model(), *ranks)
+        compare = self.measure_teacher and isinstance(pl_module, DistillationModule)
+        if compare and self._teacher_rows is None:
+            self._teacher_rows = probe.draw(pl_module.teacher_model(), *ranks)
+        return on_rank_0(trainer, lambda: self._compute(probe, rows))
+
+    def _compute(self, probe: DiversityProbe, rows: Rows) -> tuple[dict[str, float], list[int]]:
+        if not self._constant:
+            self._constant = {f"metric_floor/{name}": value for name, value in probe.floor().items()}
+            if self._teacher_rows is not None:
+                teacher = probe.measure(self._teacher_rows)
+                self._constant |= {f"metric_teacher/{name}": value for name, value in teacher.items()}
+        return probe.measure(rows, self._teacher_rows), probe.missing_modes(rows)
+
+    def _prepared(self, trainer: L.Trainer, pl_module: GenerativeModule) -> DiversityProbe:
+        if self.probe is None:
+            data = trainer.datamodule
+            extractor = self.extractor or default_extractor(tuple(data.sample_shape), data.num_classes)
+            metrics = standard_metrics(data.num_modes) if self.metrics is None else self.metrics
+            self.probe = DiversityProbe(data, extractor.to(pl_module.device), metrics, self.num_samples, self.seed)
+        return self.probe
+
+    def charge(self, seconds: float) -> None:
+        """Add to what the metrics cost."""
+        self._spent += seconds
+
+    def _seconds(self) -> float:
+        """Length of the run, all its continuations together."""
+        return self._before + time.perf_counter() - self._started
+
+    def _share(self) -> float:
+        return self._spent / self._seconds()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The clock, and when it last measured."""
+        return {"last": self._last, "spent": self._spent, "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue."""
+        self._last, self._spent, self._before = state_dict["last"], state_dict["spent"], state_dict["seconds"]
+
+
+def on_rank_0(trainer: L.Trainer, compute: Callable[[], Any]) -> Any:
+    """What rank 0 computes, on every rank; the others wait. A ValueError there is one on every rank."""
+    if trainer.world_size == 1:
+        return compute()
+    result = error = None
+    if trainer.is_global_zero:
+        try:
+            result = compute()
+        except ValueError as raised:
+            error = str(raised)
+    result, error = trainer.strategy.broadcast((result, error))
+    if error is not None:
+        raise ValueError(error)
+    return result

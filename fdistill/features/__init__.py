@@ -1,0 +1,19 @@
+"""Where samples are compared: extractors that turn samples into features, fitted to the real training samples."""
+
+from fdistill.features.base import FeatureExtractor
+from fdistill.features.classifier import ClassifierFeatures
+from fdistill.features.default import default_extractor
+from fdistill.features.module import ModuleFeatures
+from fdistill.features.pixels import PixelFeatures
+from fdistill.features.pretrained import InceptionFeatures, OpenClipFeatures, TimmFeatures
+
+__all__ = [
+    "ClassifierFeatures",
+    "FeatureExtractor",
+    "InceptionFeatures",
+    "ModuleFeatures",
+    "OpenClipFeatures",
+    "PixelFeatures",
+    "TimmFeatures",
+    "default_extractor",
+]

@@ -1,0 +1,148 @@
+"""What every feature extractor shares: fitted once to real training samples, then samples in, scaled features out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+PROGRESS_BAR_FROM = 20  # batches; fewer are through before a bar is worth its line
+
+
+class FeatureExtractor(nn.Module, ABC):
+    """Samples [n, *shape] (images in [-1, 1], or points) to features [n, d], shifted and divided by one number.
+
+    The shift and the scale are those for which the real training samples have mean 0 and mean variance 1. One scale for
+    all features keeps their proportions and makes distances of different extractors comparable; the centring is what
+    the cosine Vendi score needs. A Fréchet distance times scale^2 is the one in the raw features, which is what the
+    literature calls FID where they are Inception's.
+
+    A subclass gives `what` and `raw_features`, and `fit` where it has something to learn. Everything happens on the
+    extractor's own device, in evaluation mode and without gradient.
+
+    Attributes:
+        mean: of the real training samples' raw features [d]; a number before `prepare`.
+        scale: root of the mean variance of those.
+    """
+
+    batch_size = 1024
+    """Samples in `raw_features` at once where nothing else is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(()), persistent=False)  # fitted again from the data, never loaded
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+        self._sample_shape: tuple[int, ...] | None = None
+
+    @property
+    @abstractmethod
+    def what(self) -> str:
+        """The raw features in a few words; asked for only once they are prepared."""
+
+    @abstractmethod
+    def raw_features(self, x: Tensor) -> Tensor:
+        """The features [b, d] of one batch [b, *shape], float32 on the extractor's device, before shift and scale."""
+
+    def fit(self, x: Tensor, labels: Tensor | None, num_classes: int | None, seed: int) -> None:
+        """Learn from all real training samples what `raw_features` needs; does nothing where that is nothing.
+
+        Raises:
+            ValueError: if these samples are not of the kind that the extractor reads.
+        """
+
+    def classify(self, features: Tensor) -> Tensor | None:
+        """The class int64 [n] that the extractor reads from its own `features` [n, d]; None where it has no classes."""
+        return None
+
+    @property
+    def name(self) -> str:
+        """A sentence for the report that says what the features are."""
+        self._require_prepared()
+        return f"{self.what}, scaled to unit mean variance on the training set"
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of the samples it was prepared for."""
+        return self._require_prepared()
+
+    @torch.no_grad()
+    def prepare(self, x: Tensor, labels: Tensor | None, num_classes: int | None, seed: int) -> None:
+        """Fit everything to real training samples; the same arguments give the same features, bit for bit on a CPU.
+
+        Args:
+            x: real training samples [N, *shape], images in [-1, 1].
+            labels: their classes int64 [N] in [0, num_classes), or None.
+            num_classes: number of classes; 0 or None for unlabelled samples.
+            seed: of whatever is trained here; the global random state is left alone.
+
+        Raises:
+            ValueError: for fewer than two samples, a NaN, samples whose features are all equal, or samples that this
+                extractor does not read.
+        """
+        if x.ndim < 2 or len(x) < 2:
+            raise ValueError(f"a feature space needs real samples [N, ...] with N >= 2, got {list(x.shape)}")
+        _require_finite(x)
+        self._sample_shape = None  # what fails below leaves nothing half prepared
+        self.fit(x, labels, num_classes, seed)
+        mean, scale = self._moments(x)
+        if not scale > 0:
+            raise ValueError(f"a feature space needs samples that differ: got {len(x)} of equal features; check them")
+        self.mean, self.scale = mean.float().to(self.device), scale.float().to(self.device)
+        self._sample_shape = tuple(x.shape[1:])
+
+    @torch.no_grad()
+    def extract(self, x: Tensor, batch_size: int | None = None) -> Tensor:
+        """The features [n, d] of samples [n, *shape], float32 on the extractor's device.
+
+        Raises:
+            ValueError: before `prepare`, for samples of another shape than it saw, none at all, or a NaN.
+        """
+        shape = self._require_prepared()
+        if tuple(x.shape[1:]) != shape or len(x) == 0:
+            raise ValueError(
+                f"samples have the shape of the training set: expected [n, {', '.join(map(str, shape))}] "
+                f"with n >= 1, got {list(x.shape)}"
+            )
+        _require_finite(x)
+        return torch.cat([(raw - self.mean) / self.scale for raw in self._batches(x, batch_size)])
+
+    @property
+    def device(self) -> torch.device:
+        """Where features are made: that of the extractor's own tensors."""
+        return self.mean.device
+
+    def _batches(self, x: Tensor, batch_size: int | None = None) -> Iterator[Tensor]:
+        """Raw features of one batch after the other."""
+        self.eval()  # a parent module in training mode may have switched it
+        parts = x.split(self.batch_size if batch_size is None else batch_size)
+        for part in tqdm(parts, desc="features", unit="batch", leave=False, disable=len(parts) < PROGRESS_BAR_FROM):
+            yield self.raw_features(part.float().to(self.device))
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [d] and root mean variance of the raw features, summed in float64 about the first sample's."""
+        origin, total, squares = None, 0, 0
+        for raw in self._batches(x):
+            raw = raw.cpu().double()  # not every device has float64
+            origin = raw[0] if origin is None else origin
+            total, squares = total + (raw - origin).sum(0), squares + (raw - origin).square().sum(0)
+        variance = (squares - total.square() / len(x)) / (len(x) - 1)
+        return origin + total / len(x), variance.mean().clamp(min=0).sqrt()
+
+    def _require_prepared(self) -> tuple[int, ...]:
+        if self._sample_shape is None:
+            raise ValueError(
+                f"{type(self).__name__} is fitted to real samples first: call prepare(x, labels, num_classes, seed)"
+            )
+        return self._sample_shape
+
+
+def _require_finite(x: Tensor) -> None:
+    broken = int((~x.isfinite()).flatten(1).any(dim=1).sum())
+    if broken:
+        raise ValueError(
+            f"samples hold finite numbers: expected 0 broken ones, got {broken} of {len(x)}; "
+            "look for the NaN where they are made"
+        )

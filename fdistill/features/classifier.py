@@ -1,0 +1,66 @@
+"""The penultimate features of a small classifier trained on the real training images, and the classes it reads."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fdistill.features.base import FeatureExtractor
+from fdistill.metrics.classifier import FEATURES, ConvClassifier, train_classifier
+
+IMAGES_SEEN = 200_000  # in training; about three seconds at 8 x 8
+EPOCHS = (5, 100)  # at least and at most
+
+
+class ClassifierFeatures(FeatureExtractor):
+    """32 features of labelled square images of at least 8 x 8.
+
+    Args:
+        epochs: of the classifier's training, >= 1; as many as show it 200,000 images, between 5 and 100, where not
+            given. Features of classifiers trained for different times are not comparable.
+
+    Raises:
+        ValueError: if epochs is below 1; and by `prepare` for images without labels, not square or below 8 x 8.
+    """
+
+    def __init__(self, epochs: int | None = None) -> None:
+        super().__init__()
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"epochs of the classifier's training: expected >= 1, got {epochs}")
+        self.epochs = epochs
+        self.classifier: ConvClassifier | None = None
+        self._trained = ""
+
+    @property
+    def what(self) -> str:
+        return f"{FEATURES} penultimate features of a small classifier trained {self._trained}"
+
+    def fit(self, x: Tensor, labels: Tensor | None, num_classes: int | None, seed: int) -> None:
+        if labels is None or not num_classes:
+            raise ValueError(
+                "ClassifierFeatures learns the classes of real images: expected labels and num_classes, got none; "
+                "use PixelFeatures or a pretrained extractor for unlabelled data"
+            )
+        low, high = EPOCHS
+        epochs = self.epochs or min(high, max(low, IMAGES_SEEN // len(x)))
+        with torch.inference_mode(False):  # in which a trainer may be, and in which nothing learns
+            self.classifier = train_classifier(x.to(self.device), labels, num_classes, seed, epochs=epochs)
+        self._trained = f"for {epochs} epochs on {len(x):,} real images with seed {seed}"
+
+    def raw_features(self, x: Tensor) -> Tensor:
+        return self.classifier.features(x)
+
+    @torch.no_grad()
+    def classify(self, features: Tensor) -> Tensor | None:
+        """The class int64 [n] of largest logit, on the extractor's device, of `features` [n, 32].
+
+        Raises:
+            ValueError: before `prepare`, or for anything but features of this extractor.
+        """
+        self._require_prepared()
+        if features.ndim != 2 or features.shape[1] != FEATURES:
+            raise ValueError(
+                f"classes are read from this extractor's features: expected [n, {FEATURES}], "
+                f"got {list(features.shape)}; extract them first"
+            )
+        raw = features.float().to(self.device) * self.scale + self.mean
+        return torch.cat([self.classifier.head(F.silu(part)).argmax(1) for part in raw.split(self.batch_size)])

@@ -1,0 +1,48 @@
+"""Blocks of rows are the rows, and their checks are those of whole features."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fdistill.metrics.blocks import ROWS, blocks, check_pair, checked_blocks, squared_distances
+from fdistill.metrics.checks import checked_features, checked_pair
+
+
+@pytest.mark.parametrize("n", [1, ROWS, ROWS + 1, 2 * ROWS + 5])
+def test_blocks_below_each_other_are_the_features_in_float64(n):
+    x = torch.arange(3 * n, dtype=torch.float32).view(n, 3).requires_grad_()
+    parts = list(checked_blocks("x", x))
+    assert max(map(len, parts)) <= ROWS
+    assert torch.equal(torch.cat(parts), x.detach().double())
+    assert not any(part.requires_grad for part in parts)
+    assert [len(part) for part in blocks(x[:5], 2)] == {1: [1]}.get(n, [2, 2, 1])
+
+
+@pytest.mark.parametrize(
+    "features",
+    [torch.zeros(3), torch.zeros(2, 2, 2), torch.zeros(0, 2), torch.zeros(2, 0), torch.tensor(1.0)]
+    + [torch.tensor([[0.0, 1.0], [bad, 1.0], [bad, bad]]) for bad in (torch.nan, torch.inf, -torch.inf)],
+)
+def test_broken_features_raise_what_they_raise_whole(features):
+    with pytest.raises(ValueError, match="x ") as whole:
+        checked_features("x", features, minimum=1)
+    with pytest.raises(ValueError, match="x ") as parts:
+        checked_blocks("x", features)
+    assert str(parts.value) == str(whole.value)
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 3), (5, 2)])
+def test_a_pair_that_does_not_fit_raises_what_it_raises_whole(n, d):
+    pair = torch.zeros(n, d), torch.zeros(5, 3)
+    with pytest.raises(ValueError, match="generated") as whole:
+        checked_pair(*pair)
+    with pytest.raises(ValueError, match="generated") as parts:
+        check_pair(*pair, minimum=2)
+    assert str(parts.value) == str(whole.value)
+
+
+def test_squared_distances_are_those_of_all_pairs():
+    a, b = torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = (a[:, None] - b[None]).square().sum(2)
+    assert_close(squared_distances(a, b), exact, rtol=1e-12, atol=1e-14)
+    assert squared_distances(a, a).min() >= 0

@@ -1,0 +1,79 @@
+"""Truths about the mean cosine between samples."""
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+from torch.testing import assert_close
+
+from fdistill.metrics import InBatchSimilarity, in_batch_similarity
+from fdistill.metrics.blocks import ROWS
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_is_the_mean_cosine_of_all_pairs_of_different_rows():
+    x = 0.5 + normal(30, 5)
+    cosines = cosine_similarity(x[:, None], x[None], dim=2)
+    exact = (cosines.sum() - 30) / (30 * 29)
+    assert_close(in_batch_similarity(x), exact, rtol=1e-11, atol=0)
+
+
+def test_is_one_for_copies_zero_for_an_orthogonal_basis_and_smallest_for_a_simplex():
+    assert in_batch_similarity(normal(1, 4).repeat(9, 1)).item() == pytest.approx(1, rel=1e-12)
+    assert in_batch_similarity(torch.eye(6)) == 0
+    simplex = torch.eye(6, dtype=torch.float64) - 1 / 6
+    assert in_batch_similarity(simplex).item() == pytest.approx(-1 / 5, rel=1e-12)
+
+
+def test_lengths_and_rotations_change_nothing_and_a_shared_offset_much():
+    x, turn = normal(40, 6), torch.linalg.qr(normal(6, 6, seed=1)).Q
+    scaled = x * torch.rand(40, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64).add(0.1)
+    assert_close(in_batch_similarity(scaled @ turn), in_batch_similarity(x), rtol=1e-10, atol=1e-14)
+    assert in_batch_similarity(x).abs() < 0.1
+    assert in_batch_similarity(x + 5) > 0.9
+
+
+@pytest.mark.parametrize("n", [2, 10, 200])
+def test_has_the_same_expectation_at_every_n(n):
+    # Gaussian directions around a mean: E cos of two draws is |E u|^2
+    mean_direction = torch.nn.functional.normalize(normal(200_000, 3, seed=9) + 1, dim=1).mean(0)
+    values = torch.stack([in_batch_similarity(normal(n, 3, seed=seed) + 1) for seed in range(300)])
+    error = values.std() / 300**0.5
+    assert (values.mean() - mean_direction.square().sum()).abs() < 3 * error + 5e-3
+
+
+@pytest.mark.parametrize("batch", [1, 7, 4000])
+def test_metric_is_the_function_of_all_batches_in_constant_memory(batch):
+    x = (normal(ROWS + 50, 5) + 0.3).float()
+    metric = InBatchSimilarity()
+    for rows in x.split(batch):
+        metric.update(rows, real=False)
+        metric.update(-rows, real=True)
+    assert metric.rows("generated").shape == (1, 6)
+    assert_close(metric.compute(), in_batch_similarity(x), rtol=1e-11, atol=0)
+    assert metric.compute().dtype == torch.float64
+    metric.reset()
+    metric.update(x[:1], real=False)
+    with pytest.raises(ValueError, match="at least 2 generated samples"):
+        metric.compute()
+
+
+def test_broken_features_raise():
+    x = normal(5, 2)
+    zero = torch.cat([x, torch.zeros(2, 2)])
+    with pytest.raises(ValueError, match="expected 0 zero rows, got 2"):
+        in_batch_similarity(zero)
+    with pytest.raises(ValueError, match="at least 2 samples, got 1"):
+        in_batch_similarity(x[:1])
+    metric = InBatchSimilarity()
+    with pytest.raises(ValueError, match="at least 2 generated samples"):
+        metric.compute()
+    with pytest.raises(ValueError, match="every row of real features has a direction"):
+        metric.update(zero, real=True)
+    with pytest.raises(ValueError, match="got 1 of 5"):
+        metric.update(torch.where(x == x[0, 0], torch.nan, x), real=False)
+    metric.update(x, real=False)
+    with pytest.raises(ValueError, match="expected 2 features a sample, got 1"):
+        metric.update(x[:, :1], real=False)

@@ -1,0 +1,106 @@
+"""Truths about the distance of samples made from the same noise."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fdistill.metrics import PairedDistance, paired_distance
+from fdistill.metrics.blocks import ROWS
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_of_the_same_map_is_zero_and_of_a_shift_its_length():
+    x = normal(50, 3)
+    assert paired_distance(x, x) == 0
+    assert_close(paired_distance(x + torch.tensor([3.0, 0.0, 4.0]), x), torch.tensor(5.0).double(), rtol=1e-12, atol=0)
+
+
+def test_of_independent_gaussians_is_the_mean_of_a_chi_distribution():
+    d, n = 3, 20_000
+    mean = 2 * math.gamma((d + 1) / 2) / math.gamma(d / 2)  # E|N(0, 2 I)|
+    std = math.sqrt(2 * d - mean**2)
+    assert paired_distance(normal(n, d), normal(n, d, seed=1)).item() == pytest.approx(mean, abs=3 * std / n**0.5)
+
+
+def test_sees_which_sample_belongs_to_which_noise():
+    x = normal(200, 2)
+    assert paired_distance(x.roll(1, dims=0), x) > 1
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+@pytest.mark.parametrize(("of_student", "of_teacher"), [(1, 1), (7, 13), (100, 3), (100, 100)])
+def test_batches_of_any_sizes_pair_by_order(forgets, of_student, of_teacher):
+    student, teacher = normal(100, 4), normal(100, 4, seed=1)
+    metric, waiting = (
+        PairedDistance(forgets),
+        {True: list(teacher.split(of_teacher)), False: list(student.split(of_student))},
+    )
+    while any(waiting.values()):
+        for real, batches in waiting.items():
+            if batches:
+                metric.update(batches.pop(0), real=real)
+    assert_close(metric.compute(), paired_distance(student, teacher), rtol=1e-12, atol=0)
+
+
+def test_several_blocks_are_one():
+    student, teacher = normal(2 * ROWS + 5, 2), normal(2 * ROWS + 5, 2, seed=1)
+    assert_close(paired_distance(student, teacher), (student - teacher).norm(dim=1).mean(), rtol=1e-12, atol=0)
+
+
+def test_pairs_that_are_measured_are_not_kept():
+    metric = PairedDistance()
+    for seed in range(5):
+        metric.update(normal(8, 4, seed=seed), real=False)
+        metric.update(normal(9, 4, seed=9 + seed), real=True)
+    assert (len(metric.rows("student")), len(metric.rows("teacher"))) == (0, 5)
+    assert metric.teacher[0].untyped_storage().nbytes() == 5 * 4 * 8
+
+
+def test_kept_teacher_samples_serve_every_later_student():
+    teacher = normal(20, 3)
+    metric = PairedDistance(reset_real_features=False)
+    metric.update(teacher, real=True)
+    for seed in (1, 2):
+        metric.update(normal(20, 3, seed=seed), real=False)
+        assert_close(metric.compute(), paired_distance(normal(20, 3, seed=seed), teacher), rtol=1e-12, atol=0)
+        metric.reset()
+    forgetful = PairedDistance()
+    forgetful.update(teacher, real=True)
+    forgetful.reset()
+    forgetful.update(teacher, real=False)
+    with pytest.raises(ValueError, match="20"):
+        forgetful.compute()
+
+
+def test_samples_without_a_partner_raise_and_may_still_get_one():
+    x = normal(5, 2)
+    metric = PairedDistance()
+    metric.update(x, real=False)
+    with pytest.raises(ValueError, match=r"as many of the one as of the other, got \[5\] more of the student's"):
+        metric.compute()
+    metric.update(x[:4] + 1, real=True)
+    with pytest.raises(ValueError, match=r"got \[1\] more"):
+        metric.compute()
+    metric.update(x[4:] + 1, real=True)
+    assert metric.compute().item() == pytest.approx(math.sqrt(2), rel=1e-12)
+
+
+def test_broken_samples_raise():
+    x = normal(5, 2)
+    with pytest.raises(ValueError, match=r"expected \[4, 2\] of the student, got \[5, 2\]"):
+        paired_distance(x, x[:4])
+    with pytest.raises(ValueError, match=r"student holds finite numbers: expected 0 broken rows, got 1 of 5"):
+        paired_distance(torch.where(x == x[0, 0], torch.nan, x), x)
+    metric = PairedDistance()
+    with pytest.raises(ValueError, match="at least 1 generated samples"):
+        metric.compute()
+    metric.update(x, real=True)
+    with pytest.raises(ValueError, match="expected 2 features a sample, got 1"):
+        metric.update(x[:, :1], real=False)
+    with pytest.raises(ValueError, match=r"expected \[n, d\], got \[5\]"):
+        metric.update(x[:, 0], real=False)
