@@ -60,3 +60,11 @@ def gather_rows(value: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in facts]
     dist.all_gather(parts, padded)
     return torch.cat([part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)])
+
+
+def same_on_all_ranks(module: torch.nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0, in place."""
+    if world_size() == 1:
+        return
+    for tensor in (*module.parameters(), *module.buffers()):
+        dist.broadcast(tensor.data, src=0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fdistill.collapse import half_splits
 from fdistill.data import GenerativeDataModule
-from fdistill.distributed import gather_rows
+from fdistill.distributed import gather_rows, same_on_all_ranks
 from fdistill.features import FeatureExtractor
 from fdistill.generative_model import GenerativeModel
 from fdistill.metrics import FeatureMetric
@@ -78,6 +78,7 @@ class DiversityProbe:
         self.data, self.extractor, self.metrics, self.seed = data, extractor, dict(metrics), seed
         labels = train.labels if data.num_classes > 1 else None
         extractor.prepare(train.x, labels, data.num_classes, seed)
+        same_on_all_ranks(extractor)  # training on a GPU differs a little from rank to rank
         chosen = torch.randperm(len(train.x), generator=generator_for(seed))[: 2 * self.n]
         self._pool = self.rows(train.x[chosen], None if labels is None else labels[chosen])
         self.reference, self.other_half = (self._pool[part] for part in torch.arange(2 * self.n).split(self.n))
@@ -102,7 +103,7 @@ class DiversityProbe:
         return Rows(features, *(None if kept is None else kept.to(to) for kept in (modes, wanted)))
 
     def draw(self, model: GenerativeModel, rank: int = 0, world_size: int = 1) -> Rows:
-        """The n samples of a model from the fixed latents and classes; each rank makes its share, all get all."""
+        """Read the n samples of a model from the fixed latents and classes; each rank makes its share, all get all."""
         mine = torch.arange(self.n)[rank::world_size]
         wanted = self.labels if model.num_classes else None
         samples = model.sample(model.noise(self.n, self.seed)[mine], None if wanted is None else wanted[mine])

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
-from fdistill import callbacks, data, divergences, networks, noise_levels, paths, preconditioning  # noqa: F401
+from fdistill import callbacks, data, divergences, features, metrics, networks, noise_levels, paths, preconditioning  # noqa: F401
 from fdistill.checkpoints import read_run_checkpoint
 from fdistill.commands import UsageError, explain
 from fdistill.data import GenerativeDataModule

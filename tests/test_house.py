@@ -11,7 +11,7 @@ FLOORS = {
     0: "described divergences paths noise_levels loss_weights preconditioning random_streams files distributed collapse",
     1: "networks data metrics features",
     2: "denoiser log_ratio",
-    3: "objectives samplers generative_model ema checkpoints report",
+    3: "objectives samplers generative_model ema checkpoints report diagnosis",
     4: "modules export strategies loggers sources evaluation diversity",
     5: "callbacks",
     6: "cli trainer_cli commands __main__",

@@ -5,6 +5,9 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import wandb
+from wandb.proto.wandb_internal_pb2 import Record
+
 BLOCK = 1 << 15
 HEADER = b":W&B"
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -15,6 +18,7 @@ class OfflineRun:
     """What one file says of its run.
 
     Attributes:
+        folder: where its files are.
         id, project: of the run.
         config: nested settings.
         history: the rows in the order they were logged, name to value.
@@ -23,6 +27,7 @@ class OfflineRun:
         exit_code: None while the run goes on.
     """
 
+    folder: Path
     id: str = ""
     project: str = ""
     config: dict = field(default_factory=dict)
@@ -38,14 +43,13 @@ class OfflineRun:
 
 def read_folder(folder):
     """All offline runs in folder/wandb, oldest first."""
+    wandb.teardown()  # a run that is finished may still be on its way to the disk
     return [read_run(path) for path in sorted(Path(folder).glob("wandb/offline-run-*/run-*.wandb"))]
 
 
 def read_run(path):
     """The run that a file holds."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    run = OfflineRun()
+    run = OfflineRun(Path(path).parent)
     for data in records(Path(path).read_bytes()):
         record = Record.FromString(data)
         kind = record.WhichOneof("record_type")

@@ -4,7 +4,9 @@ from fdistill.callbacks.checkpoint import LastCheckpoint
 from fdistill.callbacks.collapse import CollapseCallback
 from fdistill.callbacks.diversity import DiversityCallback
 from fdistill.callbacks.progress import TurnProgressBar
+from fdistill.callbacks.ratio_histograms import RatioHistograms
 from fdistill.callbacks.sample_grid import SampleGrid
+from fdistill.callbacks.see_saw import SeeSaw
 from fdistill.callbacks.selection import BestCheckpoint, StopEarly
 from fdistill.callbacks.student_distance import StudentDistance
 
@@ -13,7 +15,9 @@ __all__ = [
     "CollapseCallback",
     "DiversityCallback",
     "LastCheckpoint",
+    "RatioHistograms",
     "SampleGrid",
+    "SeeSaw",
     "StopEarly",
     "StudentDistance",
     "TurnProgressBar",

@@ -1,12 +1,13 @@
 """The collapse alarm in a run: reads what DiversityCallback measured, says in words what is wrong, and may act."""
 
-import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from fdistill.callbacks.diversity import DiversityCallback, on_rank_0
+from fdistill.callbacks.measured import Listener
 from fdistill.collapse import WATCHED, CollapseAlarm, Verdict, Watch, bands
 from fdistill.loggers import log_numbers, log_words
 from fdistill.modules import GenerativeModule
@@ -14,7 +15,7 @@ from fdistill.modules import GenerativeModule
 FIRST_SHARE = 0.25  # of the run, in which a student that has never been healthy is not called collapsed
 
 
-class CollapseCallback(L.Callback):
+class CollapseCallback(Listener):
     """Declares a collapse when recall, Vendi ratio, anchored TID or mode coverage leaves its band.
 
     The bands come from random halves of the reference (`fdistill.collapse`). Logs collapse/alarm (0 or 1),
@@ -73,8 +74,8 @@ class CollapseCallback(L.Callback):
                 "CollapseCallback reads what DiversityCallback measures: expected one in callbacks, got none; add it"
             )
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
-        """Judge a new measurement."""
+    def on_measured(self, trainer: L.Trainer, pl_module: GenerativeModule, numbers: Mapping[str, float]) -> None:
+        """Judge a new measurement of DiversityCallback; others are not its business."""
         diversity = next(callback for callback in trainer.callbacks if isinstance(callback, DiversityCallback))
         if diversity.latest is None or diversity.latest[0] == self._seen:
             return
@@ -96,10 +97,8 @@ class CollapseCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: GenerativeModule, diversity: DiversityCallback
     ) -> CollapseAlarm:
         if self._alarm is None:
-            began = time.perf_counter()
             probe = diversity.probe
             null = on_rank_0(trainer, lambda: probe.null(list(self.watched), self.num_splits))
-            diversity.charge(time.perf_counter() - began)
             grace = self.grace_updates
             if grace is None:
                 grace = int(FIRST_SHARE * pl_module.updates_after(max(trainer.max_steps, 0)))

@@ -105,10 +105,6 @@ class DiversityCallback(L.Callback):
             self.probe = DiversityProbe(data, extractor.to(pl_module.device), metrics, self.num_samples, self.seed)
         return self.probe
 
-    def charge(self, seconds: float) -> None:
-        """Add to what the metrics cost."""
-        self._spent += seconds
-
     def _seconds(self) -> float:
         """Length of the run, all its continuations together."""
         return self._before + time.perf_counter() - self._started

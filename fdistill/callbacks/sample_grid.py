@@ -61,14 +61,15 @@ class SampleGrid(L.Callback):
         return {f"{model.kind}\n{model.evaluations} evaluation{'s' * (model.evaluations > 1)}": samples}
 
     def _draw(self, rows: dict[str, Tensor], title: str, path: Path, trainer: L.Trainer) -> None:
-        samples = next(iter(rows.values()))
+        (name, samples), *others = rows.items()
         data = trainer.datamodule
         train = data.train_split.x if isinstance(data, GenerativeDataModule) else None
         if samples.ndim != 4:
+            panels = {f"{name}, {title}": samples, **dict(others)}
             if train is not None:
                 chosen = torch.randperm(len(train), generator=generator_for(self.seed))[: len(samples)]
-                rows["training data"] = train[chosen]
-            sample_grid_figure({name.replace("\n", f" {title}, ", 1): drawn for name, drawn in rows.items()}, path)
+                panels["training data"] = train[chosen]
+            sample_grid_figure({panel.replace("\n", ", "): points for panel, points in panels.items()}, path)
             return
         if train is not None:
             rows["nearest\ntraining image"], distances = nearest_images(samples, train[:SEARCHED])

@@ -1,21 +1,27 @@
 """Acting on a measured metric: keep the best checkpoint by it, or stop when it no longer improves.
 
-Lightning's own early stopping looks at the end of validations and epochs, of which the endless training stream has none,
-and its checkpoints are due every so many steps whether or not the metric is new. These look when it was measured.
+Lightning's own early stopping looks at the end of validations and epochs, of which the endless training stream has
+none, and its checkpoints are due every so many steps whether or not the metric is new. These look when it is measured.
 """
 
 import math
 from typing import Any, Literal
 
 import lightning.pytorch as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
+from fdistill.callbacks.measured import Monitor
 from fdistill.modules import GenerativeModule
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """Saves checkpoints/best.ckpt whenever a newly measured metric is the best so far."""
+class BestCheckpoint(Monitor, ModelCheckpoint):
+    """Saves checkpoints/best.ckpt after every turn whose measurement is the best so far, NaN and infinity left out.
+
+    `best_model_score`, `best_model_path` and `best_turn` go into every checkpoint of the run, so that a run that
+    continues does not take a worse one for the best.
+    """
 
     def __init__(self, monitor: str, mode: Literal["min", "max"] = "min", filename: str = "best") -> None:
         """Args:
@@ -23,6 +29,7 @@ class BestCheckpoint(ModelCheckpoint):
         mode: whether smaller or larger is better.
         filename: without .ckpt.
         """
+        _check_mode("BestCheckpoint", mode)
         super().__init__(
             monitor=monitor,
             mode=mode,
@@ -32,19 +39,22 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_exception=False,
             enable_version_counter=False,
         )
-        self._seen = 0
+        self.best_turn = 0
+        self._due = False
+
+    def on_value(self, trainer: L.Trainer, value: float) -> None:
+        """Decide now, so that every checkpoint of this turn knows."""
+        best = math.nan if self.best_model_score is None else float(self.best_model_score)
+        if _gain(self.mode, value, best) > 0:
+            self.best_model_score, self.best_turn = torch.tensor(value, dtype=torch.float64), trainer.global_step
+            self.best_model_path = self.format_checkpoint_name({})
+            self._due = True
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
-        """Save a new best; Lightning calls checkpoints after all other callbacks."""
-        turn, value = pl_module.measured.get(self.monitor, (0, math.nan))
-        if turn > self._seen:
-            self._seen = turn
-            if math.isfinite(value):
-                self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: GenerativeModule) -> None:
-        """Say so where there was nothing to choose by."""
-        _warn_if_never_measured(self.monitor, pl_module, "no best checkpoint was saved")
+        """Save when all other callbacks have finished the turn: Lightning calls checkpoints last."""
+        if self._due:
+            self._due = False
+            self._save_checkpoint(trainer, self.best_model_path)
 
     @property
     def state_key(self) -> str:
@@ -52,14 +62,16 @@ class BestCheckpoint(ModelCheckpoint):
         return f"BestCheckpoint{{'monitor': {self.monitor!r}, 'mode': {self.mode!r}, 'filename': {self.filename!r}}}"
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"seen": self._seen}
+        """The best value, its turn and its file."""
+        return super().state_dict() | {"best_turn": self.best_turn}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seen = state_dict["seen"]
+        """Continue; a run in another folder has no best yet."""
         super().load_state_dict(state_dict)
+        self.best_turn = 0 if self.best_model_score is None else state_dict["best_turn"]
 
 
-class StopEarly(L.Callback):
+class StopEarly(Monitor):
     """Stops the run when a metric has not improved for `patience` measurements, on all ranks at once."""
 
     def __init__(
@@ -67,42 +79,30 @@ class StopEarly(L.Callback):
     ) -> None:
         """Args:
         monitor: name of a metric that a callback measures, e.g. metric/frechet_distance.
-        patience: measurements without improvement, >= 1.
+        patience: measurements without improvement, >= 1; NaN and infinity are none.
         mode: whether smaller or larger is better.
-        min_delta: least change that counts as improvement, >= 0.
+        min_delta: a change must be larger than this to be an improvement, >= 0.
         """
-        if patience < 1 or min_delta < 0 or mode not in ("min", "max"):
-            raise ValueError(
-                f"StopEarly needs patience >= 1, min_delta >= 0 and mode min or max: got {patience}, {min_delta}, {mode}"
-            )
+        _check_mode("StopEarly", mode)
+        if patience < 1 or not min_delta >= 0:
+            raise ValueError(f"StopEarly needs patience >= 1 and min_delta >= 0: got {patience} and {min_delta}")
+        super().__init__()
         self.monitor, self.patience, self.mode, self.min_delta = monitor, patience, mode, min_delta
         self.best, self.best_turn, self.waited = math.nan, 0, 0
-        self._seen = 0
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
-        """Look at a new measurement."""
-        turn, value = pl_module.measured.get(self.monitor, (0, math.nan))
-        if turn <= self._seen:
-            return
-        self._seen = turn
-        if self._improves(value):
-            self.best, self.best_turn, self.waited = value, turn, 0
+    def on_value(self, trainer: L.Trainer, value: float) -> None:
+        """Wait or stop."""
+        if _gain(self.mode, value, self.best) > self.min_delta:
+            self.best, self.best_turn, self.waited = value, trainer.global_step, 0
             return
         self.waited += 1
         if self.waited >= self.patience:
+            best = f"was best at turn {self.best_turn} ({self.best:.4g})" if self.best_turn else "was never finite"
             rank_zero_info(
-                f"StopEarly: {self.monitor} was best at turn {self.best_turn} ({self.best:.4g}) and has not improved in "
-                f"{self.waited} measurements; the run stops at turn {trainer.global_step}"
+                f"StopEarly: {self.monitor} {best} and has not improved in {self.waited} measurements; "
+                f"the run stops at turn {trainer.global_step}"
             )
             trainer.should_stop = True
-
-    def _improves(self, value: float) -> bool:
-        gain = self.best - value if self.mode == "min" else value - self.best
-        return math.isfinite(value) and (math.isnan(self.best) or gain > self.min_delta)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: GenerativeModule) -> None:
-        """Say so where there was nothing to stop by."""
-        _warn_if_never_measured(self.monitor, pl_module, "StopEarly had nothing to look at")
 
     @property
     def state_key(self) -> str:
@@ -110,17 +110,23 @@ class StopEarly(L.Callback):
         return f"StopEarly{{'monitor': {self.monitor!r}, 'mode': {self.mode!r}}}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_turn": self.best_turn, "waited": self.waited, "seen": self._seen}
+        """What it has seen."""
+        return {"best": self.best, "best_turn": self.best_turn, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue waiting."""
         self.best, self.best_turn, self.waited = (state_dict[name] for name in ("best", "best_turn", "waited"))
-        self._seen = state_dict["seen"]
 
 
-def _warn_if_never_measured(monitor: str, pl_module: GenerativeModule, so: str) -> None:
-    if monitor not in pl_module.measured:
-        known = ", ".join(sorted(pl_module.measured)) or "nothing"
-        rank_zero_warn(
-            f"{monitor} was never measured, so {so}: this run measured {known}; correct monitor, or add the callback "
-            "that measures it (DiversityCallback, StudentDistance)"
-        )
+def _gain(mode: str, value: float, best: float) -> float:
+    """How much better a value is than the best so far: infinitely where there is none, -inf where it is not finite."""
+    if not math.isfinite(value):
+        return -math.inf
+    if math.isnan(best):
+        return math.inf
+    return best - value if mode == "min" else value - best
+
+
+def _check_mode(name: str, mode: str) -> None:
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode of {name} says which value is the best: expected min or max, got {mode}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from fdistill.commands import UsageError
 from fdistill.commands.checked import require_writable
 from fdistill.report.dashboard import dashboard_page, read_runs
+from fdistill.report.workspace import save_workspace, workspace
 
 
 def dashboard(runs: list[str], out: str = "runs/dashboard.html", wandb: str | None = None) -> None:
@@ -17,13 +18,11 @@ def dashboard(runs: list[str], out: str = "runs/dashboard.html", wandb: str | No
     """
     if not runs and wandb is None:
         raise UsageError("dashboard needs run folders, or --wandb ENTITY/PROJECT: got neither")
+    entity, _, project = (wandb or "").partition("/")
+    if wandb is not None and (not entity or not project or "/" in project):
+        raise UsageError(f"--wandb names a project as ENTITY/PROJECT: got {wandb!r}")
     if runs:
         require_writable(Path(out))
         print(f"wrote {dashboard_page(read_runs(runs), out)}")
     if wandb is not None:
-        from fdistill.report.workspace import save_workspace, workspace
-
-        entity, _, project = wandb.partition("/")
-        if not entity or not project or "/" in project:
-            raise UsageError(f"--wandb names a project as ENTITY/PROJECT: got {wandb!r}")
         print(f"saved {save_workspace(workspace(entity, project))}")

@@ -20,11 +20,14 @@ from fdistill.metrics.neighbours import (
 )
 from fdistill.metrics.paired_distance import PairedDistance, paired_distance
 from fdistill.metrics.precision_recall import PrecisionAndRecall, PrecisionRecall, inside_manifolds, precision_recall
+from fdistill.metrics.random_fourier import fourier_features, fourier_frequencies
 from fdistill.metrics.suite import standard_metrics
 from fdistill.metrics.tail_index import TailIndexDifference, TailIndices, tail_index_null_band, tail_indices
 from fdistill.metrics.tails import TailDiagnostics, Tails, tail_diagnostics
+from fdistill.metrics.truncated_vendi import truncated_vendi_score
 from fdistill.metrics.utility import utility
-from fdistill.metrics.vendi_score import VendiScore, vendi_score
+from fdistill.metrics.vendi_score import VendiScore, per_class_vendi_score, rke, vendi_score
+from fdistill.metrics.vendi_spectrum import vendi_spectrum
 
 __all__ = [
     "BinCoverage",
@@ -53,6 +56,8 @@ __all__ = [
     "class_entropy",
     "crowding",
     "density_coverage",
+    "fourier_features",
+    "fourier_frequencies",
     "frechet_distance",
     "gaussian_frechet_distance",
     "in_batch_similarity",
@@ -67,13 +72,17 @@ __all__ = [
     "neighbour_distances",
     "neighbour_statistics",
     "paired_distance",
+    "per_class_vendi_score",
     "precision_recall",
     "reference_balls",
+    "rke",
     "standard_metrics",
     "tail_diagnostics",
     "tail_index_null_band",
     "tail_indices",
     "train_classifier",
+    "truncated_vendi_score",
     "utility",
     "vendi_score",
+    "vendi_spectrum",
 ]

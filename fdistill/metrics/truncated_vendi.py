@@ -24,10 +24,10 @@ def truncated_vendi_score(features: Tensor, bandwidth: float, num_eigenvalues: i
 
     The t largest eigenvalues of K / n are kept and what the others sum to is spread over them evenly:
     `lambda_i + (1 - sum_{j <= t} lambda_j) / t`. At every order that is at most the full score, rises with t, and is
-    the full score at t = n. Its limit for many samples is reached at n = O(t), which the full score's of order 1 is
-    not at any n in practice: fix t and compare.
+    the full score at t = n. It converges at n = O(t) samples, while the full score of order 1 may still grow at
+    20,000: fix t and compare.
 
-    K is formed a block at a time: memory is about 128 n t bytes, time a few (5 to 20) products of K with n x t.
+    K is formed a block at a time, once in each of the 2 to 25 rounds of the eigensolver; memory is about 200 n t bytes.
 
     Args:
         features: [n, d], n >= 1.
@@ -59,7 +59,7 @@ def largest_eigenvalues(
 ) -> Tensor:
     """Return the `count` largest eigenvalues of a symmetric positive semi-definite matrix, float64, falling.
 
-    Block Lanczos with Rayleigh-Ritz on the whole basis and thick restarts (Stathopoulos, Saad and Wu 1998).
+    Block Davidson without a preconditioner, which is block Lanczos, thickly restarted (Stathopoulos, Saad and Wu 1998).
 
     Args:
         product: the matrix [size, size], of trace about one, times vectors [size, k].

@@ -207,7 +207,10 @@ class VendiScore(FeatureMetric):
         return self.num_classes is None and (self.kernel == "cosine" or self.random_features is not None)
 
     def _added(self, kept: Tensor, features: Tensor) -> Tensor:
-        """Return a row [1, 1 + side^2], a count and a Gram matrix: the sum of such rows and of that of the features."""
+        """Return a row [1, 1 + side^2], a count and a Gram matrix: the sum of those kept and of that of the features.
+
+        `kept` are a copy of the state and may be written to.
+        """
         if self.random_features is None:
             rows = Kernel(None, None if self.centre is None else self.centre.double()).rows(features)
         else:
@@ -216,7 +219,9 @@ class VendiScore(FeatureMetric):
         side = features.shape[1] if self.random_features is None else 2 * self.random_features
         if self.order != 2:
             check_side(side)
-        row = kept.sum(0) if len(kept) else torch.zeros(1 + side**2, dtype=torch.float64, device=features.device)
+        if not len(kept):
+            kept = torch.zeros(1, 1 + side**2, dtype=torch.float64, device=features.device)
+        row = kept[0] if len(kept) == 1 else kept.sum(0)
         row[0] += len(features)
         for block in rows:
             add_gram(row[1:].view(side, side), block)

@@ -41,7 +41,6 @@ class GenerativeModule(L.LightningModule):
         self.seed, self.gradient_clip = seed, gradient_clip
         self.automatic_optimization = False
         self.strict_loading = False  # the teacher is not in the checkpoint; on_load_checkpoint checks all else
-        self.measured: dict[str, tuple[int, float]] = {}  # what callbacks measured last, and after which turn
         self._random_states: list[dict[str, Tensor]] | None = None
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self._last_log: tuple[int, float] | None = None

@@ -121,6 +121,8 @@ class DistillationModule(GenerativeModule):
         self.turn, self.fake_updates_per_student = turn, fake_updates_per_student
         self.adversarial_weight, self.normaliser, self.guidance = adversarial_weight, normaliser, guidance
         self.discriminator_lr, self.fake_score_warmup = discriminator_lr, fake_score_warmup
+        self.last_ratio: tuple[Tensor, Tensor, Tensor] | None = None
+        """sigma, log ratio and weight h(r) [B] of the last student update on this rank; None where h needs no ratio."""
         self.ratio: RatioEstimator | None = None
         if divergence.needs_ratio or adversarial_weight:
             network = self._build_discriminator(discriminator)
@@ -168,7 +170,8 @@ class DistillationModule(GenerativeModule):
         if student_learns:
             self.ema.update(self.student, self.updates_after(turn))
         if self.is_logging_turn(turn):
-            self.write_log({**losses, **log, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}, turn)
+            log |= {f"grad_norm/{name}": norm for name, norm in norms.items()} | _balance(log)
+            self.write_log({**losses, **log}, turn)
 
     def is_logging_turn(self, turn: int) -> bool:
         """Alternating runs log whole cycles, so that the student's terms are never left out."""
@@ -265,7 +268,7 @@ class DistillationModule(GenerativeModule):
             if self.divergence.needs_ratio:
                 log_ratio = self.ratio.log_ratio(logit, sigma)
                 unscaled = self.divergence.weight(log_ratio)
-                weight = unit_mean(unscaled)
+                self.last_ratio, weight = (sigma, log_ratio, unscaled), unit_mean(unscaled)
                 log |= {
                     "weight/mean": unscaled.mean(),
                     "weight/max": unscaled.max(),
@@ -330,3 +333,9 @@ class DistillationModule(GenerativeModule):
             if reads == "teacher":
                 return FeatureDiscriminator(self.teacher.network.feature_channels)
             return SampleDiscriminator(self.student.sample_shape, self.student.num_classes)
+
+
+def _balance(log: dict[str, Tensor]) -> dict[str, float]:
+    """Adversarial over matching gradient norm; nothing where one is 0: a first fake score is the teacher itself."""
+    matching, adversarial = (float(log.get(f"image_gradient/{term}", 0)) for term in ("matching", "adversarial"))
+    return {"image_gradient/balance": adversarial / matching} if matching and adversarial else {}

@@ -19,15 +19,16 @@ from fdistill.files import atomic_write
 from fdistill.report.curves import draw_curve, style_axes
 from fdistill.report.figure_file import BLUE, INK
 from fdistill.report.page import STYLE
-from fdistill.report.panels import PICTURES, Panel, all_groups, beside
+from fdistill.report.panels import COLLAPSE, PICTURES, Group, Panel, all_groups, beside
 from fdistill.report.run_log import RunLog, read_run_log
 
 FILE_NAME = "metrics.jsonl"
 PICTURE_FOLDERS = ("samples", "diagnosis")
 COLOURS = (BLUE, "#d1571d", "#2a8a4a", "#8b4fb3", "#b08900", "#0e8f9c", "#c23b6b", "#6b7280")
 LINES = {"teacher": "--", "floor": ":"}
-MANY = 4  # names, above which they are shades of one colour
+MANY = 6  # names, above which they are shades of one colour
 AXES = (4.5, 2.5)  # inches
+LEGEND = 70  # letters in a line of it
 DPI = 110
 REASONS = 5  # last ones that are told of a run
 MORE_STYLE = """
@@ -82,13 +83,10 @@ def dashboard_page(runs: Mapping[str, Run], path: str | Path) -> Path:
         OSError: when a picture cannot be read or the page not written.
     """
     names = sorted({name for run in runs.values() for name in run.log.curves})
+    *groups, rest = all_groups(names)
     parts = [f"<h1>{escape(', '.join(runs))}</h1>", _legend(runs)]
-    for group in all_groups(names):
-        figures = [figure for panel in group.panels if (figure := _panel(panel, names, runs))]
-        words = _reasons(runs) if group.title == "Collapse" else ""
-        if figures or words:
-            parts.append(_section(group.title, figures) + words)
-    parts.append(_pictures(runs))
+    parts += [_group(group, names, runs) for group in groups]
+    parts += [_pictures(runs), _group(rest, names, runs)]
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -107,6 +105,13 @@ def _legend(runs: Mapping[str, Run]) -> str:
     ]
     listed = f'<ul class="runs">{"".join(items)}</ul>\n' if len(runs) > 1 else ""
     return f'{listed}<p class="dim">{references} Below each panel stands what one sees there when all is well.</p>'
+
+
+def _group(group: Group, names: list[str], runs: Mapping[str, Run]) -> str:
+    """Return the panels of a group under its title; nothing where no run logged any."""
+    figures = [figure for panel in group.panels if (figure := _panel(panel, names, runs))]
+    words = _reasons(runs) if group.title == COLLAPSE else ""
+    return _section(group.title, figures) + words if figures or words else ""
 
 
 def _panel(panel: Panel, names: list[str], runs: Mapping[str, Run]) -> str:
@@ -131,39 +136,41 @@ def _panel(panel: Panel, names: list[str], runs: Mapping[str, Run]) -> str:
 
 def _draw(axes: Axes, names: list[str], runs: Mapping[str, Run]) -> None:
     """Draw numbers of all runs, each with its teacher and its floor."""
-    shown, sources = [], set()
+    shown, last = [], 1.0
     colours = _shades(names) if len(runs) == 1 else {}
     for run in runs.values():
         for name in names:
-            colour = colours.get(name, run.colour)
             if name not in run.log.curves:
                 continue
-            steps, values = run.log.curves[name]
+            colour, (steps, values) = colours.get(name, run.colour), run.log.curves[name]
             draw_curve(axes, steps, values, colour, _pale(colour))
-            shown += values
+            shown, last = shown + values, max(last, *steps)
             for source, reference in beside(name).items():
                 if reference in run.log.curves:
-                    steps, values = run.log.curves[reference]
-                    axes.axhline(values[-1], color=colour, lw=1.1, ls=LINES[source])
-                    shown.append(values[-1])
-                    sources.add(source)
+                    constant = run.log.curves[reference][1][-1]
+                    axes.axhline(constant, color=colour, lw=1.1, ls=LINES[source])
+                    shown = [*shown, constant]
     style_axes(axes, shown)
-    handles = [Line2D([], [], color=INK, lw=1.1, ls=LINES[source], label=source) for source in sorted(sources)]
+    axes.set_xlim(0, 1.02 * last)
     if len(names) > 1 and len(runs) == 1:
-        prefix = f"{folder}/" if (folder := commonpath(names)) else ""
-        labels = {name: name.removeprefix(prefix) for name in names}
-        handles = [Line2D([], [], color=colours[name], label=labels[name]) for name in names] + handles
-    if handles:
-        axes.legend(
-            handles=handles,
-            ncols=min(len(handles), 5),
-            fontsize=7,
-            frameon=False,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            handlelength=1.6,
-            columnspacing=1.0,
-        )
+        _name_lines(axes, colours)
+
+
+def _name_lines(axes: Axes, colours: Mapping[str, str]) -> None:
+    """Say above the axes which colour is which number, without the folder that all names share."""
+    prefix = f"{folder}/" if (folder := commonpath(colours)) else ""
+    handles = [Line2D([], [], color=colour, label=name.removeprefix(prefix)) for name, colour in colours.items()]
+    longest = max(len(handle.get_label()) for handle in handles)
+    axes.legend(
+        handles=handles,
+        ncols=LEGEND // (longest + 6),
+        fontsize=7,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        handlelength=1.6,
+        columnspacing=1.0,
+    )
 
 
 def _shades(names: list[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+COLLAPSE = "Collapse"  # the group below which the alarm's reasons stand
 STUDENT = "metric/"
 REFERENCES = {
     "teacher": "metric_teacher/",
@@ -60,20 +61,20 @@ GROUPS = (
             Panel(
                 "Student",
                 ("loss/student",),
-                "Falls early, then stays level. It is half the squared matching direction: how far apart the two "
-                "scores are, not how good the pictures are.",
+                "Rises from 0 where student and fake score start as the teacher, falls, then stays level. It is half "
+                "the squared matching direction: how far apart the two scores are, not how good the pictures are.",
             ),
             Panel(
                 "Fake score",
                 ("loss/fake_score",),
-                "Falls early, then stays level: the fake score follows the student. A steady climb says that it does "
+                "Settles early and stays level: the fake score follows the student. A steady climb says that it does "
                 "not; raise its learning rate.",
             ),
             Panel(
                 "Discriminator",
                 ("loss/discriminator",),
-                "Stays somewhat below 2 ln 2 = 1.386, where real and generated samples cannot be told apart. Near 0 "
-                "the discriminator has won, and teaches little.",
+                "Close to 2 ln 2 = 1.386, where real and generated samples cannot be told apart. Near 0 the "
+                "discriminator has won, and teaches little.",
             ),
             Panel(
                 "Adversarial",
@@ -149,7 +150,7 @@ GROUPS = (
             Panel(
                 "Fréchet distance",
                 ("metric/frechet_distance",),
-                "Falls to the teacher's line. The floor is what real samples score: below it is chance.",
+                "Falls to the teacher's line. Differences below the floor, which real samples score, are chance.",
             ),
             Panel(
                 "Kernel distance",
@@ -196,9 +197,14 @@ GROUPS = (
                 "At 1: every mode or class is made, about equally often, and little lies between them.",
             ),
             Panel(
+                "Number of modes",
+                ("metric/modes_covered", "metric/effective_modes"),
+                "As many as the data has.",
+            ),
+            Panel(
                 "Weights of the modes",
                 ("metric/mode_weight_kl",),
-                "Falls to 0, where every mode has the share that it has in the data.",
+                "Falls to about 0, where every mode has the share that it has in the data.",
             ),
             Panel(
                 "Cells of the data",
@@ -224,7 +230,7 @@ GROUPS = (
         ),
     ),
     Group(
-        "Collapse",
+        COLLAPSE,
         (
             Panel("Alarm", ("collapse/alarm",), "0 throughout. 1 is a collapse, and the reason stands below."),
             Panel(

@@ -51,7 +51,9 @@ def _section(group: Group) -> "Section":
     said = "\n".join(f"- **{panel.title}.** {panel.well}" for panel in group.panels)
     plots = [LinePlot(title=panel.title, x=TURN, **_lines(panel)) for panel in group.panels]
     layout = SectionLayoutSettings(columns=ACROSS, rows=-(-(len(plots) + 1) // ACROSS))
-    return Section(name=group.title, panels=[MarkdownPanel(markdown=said), *plots], is_open=True, layout_settings=layout)
+    return Section(
+        name=group.title, panels=[MarkdownPanel(markdown=said), *plots], is_open=True, layout_settings=layout
+    )
 
 
 def _lines(panel: Panel) -> dict[str, str | list[str]]:

@@ -4,10 +4,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics import neighbours
-from fdistill.metrics.density_coverage import reference_balls
-from fdistill.metrics.neighbours import crowding, nearest, neighbour_distances, neighbour_statistics
-from fdistill.metrics.precision_recall import inside_manifolds
+from fdistill.metrics import (
+    crowding,
+    inside_manifolds,
+    nearest,
+    neighbour_distances,
+    neighbour_statistics,
+    neighbours,
+    reference_balls,
+)
 
 
 def normal(*shape, seed=0):

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdistill.metrics import neighbours
-from fdistill.metrics.precision_recall import PrecisionRecall, inside_manifolds, precision_recall
+from fdistill.metrics import PrecisionRecall, inside_manifolds, neighbours, precision_recall
 
 
 @pytest.fixture(scope="module")

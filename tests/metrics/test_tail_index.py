@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics.neighbours import crowding, neighbour_distances
-from fdistill.metrics.tail_index import (
+from fdistill.metrics import (
     TailIndexDifference,
-    anchored_tail,
-    tail_index,
+    crowding,
+    neighbour_distances,
     tail_index_null_band,
     tail_indices,
-    tail_threshold,
 )
+from fdistill.metrics.tail_index import anchored_tail, tail_index, tail_threshold
 
 N = 2000
 

@@ -1,0 +1,110 @@
+"""Pictures while a generator trains: from the same latents, above the teacher's and the nearest training images."""
+
+import pytest
+import torch
+from tiny_runs import GivenData, distillation, exact, fit, mlp, ring, teacher_training, trainer
+
+from fdistill.callbacks import SampleGrid, sample_grid
+from fdistill.callbacks.sample_grid import nearest_images
+from fdistill.denoiser import Denoiser
+from fdistill.loggers import JsonlLogger
+from fdistill.networks import DiffusersUNet
+from fdistill.preconditioning import EDM
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What was drawn, by file name, instead of pictures."""
+    pictures = {}
+    monkeypatch.setattr(sample_grid, "sample_grid_figure", lambda rows, path: pictures.update({path.name: rows}))
+    monkeypatch.setattr(
+        sample_grid, "compared_grid_figure", lambda rows, title, path: pictures.update({path.name: {**rows, "": title}})
+    )
+    monkeypatch.setattr(sample_grid, "log_picture", lambda *_: None)
+    return pictures
+
+
+def unet(num_classes=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Denoiser(DiffusersUNet(resolution=8, widths=[8, 8], groups=4, num_classes=num_classes), EDM(1.0))
+
+
+def free():
+    """What a student of an analytic teacher cannot take from it."""
+    return {"student": mlp(), "fake_score": mlp(seed=1), "discriminator": "sample"}
+
+
+def images(n=12):
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_the_nearest_image_is_the_one_at_the_least_root_mean_square_difference(monkeypatch):
+    monkeypatch.setattr(sample_grid, "CHUNK", 5)  # several chunks, the last one shorter
+    samples, training = images(4).double(), images(17).double().flip(0)
+    distance = (samples[:, None] - training[None]).square().flatten(2).mean(2).sqrt()
+    found, distances = nearest_images(samples, training)
+    torch.testing.assert_close(distances, distance.min(1).values, rtol=1e-12, atol=1e-7)  # copies are among them
+    assert torch.equal(found, training[distance.argmin(1)])
+
+
+def test_a_memorised_image_lies_at_distance_0():
+    training = images()
+    found, distances = nearest_images(training[3:5], training)
+    assert torch.equal(found, training[3:5])
+    torch.testing.assert_close(distances, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_a_student_stands_above_its_teacher_from_the_same_latents_and_the_nearest_training_image(drawn, tmp_path):
+    module = distillation(unet(num_classes=3), student_optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    data, grid = GivenData(images(), num_classes=3), SampleGrid(every_n_turns=1, num_samples=4)
+    fit(module, 2, data, folder=tmp_path, callbacks=[grid])
+    assert list(drawn) == ["0000001.png", "0000002.png"]
+    for turn, rows in enumerate(drawn.values(), start=1):
+        assert list(rows) == ["student\n1 evaluation", "teacher\n35 evaluations", "nearest\ntraining image", ""]
+        student, teacher, nearest, title = rows.values()
+        assert title == f"after {turn} turns"
+        noise, labels = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
+        assert torch.equal(student, module.generative_model().sample(noise, labels))
+        assert torch.equal(teacher, module.teacher_model().sample(noise, labels))
+        assert torch.equal(nearest, nearest_images(student, data.train_split.x)[0])
+
+
+def test_the_teacher_is_sampled_once_a_run(drawn, tmp_path, monkeypatch):
+    module, calls = distillation(exact([[0.0, 0.0]], [1.0]), **free()), []
+    teacher = module.teacher_model
+    monkeypatch.setattr(module, "teacher_model", lambda: calls.append(1) or teacher())
+    fit(module, 3, folder=tmp_path, callbacks=[SampleGrid(every_n_turns=1, num_samples=4)])
+    assert len(drawn) == 3
+    assert len(calls) == 1
+
+
+def test_points_are_drawn_beside_the_teacher_s_and_training_data(drawn, tmp_path):
+    module, data = distillation(exact([[0.0, 0.0]], [1.0]), **free()), ring()
+    fit(module, 1, data, folder=tmp_path, callbacks=[SampleGrid(every_n_turns=1, num_samples=6)])
+    (rows,) = drawn.values()
+    assert list(rows) == ["student, 1 evaluation, after 1 turns", "teacher, 35 evaluations", "training data"]
+    student, teacher, training = rows.values()
+    assert student.shape == teacher.shape == training.shape == (6, 2)
+    assert all((data.train_split.x == point).all(1).any() for point in training)
+
+
+def test_a_teacher_in_training_stands_above_the_nearest_training_image(tmp_path, drawn):
+    module = teacher_training(unet().network, num_steps=2)
+    fit(module, 1, GivenData(images()), folder=tmp_path, callbacks=[SampleGrid(every_n_turns=1, num_samples=4)])
+    (rows,) = drawn.values()
+    assert list(rows) == ["teacher\n3 evaluations", "nearest\ntraining image", ""]
+
+
+def test_without_a_data_module_only_the_models_are_drawn(drawn, tmp_path):
+    run = trainer(1, tmp_path, callbacks=[SampleGrid(every_n_turns=1, num_samples=4)])
+    run.fit(teacher_training(unet().network, num_steps=2), train_dataloaders=GivenData(images()).train_dataloader())
+    (rows,) = drawn.values()
+    assert list(rows) == ["teacher\n3 evaluations", ""]
+
+
+def test_pictures_are_files_of_the_run_folder(tmp_path):
+    module = teacher_training(unet().network, num_steps=2)
+    grid, logger = SampleGrid(every_n_turns=2, num_samples=4), JsonlLogger(str(tmp_path))
+    fit(module, 2, GivenData(images()), callbacks=[grid], logger=logger)
+    assert (tmp_path / "samples" / "0000002.png").read_bytes().startswith(b"\x89PNG")
