@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fdistill.checkpoints import RECORD, CheckpointError, load_model, read_json
-from fdistill.data.image_folder import SUFFIXES, _list_images, read_image
+from fdistill.data.image_folder import SUFFIXES, list_images, read_image
 from fdistill.generative_model import GenerativeModel, check_labels
 
 _BATCH = 64  # samples in a pipeline at once
@@ -174,7 +174,7 @@ class ImageFolderSource:
     evaluations = None
 
     def __init__(self, folder: Path | str, sample_shape: Sequence[int] | None = None) -> None:
-        files, self._labels, class_names = _list_images(Path(folder))
+        files, self._labels, class_names = list_images(Path(folder))
         self._folder, self._files = Path(folder), files
         self.num_classes = len(class_names)
         self.sample_shape = _own_shape(files[0]) if sample_shape is None else tuple(sample_shape)

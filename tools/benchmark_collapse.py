@@ -2,10 +2,10 @@
 
     python tools/benchmark_collapse.py --out runs/benchmark_collapse
 
-Digits: the shipped student, compared in features of a small classifier; its modes are 30 cells that k-means finds in the
-training images, and nobody tells the alarm. Mixture: 40 modes, a student that makes 5% bridges between them. A collapse
-is two evaluations of fresh samples; healthy runs are rows of evaluations. Writes collapse.json and two tables in
-Markdown: what was caught, and which metric sees what.
+Digits: the shipped student, compared in features of a small classifier; its modes are 30 cells that k-means finds in
+the training images, and nobody tells the alarm. Mixture: 40 modes, a student that makes 5% bridges between them. A
+collapse is two evaluations of fresh samples; healthy runs are rows of evaluations. Writes collapse.json and two tables
+in Markdown: what was caught, and which metric sees what.
 """
 
 import argparse

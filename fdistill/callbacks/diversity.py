@@ -76,9 +76,8 @@ class DiversityCallback(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: GenerativeModule) -> None:
         """Say what it cost."""
         if self._spent:
-            rank_zero_info(
-                f"cost: metrics took {self._spent:.1f} s, {100 * self._share():.1f}% of the run's {self._seconds():.0f} s"
-            )
+            share = f"{100 * self._share():.1f}% of the run's {self._seconds():.0f} s"
+            rank_zero_info(f"cost: metrics took {self._spent:.1f} s, {share}")
 
     def _measure(self, trainer: L.Trainer, pl_module: GenerativeModule) -> tuple[dict[str, float], list[int]]:
         ranks = (trainer.global_rank, trainer.world_size)

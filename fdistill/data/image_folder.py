@@ -96,7 +96,7 @@ class ImageFolder(GenerativeDataModule):
 
     def _listed(self) -> "_Listing":
         if self._listing is None:
-            self._listing = _list_images(Path(self.folder))
+            self._listing = list_images(Path(self.folder))
         return self._listing
 
 
@@ -130,7 +130,7 @@ class _Listing(NamedTuple):
     class_names: list[str]
 
 
-def _list_images(folder: Path) -> _Listing:
+def list_images(folder: Path) -> _Listing:
     if not folder.is_dir():
         raise ValueError(f"folder is an existing folder of images: got {folder}, which is none; check the path")
     top_level = _images_in(folder)

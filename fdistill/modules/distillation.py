@@ -54,6 +54,8 @@ class DistillationModule(GenerativeModule):
     """
 
     frozen_prefixes = ("teacher.",)
+    last_ratio: tuple[Tensor, Tensor, Tensor] | None = None
+    """sigma, log ratio and weight h(r) [B] of the last student update on this rank; None where h needs no ratio."""
 
     def __init__(
         self,
@@ -121,8 +123,6 @@ class DistillationModule(GenerativeModule):
         self.turn, self.fake_updates_per_student = turn, fake_updates_per_student
         self.adversarial_weight, self.normaliser, self.guidance = adversarial_weight, normaliser, guidance
         self.discriminator_lr, self.fake_score_warmup = discriminator_lr, fake_score_warmup
-        self.last_ratio: tuple[Tensor, Tensor, Tensor] | None = None
-        """sigma, log ratio and weight h(r) [B] of the last student update on this rank; None where h needs no ratio."""
         self.ratio: RatioEstimator | None = None
         if divergence.needs_ratio or adversarial_weight:
             network = self._build_discriminator(discriminator)

@@ -3,19 +3,27 @@
 from fdistill.report.class_gaussian import per_class_gaussian
 from fdistill.report.curves import training_curves_figure
 from fdistill.report.grid import sample_grid_figure
+from fdistill.report.intervals import intervals
 from fdistill.report.page import html_page
-from fdistill.report.rows import average_rows, measure, write_json
+from fdistill.report.rows import Samples, average_rows, compare, joined, measure, per_class, write_json
 from fdistill.report.table import print_table, speedup_line, table_cells
+from fdistill.report.verdict import verdict
 
 __all__ = [
+    "Samples",
     "average_rows",
+    "compare",
     "html_page",
+    "intervals",
+    "joined",
     "measure",
+    "per_class",
     "per_class_gaussian",
     "print_table",
     "sample_grid_figure",
     "speedup_line",
     "table_cells",
     "training_curves_figure",
+    "verdict",
     "write_json",
 ]

@@ -10,18 +10,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fdistill.report.figure_file import BLUE, INK, PALE_BLUE, save_figure
-from fdistill.report.run_log import read_run_log
+from fdistill.report.panels import beside
+from fdistill.report.run_log import Curves, read_run_log
 
 COLUMNS = 4
 PANEL = (3.1, 2.1)  # inches, axis labels included
 HEADING = 0.42  # inches above the panels of a run
-FIRST = ("loss/", "metric/", "metric_teacher/", "collapse/")  # the rest follows in alphabetical order
+FIRST = ("loss/", "metric/", "collapse/")  # the rest follows in alphabetical order
 LOG_FROM = 30  # largest over smallest value, above which an axis becomes logarithmic
+LINES = {"teacher": "--", "floor": ":"}
 NOISY_FROM = 40  # points, above which a running mean is drawn over the raw line
 
 
 def training_curves_figure(metrics_jsonl_paths: dict[str, str | Path], path: str | Path) -> Path:
     """Draw every scalar that the runs logged, a block of panels per run, into a PNG at `path`; return the path.
+
+    What a metric is for the teacher is a dashed line in its panel, for real data a dotted one.
 
     Args:
         metrics_jsonl_paths: title to a file with one JSON object per line, holding "step" and named numbers.
@@ -34,7 +38,8 @@ def training_curves_figure(metrics_jsonl_paths: dict[str, str | Path], path: str
     if not metrics_jsonl_paths:
         raise ValueError("training curves need at least one metrics.jsonl: got none")
     runs = {title: read_run_log(Path(source)).curves for title, source in metrics_jsonl_paths.items()}
-    lines = [max(1, -(-len(curves) // COLUMNS)) for curves in runs.values()]
+    shown = {title: _own_panels(curves) for title, curves in runs.items()}
+    lines = [max(1, -(-len(names) // COLUMNS)) for names in shown.values()]
     width, height = PANEL[0] * COLUMNS, sum(HEADING + PANEL[1] * n for n in lines)
     figure = Figure(figsize=(width, height), facecolor="white")
     top = height
@@ -42,23 +47,39 @@ def training_curves_figure(metrics_jsonl_paths: dict[str, str | Path], path: str
         top -= HEADING
         note = "" if curves else ": nothing was logged"
         figure.text(0.12 / width, (top + 0.08) / height, title + note, fontsize=12, fontweight="bold", color=INK)
-        for i, name in enumerate(sorted(curves, key=_place)):
+        for i, name in enumerate(shown[title]):
             left, bottom = PANEL[0] * (i % COLUMNS), top - PANEL[1] * (i // COLUMNS + 1)
             corner = ((left + 0.62) / width, (bottom + 0.52) / height)
             panel = figure.add_axes((*corner, (PANEL[0] - 0.77) / width, (PANEL[1] - 0.82) / height))
-            _draw(panel, name, *curves[name])
+            _draw(panel, name, curves)
         top -= PANEL[1] * n
     return save_figure(figure, path, dpi=110)
+
+
+def _own_panels(curves: Curves) -> list[str]:
+    references = {reference for name in curves for reference in beside(name).values()}
+    return sorted(curves.keys() - references, key=_place)
 
 
 def _place(name: str) -> tuple[int, str]:
     return next((i for i, prefix in enumerate(FIRST) if name.startswith(prefix)), len(FIRST)), name
 
 
-def _draw(panel: Axes, name: str, steps: list[float], values: list[float]) -> None:
+def _draw(panel: Axes, name: str, curves: Curves) -> None:
     panel.set_title(name, fontsize=9, loc="left", color=INK)
+    steps, values = curves[name]
     draw_curve(panel, steps, values, BLUE, PALE_BLUE)
-    style_axes(panel, values)
+    style_axes(panel, [*values, *draw_references(panel, name, curves, BLUE)])
+
+
+def draw_references(panel: Axes, name: str, curves: Curves, colour: str) -> list[float]:
+    """Draw the last value of a metric for the teacher and for real data, where they are known; return these values."""
+    drawn = []
+    for source, reference in beside(name).items():
+        if reference in curves:
+            drawn.append(curves[reference][1][-1])
+            panel.axhline(drawn[-1], color=colour, lw=1.1, ls=LINES[source])
+    return drawn
 
 
 def draw_curve(

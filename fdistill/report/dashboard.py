@@ -16,16 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fdistill.files import atomic_write
-from fdistill.report.curves import draw_curve, style_axes
+from fdistill.report.curves import draw_curve, draw_references, style_axes
 from fdistill.report.figure_file import BLUE, INK
 from fdistill.report.page import STYLE
-from fdistill.report.panels import COLLAPSE, PICTURES, Group, Panel, all_groups, beside
+from fdistill.report.panels import COLLAPSE, PICTURES, Group, Panel, all_groups
 from fdistill.report.run_log import RunLog, read_run_log
 
 FILE_NAME = "metrics.jsonl"
 PICTURE_FOLDERS = ("samples", "diagnosis")
 COLOURS = (BLUE, "#d1571d", "#2a8a4a", "#8b4fb3", "#b08900", "#0e8f9c", "#c23b6b", "#6b7280")
-LINES = {"teacher": "--", "floor": ":"}
 MANY = 6  # names, above which they are shades of one colour
 AXES = (4.5, 2.5)  # inches
 LEGEND = 70  # letters in a line of it
@@ -53,8 +52,8 @@ class Run:
     def pictures(self) -> Iterator[Path]:
         """The newest picture of each kind: names are <kind>_<turn>.png or <turn>.png."""
         for name in PICTURE_FOLDERS:
-            newest = {path.stem.rstrip("0123456789"): path for path in sorted((self.folder / name).glob("*.png"))}
-            yield from newest.values()
+            by_turn = sorted((self.folder / name).glob("*.png"), key=lambda path: (len(path.stem), path.stem))
+            yield from {path.stem.rstrip("0123456789"): path for path in by_turn}.values()
 
 
 def read_runs(folders: list[str | Path]) -> dict[str, Run]:
@@ -144,12 +143,8 @@ def _draw(axes: Axes, names: list[str], runs: Mapping[str, Run]) -> None:
                 continue
             colour, (steps, values) = colours.get(name, run.colour), run.log.curves[name]
             draw_curve(axes, steps, values, colour, _pale(colour))
-            shown, last = shown + values, max(last, *steps)
-            for source, reference in beside(name).items():
-                if reference in run.log.curves:
-                    constant = run.log.curves[reference][1][-1]
-                    axes.axhline(constant, color=colour, lw=1.1, ls=LINES[source])
-                    shown = [*shown, constant]
+            shown += [*values, *draw_references(axes, name, run.log.curves, colour)]
+            last = max(last, *steps)
     style_axes(axes, shown)
     axes.set_xlim(0, 1.02 * last)
     if len(names) > 1 and len(runs) == 1:
@@ -168,8 +163,8 @@ def _name_lines(axes: Axes, colours: Mapping[str, str]) -> None:
         frameon=False,
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        handlelength=1.6,
-        columnspacing=1.0,
+        handlelength=1.2,
+        columnspacing=0.9,
     )
 
 

@@ -48,8 +48,10 @@ def see_saw_figure(curve: SeeSawCurve, title: str, path: str | Path, best: SeeSa
             sigma[chosen], excess[chosen], SURE * error[chosen], fmt="o", ms=5, color=colour, capsize=3, lw=1.2
         )
     axes.set_xscale("log")
-    if np.nanmax(excess, initial=0) > 2:
-        axes.set_yscale("symlog", linthresh=1)
+    largest = np.nanmax(excess, initial=0)
+    if largest > 2:
+        axes.set_yscale("symlog", linthresh=1, linscale=2)
+        axes.set_ylim(-1.05, 2 * largest)  # no excess is below -1
     _style(axes)
     axes.set_xlabel("noise level sigma", fontsize=9, color=INK)
     axes.set_ylabel("loss / loss of the best linear denoiser - 1", fontsize=9, color=INK)
@@ -98,7 +100,9 @@ def ratio_figure(
         axes.xaxis.set_minor_locator(NullLocator())
         _style(axes)
     upper.set_xticklabels([])
-    lower.set_xticklabels([f"{sigma:.2g}\n{share:.2f}" for sigma, share in zip(sigmas, ess, strict=True)])
+    lower.set_xticklabels(
+        [f"{sigma:.2g}\n{share:.2f}".replace("nan", "empty") for sigma, share in zip(sigmas, ess, strict=True)]
+    )
     lower.set_xlabel("median noise level of the bin; effective share of its samples", fontsize=9, color=INK)
     return save_figure(figure, path, DPI)
 

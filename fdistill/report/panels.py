@@ -48,8 +48,8 @@ class Group:
 
 
 PICTURES = Panel(
-    "Samples",
-    ("samples/grid",),
+    "Samples and diagnosis",
+    ("samples/grid", "diagnosis/ratio", "diagnosis/see_saw"),
     "Student, teacher and nearest training image agree in class and sharpness. Columns that look alike are a collapse; "
     "a student's image that equals its nearest training image is memorised.",
 )
@@ -94,10 +94,14 @@ GROUPS = (
                 "Level, within a factor of a few. A drift upwards comes before a NaN: lower the learning rate.",
             ),
             Panel(
-                "Balance at the generated image",
-                ("image_gradient/*",),
-                "Matching and adversarial gradient are of one order of magnitude. Where the adversarial one leads by "
-                "far, lower adversarial_weight.",
+                "Gradients at the generated image",
+                ("image_gradient/matching", "image_gradient/adversarial"),
+                "Level, and of one order of magnitude.",
+            ),
+            Panel(
+                "Adversarial over matching gradient",
+                ("image_gradient/balance",),
+                "Below 1. Where it lies far above, lower adversarial_weight.",
             ),
         ),
     ),
@@ -142,6 +146,7 @@ GROUPS = (
                 ("see_saw/excess/*",),
                 "At or below 0: at no noise level is the teacher worse than the best linear denoiser.",
             ),
+            Panel("Noise levels of the see-saw", ("see_saw/sigma/*",), "Constant: the sigma of each of its bins."),
         ),
     ),
     Group(

@@ -1,6 +1,6 @@
 """The rows of a report as a table of words, for the terminal and for the page."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -21,20 +21,93 @@ ROWS = {
     "class_gaussian": "One Gaussian per class",
 }
 MISSING = "-"
+FIRST_COLUMN = 16  # letters, of a terminal's 80
+
+
+class Explained(NamedTuple):
+    """One metric for a reader: its name, where it should be, and what it is and misses."""
+
+    title: str
+    better: str
+    what: str
+
+
+METRICS = {
+    "frechet_distance": Explained(
+        "Fréchet distance", "↓", "Between Gaussians fitted to both sets. Sees mean and covariance, misses all else."
+    ),
+    "kernel_distance": Explained(
+        "Kernel distance",
+        "↓ 0",
+        "Squared maximum mean discrepancy, unbiased, so chance takes it below 0 too. Sees three moments.",
+    ),
+    "precision": Explained(
+        "Precision", "↑", "Share of samples among real ones: quality. Stays high when few modes are made well."
+    ),
+    "recall": Explained(
+        "Recall", "↑", "Share of real samples among generated ones: diversity. One outlier's wide ball flatters it."
+    ),
+    "density": Explained(
+        "Density", "→ 1", "How many real balls hold a sample. Above 1 samples crowd where real ones are dense."
+    ),
+    "coverage": Explained(
+        "Coverage", "↑", "Share of real samples with a generated one near by. Needs n large; misses relative frequency."
+    ),
+    "vendi": Explained("Vendi score", "→ floor", "Effective number of different samples. Noise and blur raise it too."),
+    "vendi_ratio": Explained("Vendi ratio", "→ 1", "Vendi score over that of the held-out samples. Below 1 is collapse."),
+    "in_batch_similarity": Explained(
+        "In-batch similarity", "→ floor", "Mean cosine of two samples. High: all alike; misses where they lie."
+    ),
+    "tid": Explained(
+        "Tail index difference", "→ 0", "How uneven the crowding is, less real data's. Blind to uniform crowding."
+    ),
+    "anchored_tid": Explained(
+        "Anchored tail index difference", "↓ 0", "Crowding above real data's densest tenth. Misses samples that spread."
+    ),
+    "count_ratio": Explained(
+        "Neighbour count ratio", "→ 1", "Near-by samples, beside real data's. Above 1 they crowd; blind to quality."
+    ),
+    "neighbour_distance_ratio": Explained(
+        "Neighbour distance ratio", "→ 1", "Median distance to the nearest sample, beside real data's. Blind to quality."
+    ),
+    "bin_coverage": Explained(
+        "Bin coverage", "↑", "Share of the real data's cells that are reached. Needs no labels; coarse at small n."
+    ),
+    "mode_coverage": Explained(
+        "Mode coverage", "↑", "Share of classes or modes with at least a quarter of their samples. Misses variety inside."
+    ),
+    "class_entropy": Explained(
+        "Class entropy", "↑", "1 when all classes are equally frequent, 0 when there is one. Misses variety inside."
+    ),
+    "accuracy": Explained(
+        "Label accuracy", "↑", "Share of samples read as the class asked for. Collapse inside classes raises it."
+    ),
+    "memorized_fraction": Explained(
+        "Near copies", "↓", "Share three times nearer to one training sample than to any other. Misses shifted copies."
+    ),
+    "paired_distance": Explained(
+        "Distance to the teacher's sample", "↓", "From the same noise. High where only the distributions agree: no fault."
+    ),
+    "excess_kurtosis": Explained(
+        "Excess kurtosis", "→ floor", "The largest over random directions; 0 for a Gaussian. Rests on a few samples."
+    ),
+    "projection": Explained(
+        "Farthest projection", "→ floor", "Of any sample in any direction; 1 for a Gaussian. Rests on one sample."
+    ),
+}
 
 
 def row_title(row: str, report: dict[str, Any]) -> str:
     """Return the words for a row, with the network evaluations that one sample costs where they are known."""
-    evaluations = {"student": 1, "teacher": report.get("teacher_evaluations")}.get(row)
-    if evaluations is None:
-        return ROWS[row]
-    return f"{ROWS[row]}, {evaluations} evaluation{'' if evaluations == 1 else 's'}"
+    evaluations = {"student": report.get("student_evaluations", 1), "teacher": report.get("teacher_evaluations")}
+    count = evaluations.get(row)
+    return ROWS[row] if count is None else f"{ROWS[row]}, {count} evaluation{'' if count == 1 else 's'}"
 
 
 def table_cells(report: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Return the column titles and, for every row that the report holds, its key and its cells.
 
-    A cell with a range over repeats has it on a second line.
+    A cell with a 95% interval has it on a second line.
     """
     rows = []
     for name in ROWS:
@@ -42,6 +115,18 @@ def table_cells(report: dict[str, Any]) -> tuple[list[str], list[tuple[str, list
         if numbers is not None:
             rows.append((name, [row_title(name, report), *(_cell(column, numbers) for column in COLUMNS)]))
     return ["", *COLUMNS.values()], rows
+
+
+def metric_cells(report: dict[str, Any]) -> tuple[list[str], list[tuple[Explained, list[str]]]]:
+    """Return the titles of the rows that the report holds, and for every metric of any of them a cell for each."""
+    names = [name for name in ROWS if report.get(name)]
+    measured = {
+        metric: explained
+        for metric, explained in METRICS.items()
+        if any(report[name].get(metric) is not None for name in names)
+    }
+    cells = [(said, [_cell(metric, report[name]) for name in names]) for metric, said in measured.items()]
+    return [ROWS[name] for name in names], cells
 
 
 def speedup_line(report: dict[str, Any]) -> str | None:
@@ -53,7 +138,7 @@ def speedup_line(report: dict[str, Any]) -> str | None:
 
 
 def print_table(report: dict[str, Any], console: Console | None = None) -> None:
-    """Print the report's rows and the speed-up to `console`, standard output by default."""
+    """Print the report's rows, its verdict and the speed-up to `console`, standard output by default."""
     console = console or Console()
     titles, rows = table_cells(report)
     table = Table(
@@ -67,30 +152,46 @@ def print_table(report: dict[str, Any], console: Console | None = None) -> None:
     height = max(map(len, headings))
     for i, words in enumerate(headings):
         heading = "\n".join([""] * (height - len(words)) + words)  # a word a line, resting on the rule
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+        if i == 0:
+            table.add_column(heading, max_width=FIRST_COLUMN)
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
     for name, cells in rows:
         table.add_row(*cells, style="bold" if name == "student" else None)
     console.print(table)
-    line = speedup_line(report)
-    if line is not None:
-        console.print(line)
+    for line in (report.get("verdict"), speedup_line(report)):
+        if line:
+            console.print(line, highlight=False, markup=False)
 
 
 def _caption(report: dict[str, Any]) -> str | None:
-    """Return how many samples the numbers come from, where the report says."""
+    """Return how many samples the numbers come from, where the report says, and what the second lines are."""
     if "n" not in report:
         return None
     repeats = report.get("repeats", 1)
-    return f"{report['n']:,} samples" + (f", mean of {repeats} draws" if repeats > 1 else "")
+    draws = f", mean of {repeats} draws" if repeats > 1 else ""
+    intervals = ", 95% intervals" if (report.get("student") or {}).get("intervals") else ""
+    return f"{report['n']:,} samples{draws}{intervals}"
 
 
-def _cell(column: str, numbers: dict[str, Any]) -> str:
-    """Return the number, and on a second line its range over repeats where there is one."""
-    value = numbers.get(column)
+def _cell(metric: str, numbers: dict[str, Any]) -> str:
+    """Return the number, and on a second line its interval where it has one."""
+    value = numbers.get(metric)
     if value is None:
         return MISSING
-    if column == "vendi":
-        return f"{value:.2f}"
-    text = f"{value:.3f}"
-    low, high = numbers.get(f"{column}_range") or (value, value)
-    return f"{text}\n{low:.3f}-{high:.3f}" if high > low else text
+    text = f"{value:.2f}" if metric == "vendi" else f"{value:.3f}"
+    interval = (numbers.get("intervals") or {}).get(metric)
+    return text if interval is None else f"{text}\n{_ends(*interval)}"
+
+
+def _ends(low: float, high: float) -> str:
+    """Return an interval in at most nine letters where it is below 10,000: ".303-.337"."""
+    between = " to " if low < 0 else "-"
+    return between.join(_short(end) for end in (low, high))
+
+
+def _short(value: float) -> str:
+    """Return three digits, without a zero before the point."""
+    decimals = 3 if abs(value) < 0.9995 else 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    text = f"{value:.{decimals}f}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text

@@ -6,6 +6,7 @@ from test_callbacks import Memory
 from tiny_runs import GivenData, distillation, exact, fit, mlp, ring, teacher_training, trainer, weights
 
 from fdistill.callbacks import SeeSaw
+from fdistill.callbacks.measured import Listener
 from fdistill.diagnosis import LinearDenoiser, see_saw
 from fdistill.noise_levels import LogUniform
 from fdistill.random_streams import generator_for
@@ -78,10 +79,22 @@ def test_an_exact_denoiser_beside_the_teacher_gives_the_error_of_eps(tmp_path):
     assert (tmp_path / "diagnosis" / "see_saw_0000001.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_other_callbacks_can_act_on_what_it_measured(tmp_path):
-    module = distillation()
-    run(module, 2, SeeSaw(num_samples=20), tmp_path)
-    assert module.measured["see_saw/excess/9"][0] == 1
+class Ear(Listener):
+    """Keeps the turns in which it heard of which numbers."""
+
+    def __init__(self):
+        self.heard = []
+
+    def on_measured(self, trainer, pl_module, numbers):
+        self.heard.append((trainer.global_step, numbers))
+
+
+def test_other_callbacks_hear_what_it_measured(tmp_path):
+    ear = Ear()
+    fit(distillation(), 2, callbacks=[SeeSaw(num_samples=20, num_bins=2), ear], folder=tmp_path)
+    ((turn, numbers),) = ear.heard
+    assert turn == 1
+    assert numbers.keys() == {f"see_saw/{name}/{i}" for name in ("excess", "sigma") for i in range(2)}
 
 
 def test_looking_leaves_the_training_as_it_is(tmp_path):

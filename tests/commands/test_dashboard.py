@@ -46,7 +46,7 @@ def test_the_workspace_has_the_same_panels(tmp_path, monkeypatch):
     built = workspace("me", "digits")
     assert (built.entity, built.project) == ("me", "digits")
     assert [section.name for section in built.sections] == [PICTURES.title, *(group.title for group in GROUPS)]
-    assert built.sections[0].panels[1].media_keys == ["samples/grid"]
+    assert built.sections[0].panels[1].media_keys == ["samples/grid", "diagnosis/ratio", "diagnosis/see_saw"]
     for section, group in zip(built.sections[1:], GROUPS, strict=True):
         said, *plots = section.panels
         assert [plot.title for plot in plots] == [panel.title for panel in group.panels]

@@ -20,6 +20,7 @@ ROOMS = {
     "weight_bin/mean": "0 9",
     "weight_bin/ess": "0 9",
     "see_saw/excess": "0 9",
+    "see_saw/sigma": "0 9",
     "metric": "frechet_distance kernel_distance precision recall density coverage vendi_score vendi_ratio tid "
     "anchored_tid count_ratio mode_coverage class_entropy accuracy memorized_fraction pixel_frechet_distance",
     "collapse": "alarm margin/recall",
@@ -118,13 +119,14 @@ def test_the_reasons_of_an_alarm_are_told(tmp_path):
 
 def test_the_newest_picture_of_each_kind_is_shown(tmp_path):
     run = run_folder(tmp_path, "a", loss__student=[1.0])
-    pictures = {"samples/0000009.png": b"old", "samples/0000010.png": b"new", "diagnosis/ratio_0000010.png": b"ratio"}
-    for name, content in pictures.items():
+    old = ["samples/0000009.png", "diagnosis/ratio_999.png"]
+    new = ["samples/0000010.png", "diagnosis/ratio_1000.png", "diagnosis/see_saw_0.png"]
+    for name in old + new:
         (run / name).parent.mkdir(exist_ok=True)
-        (run / name).write_bytes(content)
+        (run / name).write_bytes(name.encode())
     page = page_of(tmp_path, run)
-    shown = {name: base64.b64encode(content).decode() in page for name, content in pictures.items()}
-    assert shown == {"samples/0000009.png": False, "samples/0000010.png": True, "diagnosis/ratio_0000010.png": True}
+    assert [name for name in old + new if base64.b64encode(name.encode()).decode() in page] == new
+    assert headings(page)[1:] == [f"a: {name}" for name in new]
 
 
 def test_what_a_run_is_called_is_no_markup(tmp_path):
