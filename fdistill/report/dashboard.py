@@ -158,7 +158,7 @@ def _name_lines(axes: Axes, colours: Mapping[str, str]) -> None:
     longest = max(len(handle.get_label()) for handle in handles)
     axes.legend(
         handles=handles,
-        ncols=LEGEND // (longest + 6),
+        ncols=max(1, LEGEND // (longest + 6)),
         fontsize=7,
         frameon=False,
         loc="lower left",

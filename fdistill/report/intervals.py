@@ -5,7 +5,8 @@ the bootstrap whose weights are 0 and 2 (Praestgaard and Wellner 1993; as a jack
 statistic scatters over halves as it does over fresh draws of all n. Unlike samples drawn with replacement, halves hold
 no sample twice: copies lie at distance 0, shrink every ball that reaches to a k-th neighbour, and look like a crowd.
 Resampling who is "inside a ball" with the balls held fixed has no copies either, but forgets that the balls move too:
-its standard deviations are half of the true ones for density, for crowding, and for recall in the plane.
+its standard deviations are half of the true ones for density, for crowding, and for recall in the plane. Samples that
+were asked for the classes of the real ones are halved together with them, for a fresh draw has equal classes too.
 
 Only the scatter is taken from the halves, never their values: Frechet distance, coverage and Vendi score depend on n,
 the first by about d / n, and all rows are compared at equal n. So an interval says where the number would lie for other
@@ -86,11 +87,11 @@ def half_sample_spread(
     n = min(len(generated), len(reference))
     if n < LEAST_FOR_INTERVALS:
         raise ValueError(f"halves hold {LEAST_SAMPLES} samples: expected n >= {LEAST_FOR_INTERVALS}, got {n}; draw more")
-    found = []
+    paired, found = _same_classes(generated, reference), []
     for replicate in range(replicates):
         generator = generator_for(seed, replicate)
-        sides = (side[torch.randperm(n, generator=generator)[: n // 2]] for side in (generated, reference))
-        found.append(compare(*sides, num_modes))
+        ours, theirs = (torch.randperm(n, generator=generator)[: n // 2] for _ in range(2))
+        found.append(compare(generated[ours], reference[ours if paired else theirs], num_modes))
     columns = {name: [values[name] for values in found] for name in found[0]}
     return {name: None if None in column else _deviation(column) for name, column in columns.items()}
 
@@ -101,6 +102,12 @@ def share_interval(share: float, n: int) -> tuple[float, float]:
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return middle - half, middle + half
+
+
+def _same_classes(generated: Samples, reference: Samples) -> bool:
+    """Whether the i-th generated sample was asked to be what the i-th real one is."""
+    known = generated.wanted is not None and reference.wanted is not None
+    return known and torch.equal(generated.wanted, reference.wanted)
 
 
 def _interval(name: str, value: float, error: float, n: int) -> list[float]:

@@ -121,29 +121,6 @@ def test_last_and_best_live_side_by_side_and_both_resume(tmp_path):
     assert made[2].best_model_score is not None
 
 
-def test_sample_grids_are_written_on_schedule_from_the_same_latents(tmp_path, monkeypatch):
-    drawn = []
-
-    def record(samples, path):
-        drawn.append((path.name, *samples.items()))
-
-    monkeypatch.setattr("fdistill.callbacks.sample_grid.sample_grid_figure", record)
-    module = distillation(student_optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
-    fit(module, 5, callbacks=[SampleGrid(every_n_turns=2, num_samples=6)], folder=tmp_path)
-    (name, (title, samples)), (later, (_, again)) = drawn
-    assert (name, later) == ("0000002.png", "0000004.png")
-    assert title == "student after 2 turns, 1 evaluations"
-    assert samples.shape == (6, 2)
-    assert torch.equal(samples, again)
-
-
-def test_sample_grids_are_pictures_in_the_run_folder(tmp_path):
-    fit(distillation(), 2, callbacks=[SampleGrid(every_n_turns=2, num_samples=6)], folder=tmp_path)
-    (picture,) = (tmp_path / "samples").iterdir()
-    assert picture.name == "0000002.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
 @pytest.mark.parametrize(
     "build", [lambda: SampleGrid(every_n_turns=0), lambda: SampleGrid(num_samples=0), lambda: StudentDistance(0)]
 )

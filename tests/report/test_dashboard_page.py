@@ -5,7 +5,9 @@ import json
 import re
 
 import pytest
+from PIL import Image
 
+from fdistill.report import training_curves_figure
 from fdistill.report.dashboard import dashboard_page, read_runs
 from fdistill.report.panels import GROUPS, PICTURES, all_groups, beside
 
@@ -154,3 +156,14 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
         read_runs([run, run])
     with pytest.raises(ValueError, match=r"is no run folder: it has no metrics.jsonl; name a folder"):
         read_runs([tmp_path])
+
+
+def test_teacher_and_floor_are_lines_and_no_panels(tmp_path):
+    curves = {f"metric__{i}": [0.1, 0.2] for i in range(4)}
+    references = {f"metric_{source}__{i}": [0.5] for source in ("teacher", "floor") for i in range(4)}
+    pictures = []
+    for name, logged in (("a", curves), ("b", curves | references)):
+        log = run_folder(tmp_path, name, **logged) / "metrics.jsonl"
+        pictures.append(Image.open(training_curves_figure({"Student": log}, tmp_path / f"{name}.png")))
+    assert pictures[0].size == pictures[1].size
+    assert pictures[0].tobytes() != pictures[1].tobytes()
