@@ -81,7 +81,9 @@ class DiversityProbe:
         same_on_all_ranks(extractor)  # training on a GPU differs a little from rank to rank
         chosen = torch.randperm(len(train.x), generator=generator_for(seed))[: 2 * self.n]
         self._pool = self.rows(train.x[chosen], None if labels is None else labels[chosen])
-        self.reference, self.other_half = (self._pool[part] for part in torch.arange(2 * self.n).split(self.n))
+        # every other sample of each class: generators are asked for the reference's classes, so the floor has them too
+        order = torch.arange(2 * self.n) if labels is None else labels[chosen].argsort(stable=True)
+        self.reference, self.other_half = self._pool[order[0::2]], self._pool[order[1::2]]
         self._training = self._held_out = None
         if any(metric.reads == "training" for metric in self.metrics.values()):
             self._training = extractor.extract(train.x)

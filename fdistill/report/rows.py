@@ -102,11 +102,16 @@ def measure(
     }
 
 
-def compare(generated: Samples, reference: Samples, num_modes: int = 0) -> dict[str, float | None]:
-    """Return the metrics of `measure` that read two sets alone; arguments and errors are its own."""
+def compare(
+    generated: Samples, reference: Samples, num_modes: int = 0, radius: Tensor | None = None
+) -> dict[str, float | None]:
+    """Return the metrics of `measure` that read two sets alone; arguments and errors are its own.
+
+    `radius` is the one within which crowding counts neighbours, where it is not to be that of this reference.
+    """
     fake, real = generated.features, reference.features
     near = neighbour_statistics(fake, real, density_k=DENSITY_K)
-    tails = tail_indices(fake, real)
+    tails = tail_indices(fake, real, eps=radius)
     vendi = float(vendi_score(fake))
     values = {
         "frechet_distance": float(frechet_distance(fake, real)),

@@ -93,6 +93,8 @@ def test_the_reference_and_the_floor_are_disjoint_halves_and_classes_are_asked_a
     assert probe.n == 45
     both = torch.cat([probe.reference.features, probe.other_half.features])
     assert len(both.unique(dim=0)) == 90
+    counts = [half.wanted.bincount(minlength=3) for half in (probe.reference, probe.other_half)]
+    assert (counts[0] - counts[1]).abs().max() <= 1
     rows = probe.draw(distillation(mlp(num_classes=3)).generative_model())
     assert torch.equal(rows.wanted, probe.labels)
 

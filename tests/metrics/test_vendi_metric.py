@@ -1,6 +1,7 @@
 """Truths about the metric class VendiScore: it streams, adds over batches and ranks, and its ratio knows its n."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -209,6 +210,6 @@ def test_compute_without_samples_labels_without_classes_and_wrong_centres_raise(
 
 
 def test_features_too_wide_for_their_matrix_raise(monkeypatch):
-    monkeypatch.setattr("fdistill.metrics.vendi_spectrum.LARGEST_SIDE", 4)
+    monkeypatch.setattr(sys.modules["fdistill.metrics.vendi_spectrum"], "LARGEST_SIDE", 4)
     with pytest.raises(ValueError, match="at most 4 rows, got 5"):
         VendiScore().update(rows(), False)
