@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import sys
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
@@ -189,6 +190,7 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         for beginning in _NOISE:
             warnings.filterwarnings("ignore", message=beginning)
+        warnings.showwarning = _one_line
         for logger in talkative:
             logger.addFilter(_is_news)
         try:
@@ -196,6 +198,11 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger in talkative:
                 logger.removeFilter(_is_news)
+
+
+def _one_line(message: Warning | str, *place: Any, **more: Any) -> None:
+    """Write a warning as one line, without the line of our code that gave it."""
+    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
 
 
 def _is_news(record: logging.LogRecord) -> bool:
