@@ -36,7 +36,7 @@ WATCHED = {
     "recall": Watch(True, 0.25, "real samples that the student no longer makes"),
     "vendi_ratio": Watch(True, 0.15, "fewer effectively different samples than real data has"),
     "anchored_tid": Watch(False, 1.0, "samples crowd together more than real ones do"),
-    "bin_coverage": Watch(True, 0.02, "regions of the real data that the student no longer reaches"),
+    "local_coverage": Watch(True, 0.005, "regions of the real data that the student no longer reaches"),
     "mode_coverage": Watch(True, 0.05, "whole modes or classes are missing"),
 }
 

@@ -82,7 +82,7 @@ def evaluate_models(
         n: samples of each row, >= 12.
         seed: of all draws and of the features.
         repeats: draws that the numbers are means of, >= 1.
-        bootstrap: halves that intervals are made of; as `intervals` takes replicates.
+        bootstrap: splits into halves that intervals are made of; as `intervals` takes `splits`.
         extractor: prepared here; the default one where not given.
 
     Raises:

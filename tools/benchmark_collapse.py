@@ -39,9 +39,16 @@ STRENGTHS = {
 SEEN = 4.0  # standard deviations of healthy evaluations at which a metric is said to see a collapse
 SHOWN = [
     *("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage", "vendi_ratio", "tid"),
-    *("anchored_tid", "count_ratio", "neighbour_distance_ratio", "bin_coverage", "mode_coverage", "accuracy"),
+    *("anchored_tid", "count_ratio", "neighbour_distance_ratio", "local_coverage", "mode_coverage", "accuracy"),
     "memorized_fraction",
 ]
+
+
+class Dropped(NamedTuple):
+    """Share of the modes that a collapse dropped, and of the training samples that lie in them."""
+
+    modes: float
+    weight: float
 
 
 class Case(NamedTuple):
@@ -85,7 +92,7 @@ def mixture_case(seed: int) -> Case:
     return Case(probe, draw, 40, data.read_modes, data.num_modes)
 
 
-def broken(case: Case, kind: str, strength: float, seed: int) -> tuple[Tensor, Tensor, float]:
+def broken(case: Case, kind: str, strength: float, seed: int) -> tuple[Tensor, Tensor, Dropped]:
     """Samples after a collapse, their wanted classes, and the share of the modes that were dropped."""
     x, wanted = case.draw(seed)
     generator, n = generator_for(seed, 3), len(x)
@@ -104,10 +111,10 @@ def broken(case: Case, kind: str, strength: float, seed: int) -> tuple[Tensor, T
         x, wanted = x[source], wanted[source]
     else:
         x[torch.randperm(n, generator=generator)[: round(strength * n)]] = x[0].clone()
-    return x, wanted, 0.0
+    return x, wanted, Dropped(0.0, 0.0)
 
 
-def dropped(case: Case, kind: str, strength: float, seed: int) -> tuple[Tensor, Tensor, float]:
+def dropped(case: Case, kind: str, strength: float, seed: int) -> tuple[Tensor, Tensor, Dropped]:
     """Without some modes or classes, in whose place fresh samples of the others stand."""
     by_class = kind == "class dropping"
     count = case.classes if by_class else case.num_modes
@@ -119,7 +126,9 @@ def dropped(case: Case, kind: str, strength: float, seed: int) -> tuple[Tensor, 
         stays = ~torch.isin(labels if by_class else case.mode_of(x), gone)
         kept, wanted, draws = [*kept, x[stays]], [*wanted, labels[stays]], draws + 1
     x, wanted = torch.cat(kept)[: len(asked)], torch.cat(wanted)[: len(asked)]
-    return x, asked if by_class else wanted, len(gone) / count
+    real = case.probe.data.train_split
+    weight = torch.isin(real.labels if by_class else case.mode_of(real.x), gone).double().mean()
+    return x, asked if by_class else wanted, Dropped(len(gone) / count, float(weight))
 
 
 class Watched:
@@ -148,12 +157,13 @@ def study(name: str, case: Case, healthy: int, repeats: int) -> dict[str, Any]:
     kinds = [kind for kind in STRENGTHS if name == "digits" or kind != "class dropping"]
     for kind in tqdm(kinds, desc=f"{name}, collapses"):
         for strength in STRENGTHS[kind]:
-            caught, found, share = [], [], 0.0
+            caught, found, gone = [], [], []
             for repeat in range(repeats):
                 pair = []
                 for i in range(2):
                     x, wanted, share = broken(case, kind, strength, 5000 + 2 * repeat + i)
                     pair.append(watched.values(x, wanted))
+                    gone.append(share)
                 caught.append(watched.alarms(pair)[-1])
                 found += pair
             mean = {key: sum(values[key] for values in found) / len(found) for key in normal}
@@ -164,8 +174,9 @@ def study(name: str, case: Case, healthy: int, repeats: int) -> dict[str, Any]:
                     "kind": kind,
                     "strength": strength,
                     "recall_ratio": recall,
-                    "modes_dropped": share,
-                    "must_be_caught": recall <= 0.5 or share >= 0.1,
+                    "modes_dropped": gone[0].modes,
+                    "weight_dropped": sum(share.weight for share in gone) / len(gone),
+                    "must_be_caught": recall <= 0.5 or gone[0].modes >= 0.1,
                     "caught": sum(caught),
                     "of": repeats,
                     "outside": sorted(first),
@@ -186,13 +197,14 @@ def study(name: str, case: Case, healthy: int, repeats: int) -> dict[str, Any]:
 
 def detection_table(results: dict[str, Any]) -> str:
     lines = [
-        "| | collapse | strength | recall left | modes dropped | caught | outside their bands |",
-        "|---|---|---|---|---|---|---|",
+        "| | collapse | strength | recall left | modes dropped | their weight | caught | outside their bands |",
+        "|---" * 8 + "|",
     ]
     for name, result in results.items():
         for row in result["collapses"]:
             caught = f"{row['caught']} of {row['of']}{' (must)' if row['must_be_caught'] else ''}"
-            left = f"{row['strength']:g} | {row['recall_ratio']:.2f} | {row['modes_dropped']:.2f}"
+            shares = (row[key] for key in ("recall_ratio", "modes_dropped", "weight_dropped"))
+            left = f"{row['strength']:g} | " + " | ".join(f"{share:.2f}" for share in shares)
             lines.append(f"| {name} | {row['kind']} | {left} | {caught} | {', '.join(row['outside']) or '-'} |")
     return "\n".join(lines)
 

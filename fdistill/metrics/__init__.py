@@ -8,6 +8,7 @@ from fdistill.metrics.frechet_distance import FrechetDistance, frechet_distance,
 from fdistill.metrics.in_batch_similarity import InBatchSimilarity, in_batch_similarity
 from fdistill.metrics.kde_guard import kernel_log_ratio
 from fdistill.metrics.kernel_distance import KernelDistance, KernelDistanceEstimate, kernel_distance
+from fdistill.metrics.local_coverage import LocalCoverage, is_covered, local_coverage
 from fdistill.metrics.memorization import MemorizedFraction, memorized, memorized_fraction
 from fdistill.metrics.mode_coverage import ModeCoverage, class_entropy, mode_weight_kl, modes_covered
 from fdistill.metrics.neighbours import (
@@ -39,6 +40,7 @@ __all__ = [
     "InBatchSimilarity",
     "KernelDistance",
     "KernelDistanceEstimate",
+    "LocalCoverage",
     "MemorizedFraction",
     "ModeCoverage",
     "Nearest",
@@ -62,8 +64,10 @@ __all__ = [
     "gaussian_frechet_distance",
     "in_batch_similarity",
     "inside_manifolds",
+    "is_covered",
     "kernel_distance",
     "kernel_log_ratio",
+    "local_coverage",
     "memorized",
     "memorized_fraction",
     "mode_weight_kl",

@@ -5,6 +5,7 @@ from fdistill.metrics.bin_coverage import BinCoverage
 from fdistill.metrics.density_coverage import DensityCoverage
 from fdistill.metrics.frechet_distance import FrechetDistance
 from fdistill.metrics.kernel_distance import KernelDistance
+from fdistill.metrics.local_coverage import LocalCoverage
 from fdistill.metrics.memorization import MemorizedFraction
 from fdistill.metrics.mode_coverage import ModeCoverage
 from fdistill.metrics.paired_distance import PairedDistance
@@ -28,6 +29,7 @@ def standard_metrics(num_modes: int) -> dict[str, FeatureMetric]:
         "vendi_ratio": VendiScore(relative=True),
         "tail_index": TailIndexDifference(),
         "bins": BinCoverage(),
+        "local_coverage": LocalCoverage(),
         "memorized_fraction": MemorizedFraction(),
         "paired_distance": PairedDistance(),
     }
