@@ -116,9 +116,9 @@ def broken(case: Case, kind: str, strength: float, seed: int) -> tuple[Tensor, T
 
 def dropped(case: Case, kind: str, strength: float, seed: int) -> tuple[Tensor, Tensor, Dropped]:
     """Without some modes or classes, in whose place fresh samples of the others stand."""
-    by_class = kind == "class dropping"
+    by_class = kind == "class dropping"  # two evaluations of one collapse have seeds 2 i and 2 i + 1
     count = case.classes if by_class else case.num_modes
-    gone = torch.randperm(count, generator=generator_for(seed, 4))[: max(round(strength * count), 1)]
+    gone = torch.randperm(count, generator=generator_for(seed // 2, 4))[: max(round(strength * count), 1)]
     _, asked = case.draw(seed)
     kept, wanted, draws = [], [], 0
     while sum(map(len, kept)) < len(asked):

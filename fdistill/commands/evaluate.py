@@ -1,20 +1,37 @@
 """`fdistill evaluate`: student beside teacher beside real data, as report.json and a page."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fdistill.commands.checked import require_writable, usable_device
 from fdistill.data import GenerativeDataModule
+from fdistill.described import public_path
 from fdistill.evaluation import Evaluation, evaluate_models
+from fdistill.features import FeatureExtractor
 from fdistill.loggers import FILE_NAME
 from fdistill.report import html_page, print_table, sample_grid_figure, training_curves_figure, write_json
+from fdistill.report.evidence_figures import class_bars_figure, copies_figure, intervals_figure, spectra_figure
 from fdistill.sources import DiffusersSource, Source, open_source
 
 _SHOWN = 50  # samples of each source in the picture
+_MOST = 5000  # samples of each source, where nobody asked for another number
+
+_INTERVALS = """What overlaps
+The dot is the mean over draws, the line where 95% of single draws would lie. Rows whose lines overlap are not told \
+apart by that metric."""
+_SPECTRA = """Spectra of the Vendi kernel
+How evenly samples spread over the directions of the feature space. A student that falls off faster than real data has \
+fewer different samples; one whose tail stays higher adds noise."""
+_CLASSES = """Precision and recall by class
+Share of the samples of a class among all real ones, and of the real samples of a class among all generated ones."""
+_COPIES = """Samples nearest to a training image
+The likest first. Below each pair the distance over that to the second nearest: under .33 it is a copy."""
 
 
 def evaluate(
@@ -27,31 +44,39 @@ def evaluate(
     steps: int | None = None,
     out: str = "runs/evaluation",
     device: str = "cpu",
+    features: str | None = None,
+    bootstrap: int | None = None,
 ) -> None:
-    """Measure a generator against held-out real data; writes report.json, samples.png and index.html.
+    """Measure a generator against held-out real data; writes report.json, index.html and its pictures.
 
     Args:
         checkpoint: a run's .ckpt file, a folder written by fdistill export, a local diffusers pipeline (a folder with
             model_index.json), or a folder of PNG or JPEG files, in class sub-folders or not.
         teacher: the same for its teacher; the one that the student was distilled from, where not given and still there.
         data: YAML file with a data section; the data that the model was trained on, where not given and remembered.
-        n: samples of each source; the whole held-out split, but at most 5000, where not given.
+        n: samples of each source; the whole held-out split, but at most 5000 and as many as there are training
+            samples, where not given.
         repeats: how many times to draw; the report holds the mean and the range.
         seed: seed of the samples and of the classifier whose features are compared.
         steps: num_inference_steps of a diffusers pipeline; its own default where not given.
         out: folder to write into.
-        device: where to generate: cpu, cuda, cuda:1, mps.
+        device: where to generate, and to extract the features of a file: cpu, cuda, cuda:1, mps.
+        features: YAML file with a features section, class_path and init_args of a class of fdistill.features; a small
+            classifier trained on the data, or the values themselves, where not given.
+        bootstrap: splits into random halves that the intervals come from, 0 for none; 30, or 10 above 256 features,
+            where not given.
     """
     folder, place = require_writable(Path(out) / "report.json").parent, usable_device(device)
-    given = None if data is None else _data_of_file(data)
+    given = None if data is None else GenerativeDataModule.from_spec(_section(data, "data"))
+    extractor = None if features is None else _extractor(_section(features, "features"), place)
     student = open_source(checkpoint, place, None if given is None else given.sample_shape, steps)
     real = _remembered_data(student) if given is None else given
     teacher_path = teacher or _remembered_teacher(student)
     teacher_source = None if teacher_path is None else open_source(teacher_path, place, real.sample_shape, steps)
     if steps is not None and not any(isinstance(source, DiffusersSource) for source in (student, teacher_source)):
         raise ValueError(f"steps are those of a diffusers pipeline: got {steps} and no pipeline; leave --steps out")
-    size = min(len(real.held_out_split.x), 5000) if n is None else n
-    result = evaluate_models(student, teacher_source, real, size, seed, repeats)
+    size = min(len(real.held_out_split.x), len(real.train_split.x), _MOST) if n is None else n
+    result = evaluate_models(student, teacher_source, real, size, seed, repeats, bootstrap, extractor)
     written = _write(folder, result, _curve_files(checkpoint, student))
     print_table(result.report)
     print("wrote " + ", ".join(str(path) for path in written))
@@ -72,18 +97,38 @@ def _remembered_data(student: Source) -> GenerativeDataModule:
     return GenerativeDataModule.from_spec(spec)
 
 
-def _data_of_file(given: str) -> GenerativeDataModule:
+def _section(given: str, name: str) -> dict[str, Any]:
+    """The section of a YAML file that describes an object; classes without a dot are those of fdistill.<section>."""
     try:
-        spec: Any = OmegaConf.to_container(OmegaConf.load(given), resolve=True)["data"]
-        name = spec["class_path"]
+        spec: Any = OmegaConf.to_container(OmegaConf.load(given), resolve=True)[name]
+        path = spec["class_path"]
+        return {
+            "class_path": path if "." in path else f"fdistill.{name}.{path}",
+            "init_args": spec.get("init_args") or {},
+        }
     except FileNotFoundError as error:
-        raise ValueError(f"there is no file {given} to read the data section from: check the path") from error
+        raise ValueError(f"there is no file {given} to read the {name} section from: check the path") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"{given} has a reference that does not resolve: {str(error).splitlines()[0]}") from error
-    except (OSError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{given} is no YAML file with a data section of class_path and init_args") from error
-    path = name if "." in name else f"fdistill.data.{name}"
-    return GenerativeDataModule.from_spec({"class_path": path, "init_args": spec.get("init_args") or {}})
+    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{given} is no YAML file with a {name} section of class_path and init_args") from error
+
+
+def _extractor(spec: dict[str, Any], place: torch.device) -> FeatureExtractor:
+    """The extractor that a section describes; imports nothing, so a file cannot run code of its choice."""
+    known = {public_path(c): c for c in _subclasses(FeatureExtractor) if not inspect.isabstract(c)}
+    path, arguments = spec["class_path"], spec["init_args"]
+    if path not in known:
+        raise ValueError(
+            f"class_path names an imported feature extractor: expected one of {sorted(known)}, got {path!r}; "
+            "import the module that defines it first (--import MODULE)"
+        )
+    try:
+        extractor = known[path](**arguments)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not take these arguments: {error}") from error
+    # metrics need float64 where the features are, which mps lacks
+    return extractor if place.type == "mps" else extractor.to(place)
 
 
 def _curve_files(checkpoint: str, student: Source) -> dict[str, Path]:
@@ -96,7 +141,9 @@ def _curve_files(checkpoint: str, student: Source) -> dict[str, Path]:
 
 
 def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path]) -> list[Path]:
+    """The report first, because it refuses what is no number, then the pictures, then the page that holds them."""
     report = result.report
+    written = write_json(folder / "report.json", report)
     titles = {
         "student": _title("Student", report["student_evaluations"]),
         "teacher": _title("Teacher", report["teacher_evaluations"]),
@@ -104,11 +151,25 @@ def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path]) -> li
         "class_gaussian": "One Gaussian per class",
     }
     shown = {title: result.samples[name][:_SHOWN] for name, title in titles.items() if name in result.samples}
-    pictures = {"Samples": sample_grid_figure(shown, folder / "samples.png")}
+    pictures = {
+        "Samples": sample_grid_figure(shown, folder / "samples.png"),
+        _INTERVALS: intervals_figure(report, folder / "intervals.png"),
+        _SPECTRA: spectra_figure(result.spectra, folder / "spectra.png"),
+    }
+    by_class = {name: report[name]["per_class"] for name in result.spectra if "per_class" in report[name]}
+    if "student" in by_class:
+        pictures[_CLASSES] = class_bars_figure(by_class, folder / "classes.png")
+    if result.copies.generated.ndim == 4:
+        copies = result.copies
+        pictures[_COPIES] = copies_figure(copies.generated, copies.training, copies.ratio, folder / "nearest.png")
     if curve_files:
         pictures["Training"] = training_curves_figure(curve_files, folder / "curves.png")
     page = html_page(folder / "index.html", "One-step generator", report, pictures)
-    return [write_json(folder / "report.json", report), *pictures.values(), page]
+    return [written, *pictures.values(), page]
+
+
+def _subclasses(cls: type) -> list[type]:
+    return [found for child in cls.__subclasses__() for found in (child, *_subclasses(child))]
 
 
 def _title(name: str, evaluations: int | None) -> str:

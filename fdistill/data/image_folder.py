@@ -131,6 +131,11 @@ class _Listing(NamedTuple):
 
 
 def list_images(folder: Path) -> _Listing:
+    """Find the images of a folder, or of its sub-folders, in the order of their names; no image is read.
+
+    Raises:
+        ValueError: The folder is missing, mixes images and class folders, or has too few images.
+    """
     if not folder.is_dir():
         raise ValueError(f"folder is an existing folder of images: got {folder}, which is none; check the path")
     top_level = _images_in(folder)

@@ -44,8 +44,9 @@ def intervals(
     """Return 95% intervals [low, high] around the numbers of a row, by name, within the range of each number.
 
     They are as wide as one draw scatters, around a number that may be the mean of several. The kernel distance and the
-    paired distance have standard errors of their own; extremes (the tail diagnostics) have no interval. Distances of
-    equal laws scatter less than their intervals say, by a factor of about 1.4, as under every jackknife.
+    paired distance have standard errors of their own; extremes (the tail diagnostics) and local coverage have no
+    interval. Distances of equal laws scatter less than their intervals say, by a factor of about 1.4, as under every
+    jackknife.
 
     Args:
         row: of `average_rows`.
@@ -66,6 +67,9 @@ def intervals(
         return {}
     errors = standard_errors(generated, reference, num_modes, splits, seed)
     errors |= {name: row.get(f"{name}_error") for name in ("kernel_distance", "paired_distance")}
+    errors["local_coverage"] = (
+        None  # thirty neighbours lie twice as far away among halves, and their share scatters less
+    )
     errors["memorized_fraction"] = 0.0  # new samples beside fixed training ones: the binomial alone
     return {
         name: _interval(name, row[name], error, len(generated))
@@ -93,7 +97,9 @@ def standard_errors(
     """
     n = len(generated)
     if n < LEAST_FOR_INTERVALS:
-        raise ValueError(f"halves hold {LEAST_SAMPLES} samples: expected n >= {LEAST_FOR_INTERVALS}, got {n}; draw more")
+        raise ValueError(
+            f"halves hold {LEAST_SAMPLES} samples: expected n >= {LEAST_FOR_INTERVALS}, got {n}; draw more"
+        )
     radius = tail_indices(generated.features, reference.features).eps
     ours = half_splits(n, splits, generator_for(seed, 0))
     theirs = ours if _same_classes(generated, reference) else half_splits(n, splits, generator_for(seed, 1))

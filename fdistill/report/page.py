@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fdistill.files import atomic_write
-from fdistill.report.table import speedup_line, table_cells
+from fdistill.report.table import metric_cells, speedup_line, table_cells
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --dim: #59636e; --line: #d1d9e0; --back: #fff; --mark: #eaf2fb; }
@@ -24,6 +24,11 @@ th:first-child, td:first-child { text-align: left; }
 thead th { color: var(--dim); font-weight: 600; white-space: normal; vertical-align: bottom; }
 tbody th { font-weight: 400; }
 tr.student > * { background: var(--mark); font-weight: 600; }
+h2 { font-size: 1.25rem; margin: 2.75rem 0 0; }
+p.verdict { border-left: .25rem solid #2563a8; padding: .1rem 0 .1rem 1rem; max-width: 54rem; }
+table.all th[scope="row"] { white-space: normal; min-width: 14rem; }
+table.all th[scope="row"] small { display: block; color: var(--dim); line-height: 1.35; }
+table.all td:nth-child(2) { text-align: left; color: var(--dim); }
 td small { display: block; color: var(--dim); font-weight: 400; }
 .dim { color: var(--dim); font-size: .9rem; }
 figure { margin: 2.25rem 0 0; }
@@ -36,9 +41,10 @@ dd { margin: 0; overflow-wrap: anywhere; }
 """
 HOW_TO_READ = (
     "↑ more is better, ↓ less is better. The floor measures real training samples against held-out ones: "
-    "distances near it are sampling noise. One Gaussian per class is the simplest generator with the right labels: a "
-    "student that does not beat it has learned little. Precision is quality, recall and class entropy are "
-    "diversity; a Vendi score above the floor's is blur, not diversity."
+    "distances near it are sampling noise. Below each number stands where 95% of other draws of as many samples would "
+    "lie; for distances near the floor the range is rather too wide. One Gaussian per class is the simplest generator "
+    "with the right labels: a student that does not beat it has learned little. Precision is quality, recall and class "
+    "entropy are diversity; a Vendi score above the floor's is blur, not diversity."
 )
 FACTS = {"n": "Samples", "repeats": "Draws averaged", "seed": "Seed", "seconds": "Seconds", "features": "Features"}
 
@@ -52,7 +58,7 @@ def html_page(
         path: the file to write; missing folders are made.
         title: the heading.
         report: the rows and facts; rows it lacks are skipped, plain facts it has beyond FACTS are listed too.
-        images: caption to a PNG file, put into the page itself.
+        images: caption to a PNG file, put into the page itself; what follows a line break in a caption stands below it.
         text: paragraphs before the table, separated by empty lines; plain text.
 
     Raises:
@@ -62,10 +68,12 @@ def html_page(
     parts = [
         f"<h1>{escape(title)}</h1>",
         *(f"<p>{escape(paragraph.strip())}</p>" for paragraph in text.split("\n\n") if paragraph.strip()),
+        f'<p class="verdict">{escape(report["verdict"])}</p>' if report.get("verdict") else "",
         _table(report),
         "" if speedup is None else f"<p><strong>{escape(speedup)}</strong></p>",
         f'<p class="dim">{HOW_TO_READ}</p>',
         *(_figure(caption, Path(source)) for caption, source in images.items()),
+        _metrics(report),
         _facts(report),
     ]
     page = (
@@ -91,16 +99,34 @@ def _table(report: dict[str, Any]) -> str:
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table></div>'
 
 
+def _metrics(report: dict[str, Any]) -> str:
+    """Every metric of every row, with what it is and what it misses."""
+    titles, rows = metric_cells(report)
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in ("", "", *titles))
+    body = []
+    for said, numbers in rows:
+        name = f'<th scope="row">{escape(said.title)}<small>{escape(said.what)}</small></th>'
+        cells = "".join(f"<td>{text}</td>" for text in (escape(said.better), *map(_number, numbers)))
+        body.append(f"<tr>{name}{cells}</tr>")
+    lines = "\n".join(body)
+    table = f'<table class="all">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table>'
+    return f'<h2>All metrics</h2>\n<div class="scroll">{table}</div>'
+
+
 def _number(cell: str) -> str:
-    """Put the range, where a cell has one, below the number."""
+    """Put the interval, where a cell has one, below the number."""
     number, _, spread = escape(cell).partition("\n")
     return f"{number}<small>{spread}</small>" if spread else number
 
 
 def _figure(caption: str, source: Path) -> str:
     data = base64.b64encode(source.read_bytes()).decode("ascii")
-    text = escape(caption)
-    return f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/png;base64,{data}"></figure>'
+    text, _, said = escape(caption).partition("\n")
+    below = f'<p class="dim">{said}</p>' if said else ""
+    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+    return f"<figure><figcaption>{text}</figcaption>{image}{below}</figure>"
 
 
 def _facts(report: dict[str, Any]) -> str:
@@ -111,7 +137,7 @@ def _facts(report: dict[str, Any]) -> str:
         value = report.get(key)
         if key == "seconds" and isinstance(value, dict):
             value = ", ".join(f"{name} {seconds:.3g}" for name, seconds in value.items())
-        if value is None or key == "speedup" or isinstance(value, dict | list):
+        if value is None or key in ("speedup", "verdict") or isinstance(value, dict | list):
             continue
         value = f"{value:.4g}" if isinstance(value, float) else str(value)
         items.append(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>")

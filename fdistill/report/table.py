@@ -54,7 +54,9 @@ METRICS = {
         "Coverage", "↑", "Share of real samples with a generated one near by. Needs n large; misses relative frequency."
     ),
     "vendi": Explained("Vendi score", "→ floor", "Effective number of different samples. Noise and blur raise it too."),
-    "vendi_ratio": Explained("Vendi ratio", "→ 1", "Vendi score over that of the held-out samples. Below 1 is collapse."),
+    "vendi_ratio": Explained(
+        "Vendi ratio", "→ 1", "Vendi score over that of the held-out samples. Below 1 is collapse."
+    ),
     "in_batch_similarity": Explained(
         "In-batch similarity", "→ floor", "Mean cosine of two samples. High: all alike; misses where they lie."
     ),
@@ -68,13 +70,22 @@ METRICS = {
         "Neighbour count ratio", "→ 1", "Near-by samples, beside real data's. Above 1 they crowd; blind to quality."
     ),
     "neighbour_distance_ratio": Explained(
-        "Neighbour distance ratio", "→ 1", "Median distance to the nearest sample, beside real data's. Blind to quality."
+        "Neighbour distance ratio",
+        "→ 1",
+        "Median distance to the nearest sample, beside real data's. Blind to quality.",
+    ),
+    "local_coverage": Explained(
+        "Local coverage",
+        "↑",
+        "Share of real samples among whose neighbours generated ones are not rare. Misses copies.",
     ),
     "bin_coverage": Explained(
         "Bin coverage", "↑", "Share of the real data's cells that are reached. Needs no labels; coarse at small n."
     ),
     "mode_coverage": Explained(
-        "Mode coverage", "↑", "Share of classes or modes with at least a quarter of their samples. Misses variety inside."
+        "Mode coverage",
+        "↑",
+        "Share of classes or modes with at least a quarter of their samples. Misses variety inside.",
     ),
     "class_entropy": Explained(
         "Class entropy", "↑", "1 when all classes are equally frequent, 0 when there is one. Misses variety inside."
@@ -86,7 +97,9 @@ METRICS = {
         "Near copies", "↓", "Share three times nearer to one training sample than to any other. Misses shifted copies."
     ),
     "paired_distance": Explained(
-        "Distance to the teacher's sample", "↓", "From the same noise. High where only the distributions agree: no fault."
+        "Distance to the teacher's sample",
+        "↓",
+        "From the same noise. High where only the distributions agree: no fault.",
     ),
     "excess_kurtosis": Explained(
         "Excess kurtosis", "→ floor", "The largest over random directions; 0 for a Gaussian. Rests on a few samples."

@@ -76,7 +76,11 @@ class Case:
 
 OWNERS = {"teacher": "the teacher's", "floor": "real data's"}
 COVERS = "turn to ForwardKL or JensenShannon, or widen noise_levels"
-RIGHT = (("precision", "precision", "precision"), ("recall", "recall", "recall"), ("labels", "accuracy", "label accuracy"))
+RIGHT = (
+    ("precision", "precision", "precision"),
+    ("recall", "recall", "recall"),
+    ("labels", "accuracy", "label accuracy"),
+)
 QUALITY = "train longer, let the fake score learn faster than the student, or raise adversarial_weight"
 
 
@@ -108,7 +112,7 @@ def faults(case: Case) -> dict[str, Finding]:
     """Return what is wrong with a row, by the name of the fault, the worst first."""
     found = {name: finding for name, judge in JUDGES.items() if (finding := judge(case)) is not None}
     if found.keys() & {"missing", "recall"}:  # the same loss, seen once more
-        found.pop("bins", None)
+        found.pop("regions", None)
     if "learned_little" in found:
         found.pop("distance", None)
     return found
@@ -154,7 +158,9 @@ def _recall(case: Case) -> Finding | None:
     if case.falls_short("precision"):
         return Finding(f"{says}: it does not reach much of the data", COVERS)
     precise = number(case.value("precision"))
-    return Finding(f"{says} while precision is {precise}: it is sharp but covers little, which is mode dropping", COVERS)
+    return Finding(
+        f"{says} while precision is {precise}: it is sharp but covers little, which is mode dropping", COVERS
+    )
 
 
 def _variety(case: Case) -> Finding | None:
@@ -168,14 +174,14 @@ def _crowding(case: Case) -> Finding | None:
     if not case.exceeds_band("anchored_tid"):
         return None
     times = case.value("count_ratio")
-    return Finding(f"Its samples crowd together: each has {number(times)} times as many near ones as real ones do", COVERS)
+    return Finding(f"Its samples crowd together: each has {number(times)} times the neighbours of a real one", COVERS)
 
 
-def _bins(case: Case) -> Finding | None:
-    if not case.falls_short("bin_coverage"):
+def _regions(case: Case) -> Finding | None:
+    if not case.falls_short("local_coverage"):
         return None
-    share = 100 * (1 - case.value("bin_coverage"))
-    return Finding(f"It hardly reaches {share:.0f}% of the regions of the real data", COVERS)
+    share = 100 * (1 - case.value("local_coverage"))
+    return Finding(f"It hardly reaches {share:.0f}% of the real data", COVERS)
 
 
 def _copies(case: Case) -> Finding | None:
@@ -232,7 +238,7 @@ JUDGES: dict[str, Callable[[Case], Finding | None]] = {
     "recall": _recall,
     "variety": _variety,
     "crowding": _crowding,
-    "bins": _bins,
+    "regions": _regions,
     "copies": _copies,
     "labels": _labels,
     "precision": _precision,
@@ -247,7 +253,7 @@ def _right(case: Case, found: Mapping[str, Finding]) -> list[str]:
     if not found.keys() & {"learned_little", "distance"}:
         value, floor = case.value("frechet_distance"), case.value("frechet_distance", "floor")
         if value <= case.interval("frechet_distance", "floor")[1]:
-            good.append(f"distance {number(value)} (the floor is {number(floor)}: read it as equal, the rest is chance)")
+            good.append(f"distance {number(value)} (the floor is {number(floor)}: read it as equal)")
         else:
             good.append(f"distance {number(value)} ({case.others('frechet_distance')})")
     for name, metric, words in RIGHT:
