@@ -83,7 +83,8 @@ class DiversityProbe:
         self._pool = self.rows(train.x[chosen], None if labels is None else labels[chosen])
         # every other sample of each class: generators are asked for the reference's classes, so the floor has them too
         order = torch.arange(2 * self.n) if labels is None else labels[chosen].argsort(stable=True)
-        self.reference, self.other_half = self._pool[order[0::2]], self._pool[order[1::2]]
+        shuffled = torch.randperm(self.n, generator=generator_for(seed, 2))
+        self.reference, self.other_half = (self._pool[order[part::2][shuffled]] for part in (0, 1))
         self._training = self._held_out = None
         if any(metric.reads == "training" for metric in self.metrics.values()):
             self._training = extractor.extract(train.x)
