@@ -17,12 +17,14 @@ from fdistill.metrics import memorized_fraction, nearest, vendi_score
 from fdistill.metrics.vendi_spectrum import vendi_spectrum
 from fdistill.random_streams import fold_seed, generator_for
 from fdistill.report import average_rows, compare, intervals, joined, measure, per_class, per_class_gaussian, verdict
-from fdistill.report.intervals import LEAST_FOR_INTERVALS
+from fdistill.report.intervals import LEAST_FOR_INTERVALS, check_splits
 from fdistill.report.rows import Samples
 from fdistill.sources import ModelSource, Source
 
 SPLITS = 10  # pairs of real halves, of which the bands are made
 LEAST_IN_MODE = 5  # reference samples, for a mode without generated ones to be missing rather than unlucky
+LEAST_TO_BE_RARE = 20  # reference samples, for one with some
+RARE = 0.25  # of the samples that the reference has
 MOST_CLASSES = 40  # that are told apart
 MOST_COPIES = 20
 
@@ -92,10 +94,11 @@ def evaluate_models(
     started = time.perf_counter()
     sources = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     _check(sources, data, n, repeats)
+    check_splits(bootstrap)
     bench = _Bench(data, extractor or default_extractor(data.sample_shape, data.num_classes), n, seed)
     gaussian = per_class_gaussian(data.train_split.x, bench.training_labels, data.num_classes)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("floor", *sources, "class_gaussian")}
-    seen: dict[str, set[int]] = {name: set() for name in rows}
+    modes: dict[str, list[Tensor]] = {name: [] for name in rows}
     first: dict[str, Samples] = {}
     for repeat in tqdm(range(repeats), desc="Evaluation", unit="draw"):
         drawn = {"floor": bench.floor(repeat)}
@@ -107,11 +110,11 @@ def evaluate_models(
             pairs = drawn["teacher"].features if name == "student" and _share_noise(student, teacher) else None
             training = None if name == "floor" else bench.training
             rows[name].append(measure(samples, bench.reference, data.num_modes, training, pairs))
-            seen[name] |= set() if samples.modes is None else set(samples.modes.tolist())
+            modes[name] += [] if samples.modes is None else [samples.modes]
         first = first or drawn
     report = {name: average_rows(found) for name, found in rows.items()}
     for name, samples in tqdm(first.items(), desc="Intervals", unit="row", disable=bootstrap == 0):
-        report[name] |= bench.details(report[name], samples, seen[name], bootstrap)
+        report[name] |= bench.details(report[name], samples, modes[name], bootstrap)
     report |= _facts(bench, sources, n, seed, repeats) | {"bands": bench.bands(first["floor"])}
     report["verdict"] = verdict(report)
     report["seconds"] = _seconds(sources, started)
@@ -164,19 +167,29 @@ class _Bench:
         return self.read(name, source.draw(self.n, seed, labels), labels)
 
     def details(
-        self, row: dict[str, Any], samples: Samples, seen: set[int], bootstrap: int | None
+        self, row: dict[str, Any], samples: Samples, modes: list[Tensor], bootstrap: int | None
     ) -> dict[str, dict[str, Any] | list[int]]:
-        """What one row holds beside its numbers: intervals, modes seen in no draw, precision and recall by class."""
+        """What one row holds beside its numbers: intervals, modes that are missed, precision and recall by class."""
         found: dict[str, Any] = {
             "intervals": intervals(row, samples, self.reference, self.data.num_modes, bootstrap, self.seed)
         }
-        if samples.modes is not None and self.reference.modes is not None:
-            counts = self.reference.modes[self.reference.modes >= 0].bincount()
-            there = (counts >= LEAST_IN_MODE).nonzero().flatten().tolist()
-            found["missing_modes"] = [mode for mode in there if mode not in seen]
+        if modes and self.reference.modes is not None:
+            made = self._counts(torch.cat(modes)).double() / len(modes)
+            there = self._counts(self.reference.modes)
+            missing = (made == 0) & (there >= LEAST_IN_MODE)
+            rare = (made < RARE * there) & (there >= LEAST_TO_BE_RARE) & ~missing
+            found |= {"missing_modes": _numbers(missing), "rare_modes": _numbers(rare)}
         if 1 < self.data.num_classes <= MOST_CLASSES and (samples.wanted is not None or samples.modes is not None):
             found["per_class"] = per_class(samples, self.reference, self.data.num_classes)
         return found
+
+    def judged_modes(self) -> int:
+        """How many modes hold enough of the reference to be missed; 0 where nobody can tell."""
+        modes = self.reference.modes
+        return 0 if modes is None else int((self._counts(modes) >= LEAST_IN_MODE).sum())
+
+    def _counts(self, modes: Tensor) -> Tensor:
+        return modes[modes >= 0].bincount(minlength=self.data.num_modes).cpu()
 
     def bands(self, floor: Samples) -> dict[str, list[float | None]]:
         """The collapse alarm's bands, of n real samples against n others; None for an end that is open."""
@@ -205,6 +218,10 @@ class _Bench:
         ratio = (near.distances[:, 0] / near.distances[:, 1].clamp(min=torch.finfo(torch.float64).tiny)).cpu()
         order = ratio.argsort(stable=True)[:MOST_COPIES]
         return Copies(samples.x[order], self.data.train_split.x[near.indices[:, 0].cpu()[order]], ratio[order])
+
+
+def _numbers(chosen: Tensor) -> list[int]:
+    return chosen.nonzero().flatten().tolist()
 
 
 def samples_per_second(source: Source, n: int, repeats: int = 3) -> float:
@@ -247,7 +264,7 @@ def _facts(bench: _Bench, sources: dict[str, Source], n: int, seed: int, repeats
     speeds = {name: samples_per_second(source, n) for name, source in generating.items()}
     return {
         "held_out": bench.held_out(),
-        "num_modes": bench.data.num_modes,
+        "judged_modes": bench.judged_modes(),
         "n": n,
         "repeats": repeats,
         "seed": seed,

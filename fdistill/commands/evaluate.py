@@ -19,7 +19,8 @@ from fdistill.report import html_page, print_table, sample_grid_figure, training
 from fdistill.report.evidence_figures import class_bars_figure, copies_figure, intervals_figure, spectra_figure
 from fdistill.sources import DiffusersSource, Source, open_source
 
-_SHOWN = 50  # samples of each source in the picture
+_SHOWN = 50  # images of each source in the picture
+_POINTS = 2000
 _MOST = 5000  # samples of each source, where nobody asked for another number
 
 _INTERVALS = """What overlaps
@@ -150,13 +151,15 @@ def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path]) -> li
         "floor": "Real training images",
         "class_gaussian": "One Gaussian per class",
     }
-    shown = {title: result.samples[name][:_SHOWN] for name, title in titles.items() if name in result.samples}
+    most = _SHOWN if result.samples["student"].ndim == 4 else _POINTS
+    shown = {title: result.samples[name][:most] for name, title in titles.items() if name in result.samples}
     pictures = {
         "Samples": sample_grid_figure(shown, folder / "samples.png"),
         _INTERVALS: intervals_figure(report, folder / "intervals.png"),
         _SPECTRA: spectra_figure(result.spectra, folder / "spectra.png"),
     }
-    by_class = {name: report[name]["per_class"] for name in result.spectra if "per_class" in report[name]}
+    rows = [name for name in ("floor", "teacher", "student") if name in report]
+    by_class = {name: report[name]["per_class"] for name in rows if "per_class" in report[name]}
     if "student" in by_class:
         pictures[_CLASSES] = class_bars_figure(by_class, folder / "classes.png")
     if result.copies.generated.ndim == 4:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from fdistill.report.figure_file import BLUE, INK, save_figure
@@ -17,7 +18,8 @@ COLOURS = {"floor": "#6b7280", "teacher": "#d1571d", "student": BLUE, "class_gau
 SMALLEST_SHARE = 1e-6
 BAR = 0.26  # of the distance of two classes
 COLUMNS = 4
-PANEL = (3.05, 1.3)  # inches, without the heading
+PANEL = (2.7, 1.4)  # inches, heading and ticks included
+LABELS = 1.5  # inches, for the names of the rows
 NAMES = 100  # pixels on the left, for the names of two lines of images
 BELOW = 22  # pixels for a number below a pair
 ACROSS = 10
@@ -42,6 +44,7 @@ def spectra_figure(spectra: Mapping[str, Tensor], path: str | Path) -> Path:
     panel.set_yscale("log")
     smallest = min(float(shares.min()) for shares in spectra.values())
     panel.set_ylim(bottom=max(smallest / 2, SMALLEST_SHARE))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("direction, by its share", fontsize=9, color=INK)
     panel.set_ylabel("share of the kernel", fontsize=9, color=INK)
     panel.legend(fontsize=8, frameon=False)
@@ -127,9 +130,12 @@ def intervals_figure(report: Mapping[str, Any], path: str | Path) -> Path:
     names = [name for name in reversed(ROWS) if report.get(name)]
     shown = [metric for metric in METRICS if report["student"].get(metric) is not None]
     lines = -(-len(shown) // COLUMNS)
-    size = (PANEL[0] * COLUMNS, PANEL[1] * lines + 0.2)
-    figure = Figure(figsize=size, facecolor="white", layout="constrained")
-    panels = figure.subplots(lines, COLUMNS, sharey=True, squeeze=False)
+    width, height = LABELS + PANEL[0] * COLUMNS, PANEL[1] * lines
+    figure = Figure(figsize=(width, height), facecolor="white")
+    inside = {"left": LABELS / width, "right": 1 - 0.1 / width, "top": 1 - 0.28 / height, "bottom": 0.3 / height}
+    panels = figure.subplots(
+        lines, COLUMNS, sharey=True, squeeze=False, gridspec_kw={**inside, "hspace": 0.75, "wspace": 0.12}
+    )
     for panel, metric in zip(panels.flat, shown, strict=False):
         for place, name in enumerate(names):
             value = report[name].get(metric)

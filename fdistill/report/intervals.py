@@ -59,10 +59,9 @@ def intervals(
     Raises:
         ValueError: for a negative number of splits, or too few samples.
     """
+    check_splits(splits)
     if splits is None:
         splits = SPLITS if generated.features.shape[1] <= MANY_FEATURES else FEWER
-    if splits < 0:
-        raise ValueError(f"intervals come from splits into halves: expected 0 or more, got {splits}; 30 are usual")
     if splits == 0:
         return {}
     errors = standard_errors(generated, reference, num_modes, splits, seed)
@@ -76,6 +75,12 @@ def intervals(
         for name, error in errors.items()
         if error is not None and row.get(name) is not None
     }
+
+
+def check_splits(splits: int | None) -> None:
+    """Raise ValueError for a negative number of splits."""
+    if splits is not None and splits < 0:
+        raise ValueError(f"intervals come from splits into halves: expected 0 or more, got {splits}; 30 are usual")
 
 
 def standard_errors(

@@ -21,6 +21,7 @@ ROWS = {
     "class_gaussian": "One Gaussian per class",
 }
 MISSING = "-"
+TINY = 0.0005  # would be shown as 0.000
 FIRST_COLUMN = 16  # letters, of a terminal's 80
 
 
@@ -192,7 +193,7 @@ def _cell(metric: str, numbers: dict[str, Any]) -> str:
     value = numbers.get(metric)
     if value is None:
         return MISSING
-    text = f"{value:.2f}" if metric == "vendi" else f"{value:.3f}"
+    text = f"{value:.2f}" if metric == "vendi" else f"{value:.1e}" if 0 < abs(value) < TINY else f"{value:.3f}"
     interval = (numbers.get("intervals") or {}).get(metric)
     return text if interval is None else f"{text}\n{_ends(*interval)}"
 

@@ -1,7 +1,7 @@
 """In words: what is wrong with a generator, if anything, what to turn, and what is right."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,11 @@ class Case:
         """The other row's number in words."""
         return f"{OWNERS[self.other]} {number(self.value(metric, self.other))}"
 
+    def better(self, metric: str) -> str:
+        """In words the number that this one is clearly below: the other row's, or real data's."""
+        clear = self.has(metric) and self.value(metric) < CLEAR * self.value(metric, self.other)
+        return self.others(metric) if clear else f"{OWNERS['floor']} {number(self.value(metric, 'floor'))}"
+
     def _edge(self, metric: str, side: int, none: float) -> float:
         edge = self.report.get("bands", {}).get(metric, (None, None))[side]
         return none if edge is None else edge
@@ -125,10 +130,12 @@ def number(value: float) -> str:
 
 
 def _learned_little(case: Case) -> Finding | None:
-    gaussian, real = case.value("frechet_distance", "class_gaussian"), case.interval("frechet_distance", "floor")[1]
-    value = case.value("frechet_distance")
-    if gaussian is None or value < gaussian or case.interval("frechet_distance")[0] <= FARTHER * real:
+    value, gaussian = case.value("frechet_distance"), case.value("frechet_distance", "class_gaussian")
+    if gaussian is None or value < gaussian:
         return None
+    simple, real = (case.interval("frechet_distance", row) for row in ("class_gaussian", "floor"))
+    if simple[0] <= FARTHER * real[1]:
+        return None  # data that is little more than such Gaussians
     return Finding(
         f"Its distance {number(value)} is no better than that of one Gaussian per class, {number(gaussian)}: it has "
         "learned little",
@@ -137,30 +144,39 @@ def _learned_little(case: Case) -> Finding | None:
 
 
 def _missing(case: Case) -> Finding | None:
-    real = set(case.value("missing_modes", "floor") or [])
-    missing = [mode for mode in case.value("missing_modes") or [] if mode not in real]
+    missing, rare = (_not_in_real(case, f"{kind}_modes") for kind in ("missing", "rare"))
+    total = case.report.get("judged_modes")
     if missing:
-        total = case.report.get("num_modes") or 0
-        named = [str(mode) for mode in missing[:MOST_NAMED]] + ["others"] * (len(missing) > MOST_NAMED)
-        listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
         verb = "is" if len(missing) == 1 else "are"
-        return Finding(f"It makes only {total - len(missing)} of {total} classes: {listed} {verb} missing", COVERS)
+        says = f"It makes only {total - len(missing)} of {total} classes: {_listed(missing)} {verb} missing"
+        return Finding(f"{says}, and too few of {_listed(rare)}" if rare else says, COVERS)
+    if rare:
+        verb = "is" if len(rare) == 1 else "are"
+        return Finding(f"{len(rare)} of {total} classes {verb} far too rare: {_listed(rare)}", COVERS)
     if not case.falls_short("mode_coverage"):
         return None
     share = 100 * (1 - case.value("mode_coverage"))
     return Finding(f"{share:.0f}% of the classes have less than a quarter of the samples they should have", COVERS)
 
 
+def _not_in_real(case: Case, kind: str) -> list[int]:
+    return [mode for mode in case.value(kind) or [] if mode not in (case.value(kind, "floor") or [])]
+
+
+def _listed(modes: Sequence[int]) -> str:
+    named = [str(mode) for mode in modes[:MOST_NAMED]] + ["others"] * (len(modes) > MOST_NAMED)
+    return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+
+
 def _recall(case: Case) -> Finding | None:
     if not case.falls_short("recall"):
         return None
-    says = f"Recall {number(case.value('recall'))} is far below {case.others('recall')}"
+    says = f"Recall {number(case.value('recall'))} is far below {case.better('recall')}"
     if case.falls_short("precision"):
         return Finding(f"{says}: it does not reach much of the data", COVERS)
     precise = number(case.value("precision"))
-    return Finding(
-        f"{says} while precision is {precise}: it is sharp but covers little, which is mode dropping", COVERS
-    )
+    says += f" while precision is {precise}: it is sharp but covers little, which is mode dropping"
+    return Finding(says, COVERS)
 
 
 def _variety(case: Case) -> Finding | None:
@@ -206,7 +222,7 @@ def _labels(case: Case) -> Finding | None:
 def _precision(case: Case) -> Finding | None:
     if not case.falls_short("precision"):
         return None
-    says = f"Precision {number(case.value('precision'))} is far below {case.others('precision')}"
+    says = f"Precision {number(case.value('precision'))} is far below {case.better('precision')}"
     return Finding(f"{says}: many samples are unlike any real one", QUALITY)
 
 
@@ -250,12 +266,11 @@ JUDGES: dict[str, Callable[[Case], Finding | None]] = {
 def _right(case: Case, found: Mapping[str, Finding]) -> list[str]:
     """What a reader may rely on, as a sentence; none where nothing is left."""
     good = []
-    if not found.keys() & {"learned_little", "distance"}:
-        value, floor = case.value("frechet_distance"), case.value("frechet_distance", "floor")
-        if value <= case.interval("frechet_distance", "floor")[1]:
-            good.append(f"distance {number(value)} (the floor is {number(floor)}: read it as equal)")
-        else:
-            good.append(f"distance {number(value)} ({case.others('frechet_distance')})")
+    value, floor = case.value("frechet_distance"), case.value("frechet_distance", "floor")
+    if value <= case.interval("frechet_distance", "floor")[1]:
+        good.append(f"distance {number(value)} (the floor is {number(floor)}: read it as equal)")
+    elif value <= FARTHER * case.value("frechet_distance", case.other):
+        good.append(f"distance {number(value)} ({case.others('frechet_distance')})")
     for name, metric, words in RIGHT:
         if name not in found and case.has(metric):
             good.append(f"{words} {number(case.value(metric))} ({case.others(metric)})")
