@@ -1,8 +1,8 @@
 """The collapse alarm: bands from halves of the real data, and a rule that reads a run's metrics against them.
 
 Two random halves of the real samples are the best pair of "generated" and "real" there is. What a metric says of such
-pairs, and a tolerance for students that are healthy but not perfect, make its band. A metric that is outside its band in
-several evaluations in a row is a collapse.
+pairs, and a tolerance for students that are healthy but not perfect, make its band. A metric that is outside its band
+in several evaluations in a row is a collapse.
 """
 
 import math
@@ -60,7 +60,7 @@ def band(null: Tensor, watch: Watch) -> Band:
     """
     if len(null) < 2 or not null.isfinite().all():
         raise ValueError(
-            f"a band needs at least 2 finite values of pairs of real halves: got {null.tolist()}; give more real samples"
+            f"a band needs at least 2 finite values of pairs of real halves: got {null.tolist()}; use more real data"
         )
     middle, spread = float(null.double().median()), float(null.double().std())
     if watch.falls:
@@ -90,8 +90,8 @@ class CollapseAlarm:
     Attributes:
         bands: by metric; those that an evaluation lacks are passed over.
         patience: evaluations in a row, >= 1.
-        grace: student updates before which nothing is declared unless the student has once been inside all bands: at the
-            start of a run it has not learned anything yet.
+        grace: student updates before which nothing is declared unless the student has once been inside all bands: at
+            the start of a run it has not learned anything yet.
     """
 
     bands: Mapping[str, Band]

@@ -8,7 +8,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 FLOORS = {
-    0: "described divergences paths noise_levels loss_weights preconditioning random_streams files distributed collapse",
+    0: "described divergences paths noise_levels loss_weights preconditioning random_streams files distributed "
+    "collapse",
     1: "networks data metrics features",
     2: "denoiser log_ratio",
     3: "objectives samplers generative_model ema checkpoints report diagnosis",

@@ -1,7 +1,6 @@
 """How good and how varied generated samples are, each number computed in float64 from features or labels."""
 
 from fdistill.metrics.base import FeatureMetric, RowMetric
-from fdistill.metrics.bin_coverage import BinCoverage, bin_coverage
 from fdistill.metrics.classifier import ConvClassifier, train_classifier
 from fdistill.metrics.density_coverage import DensityAndCoverage, DensityCoverage, density_coverage, reference_balls
 from fdistill.metrics.frechet_distance import FrechetDistance, frechet_distance, gaussian_frechet_distance
@@ -31,7 +30,6 @@ from fdistill.metrics.vendi_score import VendiScore, per_class_vendi_score, rke,
 from fdistill.metrics.vendi_spectrum import vendi_spectrum
 
 __all__ = [
-    "BinCoverage",
     "ConvClassifier",
     "DensityAndCoverage",
     "DensityCoverage",
@@ -54,7 +52,6 @@ __all__ = [
     "TailIndices",
     "Tails",
     "VendiScore",
-    "bin_coverage",
     "class_entropy",
     "crowding",
     "density_coverage",

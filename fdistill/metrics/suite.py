@@ -1,7 +1,6 @@
 """What is measured where nobody has chosen: quality, diversity, modes, copies and pairs."""
 
 from fdistill.metrics.base import FeatureMetric
-from fdistill.metrics.bin_coverage import BinCoverage
 from fdistill.metrics.density_coverage import DensityCoverage
 from fdistill.metrics.frechet_distance import FrechetDistance
 from fdistill.metrics.kernel_distance import KernelDistance
@@ -28,7 +27,6 @@ def standard_metrics(num_modes: int) -> dict[str, FeatureMetric]:
         "vendi_score": VendiScore(),
         "vendi_ratio": VendiScore(relative=True),
         "tail_index": TailIndexDifference(),
-        "bins": BinCoverage(),
         "local_coverage": LocalCoverage(),
         "memorized_fraction": MemorizedFraction(),
         "paired_distance": PairedDistance(),

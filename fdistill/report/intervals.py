@@ -29,7 +29,7 @@ MANY_FEATURES = 256
 LEAST_FOR_INTERVALS = 2 * LEAST_SAMPLES
 SHARES = ("precision", "recall", "coverage", "accuracy", "memorized_fraction")
 """Shares of n samples: their intervals are at least the binomial ones."""
-AT_MOST_ONE = (*SHARES, "mode_coverage", "bin_coverage", "class_entropy")
+AT_MOST_ONE = (*SHARES, "mode_coverage", "class_entropy")
 SIGNED = ("kernel_distance", "in_batch_similarity", "tid", "anchored_tid")
 
 

@@ -212,9 +212,9 @@ GROUPS = (
                 "Falls to about 0, where every mode has the share that it has in the data.",
             ),
             Panel(
-                "Cells of the data",
-                ("metric/bin_coverage", "metric/bin_distance"),
-                "Coverage rises to the floor and distance falls to it: no region of the data is left out.",
+                "Local coverage",
+                ("metric/local_coverage",),
+                "Rises to the floor: real samples in every region have generated ones among their neighbours.",
             ),
             Panel(
                 "Distance to the teacher's sample",

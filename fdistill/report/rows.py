@@ -13,7 +13,6 @@ from torch import Tensor
 from fdistill.files import atomic_write
 from fdistill.metrics import (
     ModeCoverage,
-    bin_coverage,
     frechet_distance,
     in_batch_similarity,
     inside_manifolds,
@@ -127,7 +126,6 @@ def compare(
         "anchored_tid": float(tails.anchored_tid),
         "count_ratio": float(tails.count_ratio),
         "neighbour_distance_ratio": float(tails.neighbour_distance_ratio),
-        "bin_coverage": float(bin_coverage(fake, real).bin_coverage),
         "local_coverage": float(local_coverage(fake, real)),
         "mode_coverage": None,
         "class_entropy": None,

@@ -80,9 +80,6 @@ METRICS = {
         "↑",
         "Share of real samples among whose neighbours generated ones are not rare. Misses copies.",
     ),
-    "bin_coverage": Explained(
-        "Bin coverage", "↑", "Share of the real data's cells that are reached. Needs no labels; coarse at small n."
-    ),
     "mode_coverage": Explained(
         "Mode coverage",
         "↑",

@@ -43,7 +43,7 @@ def test_the_standard_metrics_have_the_names_of_the_dashboard():
     names = (
         "frechet_distance kernel_distance precision recall density coverage vendi_score vendi_ratio tid anchored_tid "
     )
-    names += "count_ratio mode_coverage memorized_fraction paired_distance bin_coverage"
+    names += "count_ratio mode_coverage memorized_fraction paired_distance local_coverage"
     assert {f"metric/{name}" for name in names.split()} <= logged
 
 

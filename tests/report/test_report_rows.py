@@ -35,7 +35,7 @@ def test_the_training_set_measured_against_itself_is_perfect(digits, extractor):
     x, y = digits[0][:1297], digits[1][:1297]
     row = measure(read(extractor, x, y), read(extractor, x, y), 10)
     assert row["frechet_distance"] < 1e-9
-    assert row["precision"] == row["recall"] == row["coverage"] == row["mode_coverage"] == row["bin_coverage"] == 1
+    assert row["precision"] == row["recall"] == row["coverage"] == row["mode_coverage"] == row["local_coverage"] == 1
     assert row["vendi_ratio"] == row["count_ratio"] == row["neighbour_distance_ratio"] == 1
     assert row["tid"] == row["anchored_tid"] == 0
     assert row["accuracy"] > 0.99
