@@ -40,6 +40,21 @@ class Rows:
         return len(self.features)
 
 
+def compared_samples(data: GenerativeDataModule, num_samples: int) -> int:
+    """n of a comparison of `num_samples` with this data.
+
+    Raises:
+        ValueError: where that is too few.
+    """
+    n = min(num_samples, len(data.train_split.x) // 2)
+    if n < LEAST:
+        raise ValueError(
+            f"diversity compares halves of the training split: expected at least {LEAST} samples in each, got {n}; "
+            "use more data or a larger num_samples"
+        )
+    return n
+
+
 class DiversityProbe:
     """Compares generators with n real training samples, n of the others being the floor.
 
@@ -69,12 +84,7 @@ class DiversityProbe:
             ValueError: where there are too few real samples, or none that differ.
         """
         train = data.train_split
-        self.n = min(num_samples, len(train.x) // 2)
-        if self.n < LEAST:
-            raise ValueError(
-                f"diversity compares halves of the training split: expected at least {LEAST} samples in each, got "
-                f"{self.n}; use more data or a larger num_samples"
-            )
+        self.n = compared_samples(data, num_samples)
         self.data, self.extractor, self.metrics, self.seed = data, extractor, dict(metrics), seed
         labels = train.labels if data.num_classes > 1 else None
         extractor.prepare(train.x, labels, data.num_classes, seed)

@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from fdistill.callbacks.measured import publish
-from fdistill.diversity import DiversityProbe, Rows
+from fdistill.data import GenerativeDataModule
+from fdistill.diversity import DiversityProbe, Rows, compared_samples
 from fdistill.features import FeatureExtractor, default_extractor
 from fdistill.loggers import log_numbers
 from fdistill.metrics import FeatureMetric, standard_metrics
@@ -53,6 +54,21 @@ class DiversityCallback(L.Callback):
         self._last = 0
         self._spent = self._before = 0.0
         self._started = time.perf_counter()
+
+    def setup(self, trainer: L.Trainer, pl_module: GenerativeModule, stage: str) -> None:
+        """Find out before the first turn whether there is enough to compare with.
+
+        Raises:
+            ValueError: without one of our data modules, or where its training split is too small.
+        """
+        data = getattr(trainer, "datamodule", None)
+        if stage == "fit" and not isinstance(data, GenerativeDataModule):
+            raise ValueError(
+                "DiversityCallback compares with the training split of a GenerativeDataModule: expected one as "
+                f"datamodule, got {type(data).__name__}; pass it to Trainer.fit(datamodule=...)"
+            )
+        if stage == "fit":
+            compared_samples(data, self.num_samples)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GenerativeModule) -> None:
         """Start the clock."""

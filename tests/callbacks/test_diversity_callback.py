@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from test_callbacks import Memory
-from tiny_runs import GivenData, adam, distillation, exact, fit, mlp, ring, teacher_training, weights
+from tiny_runs import GivenData, adam, distillation, exact, fit, mlp, ring, teacher_training, trainer, weights
 
 from fdistill.callbacks import CollapseCallback, DiversityCallback
 from fdistill.diversity import DiversityProbe
@@ -103,6 +103,10 @@ def test_too_few_real_samples_and_metrics_of_one_name_are_refused():
     data = GivenData(torch.randn(30, 2))
     with pytest.raises(ValueError, match="at least 20 samples in each, got 15"):
         DiversityProbe(data, PixelFeatures(), FEW, 100, 0)
+    with pytest.raises(ValueError, match="at least 20 samples in each, got 15"):
+        fit(distillation(), 1, data, callbacks=[DiversityCallback()])
+    with pytest.raises(ValueError, match="expected one as datamodule, got NoneType"):
+        trainer(1, callbacks=[DiversityCallback()]).fit(distillation(), data.train_dataloader())
     twice = {"a": PrecisionRecall(), "b": PrecisionRecall(k=5)}
     with pytest.raises(ValueError, match="one of each, got"):
         DiversityProbe(ring(), PixelFeatures(), twice, 100, 0).floor()
