@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from fdistill.distributed import gather_rows, global_sum
-from fdistill.metrics.blocks import check_features
+from fdistill.metrics.blocks import check_features, check_width
 
 Value = Tensor | dict[str, Tensor]
 
@@ -131,11 +131,8 @@ class RowMetric(FeatureMetric):
         name = "real" if real else "generated"
         check_features(f"{name} features", features)
         for kept in (self.generated, self.real):
-            if kept and kept[0].shape[1] != features.shape[1]:
-                raise ValueError(
-                    f"all features live in one space: expected {kept[0].shape[1]} features a sample, "
-                    f"got {features.shape[1]}; use one extractor for all"
-                )
+            if kept:
+                check_width(kept[0].shape[1], features)
         getattr(self, name).append(features.detach().to(self.device))
 
     @abstractmethod

@@ -20,7 +20,7 @@ def check_features(name: str, features: Tensor, minimum: int = 1) -> None:
 
 
 def check_pair(generated: Tensor, reference: Tensor, minimum: int) -> None:
-    """Raise ValueError as `checked_pair` does, for features [n, d] and [m, d], without its copies in float64."""
+    """Raise ValueError as `check_features` does, for features [n, d] and [m, d], and where their d differs."""
     check_features("generated", generated, minimum)
     check_features("reference", reference, minimum)
     if generated.shape[1] != reference.shape[1]:
@@ -30,10 +30,13 @@ def check_pair(generated: Tensor, reference: Tensor, minimum: int) -> None:
         )
 
 
-def checked_blocks(name: str, features: Tensor, minimum: int = 1) -> Iterator[Tensor]:
-    """Check features [n, d] at once, as `check_features` does, and return their `blocks`."""
-    check_features(name, features, minimum)
-    return blocks(features)
+def check_width(expected: int, features: Tensor) -> None:
+    """Raise ValueError where features [n, d] are not as wide as those of the same metric before."""
+    if features.shape[1] != expected:
+        raise ValueError(
+            f"all features live in one space: expected {expected} features a sample, got {features.shape[1]}; "
+            "use one extractor for all"
+        )
 
 
 def blocks(features: Tensor, rows: int = ROWS) -> Iterator[Tensor]:

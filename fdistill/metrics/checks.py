@@ -24,18 +24,6 @@ def checked_features(name: str, features: Tensor, minimum: int = 2) -> Tensor:
     return features.detach().double()
 
 
-def checked_pair(generated: Tensor, reference: Tensor, minimum: int = 2) -> tuple[Tensor, Tensor]:
-    """Return `generated` [n, d] and `reference` [m, d] checked; raises ValueError also when d differs."""
-    generated = checked_features("generated", generated, minimum)
-    reference = checked_features("reference", reference, minimum)
-    if generated.shape[1] != reference.shape[1]:
-        raise ValueError(
-            f"generated and reference share one feature space: expected {reference.shape[1]} features, "
-            f"got {generated.shape[1]}; use one extractor for both"
-        )
-    return generated, reference
-
-
 def checked_labels(labels: Tensor, count: int) -> Tensor:
     """Return `labels` [n] as int64, each in [0, `count`); raises ValueError for any other."""
     if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point() or labels.is_complex():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fdistill.metrics.base import FeatureMetric
-from fdistill.metrics.blocks import blocks, check_features, check_pair
+from fdistill.metrics.blocks import blocks, check_features, check_pair, check_width
 
 
 def frechet_distance(generated: Tensor, reference: Tensor) -> Tensor:
@@ -52,12 +52,7 @@ class FrechetDistance(FeatureMetric):
         name = "real" if real else "generated"
         check_features(f"{name} features", features)
         for row in (*self.generated, *self.real):
-            width = len(_Moments.from_row(row[0]).mean)
-            if width != features.shape[1]:
-                raise ValueError(
-                    f"all features live in one space: expected {width} features a sample, got {features.shape[1]}; "
-                    "use one extractor for all"
-                )
+            check_width(len(_Moments.from_row(row[0]).mean), features)
         row = _moments(features).to_row().to(self.device)
         setattr(self, name, [_merged(_Moments.from_row(kept) for kept in (*self.rows(name), row)).to_row()[None]])
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fdistill.metrics.base import FeatureMetric
-from fdistill.metrics.blocks import blocks, check_features
+from fdistill.metrics.blocks import blocks, check_features, check_width
 
 
 def paired_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -60,11 +60,7 @@ class PairedDistance(FeatureMetric):
         name = "teacher" if real else "student"
         check_features(f"{name} features", features)
         for kept in (*self.student, *self.teacher):
-            if kept.shape[1] != features.shape[1]:
-                raise ValueError(
-                    f"all features live in one space: expected {kept.shape[1]} features a sample, "
-                    f"got {features.shape[1]}; use one extractor for all"
-                )
+            check_width(kept.shape[1], features)
         getattr(self, name).append(features.detach().to(self.device))
         if self.reset_real_features and self.student and self.teacher:
             self._forget_pairs()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fdistill.metrics.base import FeatureMetric
-from fdistill.metrics.blocks import blocks, check_features
+from fdistill.metrics.blocks import blocks, check_features, check_width
 from fdistill.metrics.checks import checked_labels
 from fdistill.metrics.random_fourier import fourier_features, fourier_frequencies, waves
 from fdistill.metrics.vendi_kernel import Kernel, KernelName, add_gram, check_bandwidth, check_centre, checked_kernel
@@ -173,7 +173,9 @@ class VendiScore(FeatureMetric):
         """
         name = "real" if real else "generated"
         check_features(f"{name} features", features)
-        self._check_width(features.shape[1])
+        if self._width is not None:
+            check_width(self._width, features)
+        check_centre(self.centre, features.shape[1])
         labels = self._checked_labels(features, labels)
         if self._streams and (self.relative or not real):
             setattr(self, name, [self._added(self.rows(name), features.to(self.device))])
@@ -267,14 +269,6 @@ class VendiScore(FeatureMetric):
                 f"{int(counts[1][index])} generated ones{where}, as many as real, got {int(counts[0][index])}; "
                 "draw as many"
             )
-
-    def _check_width(self, width: int) -> None:
-        if self._width not in (None, width):
-            raise ValueError(
-                f"all features live in one space: expected {self._width} features a sample, got {width}; use one "
-                "extractor for all"
-            )
-        check_centre(self.centre, width)
 
     def _checked_labels(self, features: Tensor, labels: Tensor | None) -> Tensor | None:
         if (labels is None) != (self.num_classes is None):

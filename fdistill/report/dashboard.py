@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from fdistill.files import atomic_write
 from fdistill.report.curves import draw_curve, draw_references, style_axes
 from fdistill.report.figure_file import BLUE, INK
-from fdistill.report.page import STYLE
+from fdistill.report.page import html_document
 from fdistill.report.panels import COLLAPSE, PICTURES, Group, Panel, all_groups
 from fdistill.report.run_log import RunLog, read_run_log
 
@@ -86,14 +86,7 @@ def dashboard_page(runs: Mapping[str, Run], path: str | Path) -> Path:
     parts = [f"<h1>{escape(', '.join(runs))}</h1>", _legend(runs)]
     parts += [_group(group, names, runs) for group in groups]
     parts += [_pictures(runs), _group(rest, names, runs)]
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(', '.join(runs))}</title>\n<style>{STYLE}{MORE_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body>\n</html>\n"
-    )
-    return atomic_write(path, page)
+    return atomic_write(path, html_document(", ".join(runs), parts, MORE_STYLE))
 
 
 def _legend(runs: Mapping[str, Run]) -> str:

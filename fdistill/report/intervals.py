@@ -66,9 +66,7 @@ def intervals(
         return {}
     errors = standard_errors(generated, reference, num_modes, splits, seed)
     errors |= {name: row.get(f"{name}_error") for name in ("kernel_distance", "paired_distance")}
-    errors["local_coverage"] = (
-        None  # thirty neighbours lie twice as far away among halves, and their share scatters less
-    )
+    errors["local_coverage"] = None  # among halves 30 neighbours lie farther away, and their share scatters less
     errors["memorized_fraction"] = 0.0  # new samples beside fixed training ones: the binomial alone
     return {
         name: _interval(name, row[name], error, len(generated))

@@ -1,6 +1,7 @@
 """The page that a person reads: one HTML file with the table, the pictures and how it was measured."""
 
 import base64
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -76,14 +77,18 @@ def html_page(
         _metrics(report),
         _facts(report),
     ]
-    page = (
+    return atomic_write(path, html_document(title, parts))
+
+
+def html_document(title: str, parts: Iterable[str], more_style: str = "") -> str:
+    """Return a whole document in the style of every page here, from pieces of HTML; empty ones are left out."""
+    return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{more_style}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
     )
-    return atomic_write(path, page)
 
 
 def _table(report: dict[str, Any]) -> str:

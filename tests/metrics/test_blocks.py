@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics.blocks import ROWS, blocks, check_pair, checked_blocks, squared_distances
-from fdistill.metrics.checks import checked_features, checked_pair
+from fdistill.metrics.blocks import ROWS, blocks, check_features, check_pair, check_width, squared_distances
+from fdistill.metrics.checks import checked_features
 
 
 @pytest.mark.parametrize("n", [1, ROWS, ROWS + 1, 2 * ROWS + 5])
 def test_blocks_below_each_other_are_the_features_in_float64(n):
     x = torch.arange(3 * n, dtype=torch.float32).view(n, 3).requires_grad_()
-    parts = list(checked_blocks("x", x))
+    parts = list(blocks(x))
     assert max(map(len, parts)) <= ROWS
     assert torch.equal(torch.cat(parts), x.detach().double())
     assert not any(part.requires_grad for part in parts)
@@ -27,18 +27,22 @@ def test_broken_features_raise_what_they_raise_whole(features):
     with pytest.raises(ValueError, match="x ") as whole:
         checked_features("x", features, minimum=1)
     with pytest.raises(ValueError, match="x ") as parts:
-        checked_blocks("x", features)
+        check_features("x", features)
     assert str(parts.value) == str(whole.value)
 
 
-@pytest.mark.parametrize(("n", "d"), [(1, 3), (5, 2)])
-def test_a_pair_that_does_not_fit_raises_what_it_raises_whole(n, d):
-    pair = torch.zeros(n, d), torch.zeros(5, 3)
-    with pytest.raises(ValueError, match="generated") as whole:
-        checked_pair(*pair)
-    with pytest.raises(ValueError, match="generated") as parts:
-        check_pair(*pair, minimum=2)
-    assert str(parts.value) == str(whole.value)
+@pytest.mark.parametrize(
+    ("n", "d", "says"), [(1, 3, "at least 2 samples, got 1"), (5, 2, "expected 3 features, got 2")]
+)
+def test_a_pair_that_does_not_fit_is_refused(n, d, says):
+    with pytest.raises(ValueError, match=f"^generated .*{says}"):
+        check_pair(torch.zeros(n, d), torch.zeros(5, 3), minimum=2)
+
+
+def test_features_of_another_width_are_refused():
+    check_width(3, torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="one space: expected 3 features a sample, got 2"):
+        check_width(3, torch.zeros(5, 2))
 
 
 def test_squared_distances_are_those_of_all_pairs():
