@@ -50,7 +50,7 @@ class Source(Protocol):
 
 
 class ModelSource:
-    """A student or a teacher of ours; the latents of a seed are the same for both."""
+    """A student or a teacher of ours; both start from the same latents of a seed."""
 
     def __init__(self, model: GenerativeModel) -> None:
         self.model = model

@@ -19,7 +19,20 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
-from fdistill import callbacks, data, divergences, features, metrics, networks, noise_levels, paths, preconditioning  # noqa: F401
+from fdistill import (  # noqa: F401
+    callbacks,
+    data,
+    divergences,
+    features,
+    metrics,
+    networks,
+    noise_levels,
+    objectives,
+    paths,
+    preconditioning,
+    rewards,
+    schedules,
+)
 from fdistill.checkpoints import read_run_checkpoint
 from fdistill.commands import UsageError, explain
 from fdistill.data import GenerativeDataModule

@@ -34,13 +34,25 @@ def mixture():
     [
         (lambda: GenerativeModel.student(denoiser(), 2.5), 1),
         (lambda: GenerativeModel.student(denoiser(3), 2.5), 1),
+        (lambda: GenerativeModel.student(denoiser(), [2.5, 0.7]), 2),
+        (lambda: GenerativeModel.student(denoiser(3), [2.5, 0.7, 0.2, 0.1]), 4),
         (lambda: GenerativeModel.teacher(denoiser(), 18, 0.01, 40.0), 35),
         (lambda: GenerativeModel.teacher(denoiser(), 18, 0.01, 40.0, guidance=2.0), 35),
         (lambda: GenerativeModel.teacher(denoiser(3), 18, 0.01, 40.0), 35),
         (lambda: GenerativeModel.teacher(denoiser(3), 18, 0.01, 40.0, guidance=2.0), 70),
         (lambda: GenerativeModel.teacher(denoiser(), 1, 0.01, 40.0), 1),
     ],
-    ids=["student", "class student", "teacher", "no class to guide", "class teacher", "guided", "one step"],
+    ids=[
+        "student",
+        "class student",
+        "two steps",
+        "four steps",
+        "teacher",
+        "no class to guide",
+        "class teacher",
+        "guided",
+        "one step",
+    ],
 )
 def test_stated_number_of_evaluations_is_the_number_made(build, evaluations):
     model = build()
@@ -109,3 +121,91 @@ def test_missing_and_impossible_labels_are_refused(labels, match):
     model = GenerativeModel.student(denoiser(3), 1.0)
     with pytest.raises(ValueError, match=match):
         model.sample(model.noise(2, seed=0), labels)
+
+
+LEVELS = [[2.5], [2.5, 0.7], [2.5, 0.7, 0.2, 0.1]]
+
+
+@pytest.mark.parametrize("levels", LEVELS, ids=str)
+def test_latents_are_the_noise_of_each_step_drawn_for_all_samples_in_turn(levels):
+    model, generator = GenerativeModel.student(mixture(), levels), torch.Generator().manual_seed(3)
+    noise = model.noise(20, seed=3)
+    assert noise.shape == (20, *model.latent_shape)
+    blocks = [noise] if len(levels) == 1 else noise.unbind(1)
+    assert all(torch.equal(block, torch.randn(20, 2, generator=generator)) for block in blocks)
+    assert torch.equal(model.latents(20, torch.Generator().manual_seed(3)), noise)
+
+
+@pytest.mark.parametrize("levels", LEVELS, ids=str)
+def test_the_first_step_has_the_latents_of_the_teacher(levels):
+    student, teacher = GenerativeModel.student(mixture(), levels), GenerativeModel.teacher(mixture(), 9, 0.01, 40.0)
+    assert torch.equal(student.noise(30, 7).reshape(30, -1, 2)[:, 0], teacher.noise(30, 7))
+
+
+def test_latents_go_on_where_the_generator_stands_and_are_where_it_is():
+    model, generator = GenerativeModel.student(mixture(), [2.5, 0.7]), torch.Generator().manual_seed(0)
+    assert not torch.equal(model.latents(4, generator), model.latents(4, generator))
+    assert model.latents(4, generator).device == generator.device
+
+
+def test_without_a_generator_latents_are_of_torchs_own_stream():
+    model = GenerativeModel.student(mixture(), [2.5, 0.7])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        assert torch.equal(model.latents(6), model.noise(6, seed=5))
+
+
+def test_one_level_is_a_number_or_a_list_of_one():
+    one, listed = GenerativeModel.student(mixture(), 2.5), GenerativeModel.student(mixture(), [2.5])
+    noise = one.noise(8, seed=0)
+    assert torch.equal(one.sigmas, listed.sigmas)
+    assert torch.equal(noise, torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
+    level = torch.full((8,), 2.5)
+    for model in (one, listed):
+        assert torch.equal(model.sample(noise), mixture()(2.5 * noise, level))
+
+
+@pytest.mark.parametrize("levels", LEVELS[1:], ids=str)
+def test_samples_of_several_steps_do_not_depend_on_the_batch_size(levels):
+    model = GenerativeModel.student(denoiser(3), levels)
+    noise, labels = model.noise(10, seed=0), model.labels(10)
+    whole = model.sample(noise, labels)
+    assert whole.shape == (10, 2)
+    assert_close(model.sample(noise, labels, batch_size=3), whole)
+    assert_close(model.sample(noise[4:7], labels[4:7]), whole[4:7])
+
+
+def test_the_noise_of_every_step_matters():
+    model = GenerativeModel.student(denoiser(), [2.5, 0.7, 0.2, 0.1])
+    noise = model.noise(5, seed=0)
+    for step in range(4):
+        other = noise.clone()
+        other[:, step] *= -1
+        assert (model.sample(other) != model.sample(noise)).all()
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [[], [1.0, 1.0], [1.0, 2.0], [1.0, 0.0], 0.0, -1.0, [2.0, -1.0], float("nan"), float("inf"), [[2.0, 1.0]]],
+    ids=str,
+)
+def test_levels_of_a_student_are_positive_and_fall(levels):
+    with pytest.raises(ValueError, match="positive and fall strictly: got "):
+        GenerativeModel.student(mixture(), levels)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "words"),
+    [
+        (lambda: GenerativeModel.student(mixture(), 2.5), (4, 3), r"student are \[n, 2\]: got \[4, 3\]"),
+        (lambda: GenerativeModel.student(mixture(), 2.5), (4, 1, 2), r"got \[4, 1, 2\]"),
+        (lambda: GenerativeModel.student(mixture(), [2.5, 1.0]), (4, 2), r"student are \[n, 2, 2\]: got \[4, 2\]"),
+        (lambda: GenerativeModel.student(mixture(), [2.5, 1.0]), (4, 3, 2), r"got \[4, 3, 2\]"),
+        (lambda: GenerativeModel.teacher(mixture(), 3, 0.1, 1.0), (4, 2, 2), r"teacher are \[n, 2\]: got"),
+        (lambda: GenerativeModel.student(mixture(), 2.5), (), r"got \[\]"),
+    ],
+)
+def test_latents_of_another_shape_are_refused(build, shape, words):
+    with pytest.raises(ValueError, match=words) as error:
+        build().sample(torch.zeros(shape))
+    assert "\n" not in str(error.value)

@@ -9,10 +9,10 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 FLOORS = {
     0: "described divergences paths noise_levels loss_weights preconditioning random_streams files distributed "
-    "collapse",
-    1: "networks data metrics features",
+    "collapse schedules",
+    1: "networks data metrics features rewards",
     2: "denoiser log_ratio",
-    3: "objectives samplers generative_model ema checkpoints report diagnosis",
+    3: "objectives samplers generative_model ema checkpoints report diagnosis pairs calibration",
     4: "modules export strategies loggers sources evaluation diversity",
     5: "callbacks",
     6: "cli trainer_cli commands __main__",

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from fdistill.denoiser import Denoiser
-from fdistill.log_ratio import FeatureDiscriminator, RatioEstimator, SampleDiscriminator, unit_mean
+from fdistill.log_ratio import ExactRatio, FeatureDiscriminator, RatioEstimator, SampleDiscriminator, unit_mean
 from fdistill.networks import MLP, GaussianMixture
 from fdistill.noise_levels import KarrasUniform, LogNormal, LogUniform
 from fdistill.objectives import discriminator_loss
@@ -187,6 +187,44 @@ def test_ratios_are_clipped_before_stage_one_and_the_share_is_reported():
     log_ratio = ratio.log_ratio(logit, torch.full((8,), 0.5))
     assert_close(log_ratio.max() - log_ratio.min(), torch.tensor(math.log(200.0)))
     assert_close(log_ratio[4], log_ratio[5])
+
+
+def test_the_exact_ratio_is_the_difference_of_log_densities_and_its_gradient_that_of_the_scores():
+    generator = torch.Generator().manual_seed(0)
+    x, sigma = (value.double() for value in noised(STUDENT, 50, generator))
+    x.requires_grad_()
+    logit = estimator(ExactRatio(TEACHER, STUDENT)).logit(None, x, sigma, None)
+    assert logit.dtype == torch.float64
+    assert torch.equal(logit, TEACHER.log_prob(x, sigma) - STUDENT.log_prob(x, sigma))
+    (gradient,) = torch.autograd.grad(logit.sum(), x)
+    scores = [Denoiser(law, X0Prediction(VarianceExploding())).score(x, sigma) for law in (TEACHER, STUDENT)]
+    assert_close(gradient, scores[0] - scores[1])
+
+
+def test_laws_of_different_dimension_have_no_ratio():
+    with pytest.raises(ValueError, match="equal sample shapes"):
+        ExactRatio(TEACHER, GaussianMixture([[0.0]], [1.0]))
+
+
+def test_a_clip_range_from_zero_to_infinity_clips_nothing():
+    ratio, logit = estimator(clip=(0.0, math.inf)), torch.tensor([-500.0, -3.0, 0.0, 80.0])
+    assert ratio.clipped_fraction(logit).item() == 0
+    assert_close(ratio.centred(logit, torch.full((4,), 0.5)), logit)
+
+
+@pytest.mark.parametrize("clip", [(-1.0, 20.0), (2.0, 2.0), (0.0, math.nan)])
+def test_clip_ranges_that_are_none_are_refused(clip):
+    with pytest.raises(ValueError, match="0 <= low < high"):
+        estimator(clip=clip)
+
+
+def test_centring_samples_of_another_law_teaches_stage_one_nothing():
+    ratio, (x, sigma) = estimator(), noised(STUDENT, 300, torch.Generator().manual_seed(0))
+    log_ratio = ratio.log_ratio(exact_log_ratio(x, sigma), sigma)
+    before = ratio.ratio_sum.clone(), ratio.count.clone()
+    assert torch.equal(ratio.centred(exact_log_ratio(x, sigma), sigma), log_ratio)
+    assert torch.equal(ratio.ratio_sum, before[0])
+    assert torch.equal(ratio.count, before[1])
 
 
 def test_log_ratio_is_float32_without_gradient_for_logits_of_any_precision():

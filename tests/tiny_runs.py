@@ -9,6 +9,7 @@ from fdistill.divergences import JensenShannon
 from fdistill.modules import DistillationModule, TeacherModule
 from fdistill.networks import MLP, GaussianMixture
 from fdistill.noise_levels import LogNormal
+from fdistill.objectives import FDistill
 from fdistill.paths import VarianceExploding
 from fdistill.preconditioning import EDM, X0Prediction
 
@@ -64,16 +65,17 @@ def exact(means, stds, weights=None):
     return Denoiser(GaussianMixture(means, stds, weights), X0Prediction(VarianceExploding()))
 
 
-def distillation(teacher=None, **changes):
-    """A module whose networks all start from one small MLP, unless the test says otherwise."""
+def distillation(
+    teacher=None, objective=None, divergence=None, adversarial_weight=0.0, normaliser="sigma", **changes
+):
+    """A module whose networks all start from one small MLP, and f-distill, unless the test says otherwise."""
     arguments = {
-        "divergence": JensenShannon(),
+        "objective": objective or FDistill(divergence or JensenShannon(), adversarial_weight, normaliser),
         "noise_levels": LogNormal(-0.5, 1.0),
         "student_optimizer": adam,
         "fake_score_optimizer": adam,
         "sigma_init": 2.0,
         "turn": "fused",
-        "normaliser": "sigma",
     }
     return DistillationModule(teacher or mlp(), **arguments | changes)
 

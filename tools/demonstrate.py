@@ -60,7 +60,15 @@ class Oracle:
 
 
 def distil(config: str, divergence: str, seed: int, out: Path, n: int, overrides: list[str]) -> tuple[Tensor, float]:
-    arguments = ["fit", "--config", "configs/trainer.yaml", "--config", config, "--model.divergence", divergence]
+    arguments = [
+        "fit",
+        "--config",
+        "configs/trainer.yaml",
+        "--config",
+        config,
+        "--model.objective.divergence",
+        divergence,
+    ]
     folder = out / f"{divergence}-{seed}"
     arguments += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(folder), *overrides]
     started = time.perf_counter()

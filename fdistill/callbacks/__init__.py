@@ -3,6 +3,7 @@
 from fdistill.callbacks.checkpoint import LastCheckpoint
 from fdistill.callbacks.collapse import CollapseCallback
 from fdistill.callbacks.diversity import DiversityCallback
+from fdistill.callbacks.learning_rate import LearningRate
 from fdistill.callbacks.progress import TurnProgressBar
 from fdistill.callbacks.ratio_histograms import RatioHistograms
 from fdistill.callbacks.sample_grid import SampleGrid
@@ -15,6 +16,7 @@ __all__ = [
     "CollapseCallback",
     "DiversityCallback",
     "LastCheckpoint",
+    "LearningRate",
     "RatioHistograms",
     "SampleGrid",
     "SeeSaw",

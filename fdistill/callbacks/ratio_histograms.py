@@ -44,8 +44,8 @@ class RatioHistograms(L.Callback):
                 f"RatioHistograms looks at a distillation: expected DistillationModule, got "
                 f"{type(pl_module).__name__}; remove it from callbacks"
             )
-        if not pl_module.divergence.needs_ratio:
-            rank_zero_info(f"{type(pl_module.divergence).__name__} needs no ratio: RatioHistograms has nothing to show")
+        if not pl_module.objective.needs.ratio:
+            rank_zero_info(f"{type(pl_module.objective).__name__} needs no ratio: RatioHistograms has nothing to show")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: DistillationModule) -> None:
         """Begin with an empty window."""

@@ -22,10 +22,11 @@ class SampleGrid(L.Callback):
     """Writes samples/<turn>.png into the run folder and logs it as samples/grid.
 
     One column an image: the student's, the teacher's from the same latents and classes, and the training image nearest
-    to the student's. Student and teacher start from the latents at their own noise levels; distillation matches their
-    distributions, so the two agree in class and often in style, and need not agree in more. Images that are their
-    nearest training images are memorised: samples/nearest_distance is the histogram of the distances. Points are
-    scatter panels instead, beside training data. The teacher is sampled once a run.
+    to the student's. Student and teacher start from the latents at their own noise levels, and each further step of a
+    student has noise of its own; distillation matches their distributions, so the two agree in class and often in
+    style, and need not agree in more. Images that are their nearest training images are memorised:
+    samples/nearest_distance is the histogram of the distances. Points are scatter panels instead, beside training data.
+    The teacher is sampled once a run.
     """
 
     def __init__(self, every_n_turns: int = 500, num_samples: int = 50, seed: int = 0) -> None:

@@ -30,6 +30,7 @@ VERBS = {
     "export": Verb(
         "a run checkpoint becomes a folder that diffusers loads", "fdistill.commands.export", positional=True
     ),
+    "pairs": Verb("latents and what a teacher makes of them, for DMD", "fdistill.commands.pairs", positional=True),
     "dashboard": Verb("how runs go: one page of curves and pictures", "fdistill.commands.dashboard", several="runs"),
     "doctor": Verb("versions, devices, and what is wrong or slow here", "fdistill.commands.doctor"),
 }
@@ -45,10 +46,11 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
     parser.add_function_arguments(function, as_positional=verb.positional, skip={verb.several} - {None})
     if verb.several is not None:
         parser.add_argument(verb.several, nargs="*", type=str, help="one or several")
+    options = {option: parameter.annotation for option, parameter in inspect.signature(function).parameters.items()}
+    switches = {f"--{option}" for option, annotation in options.items() if annotation is bool}
     try:
-        values = parser.parse_args(list(arguments))
+        values = parser.parse_args([f"{given}=true" if given in switches else given for given in arguments])
     except (ArgumentError, TypeError) as error:
-        options = {option: parameter.annotation for option, parameter in inspect.signature(function).parameters.items()}
         raise UsageError(f"{explain(str(error), options)} (fdistill {name} --help tells the options)") from error
     function(**values.as_dict())
     return 0

@@ -5,6 +5,7 @@ from fdistill.data.batch_stream import EndlessBatchSampler
 from fdistill.data.batches import InMemorySplit
 from fdistill.data.digits import Digits
 from fdistill.data.image_folder import ImageFolder
+from fdistill.data.latents_only import LatentsOnly
 from fdistill.data.mixtures import (
     GaussianMixtureData,
     MixtureParameters,
@@ -25,6 +26,7 @@ __all__ = [
     "GenerativeDataModule",
     "ImageFolder",
     "InMemorySplit",
+    "LatentsOnly",
     "MixtureParameters",
     "StackedDigits",
     "forty_modes",

@@ -38,6 +38,9 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
         True  # a held-out split may be smaller than the number of ranks
     )
 
+    has_real: bool = True
+    """Whether there are samples; where not, a batch holds NaN beside its labels, and asking for a split is an error."""
+
     def __init__(self, batch_size: int, seed: int = 0, num_workers: int = 0) -> None:
         super().__init__()
         require_at_least("batch_size", batch_size, 1)

@@ -1,8 +1,8 @@
 """The exported folder: stock diffusers where the network is a diffusers class, our own `OneStepPipeline` elsewhere.
 
-A student in `DiffusersUNet` under EDM preconditioning is exactly what diffusers' ConsistencyModelPipeline computes in
-one step with sigma_min = 0 and the timestep 250 ln(sigma). Such a folder needs nothing of ours. All weights are
-safetensors.
+A student in `DiffusersUNet` under EDM preconditioning is exactly what diffusers' ConsistencyModelPipeline computes with
+sigma_min = 0 and the timestep 250 ln(sigma), in one step or, asked for them, in several. Such a folder needs nothing of
+ours. All weights are safetensors.
 """
 
 import json
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from fdistill.checkpoints import RECORD, CheckpointError, load_weights, model_from_record, model_record, read_json
 from fdistill.denoiser import Denoiser
 from fdistill.export.model_card import model_card
+from fdistill.export.stock_levels import stock_levels
 from fdistill.files import replace_folder
 from fdistill.generative_model import GenerativeModel
 from fdistill.networks import DiffusersUNet
@@ -72,6 +73,7 @@ def loads_in_stock_diffusers(model: GenerativeModel) -> bool:
         model.kind == "student"
         and isinstance(denoiser.network, DiffusersUNet)
         and isinstance(denoiser.preconditioning, EDM)
+        and stock_levels(model.sigmas) is not None
     )
 
 
@@ -91,23 +93,27 @@ def read_folder(path: Path | str) -> GenerativeModel:
         raise CheckpointError(
             f"{path} holds a {index.get('_class_name')}: expected {_STOCK_PIPELINE} or a folder of fdistill export"
         )
-    return _read_stock(path, (record or {}).get("facts", {}))
+    return _read_stock(path, record or {})
 
 
 def _write_stock(model: GenerativeModel, folder: Path) -> None:
     from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
 
+    levels = stock_levels(model.sigmas)
     scheduler = CMStochasticIterativeScheduler(
+        num_train_timesteps=levels.num_train_timesteps,
         sigma_min=0.0,
         sigma_max=float(model.sigmas[0]),
         sigma_data=model.denoiser.preconditioning.sigma_data,
+        rho=levels.rho,
         clip_denoised=False,
     )
     unet = model.denoiser.network.stock_unet().cpu()
     ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
 
 
-def _read_stock(path: Path, facts: dict[str, Any]) -> GenerativeModel:
+def _read_stock(path: Path, record: dict[str, Any]) -> GenerativeModel:
+    """One step from the scheduler's sigma_max, and those further ones that our record tells."""
     from diffusers import UNet2DModel
 
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
@@ -121,13 +127,14 @@ def _read_stock(path: Path, facts: dict[str, Any]) -> GenerativeModel:
         unet = UNet2DModel.from_config(config)
         load_weights(unet, weights, path)
         denoiser = Denoiser(DiffusersUNet.from_stock(unet), EDM(scheduler["sigma_data"]))
-        return GenerativeModel.student(denoiser, scheduler["sigma_max"], facts)
+        sigmas = [scheduler["sigma_max"], *record.get("sigmas", [])[1:]]
+        return GenerativeModel.student(denoiser, sigmas, record.get("facts", {}))
     except KeyError as error:
         raise CheckpointError(f"{path}: its configuration lacks {error}") from error
     except CheckpointError:
         raise
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no one-step model: {error}") from error
+        raise CheckpointError(f"{path} is no student: {error}") from error
 
 
 def _write_own(model: GenerativeModel, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 from typing import Any
 
+from fdistill.export.stock_levels import stock_levels
 from fdistill.generative_model import GenerativeModel
 
 _COLUMNS = {
@@ -20,6 +21,7 @@ _ROWS = {
     "class_gaussian": "one Gaussian per class",
 }
 _FACTS = {
+    "objective": "objective",
     "divergence": "divergence",
     "teacher": "teacher",
     "guidance": "guidance scale of the teacher",
@@ -35,7 +37,8 @@ _FACTS = {
 
 def model_card(model: GenerativeModel, name: str, stock: bool, report: dict[str, Any] | None) -> str:
     """Markdown with the front matter that model hubs read; it states only what the record and the report hold."""
-    tags = ["one-step-generation", "distillation"] if model.kind == "student" else ["diffusion"]
+    steps = "one-step" if model.evaluations == 1 else "few-step"
+    tags = [f"{steps}-generation", "distillation"] if model.kind == "student" else ["diffusion"]
     front = ["---", *(["library_name: diffusers"] if stock else []), "tags:", *(f"- {tag}" for tag in tags), "---"]
     parts = [
         "\n".join(front),
@@ -49,7 +52,8 @@ def model_card(model: GenerativeModel, name: str, stock: bool, report: dict[str,
 
 
 def _summary(model: GenerativeModel) -> str:
-    what = "A one-step generator" if model.kind == "student" else "A diffusion model"
+    steps = "one" if len(model.sigmas) == 1 else len(model.sigmas)
+    what = f"A {steps}-step generator" if model.kind == "student" else "A diffusion model"
     shape = "x".join(map(str, model.sample_shape))
     classes = f"of {model.num_classes} classes" if model.num_classes else "without classes"
     parameters = sum(value.numel() for value in model.denoiser.parameters())
@@ -68,13 +72,19 @@ def _usage(model: GenerativeModel, name: str, stock: bool) -> str:
     module, pipeline = (
         ("diffusers", "ConsistencyModelPipeline") if stock else ("fdistill.export.pipeline", "OneStepPipeline")
     )
+    several = len(model.sigmas) > 1
+    asked = f", {stock_levels(model.sigmas).arguments}" if stock and several else ""
     output = "" if len(model.sample_shape) == 3 else ', output_type="pt"'
     code = (
         f"import torch\nfrom {module} import {pipeline}\n\n"
         f'pipeline = {pipeline}.from_pretrained("{name}")\n'
-        f"samples = pipeline(16{labels}, generator=torch.Generator().manual_seed(0){output}).images"
+        f"samples = pipeline(16{labels}{asked}, generator=torch.Generator().manual_seed(0){output}).images"
     )
-    needs = "Needs diffusers alone." if stock else "Needs fdistill, because the network is no class of diffusers."
+    if stock:
+        needs = "Needs diffusers alone." + " It makes one step unless asked for all of them, as here." * several
+    else:
+        levels = " or no scheduler of it has these noise levels" * several
+        needs = f"Needs fdistill, because the network is no class of diffusers{levels}."
     return f"## Use\n\n{needs}\n\n```python\n{code}\n```\n\nThe same samples from the command line: `{command}`."
 
 
@@ -98,7 +108,9 @@ def _measured(model: GenerativeModel, report: dict[str, Any] | None) -> str:
 
 
 def _origin(model: GenerativeModel) -> str:
-    start = {"sigma_init" if model.kind == "student" else "sigma_max": float(model.sigmas[0])}
+    start: dict[str, Any] = {"sigma_init" if model.kind == "student" else "sigma_max": float(model.sigmas[0])}
+    if model.kind == "student" and len(model.sigmas) > 1:
+        start["renoise_levels"] = model.sigmas[1:].tolist()
     known = {title: model.facts.get(name) for name, title in _FACTS.items()}
     others = {name: value for name, value in model.facts.items() if name not in _FACTS}
     lines = [f"- {name}: {_words(value)}" for name, value in {**known, **start, **others}.items() if value is not None]

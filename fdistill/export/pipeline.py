@@ -13,7 +13,7 @@ from fdistill.generative_model import GenerativeModel
 
 
 class OneStepPipeline(DiffusionPipeline):
-    """Call it like any class-conditional diffusers pipeline; one network evaluation per sample.
+    """Call it like any class-conditional diffusers pipeline; one network evaluation for each step of the student.
 
     Load it by ``OneStepPipeline.from_pretrained(folder)``, or without naming it by
     ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)``.
@@ -46,7 +46,7 @@ class OneStepPipeline(DiffusionPipeline):
         self,
         batch_size: int = 1,
         class_labels: torch.Tensor | list[int] | int | None = None,
-        num_inference_steps: int = 1,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -57,19 +57,23 @@ class OneStepPipeline(DiffusionPipeline):
         Args:
             batch_size: number of samples.
             class_labels: one class for all or one for each, in [0, num_classes); None draws them at random.
-            num_inference_steps: must be 1.
+            num_inference_steps: the student's own number of steps, which is what it makes where none is given.
             generator: of noise and random classes, on the CPU.
-            latents: standard normal noise [batch_size, *sample_shape] instead.
+            latents: standard normal noise [batch_size, *latent_shape] of the model instead.
             output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" (samples as the network made them).
             return_dict: whether to wrap the samples in ImagePipelineOutput.
         """
-        if num_inference_steps != 1:
-            raise ValueError(f"a one-step student makes one evaluation: got num_inference_steps={num_inference_steps}")
+        steps = len(self.model.sigmas)
+        if num_inference_steps not in (None, steps):
+            raise ValueError(
+                f"a student makes the steps it was trained for: expected num_inference_steps={steps}, "
+                f"got {num_inference_steps}"
+            )
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type is pil, np or pt: got {output_type!r}")
-        shape = (batch_size, *self.model.sample_shape)
+        shape = (batch_size, *self.model.latent_shape)
         if latents is None:
-            latents = torch.randn(shape, generator=generator)
+            latents = self.model.latents(batch_size, generator)
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents hold one noise sample per image: expected {shape}, got {tuple(latents.shape)}")
         samples = self.model.sample(latents, self._labels(class_labels, batch_size, generator))

@@ -3,38 +3,86 @@
 import copy
 import math
 from pathlib import Path
+from typing import get_args
 
 from fdistill.checkpoints import load_model
 from fdistill.denoiser import Denoiser
 from fdistill.generative_model import GenerativeModel
+from fdistill.modules.discrimination import Reads
+from fdistill.modules.rhythm import Turn
 from fdistill.noise_levels import NoiseLevels
+from fdistill.objectives import Objective
 from fdistill.preconditioning import EDM
 
 
-def check_numbers(sigma_init: float, fake_updates: int, adversarial_weight: float, warmup: int) -> None:
-    """Raises ValueError where a number of `DistillationModule` is out of its range."""
-    if not 0 < sigma_init < math.inf:
-        raise ValueError(f"sigma_init is the noise level the student starts from and positive: got {sigma_init}")
+def check_numbers(fake_updates: int, warmup: int, **shares: float) -> None:
+    """Raises ValueError where a count is too small, or one of the named shares lies outside [0, 1]."""
     if fake_updates < 1:
         raise ValueError(f"fake_updates_per_student is at least 1: got {fake_updates}")
-    if not (0 <= adversarial_weight < math.inf and warmup >= 0):
-        raise ValueError(
-            f"adversarial_weight and fake_score_warmup are not negative: got {adversarial_weight} and {warmup}"
-        )
+    if warmup < 0:
+        raise ValueError(f"fake_score_warmup is not negative: got {warmup}")
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} lies in [0, 1]: got {share}")
 
 
-def check_choices(turn: str, discriminator: str, normaliser: str, fake_noise_levels: NoiseLevels | None) -> None:
+def check_choices(turn: str, discriminator: str, fake_noise_levels: NoiseLevels | None, fake_dropout: float) -> None:
     """Raises ValueError for an unknown choice of `DistillationModule`, or two that exclude each other."""
-    known = {
-        "turn": ("fused", "alternating"),
-        "discriminator": ("teacher", "sample"),
-        "normaliser": ("sample", "sigma"),
-    }
-    for (name, choices), got in zip(known.items(), (turn, discriminator, normaliser), strict=True):
+    known = {"turn": get_args(Turn), "discriminator": get_args(Reads)}
+    for (name, choices), got in zip(known.items(), (turn, discriminator), strict=True):
         if got not in choices:
             raise ValueError(f"{name} is one of {', '.join(choices)}: got {got!r}")
     if fake_noise_levels is not None and turn == "fused":
         raise ValueError("a fused turn noises its samples once: fake_noise_levels needs turn alternating")
+    if fake_dropout and turn == "fused":
+        raise ValueError("a fused turn asks the fake score once, with its class: fake_label_dropout needs alternating")
+
+
+def check_needs(objective: Objective, discriminator: str, pairs: str | Path | None, r1_weight: float) -> None:
+    """Raises ValueError where an objective lacks what it needs, or is given what nobody reads."""
+    name, needs = type(objective).__name__, objective.needs
+    if needs.discriminator and discriminator == "none":
+        what = "the density ratio" if needs.ratio else "a discriminator's logit"
+        raise ValueError(f"{name} needs {what}: set discriminator to teacher, fake_score or sample, got none")
+    if needs.pairs and pairs is None:
+        raise ValueError(
+            f"{name} needs pairs of the teacher's ODE: make them with `fdistill pairs TEACHER FILE`, and set pairs "
+            "to FILE; got none"
+        )
+    if pairs is not None and not needs.pairs:
+        raise ValueError(f"{name} reads no pairs: leave pairs out, or use DMD; got {pairs}")
+    if not 0 <= r1_weight < math.inf:
+        raise ValueError(f"r1_weight is finite and not negative: got {r1_weight}")
+    if r1_weight and not needs.discriminator:
+        raise ValueError(f"r1_weight penalises the discriminator, and {name} has none: set it to 0, got {r1_weight}")
+
+
+def check_guidance(guidance: float, fake_guidance: float, fake_dropout: float, fake_score: Denoiser | None) -> None:
+    """Raises ValueError for scales that are not finite, or guidance of a fake score that knows no "no class"."""
+    if not (math.isfinite(guidance) and math.isfinite(fake_guidance)):
+        raise ValueError(f"guidance and fake_guidance are finite: got {guidance} and {fake_guidance}")
+    if fake_guidance != 1 and (fake_score is None or not fake_score.num_classes):
+        raise ValueError(f"fake_guidance needs a class-conditional fake score: leave it 1, got {fake_guidance}")
+    if fake_guidance != 1 and not fake_dropout:
+        raise ValueError(
+            "a guided fake score has to learn samples without their class too: set fake_label_dropout (0.1, say) "
+            f"for fake_guidance {fake_guidance}"
+        )
+
+
+def check_imitation(imitation: float, fake_score: Denoiser | None, student: Denoiser) -> None:
+    """Raises ValueError where the fake score cannot follow the student's weights."""
+    if not 0 <= imitation <= 1:
+        raise ValueError(
+            f"imitation is the share of its own weights that a fake score keeps, in [0, 1]: got {imitation}"
+        )
+    if imitation < 1:
+        shapes = [None if net is None else [p.shape for p in net.parameters()] for net in (fake_score, student)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "a fake score imitates a student of its own architecture: expected the same weights, got others; "
+                "leave imitation 1"
+            )
 
 
 def teacher_model(source: Denoiser | str | Path) -> GenerativeModel:
@@ -54,14 +102,23 @@ def teacher_model(source: Denoiser | str | Path) -> GenerativeModel:
     return model
 
 
-def learners(teacher: Denoiser, student: Denoiser | None, fake_score: Denoiser | None) -> tuple[Denoiser, Denoiser]:
+def learners(
+    teacher: Denoiser, student: Denoiser | None, fake_score: Denoiser | None, with_fake_score: bool
+) -> tuple[Denoiser, Denoiser | None]:
     """Trainable copies of the initial student and fake score; of the teacher where None is given.
+
+    Without a fake score (an objective that asks for none) the second is None.
 
     Raises:
         ValueError: for a network without parameters, or of another shape or other classes than the student sees.
     """
-    student, fake_score = _trainable(student or teacher, "student"), _trainable(fake_score or teacher, "fake_score")
+    if fake_score is not None and not with_fake_score:
+        raise ValueError("this objective asks for no fake score: leave fake_score out")
+    student = _trainable(student or teacher, "student")
+    fake_score = _trainable(fake_score or teacher, "fake_score") if with_fake_score else None
     for name, other in (("teacher", teacher), ("fake_score", fake_score)):
+        if other is None:
+            continue
         if other.sample_shape != student.sample_shape or other.num_classes not in (0, student.num_classes):
             raise ValueError(
                 f"{name} and student see the same samples and classes: expected shape {student.sample_shape} and "
@@ -70,14 +127,14 @@ def learners(teacher: Denoiser, student: Denoiser | None, fake_score: Denoiser |
     return student, fake_score
 
 
-def known_sigma_data(given: float | None, fake_score: Denoiser) -> float:
-    """The standard deviation of the data: what is given, or what the fake score's preconditioning knows.
+def known_sigma_data(given: float | None, denoiser: Denoiser) -> float:
+    """The standard deviation of the data: what is given, or what the fake score's (else student's) EDM knows.
 
     Raises:
         ValueError: where neither is there, or it is not positive.
     """
-    if given is None and isinstance(fake_score.preconditioning, EDM):
-        return fake_score.preconditioning.sigma_data
+    if given is None and isinstance(denoiser.preconditioning, EDM):
+        return denoiser.preconditioning.sigma_data
     if given is None or not given > 0:
         raise ValueError(
             f"sigma_data is positive, and known only where the fake score has EDM preconditioning: got {given}; "

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from fdistill.networks.base import Encoding, Network
 from fdistill.networks.embeddings import ConditionEmbedding
 
+_FREQUENCY_SEED = 5  # student, fake score and teacher see the same waves
+
 
 class MLP(Network):
     """x enters once; every block sees noise and class; features are the outputs of the first half's blocks."""
@@ -19,6 +21,8 @@ class MLP(Network):
         depth: int = 4,
         num_classes: int = 0,
         initial_output: Sequence[float] | None = None,
+        frequencies: int = 0,
+        frequency_std: float = 3.0,
     ) -> None:
         """Args:
         dim: entries of a sample.
@@ -27,15 +31,22 @@ class MLP(Network):
         num_classes: 0 for an unconditional network.
         initial_output: F is this constant at first (dim values), so that under EDM preconditioning a one-step student
             starts as one Gaussian around sigma_data times it; None keeps the usual random start.
+        frequencies: random Fourier features sin(f.x), cos(f.x) of the input beside the input itself, of so many fixed
+            frequencies f (arXiv 2006.10739): what a map onto many narrow modes needs; 0 for none.
+        frequency_std: of each entry of f, > 0; 1 / frequency_std is the width of what they resolve.
         """
         super().__init__()
         if dim < 1 or depth < 2:
             raise ValueError(f"an MLP needs dim >= 1 and depth >= 2: got {dim} and {depth}")
+        if frequencies < 0 or not frequency_std > 0:
+            raise ValueError(f"an MLP needs frequencies >= 0 of a std > 0: got {frequencies} and {frequency_std}")
         self.sample_shape, self.num_classes = (dim,), num_classes
         self.encoder_depth = depth // 2
         self.feature_channels = (width,) * self.encoder_depth
         self.condition = ConditionEmbedding(width, num_classes)
-        self.input = nn.Linear(dim, width)
+        drawn = torch.randn(dim, frequencies, generator=torch.Generator().manual_seed(_FREQUENCY_SEED))
+        self.register_buffer("frequencies", frequency_std * drawn if frequencies else None)
+        self.input = nn.Linear(dim + 2 * frequencies, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
         self.output = nn.Linear(width, dim)
         if initial_output is not None:
@@ -43,7 +54,7 @@ class MLP(Network):
 
     def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
         condition = self.condition(noise, labels)
-        hidden, features = self.input(x), []
+        hidden, features = self.input(self._with_waves(x)), []
         for block in self.blocks[: self.encoder_depth]:
             hidden = block(hidden, condition)
             features.append(hidden)
@@ -54,6 +65,12 @@ class MLP(Network):
         for block in self.blocks[self.encoder_depth :]:
             hidden = block(hidden, condition)
         return self.output(hidden)
+
+    def _with_waves(self, x: Tensor) -> Tensor:
+        if self.frequencies is None:
+            return x
+        phase = x @ self.frequencies
+        return torch.cat([x, phase.sin(), phase.cos()], dim=1)
 
     @torch.no_grad()
     def _start_constant(self, values: Sequence[float]) -> None:

@@ -1,13 +1,48 @@
-"""What the networks descend: denoising, distribution matching, and the adversarial term."""
+"""What the networks descend: denoising for teacher and fake score, and the student's objectives."""
 
-from fdistill.objectives.adversarial import discriminator_loss, generator_loss
+from fdistill.objectives.adversarial import Adversarial, discriminator_loss
+from fdistill.objectives.base import Needs, NoisedSamples, Objective, Regression, StudentLoss, Term
 from fdistill.objectives.denoising import denoising_loss
-from fdistill.objectives.distribution_matching import matching_direction, sample_normaliser, sigma_normaliser
+from fdistill.objectives.distribution_matching import (
+    DMD,
+    DMD2,
+    VSD,
+    BregmanMatching,
+    DiffInstruct,
+    FDistill,
+    ScoreOfMixture,
+    matching_direction,
+)
+from fdistill.objectives.normalisers import sample_normaliser, sigma_normaliser
+from fdistill.objectives.reward import RewardAugmented
+from fdistill.objectives.score_identity import SIM, Fisher, SiD, SiDA
+from fdistill.objectives.uni_instruct import UniInstruct
+from fdistill.objectives.warm_start import WarmStarted
 
 __all__ = [
+    "DMD",
+    "DMD2",
+    "SIM",
+    "VSD",
+    "Adversarial",
+    "BregmanMatching",
+    "DiffInstruct",
+    "FDistill",
+    "Fisher",
+    "Needs",
+    "NoisedSamples",
+    "Objective",
+    "Regression",
+    "RewardAugmented",
+    "ScoreOfMixture",
+    "SiD",
+    "SiDA",
+    "StudentLoss",
+    "Term",
+    "UniInstruct",
+    "WarmStarted",
     "denoising_loss",
     "discriminator_loss",
-    "generator_loss",
     "matching_direction",
     "sample_normaliser",
     "sigma_normaliser",

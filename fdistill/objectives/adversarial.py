@@ -1,7 +1,13 @@
 """The non-saturating adversarial pair; the discriminator's optimum is the log density ratio ln p/q."""
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term
+from fdistill.schedules import Schedule, value_at
 
 
 def discriminator_loss(fake_logit: Tensor, real_logit: Tensor) -> Tensor:
@@ -9,6 +15,42 @@ def discriminator_loss(fake_logit: Tensor, real_logit: Tensor) -> Tensor:
     return F.softplus(fake_logit.float()).mean() + F.softplus(-real_logit.float()).mean()
 
 
-def generator_loss(fake_logit: Tensor) -> Tensor:
-    """mean softplus(-l_fake), the term DMD2 adds to the student (arXiv 2405.14867)."""
-    return F.softplus(-fake_logit.float()).mean()
+def adversarial_term(logit: Tensor, weight: float) -> Term:
+    """softplus(-l) of generated samples, [B]: the term DMD2 adds to the student (arXiv 2405.14867)."""
+    wide = logit.to(torch.promote_types(logit.dtype, torch.float32))
+    return Term(F.softplus(-wide), weight)
+
+
+class Adversarial(Objective):
+    """The adversarial term alone: a GAN on noised samples (diffusion GAN, arXiv 2206.02262), as a baseline.
+
+    With the optimal discriminator l = ln p/q its expected gradient is that of the divergence with weight
+    h(r) = 1 / (1 + r), the softened reverse KL.
+    """
+
+    def __init__(self, weight: float | Schedule = 1.0) -> None:
+        """Args:
+        weight: of softplus(-logit), > 0.
+        """
+        check_weight("weight", weight)
+        if not is_on(weight):
+            raise ValueError("the weight of a purely adversarial objective is > 0: got 0, which trains nothing")
+        self.weight = weight
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(logit=True)
+
+    def loss(self, at: NoisedSamples) -> StudentLoss:
+        return StudentLoss({"adversarial": adversarial_term(at.logit, value_at(self.weight, at.update))})
+
+
+def check_weight(name: str, weight: float | Schedule) -> None:
+    """Raises ValueError for a constant weight that is negative or not finite."""
+    if not isinstance(weight, Schedule) and not 0 <= weight < math.inf:
+        raise ValueError(f"{name} is finite and not negative: got {weight}")
+
+
+def is_on(weight: float | Schedule) -> bool:
+    """Whether a term of this weight is computed at all: a schedule's always is."""
+    return isinstance(weight, Schedule) or weight > 0

@@ -1,13 +1,18 @@
-"""The student's update: descend h(r) (s_q - s_p) at the noised sample, r = p/q; the fake score stands for s_q.
+"""Descend h(r) (s_q - s_p) at the noised sample, r = p/q: the KL side of distribution matching, and its methods.
 
 grad D_f(p_t||q_t) = -E[h(r) (s_p - s_q)(x_t) dx_t/dtheta] (f-distill, arXiv 2502.15681), and in denoised form
-s_p - s_q = (D_p - D_q) / sigma^2.
+s_p - s_q = (D_p - D_q) / sigma^2. The fake score stands for s_q.
 """
 
 import torch
 from torch import Tensor
 
-from fdistill.loss_weights import edm_weight
+from fdistill.divergences import Bregman, FDivergence, ReverseKL, UniformlySkewedJensenShannon, skewed_weight
+from fdistill.log_ratio import unit_mean
+from fdistill.objectives.adversarial import adversarial_term, check_weight, is_on
+from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, expand, per_sample_mean
+from fdistill.objectives.normalisers import Normaliser, check_normaliser, normaliser
+from fdistill.schedules import Schedule, value_at
 
 
 @torch.no_grad()
@@ -20,19 +25,154 @@ def matching_direction(
     dx/dtheta> is exactly the gradient of the f-divergence at noise level sigma.
     """
     scale = torch.as_tensor(weight * normaliser, dtype=denoised_fake.dtype, device=denoised_fake.device)
-    return scale.reshape(-1, *[1] * (denoised_fake.ndim - 1)) * (denoised_fake - denoised_teacher)
+    return expand(scale, denoised_fake) * (denoised_fake - denoised_teacher)
 
 
-@torch.no_grad()
-def sample_normaliser(x: Tensor, denoised_teacher: Tensor) -> Tensor:
-    """1 / mean_CHW |x - D_p(x_t)|, [B] (DMD, arXiv 2311.18828).
+def di(x: Tensor, direction: Tensor) -> Tensor:
+    """[B], half the mean square of a detached direction in value, and that direction (over the entries) in gradient.
 
-    It varies from sample to sample and so bends the gradient: by up to 20 degrees in 2 dimensions, 0.5 in 64, and
-    its mean is infinite in 1. Use `sigma_normaliser` below about 16 dimensions.
+    This is DMD's 1/2 |x - sg[x - g]|^2 without its rounding of x - (x - g).
     """
-    return 1 / (x - denoised_teacher).abs().flatten(1).mean(dim=1).clamp_min(1e-8)
+    moved = per_sample_mean(direction * (x - x.detach()))
+    return moved + per_sample_mean(direction.square()) / 2
 
 
-def sigma_normaliser(sigma: Tensor, sigma_data: float) -> Tensor:
-    """sqrt(sigma^2 + sigma_data^2) / (sigma sigma_data), [B]: one over the posterior std of Gaussian data."""
-    return edm_weight(sigma, sigma_data).sqrt()
+class FDistill(Objective):
+    """f-distill (arXiv 2502.15681): any f-divergence, with a weight h(r) that is normalised over the global batch.
+
+    At each noise level the expected gradient is that of D_f(p_t||q_t) up to the normaliser. An adversarial term
+    may be added.
+    """
+
+    def __init__(
+        self,
+        divergence: FDivergence,
+        adversarial_weight: float | Schedule = 0.0,
+        normaliser: Normaliser = "sample",
+    ) -> None:
+        """Args:
+        divergence: what is minimised between teacher and student; it may change with the student's updates.
+        adversarial_weight: of softplus(-logit); 0 computes none.
+        normaliser: step size by sample (DMD) or by noise level alone (below about 16 dimensions).
+        """
+        check_weight("adversarial_weight", adversarial_weight)
+        check_normaliser(normaliser)
+        self.divergence, self.adversarial_weight, self.normaliser = divergence, adversarial_weight, normaliser
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("value", "value", ratio=self.divergence.needs_ratio, logit=is_on(self.adversarial_weight))
+
+    def loss(self, at: NoisedSamples) -> StudentLoss:
+        weight = self.sample_weight(at)
+        scale = normaliser(self.normaliser, at)
+        direction = matching_direction(at.teacher, at.fake_score, 1.0 if weight is None else unit_mean(weight), scale)
+        terms = {"student": Term(di(at.x, direction))}
+        if is_on(self.adversarial_weight):
+            terms["adversarial"] = adversarial_term(at.logit, value_at(self.adversarial_weight, at.update))
+        return StudentLoss(terms, weight)
+
+    def sample_weight(self, at: NoisedSamples) -> Tensor | None:
+        """h(r), [B]; None where the divergence asks for no ratio."""
+        if not self.divergence.needs_ratio:
+            return None
+        return self.divergence.at(at.update).weight(at.log_ratio)
+
+
+class DiffInstruct(FDistill):
+    """Diff-Instruct (arXiv 2305.18455): reverse KL with weight 1 on the difference of denoised samples."""
+
+    def __init__(self, normaliser: Normaliser = "uniform") -> None:
+        """Args:
+        normaliser: step size of each noise level or sample.
+        """
+        super().__init__(ReverseKL(), 0.0, normaliser)
+
+
+class VSD(FDistill):
+    """Variational score distillation (arXiv 2305.16213): reverse KL with weight 1 - alpha_bar on the noise's error."""
+
+    def __init__(self) -> None:
+        super().__init__(ReverseKL(), 0.0, "vsd")
+
+
+class DMD(FDistill):
+    """DMD (arXiv 2311.18828): reverse KL, and regression to what the teacher's ODE makes of the same latents.
+
+    The paper measures the regression with LPIPS; here it is the mean squared error.
+    """
+
+    def __init__(self, regression_weight: float | Schedule = 0.25, normaliser: Normaliser = "sample") -> None:
+        """Args:
+        regression_weight: of the mean squared error to the pairs, > 0.
+        normaliser: step size by sample or noise level.
+        """
+        super().__init__(ReverseKL(), 0.0, normaliser)
+        check_weight("regression_weight", regression_weight)
+        if not is_on(regression_weight):
+            raise ValueError(f"DMD without its regression is DiffInstruct: regression_weight is > 0, got {0.0}")
+        self.regression_weight = regression_weight
+
+    @property
+    def needs(self) -> Needs:
+        return super().needs._replace(pairs=True)
+
+    def loss(self, at: NoisedSamples) -> StudentLoss:
+        error = per_sample_mean((at.regression.x - at.regression.target).square())
+        matching = super().loss(at)
+        terms = matching.terms | {"regression": Term(error, value_at(self.regression_weight, at.update))}
+        return matching._replace(terms=terms)
+
+
+class DMD2(FDistill):
+    """DMD2 (arXiv 2405.14867): reverse KL and an adversarial term, no regression."""
+
+    def __init__(self, adversarial_weight: float | Schedule = 1e-3, normaliser: Normaliser = "sample") -> None:
+        """Args:
+        adversarial_weight: of softplus(-logit), >= 0.
+        normaliser: step size by sample or noise level.
+        """
+        super().__init__(ReverseKL(), adversarial_weight, normaliser)
+
+
+class ScoreOfMixture(FDistill):
+    """Score-of-mixture distillation (arXiv 2502.09609): skewed Jensen-Shannon with a random skew for each sample.
+
+    The expected gradient is that of the mean divergence over the skews: `UniformlySkewedJensenShannon`.
+    """
+
+    def __init__(
+        self,
+        low: float = 0.0,
+        high: float = 1.0,
+        adversarial_weight: float | Schedule = 0.0,
+        normaliser: Normaliser = "sample",
+    ) -> None:
+        """Args:
+        low: smallest skew, >= 0; 0 is forward KL.
+        high: largest skew, <= 1; 1 is reverse KL.
+        adversarial_weight: of softplus(-logit); 0 computes none.
+        normaliser: step size by sample or noise level.
+        """
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"the skews of ScoreOfMixture are 0 <= low < high <= 1: got {low} and {high}")
+        super().__init__(UniformlySkewedJensenShannon(low, high), adversarial_weight, normaliser)
+        self.low, self.high = low, high
+
+    def sample_weight(self, at: NoisedSamples) -> Tensor:
+        drawn = torch.rand(at.sigma.shape, generator=at.generator, device=at.sigma.device)
+        return skewed_weight(at.log_ratio, self.low + (self.high - self.low) * drawn)
+
+
+class BregmanMatching(FDistill):
+    """Bregman density-ratio matching (arXiv 2510.16983): the divergence is given by a convex h of rho = q/p."""
+
+    def __init__(
+        self, divergence: Bregman, adversarial_weight: float | Schedule = 0.0, normaliser: Normaliser = "sample"
+    ) -> None:
+        """Args:
+        divergence: the Bregman divergence of rho from 1.
+        adversarial_weight: of softplus(-logit); 0 computes none.
+        normaliser: step size by sample or noise level.
+        """
+        super().__init__(divergence, adversarial_weight, normaliser)

@@ -61,8 +61,9 @@ GROUPS = (
             Panel(
                 "Student",
                 ("loss/student",),
-                "Rises from 0 where student and fake score start as the teacher, falls, then stays level. It is half "
-                "the squared matching direction: how far apart the two scores are, not how good the pictures are.",
+                "Rises from 0 where student and fake score start as the teacher, falls, then stays level. On the KL "
+                "side it is half the squared matching direction: how far apart the two scores are, not how good the "
+                "pictures are. SiD, SIM and Uni-Instruct descend a number that is often below 0.",
             ),
             Panel(
                 "Fake score",
@@ -83,6 +84,12 @@ GROUPS = (
                 "discriminator improves too: judge by the metrics.",
             ),
             Panel(
+                "Regression, reward, penalty",
+                ("loss/regression", "loss/reward", "loss/r1"),
+                "Regression to teacher pairs falls and levels off; loss/reward is minus the reward and falls; the "
+                "discriminator's penalty stays small beside its loss.",
+            ),
+            Panel(
                 "Teacher training",
                 ("loss/teacher", "validation/loss"),
                 "Both fall, the training loss noisily. A held-out loss that turns upwards says that the teacher "
@@ -95,7 +102,12 @@ GROUPS = (
             ),
             Panel(
                 "Gradients at the generated image",
-                ("image_gradient/matching", "image_gradient/adversarial"),
+                (
+                    "image_gradient/matching",
+                    "image_gradient/adversarial",
+                    "image_gradient/regression",
+                    "image_gradient/reward",
+                ),
                 "Level, and of one order of magnitude.",
             ),
             Panel(

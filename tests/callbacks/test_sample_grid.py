@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_runs import GivenData, distillation, exact, fit, mlp, ring, teacher_training, trainer
 
-from fdistill.callbacks import SampleGrid, sample_grid
+from fdistill.callbacks import SampleGrid, StudentDistance, sample_grid
 from fdistill.callbacks.sample_grid import nearest_images
 from fdistill.denoiser import Denoiser
 from fdistill.loggers import JsonlLogger
@@ -68,6 +68,19 @@ def test_a_student_stands_above_its_teacher_from_the_same_latents_and_the_neares
         assert torch.equal(student, module.generative_model().sample(noise, labels))
         assert torch.equal(teacher, module.teacher_model().sample(noise, labels))
         assert torch.equal(nearest, nearest_images(student, data.train_split.x)[0])
+
+
+def test_a_student_of_several_steps_starts_from_the_latents_of_its_teacher(drawn, tmp_path):
+    module = distillation(unet(), renoise_levels=[0.5, 0.1])
+    grid, distance = SampleGrid(every_n_turns=1, num_samples=4), StudentDistance(every_n_turns=1, num_samples=8)
+    run = fit(module, 1, GivenData(images()), folder=tmp_path, callbacks=[grid, distance])
+    (rows,) = drawn.values()
+    assert list(rows)[:2] == ["student\n3 evaluations", "teacher\n35 evaluations"]
+    student, teacher, *_ = rows.values()
+    noise = module.generative_model().noise(4, seed=0)
+    assert torch.equal(student, module.generative_model().sample(noise))
+    assert torch.equal(teacher, module.teacher_model().sample(noise[:, 0]))
+    assert run.callback_metrics["metric/pixel_frechet_distance"] > 0
 
 
 def test_the_teacher_is_sampled_once_a_run(drawn, tmp_path, monkeypatch):

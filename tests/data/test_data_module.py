@@ -14,7 +14,7 @@ MODULES = sorted(
     (c for c in vars(fdistill.data).values() if inspect.isclass(c) and issubclass(c, GenerativeDataModule)),
     key=lambda c: c.__name__,
 )
-CONCRETE = [c for c in MODULES if not inspect.isabstract(c)]
+CONCRETE = [c for c in MODULES if not inspect.isabstract(c) and c.has_real]
 
 
 class Given(GenerativeDataModule):

@@ -114,10 +114,10 @@ SPOILED = {
         "is of UNet1DModel: expected UNet2DM",
     ),
     "other widths": (lambda f: edit(f / "unet" / "config.json", block_out_channels=[8, 24]), "another architecture"),
-    "impossible groups": (lambda f: edit(f / "unet" / "config.json", norm_num_groups=7), "is no one-step model"),
+    "impossible groups": (lambda f: edit(f / "unet" / "config.json", norm_num_groups=7), "is no student"),
     "features of others": (
         lambda f: edit(f / "unet" / "config.json", freq_shift="a"),
-        "is no one-step model|architecture",
+        "is no student|architecture",
     ),
     "no unet config": (lambda f: (f / "unet" / "config.json").unlink(), "there is no .*config.json"),
     "another scheduler": (
@@ -179,7 +179,7 @@ def test_card_tells_measurement_teacher_divergence_and_seed(exported, evaluation
         assert f"| {report[row]['frechet_distance']:.3f} | {report[row]['precision']:.3f} |" in card
     assert "60 samples of each row against as many held-out real ones, mean of 2 draws, seed 0" in card
     assert f"- teacher: {teacher_checkpoint}\n" in card
-    assert "- divergence: JensenShannon()\n" in card
+    assert "- objective: FDistill(divergence=JensenShannon(), adversarial_weight=0.3" in card
     assert "\n- seed: 0\n" in card
     assert "- data: Digits(batch_size=16" in card
     assert card.startswith("---\nlibrary_name: diffusers\ntags:\n- one-step-generation")

@@ -89,7 +89,7 @@ def test_given_latents_are_used():
 @pytest.mark.parametrize(
     ("network", "arguments", "words"),
     [
-        ("grey images", {"num_inference_steps": 2}, "makes one evaluation: got num_inference_steps=2"),
+        ("grey images", {"num_inference_steps": 2}, "expected num_inference_steps=1, got 2"),
         ("grey images", {"output_type": "jpeg"}, "output_type is pil, np or pt: got 'jpeg'"),
         ("grey images", {"class_labels": 3}, r"a class label lies in \[0, 3\): got 3"),
         ("grey images", {"class_labels": [0]}, "one for each of the 2 samples: got 1"),

@@ -62,7 +62,7 @@ def test_unconditional_colour_student_makes_the_same_pixels(tmp_path):
     network = DiffusersUNet(
         resolution=16, channels=3, widths=[8, 16], groups=4, attention_levels=[1], blocks_per_level=2
     )
-    model = GenerativeModel.student(Denoiser(network, EDM(0.6)), sigma_init=4.0)
+    model = GenerativeModel.student(Denoiser(network, EDM(0.6)), 4.0)
     folder = export_folder(model, tmp_path / "model")
     stock = stock_images(folder, tmp_path / "stock.npz", 3, 11, "none")
     own = own_images(folder, tmp_path / "own.npz", "--n", 3, "--seed", 11)

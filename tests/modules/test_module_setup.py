@@ -40,7 +40,7 @@ def test_only_student_fake_score_and_ratio_train_and_the_rest_is_frozen_in_evalu
 
     watch.on_train_batch_start = write_down
     fit(module, 1, callbacks=[watch])
-    assert modes == {"student": {True}, "fake_score": {True}, "ratio": {True}, "teacher": {False}, "ema": {False}}
+    assert modes == {"student": {True}, "fake_score": {True}, "ratio": {True}, "teacher": {False}, "frozen": {False}, "ema": {False}}
     learning = {name.split(".")[0] for name, p in module.named_parameters() if p.requires_grad}
     assert learning == {"student", "fake_score", "ratio"}
     module.eval().train()
@@ -82,8 +82,8 @@ def test_the_same_seed_builds_the_same_discriminator_and_leaves_the_global_state
         ({"adversarial_weight": float("nan")}, "not negative: got nan"),
         ({"sigma_data": 0.0}, "sigma_data is positive.*got 0"),
         ({"turn": "fuse"}, "turn is one of fused, alternating: got 'fuse'"),
-        ({"discriminator": "teach"}, "discriminator is one of teacher, sample: got 'teach'"),
-        ({"normaliser": "none"}, "normaliser is one of sample, sigma: got 'none'"),
+        ({"discriminator": "teach"}, "discriminator is one of teacher, fake_score, sample, none: got 'teach'"),
+        ({"normaliser": "none"}, "normaliser is one of sample, sigma, uniform, vsd: got 'none'"),
         ({"teacher": mlp(num_classes=2), "student": mlp()}, "teacher and student .* 0 classes .*got .*2$"),
         ({"fake_score": mlp(dim=3)}, r"fake_score and student .*expected shape \(2,\).*got \(3,\)"),
         ({"adversarial_weight": -0.1}, "not negative: got -0.1"),
@@ -178,7 +178,7 @@ def test_an_impossible_sampling_grid_is_refused_before_training():
 
 
 def test_a_student_checkpoint_is_refused_as_a_teacher(tmp_path):
-    student = GenerativeModel.student(Denoiser(MLP(width=16, depth=2), EDM(1.0)), sigma_init=5.0)
+    student = GenerativeModel.student(Denoiser(MLP(width=16, depth=2), EDM(1.0)), 5.0)
     folder = export_folder(student, tmp_path / "student")
     with pytest.raises(ValueError, match="a teacher denoises at every noise level"):
         teacher_model(str(folder))

@@ -68,7 +68,9 @@ def test_student_descends_normaliser_times_h_times_the_difference_of_denoisers(
         **UNCLIPPED,
     )
     batch = next(iter(data.train_dataloader()))
-    x, x_t, sigma, labels = module._generate(batch, module.noise_source(), True)
+    generated = module._generate(batch, module.noise_source(), True)
+    x, sigma, labels = generated.x, generated.sigma, generated.labels
+    x_t = generated.noised(x.detach())
     assert torch.equal(labels, batch.labels)
     column, none = sigma[:, None], torch.full_like(labels, 2)
 

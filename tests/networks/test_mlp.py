@@ -64,3 +64,26 @@ def test_constant_start_learns_at_once_and_wakes_the_body_at_the_second_step():
 def test_impossible_sizes_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
         MLP(**arguments)
+
+
+def test_fourier_features_are_the_same_for_every_network_and_travel_with_its_weights():
+    one, two = MLP(dim=2, width=16, depth=2, frequencies=8), MLP(dim=2, width=32, depth=2, frequencies=8)
+    assert torch.equal(one.frequencies, two.frequencies)
+    assert "frequencies" in one.state_dict()
+    assert "frequencies" not in MLP(dim=2, width=16, depth=2).state_dict()
+    x, noise = torch.randn(5, 2), torch.zeros(5)
+    assert one.decode(one.encode(x, noise, None)).shape == (5, 2)
+
+
+def test_fourier_features_tell_points_apart_at_the_width_of_their_frequencies():
+    network = MLP(dim=1, width=16, depth=2, frequencies=64, frequency_std=20.0)
+    near = torch.tensor([[0.0], [0.001], [0.2]])
+    waves = network._with_waves(near)[:, 1:]
+    assert (waves[0] - waves[1]).norm() < 0.05 * (waves[0] - waves[2]).norm()
+    assert waves[0] @ waves[2] < 0.35 * 64  # cosines of far phases average out
+
+
+@pytest.mark.parametrize("bad", [{"frequencies": -1}, {"frequencies": 4, "frequency_std": 0.0}])
+def test_impossible_frequencies_are_refused(bad):
+    with pytest.raises(ValueError, match="frequencies >= 0 of a std > 0"):
+        MLP(width=16, depth=2, **bad)

@@ -1,0 +1,54 @@
+"""From the terms of an objective to the gradient at each generated sample, and to what the loggers see of it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdistill.objectives import NoisedSamples, StudentLoss
+
+_SHOWN = {"student": "matching"}  # the matching term's gradient goes by what it does
+
+
+class StudentGradient(NamedTuple):
+    """Gradient of the student's loss at what it generated; the terms, and numbers for the loggers."""
+
+    x: Tensor  # [B, *sample_shape]
+    regression: Tensor | None  # [P, *sample_shape], at the samples of the pairs' latents
+    losses: dict[str, Tensor]
+    log: dict[str, Tensor]
+
+
+def student_gradient(loss: StudentLoss, at: NoisedSamples) -> StudentGradient:
+    """The gradient of each term at the samples, summed; the student's own backward pass is made once, from it."""
+    leaves = [at.x] if at.regression is None else [at.x, at.regression.x]
+    total: list[Tensor | None] = [torch.zeros_like(at.x), None]
+    losses, log = {}, {"image_gradient/matching": at.x.new_zeros(()), "image_gradient/adversarial": at.x.new_zeros(())}
+    for name, (value, weight) in loss.terms.items():
+        term = value.mean()
+        losses[f"loss/{name}"] = term.detach()
+        if weight == 0:  # a schedule's zero
+            continue
+        gradients = torch.autograd.grad(term, leaves, retain_graph=True, allow_unused=True)
+        for index, gradient in enumerate(gradients):
+            if gradient is not None:
+                scaled = gradient if weight == 1 else weight * gradient
+                total[index] = scaled if total[index] is None else total[index] + scaled
+        log[f"image_gradient/{_SHOWN.get(name, name)}"] = weight * sum(g.norm() for g in gradients if g is not None)
+    return StudentGradient(*total, losses, log)
+
+
+def ratio_log(weight: Tensor, log_ratio: Tensor) -> dict[str, Tensor]:
+    """Numbers that tell whether the ratio and the weights h(r) of this batch can be trusted."""
+    return {
+        "weight/mean": weight.mean(),
+        "weight/max": weight.max(),
+        "ratio/log_mean": log_ratio.mean(),
+        "ratio/ess": weight.sum().square() / (weight.square().sum() * len(weight)),
+    }
+
+
+def balance(log: dict[str, Tensor]) -> dict[str, float]:
+    """Adversarial over matching gradient norm; nothing where one is 0: a first fake score is the teacher itself."""
+    matching, adversarial = (float(log.get(f"image_gradient/{term}", 0)) for term in ("matching", "adversarial"))
+    return {"image_gradient/balance": adversarial / matching} if matching and adversarial else {}

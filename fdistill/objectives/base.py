@@ -1,0 +1,128 @@
+"""What an objective is: what it needs to know of a noised sample, and from that the terms of the student's loss."""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fdistill.data import GenerativeDataModule
+from fdistill.described import Described
+
+Asked = Literal["nothing", "value", "gradient"]
+"""What is asked of a denoiser: not evaluated, its value alone, or its value with a graph to its input."""
+
+
+class Needs(NamedTuple):
+    """What has to be built and evaluated for an objective; nothing else is."""
+
+    teacher: Asked = "nothing"
+    fake_score: Asked = "nothing"
+    ratio: bool = False  # the centred log ratio, without gradient
+    logit: bool = False  # the discriminator's logit, with a graph to the generated sample
+    pairs: bool = False  # latents with the samples that the teacher's ODE makes of them
+
+    @property
+    def discriminator(self) -> bool:
+        """Whether somebody has to tell real from generated samples."""
+        return self.ratio or self.logit
+
+    @property
+    def real(self) -> bool:
+        """Whether real data is needed: what a discriminator learns from."""
+        return self.discriminator
+
+    @property
+    def input_gradient(self) -> bool:
+        """Whether anything is differentiated by the noised sample."""
+        return self.logit or "gradient" in (self.teacher, self.fake_score)
+
+    def together(self, other: "Needs") -> "Needs":
+        """What serves both."""
+        asked = ("nothing", "value", "gradient")
+        denoisers = (max(pair, key=asked.index) for pair in zip(self[:2], other[:2], strict=True))
+        return Needs(*denoisers, *(mine or yours for mine, yours in zip(self[2:], other[2:], strict=True)))
+
+
+class Regression(NamedTuple):
+    """The student's own samples for the latents of some teacher pairs, and what the teacher made of them."""
+
+    x: Tensor  # [P, *sample_shape], a leaf with gradient
+    target: Tensor  # [P, *sample_shape]
+
+
+class NoisedSamples(NamedTuple):
+    """Generated samples, noised once, and what the networks say of them; None where the objective did not ask.
+
+    x is a leaf that requires gradient where any network is differentiated by its input; x_t = x + sigma eps depends on
+    it. Denoised values are [B, *sample_shape], the others [B].
+    """
+
+    x: Tensor
+    x_t: Tensor
+    sigma: Tensor
+    sigma_data: float
+    labels: Tensor | None = None
+    teacher: Tensor | None = None  # D_p(x_t, sigma)
+    fake_score: Tensor | None = None  # D_q(x_t, sigma)
+    log_ratio: Tensor | None = None  # ln p/q at x_t
+    logit: Tensor | None = None
+    regression: Regression | None = None
+    update: int = 0  # updates of the student so far, for schedules
+    generator: torch.Generator | None = None  # for random draws of the objective, on the samples' device
+
+
+class Term(NamedTuple):
+    """One term of the student's loss: the mean of `value` over the batch, times `weight`."""
+
+    value: Tensor  # [B], with a graph to x (or to regression.x)
+    weight: float = 1.0
+
+
+class StudentLoss(NamedTuple):
+    """Terms by name (logged as ``loss/<name>``), and the weight h(r) [B] of the samples where there is one."""
+
+    terms: dict[str, Term]
+    sample_weight: Tensor | None = None
+
+
+class Objective(Described, ABC):
+    """Turns what the networks say of generated samples into the student's loss.
+
+    An objective has no parameters and no state: what changes while training is a function of the student's updates.
+    """
+
+    @property
+    @abstractmethod
+    def needs(self) -> Needs:
+        """What has to be there, at whatever update."""
+
+    @abstractmethod
+    def loss(self, at: NoisedSamples) -> StudentLoss:
+        """The terms to descend; the term named "student" matches the distributions, where there is one."""
+
+    def at(self, update: int) -> "Objective":
+        """The objective of this update of the student: itself, unless it changes while training."""
+        return self
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Frozen networks of the objective itself (a reward's), so that they move to the device with the others."""
+        return ()
+
+    def prepare(self, data: GenerativeDataModule) -> None:
+        """Called before the first turn, with the run's data, for what has to be fitted to it."""
+
+
+def per_sample_mean(values: Tensor) -> Tensor:
+    """Mean over everything but the batch axis, [B]."""
+    return values.flatten(1).mean(dim=1)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Sum over everything but the batch axis of a b, [B]."""
+    return (a * b).flatten(1).sum(dim=1)
+
+
+def expand(per_sample: Tensor, like: Tensor) -> Tensor:
+    """[B] to the shape [B, 1, ...] that multiplies samples."""
+    return per_sample.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,44 @@
+"""Reward-augmented distillation: L - beta r(x), the reward of the generated sample itself."""
+
+from torch import nn
+
+from fdistill.data import GenerativeDataModule
+from fdistill.objectives.adversarial import check_weight, is_on
+from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term
+from fdistill.rewards import Reward
+from fdistill.schedules import Schedule, value_at
+
+
+class RewardAugmented(Objective):
+    """Another objective, less beta times a differentiable reward (Diff-Instruct++, arXiv 2410.18881).
+
+    Beta is in the units of the other objective's own loss. For reverse KL with the normaliser c of one vanishing noise
+    level sigma the optimum is the tilted law p(x) exp(k r(x)) / Z with k = beta entries / (c sigma^2).
+    """
+
+    def __init__(self, objective: Objective, reward: Reward, beta: float | Schedule) -> None:
+        """Args:
+        objective: what is descended beside the reward.
+        reward: r(x, labels), larger is better.
+        beta: >= 0; large values leave the teacher's law.
+        """
+        check_weight("beta", beta)
+        self.objective, self.reward, self.beta = objective, reward, beta
+
+    @property
+    def needs(self) -> Needs:
+        return self.objective.needs
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (*self.objective.networks(), self.reward)
+
+    def prepare(self, data: GenerativeDataModule) -> None:
+        self.objective.prepare(data)
+        self.reward.prepare(data)
+
+    def loss(self, at: NoisedSamples) -> StudentLoss:
+        matching = self.objective.loss(at)
+        if is_on(self.beta):
+            cost = Term(-self.reward(at.x, at.labels), value_at(self.beta, at.update))
+            matching.terms["reward"] = cost
+        return matching

@@ -1,0 +1,65 @@
+"""Arguments out of range are refused in one line that names the rule and what was given."""
+
+import functools
+import math
+
+import pytest
+from objective_claims import Nearness
+
+from fdistill.divergences import JensenShannon
+from fdistill.objectives import (
+    DMD,
+    DMD2,
+    SIM,
+    Adversarial,
+    DiffInstruct,
+    FDistill,
+    Fisher,
+    RewardAugmented,
+    ScoreOfMixture,
+    SiD,
+    SiDA,
+    UniInstruct,
+    WarmStarted,
+)
+
+NORMALISED = [
+    functools.partial(FDistill, JensenShannon()),
+    functools.partial(UniInstruct, JensenShannon()),
+    DiffInstruct,
+    DMD,
+    DMD2,
+    Fisher,
+    ScoreOfMixture,
+    SiD,
+    SiDA,
+    SIM,
+]
+
+
+@pytest.mark.parametrize("build", NORMALISED, ids=lambda build: getattr(build, "func", build).__name__)
+def test_unknown_normaliser_is_refused_with_the_known_ones(build):
+    with pytest.raises(ValueError, match=r"sample, sigma, uniform, vsd: got 'mean'"):
+        build(normaliser="mean")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: FDistill(JensenShannon(), -0.1), "adversarial_weight is finite and not negative: got -0.1"),
+        (lambda: DMD2(math.nan), "adversarial_weight .* got nan"),
+        (lambda: SiDA(math.inf), "adversarial_weight .* got inf"),
+        (lambda: Adversarial(0.0), "> 0: got 0"),
+        (lambda: DMD(0.0), "DiffInstruct"),
+        (lambda: SIM(c=0.0), "c of SIM .* got 0.0"),
+        (lambda: ScoreOfMixture(0.7, 0.3), "low < high .* got 0.7 and 0.3"),
+        (lambda: ScoreOfMixture(0.0, 1.5), "got 0.0 and 1.5"),
+        (lambda: UniInstruct(JensenShannon(), "rough"), "exact, clipped, normalised: got 'rough'"),
+        (lambda: UniInstruct(JensenShannon(), clip=0.0), "clip of UniInstruct is positive: got 0.0"),
+        (lambda: RewardAugmented(SiD(), Nearness(), -1.0), "beta is finite and not negative: got -1.0"),
+        (lambda: WarmStarted(SiD(), DiffInstruct(), 0), "at least 1 update: got 0"),
+    ],
+)
+def test_argument_out_of_range_is_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

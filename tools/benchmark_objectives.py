@@ -1,0 +1,334 @@
+"""Every objective on the same work: modes, distances, recall, Vendi score, anchored TID and time, over seeds.
+
+    python tools/benchmark_objectives.py forty --out runs/benchmark_objectives
+    python tools/benchmark_objectives.py digits --teacher runs/quickstart/train-teacher/checkpoints/last.ckpt \\
+        --only "forward KL" SiD --seeds 0 1 2 --out runs/benchmark_objectives
+
+Tasks: forty (the 40-mode benchmark), skewed (four unequal modes, a student that starts on one), grid (25 modes, low
+noise, a student that starts on one), stacked (1,000 modes of stacked digits) and digits. The task's configuration is
+configs/benchmarks/TASK.yaml. Runs that are already in --out are not repeated. Writes one JSON a run, TASK.md (medians
+over seeds with their range) and TASK.png (samples of the first seed) into --out/TASK.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fdistill.data import GaussianMixtureData, GenerativeDataModule, StackedDigits, nearest_mode, sample_mixture
+from fdistill.data.digits import digit_splits
+from fdistill.features import ClassifierFeatures
+from fdistill.generative_model import GenerativeModel
+from fdistill.metrics import frechet_distance, mode_weight_kl, precision_recall, tail_indices, vendi_score
+from fdistill.networks import GaussianMixture
+from fdistill.report import write_json
+from fdistill.report.figure_file import save_figure
+from fdistill.report.grid import image_block
+from fdistill.trainer_cli import run_trainer
+
+SPARE = 4_000  # samples that neighbours are searched in
+MODES_AT_LEAST = 0.25  # of its own share, for a mode of a mixture to be covered; of stacked digits one sample is enough
+
+
+def kl(divergence: str | dict[str, Any], **more: Any) -> dict[str, Any]:
+    """f-distill with a divergence."""
+    return {"class_path": "FDistill", "init_args": {"divergence": divergence, **more}}
+
+
+def uni(divergence: str, coefficient: str) -> dict[str, Any]:
+    """Uni-Instruct with a divergence."""
+    return {"class_path": "UniInstruct", "init_args": {"divergence": divergence, "coefficient": coefficient}}
+
+
+def annealed(updates: int) -> dict[str, Any]:
+    """alpha from 0, reverse KL, to 1, forward KL."""
+    ramp = {"class_path": "Linear", "init_args": {"start": 0.0, "end": 1.0, "updates": updates}}
+    return {"class_path": "AnnealedAlpha", "init_args": {"alpha": ramp}}
+
+
+OBJECTIVES = {
+    "reverse KL": kl("ReverseKL"),
+    "softened reverse KL": kl("SoftenedReverseKL"),
+    "Jensen-Shannon": kl("JensenShannon"),
+    "squared Hellinger": kl("SquaredHellinger"),
+    "forward KL": kl("ForwardKL"),
+    "Jeffreys": kl("Jeffreys"),
+    "Pearson": kl("PearsonChiSquared"),
+    "alpha 0 to 1": kl(annealed(500)),
+    "score of mixture": {"class_path": "ScoreOfMixture"},
+    "Bregman, power -1/2": {
+        "class_path": "BregmanMatching",
+        "init_args": {"divergence": {"class_path": "BregmanPower", "init_args": {"beta": -0.5}}},
+    },
+    "DMD2": {"class_path": "DMD2", "init_args": {"adversarial_weight": 0.3}},
+    "f-distill JS, adversarial": kl("JensenShannon", adversarial_weight=0.3),
+    "f-distill forward KL, adversarial": kl("ForwardKL", adversarial_weight=0.3),
+    "DMD": {"class_path": "DMD"},
+    "SiD 1.2": {"class_path": "SiD", "init_args": {"alpha": 1.2}},
+    "SiD 1": {"class_path": "SiD", "init_args": {"alpha": 1.0}},
+    "Fisher": {"class_path": "Fisher"},
+    "SIM": {"class_path": "SIM"},
+    "SiDA": {"class_path": "SiDA", "init_args": {"adversarial_weight": 0.3}},
+    "Uni-Instruct JS, exact": uni("JensenShannon", "exact"),
+    "Uni-Instruct JS, clipped": uni("JensenShannon", "clipped"),
+    "Uni-Instruct forward KL, clipped": uni("ForwardKL", "clipped"),
+    "Uni-Instruct forward KL, normalised": uni("ForwardKL", "normalised"),
+    "adversarial": {"class_path": "Adversarial"},
+}
+MATCHES_SCORES = ("SiD", "SiDA", "Fisher", "UniInstruct")
+HAS_NORMALISER = ("FDistill", "ScoreOfMixture", "BregmanMatching", "DMD", "DMD2", *MATCHES_SCORES)
+
+
+class MixtureJudge:
+    """Judges points: exact modes, exact density, distances to as many true samples."""
+
+    numbers = ("modes", "weight_kl", "mmd2", "mmd2_wide", "log_density", "recall", "vendi", "anchored_tid")
+    n, floor_name = 10_000, "true samples"
+
+    def __init__(self, data: GaussianMixtureData) -> None:
+        self.mixture = data.parameters()
+        self.exact = GaussianMixture(*(p.tolist() for p in self.mixture))
+        self.true = sample_mixture(self.mixture, self.n, torch.Generator().manual_seed(77))[0]
+        self.widths = (float(self.mixture.stds[0]), float(torch.cdist(self.true[:2000], self.true[:2000]).median()))
+
+    def real(self) -> Tensor:
+        return sample_mixture(self.mixture, self.n, torch.Generator().manual_seed(78))[0].float()
+
+    def __call__(self, samples: Tensor) -> dict[str, float]:
+        x = samples.double()
+        modes = nearest_mode(x, self.mixture)
+        shares = torch.bincount(modes, minlength=len(self.mixture.weights)).double() / len(modes)
+        density = [self.exact.log_prob(part, torch.zeros(len(part), dtype=x.dtype)).mean() for part in x.split(2500)]
+        narrow, wide = (_mmd2(x, self.true, width) for width in self.widths)
+        return {
+            "modes": int((shares >= MODES_AT_LEAST * self.mixture.weights).sum()),
+            "weight_kl": float(mode_weight_kl(modes, self.mixture.weights)),
+            "mmd2": narrow,
+            "mmd2_wide": wide,
+            "log_density": float(sum(density) / len(density)),
+            **_neighbourhood(x[:SPARE], self.true[:SPARE], self.widths[0]),
+        }
+
+
+class ImageJudge:
+    """Judges images on classifier features: distance, recall, diversity; modes where the data has an oracle."""
+
+    floor_name = "training images"
+
+    def __init__(self, data: GenerativeDataModule) -> None:
+        self.data, self.stacked = data, isinstance(data, StackedDigits)
+        self.n = 10_000 if self.stacked else len(data.held_out_split.x)
+        digits = digit_splits(data.split_seed)[0] if self.stacked else data.train_split
+        self.extractor = ClassifierFeatures(epochs=20)
+        self.extractor.prepare(digits.x, digits.labels, 10, 0)
+        self.reference = self.features(data.held_out_split.x[:SPARE])
+        modes = ("modes", "weight_kl", "weight_kl_raw") if self.stacked else ("classes_hit",)
+        self.numbers = (*modes, "frechet", "precision", "recall", "vendi", "anchored_tid")
+
+    def features(self, images: Tensor) -> Tensor:
+        """Of every channel on its own."""
+        return torch.cat([self.extractor.extract(images[:, c : c + 1]) for c in range(images.shape[1])], dim=1)
+
+    def real(self) -> Tensor:
+        """As many training images, of the held-out ones' classes where they have few."""
+        train, wanted = self.data.train_split, self.data.held_out_split.labels
+        if self.stacked:
+            return train.x[: self.n]
+        places = {int(c): iter((train.labels == c).nonzero().squeeze(1).tolist()) for c in wanted.unique()}
+        return train.x[[next(places[int(c)]) for c in wanted]]
+
+    def __call__(self, samples: Tensor) -> dict[str, float]:
+        features = self.features(samples[:SPARE])
+        return {
+            **(self._modes(samples) if self.stacked else self._classes(features)),
+            "frechet": float(frechet_distance(features, self.reference)),
+            **_neighbourhood(features, self.reference, None),
+        }
+
+    def _modes(self, samples: Tensor) -> dict[str, float]:
+        modes = self.data.read_modes(samples)
+        shares = torch.bincount(modes, minlength=1000).double() / len(modes)
+        raw = float((shares * (shares * 1000).log()).nan_to_num().sum())
+        even = torch.full((1000,), 1e-3, dtype=torch.float64)
+        return {"modes": int((shares > 0).sum()), "weight_kl": float(mode_weight_kl(modes, even)), "weight_kl_raw": raw}
+
+    def _classes(self, features: Tensor) -> dict[str, float]:
+        wanted = self.data.held_out_split.labels[: len(features)]
+        return {"classes_hit": float((self.extractor.classify(features) == wanted).double().mean())}
+
+
+def _neighbourhood(generated: Tensor, reference: Tensor, width: float | None) -> dict[str, float]:
+    """Recall, the Vendi score over the reference's, and the anchored TID, at equal n."""
+    n = min(len(generated), len(reference))
+    generated, reference = generated[:n].double(), reference[:n].double()
+    centre = reference.mean(dim=0)
+    kernel = {"centre": centre} if width is None else {"kernel": "rbf", "bandwidth": width}
+    few = slice(0, n if width is None else 1000)
+    found = precision_recall(generated, reference)
+    return {
+        "precision": float(found.precision),
+        "recall": float(found.recall),
+        "vendi": float(vendi_score(generated[few], **kernel) / vendi_score(reference[few], **kernel)),
+        "anchored_tid": float(tail_indices(generated, reference).anchored_tid),
+    }
+
+
+def _mmd2(x: Tensor, y: Tensor, width: float) -> float:
+    """The biased (V) statistic under exp(-d^2 / 2 width^2): 2 (1 - E k) / n for equal laws."""
+
+    def mean(a: Tensor, b: Tensor) -> float:
+        blocks = (torch.cdist(part, b.float()).square_().mul_(-0.5 / width**2).exp_() for part in a.float().split(1000))
+        return sum(float(block.double().sum()) for block in blocks) / (len(a) * len(b))
+
+    return mean(x, x) + mean(y, y) - 2 * mean(x, y)
+
+
+def objective_for(task: str, name: str) -> dict[str, Any]:
+    """The objective's configuration: step sizes by noise level where samples have few entries."""
+    chosen = json.loads(json.dumps(OBJECTIVES[name]))
+    if chosen["class_path"] in HAS_NORMALISER:
+        by_sample = task in ("digits", "stacked")
+        chosen.setdefault("init_args", {})["normaliser"] = "sample" if by_sample else "sigma"
+    return chosen
+
+
+def distil(task: str, name: str, seed: int, options: argparse.Namespace, folder: Path) -> tuple[GenerativeModel, float]:
+    """Train one student; its model and the seconds that training took."""
+    folder.mkdir(parents=True, exist_ok=True)
+    change: dict[str, Any] = {"objective": objective_for(task, name)}
+    if options.teacher is not None:
+        change["teacher"] = str(options.teacher)
+    if name == "DMD":
+        change["pairs"] = str(options.pairs)
+    overlay = folder / f"{name}.yaml"
+    overlay.write_text(yaml.safe_dump({"model": {"init_args": change}}), encoding="utf-8")
+    arguments = ["--config", "configs/trainer.yaml", "--config", f"configs/benchmarks/{task}.yaml"]
+    arguments += ["--config", str(overlay), "--seed_everything", str(seed)]
+    arguments += ["--trainer.default_root_dir", str(folder / f"{name}-{seed}")]
+    started = time.perf_counter()
+    cli = run_trainer(["fit", *arguments, *options.more])
+    return cli.model.generative_model(), time.perf_counter() - started
+
+
+def run(options: argparse.Namespace) -> None:
+    folder = options.out / options.task
+    arguments = ["--config", "configs/trainer.yaml", "--config", f"configs/benchmarks/{options.task}.yaml"]
+    first = folder / "first.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    change = {"objective": objective_for(options.task, "reverse KL")}
+    if options.teacher is not None:
+        change["teacher"] = str(options.teacher)
+    first.write_text(yaml.safe_dump({"model": {"init_args": change}}), encoding="utf-8")
+    cli = run_trainer([*arguments, "--config", str(first), "--trainer.default_root_dir", str(folder)], run=False)
+    data = cli.datamodule
+    judge = MixtureJudge(data) if isinstance(data, GaussianMixtureData) else ImageJudge(data)
+    save(folder / "floor.json", lambda: (judge.real(), None), judge)
+    teacher = cli.model.teacher_model()
+    save(folder / "teacher.json", lambda: (drawn(teacher, judge, data, 1000), None), judge)
+    for seed in options.seeds:
+        for name in options.only or OBJECTIVES:
+            if name == "DMD" and options.pairs is None:
+                continue
+
+            def trained(name: str = name, seed: int = seed) -> tuple[Tensor, float]:
+                model, seconds = distil(options.task, name, seed, options, folder)
+                return drawn(model, judge, data, 1000 + seed), seconds
+
+            save(folder / f"{name}-{seed}.json", trained, judge)
+            write_table(folder, judge)
+    picture(folder, judge, data)
+
+
+def drawn(model: GenerativeModel, judge: Any, data: GenerativeDataModule, seed: int) -> Tensor:
+    """judge.n samples, of the held-out classes where the model has classes."""
+    labels = data.held_out_split.labels[: judge.n] if model.num_classes else None
+    return model.sample(model.noise(judge.n, seed), labels)
+
+
+def save(path: Path, made: Callable[[], tuple[Tensor, float | None]], judge: Any) -> None:
+    """Make, judge and keep, unless it is there."""
+    if path.exists():
+        return
+    samples, seconds = made()
+    found = judge(samples)
+    write_json(path, {"seconds": seconds, **found})
+    torch.save(samples[:1500].half(), path.with_suffix(".pt"))
+    print(path.stem, {name: round(found[name], 4) for name in judge.numbers}, seconds and round(seconds, 1), flush=True)
+
+
+def write_table(folder: Path, judge: Any) -> None:
+    """Medians over seeds, with the smallest and the largest."""
+    names = (*judge.numbers, "seconds")
+    lines = ["| objective | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for title in ("floor", "teacher", *OBJECTIVES):
+        single = folder / f"{title}.json"
+        paths = [single] if single.exists() else sorted(folder.glob(f"{title}-[0-9]*.json"))
+        if not paths:
+            continue
+        rows = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        shown = [_range([row[name] for row in rows if row.get(name) is not None]) for name in names]
+        title = {"floor": judge.floor_name}.get(title, title)
+        lines.append(f"| {title} | {len(rows)} | " + " | ".join(shown) + " |")
+    (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _range(values: list[float]) -> str:
+    if not values:
+        return ""
+    middle = _short(statistics.median(values))
+    return middle if len(values) == 1 else f"{middle} ({_short(min(values))} to {_short(max(values))})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.3g}"
+
+
+def picture(folder: Path, judge: Any, data: GenerativeDataModule) -> None:
+    """Samples of the first seed, side by side."""
+    found = {"real": folder / "floor.pt", "teacher": folder / "teacher.pt"}
+    for name in OBJECTIVES:
+        paths = sorted(folder.glob(f"{name}-[0-9]*.pt"))
+        if paths:
+            found[name] = paths[0]
+    columns = 6
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(2.3 * columns, 2.5 * rows), facecolor="white", layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for place in axes:
+        place.set_axis_off()
+    reach = float(data.held_out_split.x.abs().max()) * 1.05 if isinstance(judge, MixtureJudge) else 0.0
+    for place, (name, path) in zip(axes, found.items(), strict=False):
+        samples = torch.load(path, weights_only=True).float()
+        place.set_title(name, fontsize=9)
+        if samples.ndim == 2:
+            place.scatter(*samples.T, s=1.5, alpha=0.4, color="#2a66b0", linewidths=0)
+            place.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        else:
+            place.imshow(image_block(samples[:25], 5))
+    save_figure(figure, folder / "picture.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=("forty", "skewed", "grid", "grid_wide", "stacked", "digits"))
+    parser.add_argument("--teacher", type=Path, help="checkpoint, for tasks whose teacher is trained")
+    parser.add_argument("--pairs", type=Path, help="file of `fdistill pairs`, for DMD")
+    parser.add_argument("--only", nargs="+", choices=OBJECTIVES, metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    options, options.more = parser.parse_known_args()
+    torch.set_num_threads(options.threads)
+    run(options)
+
+
+if __name__ == "__main__":
+    main()
