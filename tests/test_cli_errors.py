@@ -97,11 +97,49 @@ TEACHER = {  # what a configuration file says wrongly, and words of the line tha
 
 STUDENT = {
     "divergence with a typo": (
-        "--model.divergence=JensenShanon",
-        "model.divergence: JensenShanon is no FDivergence known here; did you mean JensenShannon? expected one of "
-        "AlphaDivergence, ForwardKL, Jeffreys, JensenShannon,",
+        "--model.objective.divergence=JensenShanon",
+        "model.objective.divergence: JensenShanon is no FDivergence known here; did you mean JensenShannon? expected "
+        "one of AlphaDivergence, AnnealedAlpha,",
     ),
-    "divergence's argument": ("--model.divergence.skw=0.5", "model.divergence (JensenShannon) has no option skw"),
+    "divergence's argument": (
+        "--model.objective.divergence.skw=0.5",
+        "model.objective.divergence (JensenShannon) has no option skw: it takes none",
+    ),
+    "divergence outside the objective": (
+        "--model.divergence=ReverseKL",
+        "model (DistillationModule) has no option divergence; did you mean objective.divergence?",
+    ),
+    "objective with a typo": (
+        "--model.objective=FDistil",
+        "model.objective: FDistil is no Objective known here; did you mean FDistill? expected one of Adversarial, Breg",
+    ),
+    "objective's argument": (
+        "--model.objective.adversarial_wieght=0.5",
+        "model.objective (FDistill) has no option adversarial_wieght; did you mean adversarial_weight?",
+    ),
+    "objective without its argument": (
+        "--model.objective=WarmStarted",
+        "model.objective (WarmStarted) needs objective, first, updates: set in YAML, or by --model.objective.objective",
+    ),
+    "schedule with a typo": (
+        "--model.objective.adversarial_weight=Linaer",
+        "model.objective.adversarial_weight is a number or a Schedule (Cosine, Exponential, Linear, Steps): got Linaer",
+    ),
+    "schedule without its arguments": (
+        "--model.objective.adversarial_weight=Linear",
+        "model.objective.adversarial_weight (Linear) needs start, end, updates: set in YAML, or by",
+    ),
+    "objective without a discriminator": (
+        "--model.discriminator=none",
+        "FDistill needs the density ratio: set discriminator to teacher, fake_score or sample, got none",
+    ),
+    "objective without pairs": ("--model.objective=DMD", "DMD needs pairs of the teacher's ODE: make them with"),
+    "pairs that are not there": ("--model.pairs=nowhere.safetensors", "FDistill reads no pairs: leave pairs out"),
+    "levels that rise": ("--model.renoise_levels=[0.5,0.8]", "positive numbers that fall from sigma_init 5.0, got"),
+    "callback's argument": (
+        '--trainer.callbacks+={"class_path": "SampleGrid", "init_args": {"every_n_turns": "often"}}',
+        "trainer.callbacks.every_n_turns is a whole number: got often",
+    ),
     "turn": ("--model.turn=fusd", "model.turn is one of 'fused', 'alternating': got fusd"),
     "sigma_init of zero": (
         "--model.sigma_init=0",
@@ -143,14 +181,35 @@ def test_divergence_may_be_a_users_own_as_soon_as_it_is_imported(teacher_checkpo
     )
     fit = student_arguments(tmp_path / "run", teacher_checkpoint, "--print_config")
     arguments = ["--import", "my_divergences", *fit]
-    flags = [f"--model.divergence={name}" for name in ("Bhattacharya", "Bhattacharyya")]
+    flags = [f"--model.objective.divergence={name}" for name in ("Bhattacharya", "Bhattacharyya")]
     code = "import sys; from fdistill.cli import main; [main(sys.argv[3:] + [flag]) for flag in sys.argv[1:3]]"
     outcome = python_process(code, *flags, *arguments, PYTHONPATH=str(tmp_path))
     assert "did you mean Bhattacharyya? expected one of AlphaDivergence, Bhattacharyya," in outcome.err
     assert len(outcome.err.splitlines()) == 1
-    assert yaml.safe_load(outcome.out)["model"]["init_args"]["divergence"] == {
-        "class_path": "my_divergences.Bhattacharyya"
-    }
+    objective = yaml.safe_load(outcome.out)["model"]["init_args"]["objective"]
+    assert objective["init_args"]["divergence"] == {"class_path": "my_divergences.Bhattacharyya"}
+
+
+def test_an_objective_by_flag_without_what_it_needs(teacher_checkpoint, tmp_path):
+    sid = write_yaml(tmp_path / "sid.yaml", model={"init_args": {"objective": {"class_path": "SiD"}}})
+    flags = ["--config", sid, "--model.objective=FDistill"]
+    arguments = student_arguments(tmp_path / "run", teacher_checkpoint, *flags)
+    line = one_error_line(fdistill(*[a for a in arguments if a != CONFIGS / "quickstart" / "student.yaml"]))
+    assert "needs divergence" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("every_n_turns=often", "trainer.callbacks.every_n_turns is a whole number: got often"),
+        ("every_n_trns=3", "trainer.callbacks (SampleGrid) has no option every_n_trns; did you mean every_n_turns?"),
+    ],
+)
+def test_mistake_in_an_option_of_a_callback_added_by_flag(option, words, tmp_path):
+    flags = ["--trainer.callbacks+=SampleGrid", f"--trainer.callbacks.{option}"]
+    line = one_error_line(fdistill(*teacher_arguments(tmp_path / "run", *flags)))
+    assert words in line
+    assert "Callback)" not in line
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,11 @@ import pytest
 import torch
 from cli_runs import TURNS, last, student_arguments, succeeds, teacher_arguments, weights_of
 
-ALTERNATING = ["--model.turn=alternating", "--model.fake_updates_per_student=2", "--model.adversarial_weight=0"]
+ALTERNATING = [
+    "--model.turn=alternating",
+    "--model.fake_updates_per_student=2",
+    "--model.objective.adversarial_weight=0",
+]
 
 
 def arguments_of(kind, folder, teacher):

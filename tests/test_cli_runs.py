@@ -1,4 +1,4 @@
-"""Training through the command line: what a run leaves, every divergence by one flag, configurations that compose."""
+"""Training through the command line: what a run leaves, objectives and divergences by flag, composed configurations."""
 
 import inspect
 import json
@@ -10,6 +10,8 @@ from cli_runs import CONFIGS, fdistill, last, student_arguments, succeeds, teach
 from PIL import Image
 
 from fdistill.divergences import FDivergence
+from fdistill.objectives import Adversarial, Objective
+from fdistill.pairs import TeacherPairs
 from fdistill.trainer_cli import run_trainer
 
 
@@ -18,7 +20,23 @@ def concrete(base):
     return below if inspect.isabstract(base) else [base, *below]
 
 
-DIVERGENCES = sorted(c.__name__ for c in concrete(FDivergence) if c.__module__ == FDivergence.__module__)
+def shipped(base):
+    room = base.__module__.rpartition(".")[0]
+    return {found.__name__: found for found in concrete(base) if found.__module__.startswith(room)}
+
+
+DIVERGENCES, OBJECTIVES = shipped(FDivergence), shipped(Objective)
+ARGUMENTS = {  # of objectives that have no default for them
+    "FDistill": {"divergence": "JensenShannon"},
+    "BregmanMatching": {"divergence": "BregmanLogistic"},
+    "UniInstruct": {"divergence": "ForwardKL"},
+    "RewardAugmented": {
+        "objective": "SiD",
+        "reward": {"class_path": "TargetReward", "init_args": {"target": 0.0}},
+        "beta": 0.1,
+    },
+    "WarmStarted": {"objective": "SiDA", "first": "DiffInstruct", "updates": 2},
+}
 
 
 def built(arguments):
@@ -68,20 +86,57 @@ def test_exported_generator_is_the_average_alone(student_checkpoint):
     assert average == {f"ema.average.{n[8:]}" for n in checkpoint["state_dict"] if n.startswith("student.")}
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", sorted(DIVERGENCES))
 def test_every_divergence_is_one_flag(name, teacher_checkpoint, tmp_path):
-    module = built(student_arguments(tmp_path / "run", teacher_checkpoint, f"--model.divergence={name}"))
-    assert type(module.divergence).__name__ == name
-    assert (module.ratio is not None) == (module.divergence.needs_ratio or module.adversarial_weight > 0)
+    flags = [f"--model.objective.divergence={name}", "--model.objective.adversarial_weight=0"]
+    module = built(student_arguments(tmp_path / "run", teacher_checkpoint, *flags))
+    assert type(module.objective.divergence) is DIVERGENCES[name]
+    assert (module.ratio is not None) == module.objective.divergence.needs_ratio
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A file of pairs of digits; nobody made them."""
+    x = torch.zeros(10, 1, 8, 8)
+    return TeacherPairs(x, x, torch.arange(10)).save(tmp_path_factory.mktemp("pairs") / "pairs.safetensors")
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_every_objective_is_one_flag(name, teacher_checkpoint, pairs, tmp_path):
+    flag = json.dumps({"class_path": name, "init_args": ARGUMENTS[name]}) if name in ARGUMENTS else name
+    flags = [f"--model.objective={flag}", *([f"--model.pairs={pairs}"] if name == "DMD" else [])]
+    module = built(student_arguments(tmp_path / "run", teacher_checkpoint, *flags))
+    assert type(module.objective) is OBJECTIVES[name]
+    assert (module.fake_score is None) == (OBJECTIVES[name] is Adversarial)
+    assert (module.ratio is not None) == module.objective.needs.discriminator
+
+
+def test_an_objective_keeps_what_the_file_says_of_it_and_takes_the_rest_by_flag(teacher_checkpoint, tmp_path):
+    flags = ["--model.objective=UniInstruct", "--model.objective.clip=2"]
+    objective = built(student_arguments(tmp_path / "run", teacher_checkpoint, *flags)).objective
+    assert type(objective.divergence).__name__ == "JensenShannon"
+    assert objective.clip == 2
+
+
+def test_a_schedule_is_given_like_a_number(teacher_checkpoint, tmp_path):
+    flag = "--model.objective.adversarial_weight"
+    flags = [f"{flag}=Linear", f"{flag}.start=0", f"{flag}.end=0.3", f"{flag}.updates=10"]
+    weight = built(student_arguments(tmp_path / "run", teacher_checkpoint, *flags)).objective.adversarial_weight
+    assert weight.at(5) == pytest.approx(0.15)
+
+
+def test_a_student_of_two_steps_is_one_flag(teacher_checkpoint, tmp_path):
+    module = built(student_arguments(tmp_path / "run", teacher_checkpoint, "--model.renoise_levels=[0.8]"))
+    assert module.generative_model().sigmas.tolist() == [5.0, 0.8]
 
 
 def test_divergence_takes_its_argument_by_flag(teacher_checkpoint, tmp_path):
-    flags = ["--model.divergence=AlphaDivergence", "--model.divergence.alpha=2"]
-    assert built(student_arguments(tmp_path / "run", teacher_checkpoint, *flags)).divergence.alpha == 2
+    flags = ["--model.objective.divergence=AlphaDivergence", "--model.objective.divergence.alpha=2"]
+    assert built(student_arguments(tmp_path / "run", teacher_checkpoint, *flags)).objective.divergence.alpha == 2
 
 
 def test_reverse_kl_without_adversarial_term_has_no_discriminator(teacher_checkpoint, tmp_path):
-    flags = ["--model.divergence=ReverseKL", "--model.adversarial_weight=0"]
+    flags = ["--model.objective.divergence=ReverseKL", "--model.objective.adversarial_weight=0"]
     module = built(student_arguments(tmp_path / "run", teacher_checkpoint, *flags))
     assert module.ratio is None
     assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"teacher", "student", "fake_score", "ema"}

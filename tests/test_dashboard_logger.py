@@ -91,7 +91,8 @@ def test_the_dashboard_knows_the_settings(run):
     for part in read_folder(run):
         model = part.config["model"]
         assert model["class_path"] == "fdistill.modules.DistillationModule"
-        assert model["init_args"]["divergence"]["class_path"] == "fdistill.divergences.ForwardKL"
+        objective = model["init_args"]["objective"]["init_args"]
+        assert objective["divergence"]["class_path"] == "fdistill.divergences.ForwardKL"
         assert model["init_args"]["teacher"]["init_args"]["network"]["init_args"]["weights"] == [0.4, 0.3, 0.2, 0.1]
         assert part.config["trainer"]["default_root_dir"] == str(run)
 

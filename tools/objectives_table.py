@@ -3,8 +3,8 @@
     python tools/objectives_table.py            # writes them into docs/objectives.md
     python tools/objectives_table.py --check    # fails where the document is not what this would write
 
-What is minimised and the formulas of the weights are words of this file: a class without them stops it, and each formula
-is compared with the code.
+What is minimised and the formulas of the weights are words of this file: a class without them stops it, and each
+formula is compared with the code.
 """
 
 import argparse
@@ -33,39 +33,41 @@ ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "objectives.md"
 RECIPES = ROOT / "configs" / "recipes"
 
-MINIMISED = {
-    "Adversarial": "`weight` · softened reverse KL of p_t, q_t, once the discriminator is optimal",
-    "BregmanMatching": "c σ² · E_p[h(ρ) − h(1) − h'(1)(ρ − 1)], ρ = q_t/p_t",
-    "DMD": "c σ² · KL(q_t‖p_t) + `regression_weight` · mean squared error to the teacher's samples of the same latents",
-    "DMD2": "c σ² · KL(q_t‖p_t) + `adversarial_weight` · softened reverse KL",
-    "DiffInstruct": "c σ² · KL(q_t‖p_t)",
-    "FDistill": "c σ² · E_q[f(r)] / mean h + `adversarial_weight` · softened reverse KL",
-    "Fisher": "c σ⁴ · F/2",
-    "RewardAugmented": "what `objective` minimises − `beta` · E[reward(x)]",
-    "SIM": "c · E_sg[√(‖D_p − D_q‖²/N + `c`²)], at samples that do not move; no 1/N",
-    "ScoreOfMixture": "c σ² · mean over skews in [`low`, `high`] of the skewed Jensen-Shannon divergence / mean h "
-    "+ `adversarial_weight` · softened reverse KL",
-    "SiD": "c σ⁴ · ((1 − `alpha`) F + (`alpha` − 1/2) F_sg)",
-    "SiDA": "the same + `adversarial_weight` · softened reverse KL; `alpha` 1 leaves F_sg/2",
-    "UniInstruct": "c σ⁴ · E_q[h(r) ‖s_p − s_q‖²] / mean h, with `coefficient: exact`; `clipped` and `normalised` bound "
-    "the noisiest of its terms",
-    "VSD": "c σ² · KL(q_t‖p_t), c = σ/(1 + σ²)",
-    "WarmStarted": "what `first` minimises for `updates` updates, what `objective` minimises from then on",
+MINIMISED = {  # words between ` are mathematics, in the order of the table
+    "FDistill": "`c sigma^2 E_q[f(r)] / mean(h)`, and `adversarial_weight` times the softened reverse KL",
+    "DiffInstruct": "`c sigma^2 KL(q_t||p_t)`",
+    "VSD": "`c sigma^2 KL(q_t||p_t)` with `c = sigma / (1 + sigma^2)`",
+    "DMD": "`c sigma^2 KL(q_t||p_t)`, and `regression_weight` times the mean squared error to what the teacher makes "
+    "of the same latents",
+    "DMD2": "`c sigma^2 KL(q_t||p_t)`, and `adversarial_weight` times the softened reverse KL",
+    "ScoreOfMixture": "`c sigma^2` times the mean of the skewed Jensen-Shannon divergences of skews in `[low, high]`, "
+    "over `mean(h)`, and `adversarial_weight` times the softened reverse KL",
+    "BregmanMatching": "`c sigma^2 E_p[h(rho) - h(1) - h'(1) (rho - 1)] / mean(rho h''(rho))`, `rho = q_t/p_t`, and "
+    "`adversarial_weight` times the softened reverse KL",
+    "SiD": "`c sigma^4 ((1 - alpha) F + (alpha - 1/2) F_sg)`",
+    "Fisher": "`c sigma^4 F / 2`",
+    "SiDA": "as `SiD`, and `adversarial_weight` times the softened reverse KL",
+    "SIM": "`c E_sg sqrt(|D_p - D_q|^2 / N + width^2)` with its argument `c` for the width",
+    "UniInstruct": "`c sigma^4 E_q[h(r) |s_p - s_q|^2] / mean(h)` if `coefficient` is `exact`; otherwise the noisiest "
+    "factor of its gradient is bounded",
+    "Adversarial": "`weight` times the softened reverse KL",
+    "RewardAugmented": "what `objective` minimises, less `beta E[reward(x)]`",
+    "WarmStarted": "what `first` minimises for so many `updates`, from then on what `objective` minimises",
 }
-WEIGHTS = {
-    "AlphaDivergence": "r**alpha",
-    "BregmanLogistic": "r / (1 + r)",
-    "BregmanPower": "r**-beta",
-    "ForwardKL": "r",
-    "Jeffreys": "1 + r",
-    "JensenShannon": "r / (1 + r)",
-    "NeymanChiSquared": "2 / r",
-    "PearsonChiSquared": "2 * r**2",
+WEIGHTS = {  # of Python, with the arguments of the divergence as names
     "ReverseKL": "1",
-    "SkewedJensenShannon": "r / (skew * r + 1 - skew)",
     "SoftenedReverseKL": "1 / (1 + r)",
+    "NeymanChiSquared": "2 / r",
+    "JensenShannon": "r / (1 + r)",
     "SquaredHellinger": "sqrt(r) / 4",
+    "ForwardKL": "r",
+    "PearsonChiSquared": "2 * r**2",
+    "Jeffreys": "1 + r",
+    "AlphaDivergence": "r**alpha",
+    "SkewedJensenShannon": "r / (skew * r + 1 - skew)",
     "UniformlySkewedJensenShannon": "r / (r - 1) * log((1 + high * (r - 1)) / (1 + low * (r - 1))) / (high - low)",
+    "BregmanPower": "r**-beta",
+    "BregmanLogistic": "r / (1 + r)",
 }
 EXAMPLES = {
     FDivergence: JensenShannon(),
@@ -78,7 +80,7 @@ EXAMPLES = {
 WITHOUT_RATIO = {FDivergence: Reverse(), Bregman: BregmanPower(0.0)}
 PATTERNS: dict[str, Callable[[bool, bool], bool]] = {  # of an adversarial term, and of a weight that needs a ratio
     "yes": lambda adversarial, ratio: True,
-    "–": lambda adversarial, ratio: False,
+    "no": lambda adversarial, ratio: False,
     "with `adversarial_weight`": lambda adversarial, ratio: adversarial,
     "unless reverse KL": lambda adversarial, ratio: ratio,
     "unless reverse KL without `adversarial_weight`": lambda adversarial, ratio: adversarial or ratio,
@@ -105,14 +107,19 @@ def public(room: Any, base: type) -> list[type]:
     return [c for c in found if inspect.isclass(c) and issubclass(c, base) and not inspect.isabstract(c)]
 
 
-def require_words(words: Iterable[str], classes: Iterable[type], name: str) -> None:
-    """Raises ValueError where a class has no words, or words no class."""
-    written, there = set(words), {cls.__name__ for cls in classes}
-    if written != there:
+def in_order(words: dict[str, str], classes: list[type], name: str) -> list[type]:
+    """The classes in the order of their words.
+
+    Raises:
+        ValueError: where a class has no words, or words have no class.
+    """
+    there = {cls.__name__: cls for cls in classes}
+    if words.keys() != there.keys():
+        missing, idle = sorted(there.keys() - words.keys()), sorted(words.keys() - there.keys())
         raise ValueError(
-            f"{name} says something of every class: missing {sorted(there - written)}, too many "
-            f"{sorted(written - there)}; edit {name} in tools/objectives_table.py"
+            f"{name} of tools/objectives_table.py tells of every class: missing {missing}, too many {idle}"
         )
+    return [there[word] for word in words]
 
 
 def example(cls: type, **given: Any) -> Any:
@@ -136,14 +143,15 @@ def papers(cls: type) -> str:
     number = re.compile(r"arXiv (\d{4}\.\d{4,5})")
     module = importlib.import_module(cls.__module__)
     found = number.findall(cls.__doc__) or number.findall(module.__doc__)[:1]
-    return ", ".join(f"[{n}](https://arxiv.org/abs/{n})" for n in found) or "–"
+    return ", ".join(f"[{n}](https://arxiv.org/abs/{n})" for n in found) or "none"
 
 
 def needed(cls: type, what: str) -> str:
     """When an objective needs something, in words, by asking it with and without adversarial term and ratio."""
     hints = get_type_hints(cls.__init__)
-    if Objective in hints.values():
-        return "as they do" if cls.__name__ == "WarmStarted" else "as it does"
+    inner = [name for name, hint in hints.items() if hint is Objective]
+    if inner:
+        return f"as {' and '.join(f'`{name}`' for name in inner)}"
     answers = {}
     for adversarial, ratio in itertools.product((True, False), repeat=2):
         given = {"adversarial_weight": float(adversarial)} if "adversarial_weight" in hints else {}
@@ -151,17 +159,16 @@ def needed(cls: type, what: str) -> str:
             given["divergence"] = WITHOUT_RATIO[hints["divergence"]]
         answers[adversarial, ratio] = getattr(example(cls, **given).needs, what)
     if isinstance(answers[True, True], str):
-        return {"value": "value", "gradient": "input gradient", "nothing": "–"}[answers[True, True]]
+        return {"value": "value", "gradient": "input gradient", "nothing": "no"}[answers[True, True]]
     return next(words for words, holds in PATTERNS.items() if all(holds(*k) == v for k, v in answers.items()))
 
 
 def objective_tables() -> dict[str, str]:
-    classes = public(objectives, Objective)
-    require_words(MINIMISED, classes, "MINIMISED")
+    classes = in_order(MINIMISED, public(objectives, Objective), "MINIMISED")
     columns = ("teacher", "fake_score", "ratio", "logit", "real", "pairs")
     minimised = [[f"`{c.__name__}`", papers(c), MINIMISED[c.__name__]] for c in classes]
     needs = [[constructor(c), *(needed(c, what) for what in columns)] for c in classes]
-    heads = ("built as", "teacher", "fake score", "density ratio", "logit with gradient", "real data", "pairs")
+    heads = ("built as", "teacher", "fake score", "density ratio", "logit", "real data", "pairs")
     return {
         "minimised": table(("objective", "source", "descends the gradient of"), minimised),
         "needs": table(heads, needs),
@@ -186,7 +193,7 @@ def behaviour(divergence: FDivergence) -> Behaviour:
     """Both integrals over ln r, by the trapezoidal rule; infinite by the powers of r that h has at its ends."""
     weight, at_ends = divergence.weight_slopes(torch.tensor([-40.0, 40.0], dtype=torch.float64))[:2]
     at_zero, at_infinity = (at_ends / weight).tolist()
-    log_r = torch.linspace(0, 700, 700_001, dtype=torch.float64)
+    log_r = torch.linspace(0, 700, 140_001, dtype=torch.float64)
     scale = divergence.weight(log_r[:1]).item()
 
     def integral(integrand: Tensor) -> float:
@@ -206,10 +213,9 @@ def weight_variance(divergence: FDivergence, apart: float = APART) -> float:
 
 
 def divergence_tables() -> dict[str, str]:
-    classes = [c for c in public(divergences, FDivergence) if not issubclass(c, ChangingDivergence)]
-    require_words(WEIGHTS, classes, "WEIGHTS")
+    fixed = [cls for cls in public(divergences, FDivergence) if not issubclass(cls, ChangingDivergence)]
     rows = []
-    for made in (example(cls) for cls in classes):
+    for made in map(example, in_order(WEIGHTS, fixed, "WEIGHTS")):
         modes = behaviour(made)
         costs = [number(cost) for cost in modes]
         asks = "yes" if made.needs_ratio else "no"
@@ -240,7 +246,17 @@ def recipe_tables() -> dict[str, str]:
                 re.search(r"FID (\d+\.\d+)", comment)[1],
             ]
         )
-    heads = ("recipe", "objective", "batch", "rate", "fake : student", "turns", "`sigma_init`", "real data", "their FID")
+    heads = (
+        "recipe",
+        "objective",
+        "batch",
+        "rate",
+        "fake : student",
+        "turns",
+        "`sigma_init`",
+        "real data",
+        "their FID",
+    )
     return {"recipes": table(heads, rows)}
 
 
@@ -256,10 +272,10 @@ def number(value: float) -> str:
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
+    """A table in Markdown; bars inside cells are escaped."""
     heads = list(heads)
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def filled(document: str) -> str:
@@ -269,8 +285,8 @@ def filled(document: str) -> str:
         ValueError: where the document does not have each table's marks exactly once.
     """
     for name, made in {**objective_tables(), **divergence_tables(), **recipe_tables()}.items():
-        marked = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        document, found = marked.subn(lambda match, made=made: match[1] + made + match[2], document)
+        marked = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        document, found = marked.subn(lambda match, made=made: match[1] + made + "\n" + match[2], document)
         if found != 1:
             raise ValueError(f"the document has one place '<!-- table: {name} -->' ... '<!-- end -->': got {found}")
     return document

@@ -23,7 +23,7 @@ _NO_CLASS = re.compile(
     r"|Expected an instantiatable class, but (?P<abstract>\S+) is"
 )
 _NOT_OF_TYPE = re.compile(r"Expected an? (?:<class '(?P<name>[\w.]+)'>|typing\.Literal\[(?P<choices>[^\]]*)\])")
-_VALUE = re.compile(r"(?:Got|Given) value: (.*?)(?= - Expected|\. Got value| Given value|$)")
+_VALUE = re.compile(r"(?:Got|Given) value: (.*?)(?= - Expected| - Problem|\. Got value| Given value|$)")
 _NESTED = re.compile(r"val='?(.*?)'?\)$")
 _INTERPOLATION = re.compile(r"Interpolation key '\.*([^']*)' not found")
 _FACTORY = re.compile(r"class_path='([\w.]+)'")  # of an optimiser, which is built later and so no "given class_path"
@@ -59,7 +59,9 @@ def explain(message: str, options: Mapping[str, Any]) -> str:
 
 
 def _unknown_key(text: str, options: Mapping[str, Any]) -> str | None:
-    found = _UNKNOWN_KEY.search(text)
+    found = next(
+        (match for match in _UNKNOWN_KEY.finditer(text) if not _is_fallback(text[: match.start()], options)), None
+    )
     if not found:
         return None
     name, before = found[1] or found[2], text[: found.start()]
@@ -68,7 +70,9 @@ def _unknown_key(text: str, options: Mapping[str, Any]) -> str | None:
     if owner is None:
         return f"there is no option {name}{_did_you_mean(name, options)}"
     known = [option for option in inspect.signature(owner).parameters if not factory or option != "params"]
-    return f"{_path(before)} ({owner.__name__}) has no option {name}{choices(name, known)}"
+    inside = _inside(owner, name)
+    remedy = f"; did you mean {inside}?" if inside else choices(name, known) if known else ": it takes none"
+    return f"{_path(before)} ({owner.__name__}) has no option {name}{remedy}"
 
 
 def _unknown_flag(text: str, options: Mapping[str, Any]) -> str | None:
@@ -129,6 +133,8 @@ def _not_of_type(text: str, options: Mapping[str, Any]) -> str | None:
         return None
     before, after = text[: found[0].start()], text[found[0].end() :]
     kinds = dict.fromkeys(f"one of {m['choices']}" if m["choices"] else _KINDS.get(m["name"], m["name"]) for m in found)
+    for base in _bases(before, options):  # a number or a schedule, say
+        kinds[f"a {base.__name__} ({', '.join(sorted(c.__name__ for c in _concrete(base)))})"] = None
     value = _VALUE.search(after)
     got = "" if value is None else value[1]
     if "NestedArg(" in got and _NESTED.search(got):
@@ -145,6 +151,29 @@ def _path(before: str) -> str:
 def _last_class(before: str) -> type | None:
     paths = _CLASS.findall(before)
     return _imported(paths[-1]) if paths else None
+
+
+def _is_fallback(before: str, options: Mapping[str, Any]) -> bool:
+    """Whether an option was refused by the bare base class, which the parser tries after the class that was named."""
+    named, owner = _CLASS.findall(before), _last_class(before)
+    return len(named) > 1 and owner in _classes(options.get(_KEY.findall(before)[0]))
+
+
+def _inside(owner: type, name: str) -> str | None:
+    """The option of `owner` whose classes take `name`, as option.name; None where there is none."""
+    for option, annotation in _hints(owner).items():
+        below = (found for base in _classes(annotation) for found in _concrete(base))
+        if any(name in inspect.signature(found).parameters for found in below):
+            return f"{option}.{name}"
+    return None
+
+
+def _hints(owner: type) -> dict[str, Any]:
+    """The annotations of a class's arguments; none where they cannot be resolved."""
+    try:
+        return typing.get_type_hints(owner.__init__)
+    except (NameError, TypeError):
+        return {}
 
 
 def _imported(path: str) -> type | None:
@@ -164,10 +193,7 @@ def _bases(before: str, options: Mapping[str, Any]) -> list[type]:
         return []
     if owner is None:
         return _classes(options.get(keys[-1]))
-    try:
-        return _classes(typing.get_type_hints(owner.__init__).get(keys[-1].rsplit(".", 1)[-1]))
-    except (NameError, TypeError):
-        return []
+    return _classes(_hints(owner).get(keys[-1].rsplit(".", 1)[-1]))
 
 
 def _classes(annotation: Any) -> list[type]:

@@ -12,9 +12,9 @@ from fdistill.data import Batch, GenerativeDataModule
 from fdistill.denoiser import Denoiser
 from fdistill.ema import EMA
 from fdistill.generative_model import GenerativeModel
-from fdistill.log_ratio import RatioEstimator, gradient_penalty
+from fdistill.log_ratio import RatioEstimator
 from fdistill.modules.consult import Opinion, consult
-from fdistill.modules.discrimination import Reads, build_discriminator, logit_of
+from fdistill.modules.discrimination import Reads, build_discriminator, logit_of, r1_penalty
 from fdistill.modules.generation import Generated, check_levels, drawn_steps, dropped_labels, simulate
 from fdistill.modules.rhythm import Rhythm, Turn
 from fdistill.modules.start import (
@@ -23,6 +23,7 @@ from fdistill.modules.start import (
     check_imitation,
     check_needs,
     check_numbers,
+    check_real,
     known_sigma_data,
     learners,
     teacher_model,
@@ -49,8 +50,8 @@ class DistillationModule(StudentValidation):
         fake_score_optimizer: class_path and init_args, of fake score and discriminator; usually the faster one.
         sigma_init: noise level the student starts from, > 0.
         renoise_levels: noise levels of its further steps, falling; none for a one-step student.
-        student: initial student; None copies the teacher.
-        fake_score: initial fake score; None copies the teacher.
+        student: initial student, a denoiser or a checkpoint of one; None copies the teacher.
+        fake_score: initial fake score, likewise.
         fake_noise_levels: noise at which fake score and discriminator learn; None for the student's. Alternating only.
         sigma_data: standard deviation of the data; None takes it from the fake score's EDM preconditioning.
         turn: fused (every network learns from one generated batch) or alternating (one network a turn).
@@ -90,8 +91,8 @@ class DistillationModule(StudentValidation):
         fake_score_optimizer: OptimizerCallable,
         sigma_init: float,
         renoise_levels: Sequence[float] = (),
-        student: Denoiser | None = None,
-        fake_score: Denoiser | None = None,
+        student: Denoiser | str | None = None,
+        fake_score: Denoiser | str | None = None,
         fake_noise_levels: NoiseLevels | None = None,
         sigma_data: float | None = None,
         turn: Turn = "alternating",
@@ -115,12 +116,10 @@ class DistillationModule(StudentValidation):
         super().__init__(seed, gradient_clip)
         check_choices(turn, discriminator, fake_noise_levels, fake_label_dropout)
         check_numbers(fake_updates_per_student, fake_score_warmup, fake_label_dropout=fake_label_dropout)
-        check_needs(objective, discriminator, pairs, r1_weight)
+        check_needs(objective, discriminator, pairs, r1_weight, r1_step)
         self.objective, self.noise_levels, needs = objective, noise_levels, objective.needs
-        self.levels, self.rhythm = (
-            check_levels(sigma_init, renoise_levels),
-            Rhythm(turn, fake_updates_per_student, fake_score_warmup),
-        )
+        self.levels = check_levels(sigma_init, renoise_levels)
+        self.rhythm = Rhythm(turn, fake_updates_per_student, fake_score_warmup)
         self.reads = discriminator if needs.discriminator else "none"
         self.teacher_source = str(teacher) if isinstance(teacher, str | Path) else teacher.spec()
         loaded = teacher_model(teacher)
@@ -160,16 +159,18 @@ class DistillationModule(StudentValidation):
         return GenerativeModel(self.teacher, "teacher", self._teacher_sigmas, self.guidance)
 
     def setup(self, stage: str) -> None:
-        """Check what only the run can tell, and let the objective see the data."""
+        """Check what only the run can tell: real data where the objective needs it."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, GenerativeDataModule) and stage == "fit":
-            if self.objective.needs.real and not data.has_real:
-                raise ValueError(
-                    f"{type(self.objective).__name__} needs real data for its discriminator: {type(data).__name__} has "
-                    "none; give a dataset, or use an objective without ratio and adversarial term (DiffInstruct, SiD)"
-                )
+            check_real(self.objective, data)
+
+    def on_fit_start(self) -> None:
+        """Let the objective see the data, with its networks on their device already."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, GenerativeDataModule):
             self.objective.prepare(data)
+            self.frozen.requires_grad_(False).eval()  # what was fitted just now, too
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         groups = [] if self.fake_score is None else [{"params": list(self.fake_score.parameters())}]
@@ -193,8 +194,8 @@ class DistillationModule(StudentValidation):
         generated = self._generate(batch, generator, student_learns)
         x = generated.x.detach().requires_grad_(student_learns)
         x_t = generated.noised(x if needs.input_gradient else x.detach())
-        teacher = self._ask_teacher(x_t, generated, needs)
-        fake = self._ask_fake_score(x_t, generated, needs, fake_learns, generator)
+        teacher = self._ask_teacher(x_t, generated, needs, fake_learns)
+        fake = self._ask_fake_score(x_t, generated, needs, fake_learns)
         losses, log = {}, {}
         if student_learns:
             regression_x, at, log = self._noised_samples(x, x_t, generated, teacher, fake, needs, generator)
@@ -220,35 +221,33 @@ class DistillationModule(StudentValidation):
 
     def _generate(self, batch: Batch, generator: torch.Generator, student_learns: bool) -> Generated:
         labels = batch.labels if self.student.num_classes else None
-        latents = [self.normal(batch.x.shape, generator)]
         steps = drawn_steps(self.seed, self.global_step, len(self.levels))
-        latents += [self.normal(batch.x.shape, generator) for _ in range(steps - 1)]
+        latents = [self.normal(batch.x.shape, generator) for _ in range(steps)]
         x = simulate(self.student, latents, self.levels, labels, student_learns)
         levels = self.noise_levels if student_learns else self.fake_noise_levels
         sigma = levels.sample(len(x), generator, self.device)
-        return Generated(x, self.normal(batch.x.shape, generator), sigma, labels)
+        noise, fake_labels = self.normal(batch.x.shape, generator), labels
+        if self.fake_label_dropout and not student_learns:
+            fake_labels = dropped_labels(labels, self.fake_score.num_classes, self.fake_label_dropout, generator)
+        return Generated(x, noise, sigma, labels, fake_labels)
 
-    def _ask_teacher(self, x_t: Tensor, generated: Generated, needs: Needs) -> Opinion:
+    def _ask_teacher(self, x_t: Tensor, generated: Generated, needs: Needs, fake_learns: bool) -> Opinion:
         """Only what this turn reads: features for the discriminator, the guided value for the student."""
-        features = self._features_of("teacher", needs)
+        features = self._features_of("teacher", needs, fake_learns)
         return consult(self.teacher, x_t, generated.sigma, generated.labels, needs.teacher, features, self.guidance)
 
-    def _ask_fake_score(
-        self, x_t: Tensor, generated: Generated, needs: Needs, fake_learns: bool, generator: torch.Generator
-    ) -> Opinion:
+    def _ask_fake_score(self, x_t: Tensor, generated: Generated, needs: Needs, fake_learns: bool) -> Opinion:
         """The value that it learns with and the student reads; features where the discriminator reads them."""
         if self.fake_score is None:
             return Opinion()
-        features, value, labels = self._features_of("fake_score", needs), needs.fake_score, generated.labels
-        if fake_learns and value == "nothing":
-            value = "value"
-        if fake_learns and self.fake_label_dropout and self.fake_score.num_classes:
-            labels = dropped_labels(labels, self.fake_score.num_classes, self.fake_label_dropout, generator)
+        features = self._features_of("fake_score", needs, fake_learns)
+        value: Asked = "value" if fake_learns and needs.fake_score == "nothing" else needs.fake_score
         guidance = 1.0 if fake_learns else self.fake_guidance
+        labels = generated.fake_labels
         return consult(self.fake_score, x_t, generated.sigma, labels, value, features, guidance, fake_learns)
 
-    def _features_of(self, network: str, needs: Needs) -> Asked:
-        if self.reads != network:
+    def _features_of(self, network: str, needs: Needs, fake_learns: bool) -> Asked:
+        if self.reads != network or not (needs.discriminator or fake_learns):
             return "nothing"
         return "gradient" if needs.logit else "value"
 
@@ -296,11 +295,12 @@ class DistillationModule(StudentValidation):
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Denoising on the student's samples; discrimination of them from real ones at the same noise levels."""
-        losses, sigma, labels = {}, generated.sigma, generated.labels
+        losses, sigma = {}, generated.sigma
         if self.fake_score is not None:
             losses["loss/fake_score"] = denoising_loss(fake.denoised, generated.x, sigma, self.sigma_data)
         if self.ratio is None:
             return losses
+        labels = generated.fake_labels if self.reads == "fake_score" else generated.labels
         half = {"teacher": teacher, "fake_score": fake}.get(self.reads, Opinion()).half
         if self.reads == "teacher":
             half = half.detach_features()
@@ -308,10 +308,10 @@ class DistillationModule(StudentValidation):
         real_logit = self.logit(real, sigma, labels)
         losses["loss/discriminator"] = discriminator_loss(self.ratio.logit(half, x_t, sigma, labels), real_logit)
         if self.r1_weight:
-            penalty = gradient_penalty(
+            penalty = r1_penalty(
                 lambda x: self.logit(x, sigma, labels), real, sigma, self.sigma_data, generator, self.r1_step
             )
-            losses["loss/r1"] = self.r1_weight / 2 * penalty.mean()
+            losses["loss/r1"] = self.r1_weight / 2 * penalty
         return losses
 
     def logit(self, x_t: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:

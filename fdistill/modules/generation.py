@@ -21,7 +21,8 @@ class Generated(NamedTuple):
     x: Tensor  # [B, *sample_shape], with the student's graph where the student learns
     noise: Tensor  # [B, *sample_shape], standard normal
     sigma: Tensor  # [B]
-    labels: Tensor | None
+    labels: Tensor | None  # int64 [B]
+    fake_labels: Tensor | None = None  # those that the fake score sees: some are "no class" where it learns that
 
     def noised(self, x: Tensor) -> Tensor:
         """x + sigma eps for any samples x of these noise levels."""

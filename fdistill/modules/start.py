@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from fdistill.checkpoints import load_model
+from fdistill.data import GenerativeDataModule
 from fdistill.denoiser import Denoiser
 from fdistill.generative_model import GenerativeModel
 from fdistill.modules.discrimination import Reads
@@ -38,9 +39,16 @@ def check_choices(turn: str, discriminator: str, fake_noise_levels: NoiseLevels 
         raise ValueError("a fused turn asks the fake score once, with its class: fake_label_dropout needs alternating")
 
 
-def check_needs(objective: Objective, discriminator: str, pairs: str | Path | None, r1_weight: float) -> None:
+def check_needs(
+    objective: Objective, discriminator: str, pairs: str | Path | None, r1_weight: float, r1_step: float
+) -> None:
     """Raises ValueError where an objective lacks what it needs, or is given what nobody reads."""
     name, needs = type(objective).__name__, objective.needs
+    if needs.fake_score == "nothing" and not needs.discriminator:
+        raise ValueError(
+            f"{name} needs neither a fake score nor a discriminator, so nothing would learn beside the student: "
+            "ask for one of them in its needs"
+        )
     if needs.discriminator and discriminator == "none":
         what = "the density ratio" if needs.ratio else "a discriminator's logit"
         raise ValueError(f"{name} needs {what}: set discriminator to teacher, fake_score or sample, got none")
@@ -51,18 +59,31 @@ def check_needs(objective: Objective, discriminator: str, pairs: str | Path | No
         )
     if pairs is not None and not needs.pairs:
         raise ValueError(f"{name} reads no pairs: leave pairs out, or use DMD; got {pairs}")
-    if not 0 <= r1_weight < math.inf:
-        raise ValueError(f"r1_weight is finite and not negative: got {r1_weight}")
+    for given, value in (("r1_weight", r1_weight), ("r1_step", r1_step)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{given} is finite and not negative: got {value}")
     if r1_weight and not needs.discriminator:
         raise ValueError(f"r1_weight penalises the discriminator, and {name} has none: set it to 0, got {r1_weight}")
+
+
+def check_real(objective: Objective, data: GenerativeDataModule) -> None:
+    """Raises ValueError where a discriminator would have nothing real to learn from."""
+    if objective.needs.real and not data.has_real:
+        raise ValueError(
+            f"{type(objective).__name__} needs real data for its discriminator: {type(data).__name__} has none; give a "
+            "dataset, or use an objective without ratio and adversarial term (DiffInstruct, SiD)"
+        )
 
 
 def check_guidance(guidance: float, fake_guidance: float, fake_dropout: float, fake_score: Denoiser | None) -> None:
     """Raises ValueError for scales that are not finite, or guidance of a fake score that knows no "no class"."""
     if not (math.isfinite(guidance) and math.isfinite(fake_guidance)):
         raise ValueError(f"guidance and fake_guidance are finite: got {guidance} and {fake_guidance}")
-    if fake_guidance != 1 and (fake_score is None or not fake_score.num_classes):
+    conditional = fake_score is not None and fake_score.num_classes > 0
+    if fake_guidance != 1 and not conditional:
         raise ValueError(f"fake_guidance needs a class-conditional fake score: leave it 1, got {fake_guidance}")
+    if fake_dropout and not conditional:
+        raise ValueError(f"fake_label_dropout needs a class-conditional fake score: leave it 0, got {fake_dropout}")
     if fake_guidance != 1 and not fake_dropout:
         raise ValueError(
             "a guided fake score has to learn samples without their class too: set fake_label_dropout (0.1, say) "
@@ -76,13 +97,17 @@ def check_imitation(imitation: float, fake_score: Denoiser | None, student: Deno
         raise ValueError(
             f"imitation is the share of its own weights that a fake score keeps, in [0, 1]: got {imitation}"
         )
-    if imitation < 1:
-        shapes = [None if net is None else [p.shape for p in net.parameters()] for net in (fake_score, student)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                "a fake score imitates a student of its own architecture: expected the same weights, got others; "
-                "leave imitation 1"
-            )
+    if imitation == 1:
+        return
+    if fake_score is None:
+        raise ValueError(f"imitation needs a fake score, which this objective has not: leave it 1, got {imitation}")
+    shapes = [[parameter.shape for parameter in net.parameters()] for net in (fake_score, student)]
+    meanings = [net.preconditioning.spec() for net in (fake_score, student)]
+    if shapes[0] != shapes[1] or meanings[0] != meanings[1]:
+        raise ValueError(
+            "a fake score imitates a student of its own architecture and preconditioning: expected the same, got "
+            "others; leave imitation 1"
+        )
 
 
 def teacher_model(source: Denoiser | str | Path) -> GenerativeModel:
@@ -98,24 +123,28 @@ def teacher_model(source: Denoiser | str | Path) -> GenerativeModel:
         return GenerativeModel.teacher(source, num_steps=18, sigma_min=0.002, sigma_max=80.0)
     model = load_model(source)
     if model.kind != "teacher":
-        raise ValueError(f"a teacher denoises at every noise level: {source} holds a one-step {model.kind}")
+        raise ValueError(f"a teacher denoises at every noise level: {source} holds a {model.kind}")
     return model
 
 
 def learners(
-    teacher: Denoiser, student: Denoiser | None, fake_score: Denoiser | None, with_fake_score: bool
+    teacher: Denoiser,
+    student: Denoiser | str | Path | None,
+    fake_score: Denoiser | str | Path | None,
+    with_fake_score: bool,
 ) -> tuple[Denoiser, Denoiser | None]:
     """Trainable copies of the initial student and fake score; of the teacher where None is given.
 
-    Without a fake score (an objective that asks for none) the second is None.
+    A path is that of a run checkpoint or exported folder. Without a fake score (an objective that asks for none) the
+    second is None.
 
     Raises:
         ValueError: for a network without parameters, or of another shape or other classes than the student sees.
     """
     if fake_score is not None and not with_fake_score:
         raise ValueError("this objective asks for no fake score: leave fake_score out")
-    student = _trainable(student or teacher, "student")
-    fake_score = _trainable(fake_score or teacher, "fake_score") if with_fake_score else None
+    student = _trainable(_denoiser(student) or teacher, "student")
+    fake_score = _trainable(_denoiser(fake_score) or teacher, "fake_score") if with_fake_score else None
     for name, other in (("teacher", teacher), ("fake_score", fake_score)):
         if other is None:
             continue
@@ -141,6 +170,10 @@ def known_sigma_data(given: float | None, denoiser: Denoiser) -> float:
             "give the data's standard deviation"
         )
     return given
+
+
+def _denoiser(source: Denoiser | str | Path | None) -> Denoiser | None:
+    return load_model(source).denoiser if isinstance(source, str | Path) else source
 
 
 def _trainable(denoiser: Denoiser, name: str) -> Denoiser:

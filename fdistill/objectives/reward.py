@@ -12,8 +12,9 @@ from fdistill.schedules import Schedule, value_at
 class RewardAugmented(Objective):
     """Another objective, less beta times a differentiable reward (Diff-Instruct++, arXiv 2410.18881).
 
-    Beta is in the units of the other objective's own loss. For reverse KL with the normaliser c of one vanishing noise
-    level sigma the optimum is the tilted law p(x) exp(k r(x)) / Z with k = beta entries / (c sigma^2).
+    Like the other losses the reward counts per entry of a sample, so that beta means the same for every image size. For
+    reverse KL with the normaliser c of one vanishing noise level sigma the optimum is the tilted law p(x) exp(k r(x)) /
+    Z with k = beta / (c sigma^2).
     """
 
     def __init__(self, objective: Objective, reward: Reward, beta: float | Schedule) -> None:
@@ -29,6 +30,10 @@ class RewardAugmented(Objective):
     def needs(self) -> Needs:
         return self.objective.needs
 
+    def at(self, update: int) -> Objective:
+        now = self.objective.at(update)
+        return self if now is self.objective else RewardAugmented(now, self.reward, self.beta)
+
     def networks(self) -> tuple[nn.Module, ...]:
         return (*self.objective.networks(), self.reward)
 
@@ -39,6 +44,6 @@ class RewardAugmented(Objective):
     def loss(self, at: NoisedSamples) -> StudentLoss:
         matching = self.objective.loss(at)
         if is_on(self.beta):
-            cost = Term(-self.reward(at.x, at.labels), value_at(self.beta, at.update))
-            matching.terms["reward"] = cost
+            cost = -self.reward(at.x, at.labels) / at.x[0].numel()
+            matching.terms["reward"] = Term(cost, value_at(self.beta, at.update))
         return matching

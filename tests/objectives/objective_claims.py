@@ -206,7 +206,7 @@ def adversarial_alone():
 
 
 def reward_augmented():
-    reward = {"reward": lambda at, theta: 0.3 * expected_square(at, theta, 0.5) / 2}
+    reward = {"reward": lambda at, theta: 0.3 * expected_square(at, theta, 0.5) / (2 * at.entries)}
     terms = {"student": matching(JensenShannon(), "sigma")} | reward
     yield Claim(RewardAugmented(FDistill(JensenShannon(), normaliser="sigma"), Nearness(0.5), 0.3), terms)
 

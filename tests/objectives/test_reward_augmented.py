@@ -9,7 +9,7 @@ from objective_claims import Nearness, exact_samples, expected_gradients, relati
 from torch import nn
 
 from fdistill.networks import GaussianMixture
-from fdistill.objectives import DiffInstruct, RewardAugmented
+from fdistill.objectives import DiffInstruct, RewardAugmented, SiD, WarmStarted
 from fdistill.schedules import Linear
 
 MEAN, STD, GOAL, TILT = [0.4, -0.3], 0.7, 1.0, 1.5
@@ -25,7 +25,7 @@ def residual(sigma, normaliser, d):
         factor = factor @ torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
     theta = torch.cat([torch.tensor(mean, dtype=torch.float64), factor.flatten()]).requires_grad_()
     problem = Problem(GaussianMixture([MEAN[:d]], [STD]), affine, theta, sigma)
-    beta = TILT * step(normaliser, sigma) * sigma**2 / d
+    beta = TILT * step(normaliser, sigma) * sigma**2
     share, samples = exact_samples(problem)
     found = expected_gradients(RewardAugmented(DiffInstruct(normaliser), Nearness(GOAL), beta), problem, share, samples)
     return ((found["student"] + found["reward"]).norm() / found["reward"].norm()).item()
@@ -49,6 +49,15 @@ def test_reward_adds_its_own_gradient_and_leaves_that_of_the_objective():
     mean = (share * Nearness()(samples.x, None)).sum()
     (climbed,) = torch.autograd.grad(mean, problem.theta, retain_graph=True)
     assert relative_error(found["reward"], -0.4 * climbed) < 1e-12
+
+
+def test_reward_stays_while_its_objective_changes():
+    early, late = DiffInstruct(), SiD()
+    both = RewardAugmented(WarmStarted(late, early, 5), Nearness(), 0.4)
+    assert both.at(4).objective is early
+    assert both.at(5).objective is late
+    assert both.at(4).needs == early.needs
+    assert both.at(4).reward is both.reward
 
 
 def test_beta_of_nought_asks_for_no_reward():
