@@ -109,9 +109,9 @@ class DiversityProbe:
     def rows(self, samples: Tensor, wanted: Tensor | None) -> Rows:
         """Read samples [m, ...] once."""
         features = self.extractor.extract(samples)
-        modes = self.extractor.classify(features)
+        modes = self.data.read_modes(samples)  # its own oracle, where it has one, reads better than any features
         if modes is None:
-            modes = self.data.read_modes(samples)
+            modes = self.extractor.classify(features)
         to = features.device
         return Rows(features, *(None if kept is None else kept.to(to) for kept in (modes, wanted)))
 

@@ -98,7 +98,7 @@ def test_every_divergence_is_one_flag(name, teacher_checkpoint, tmp_path):
 def pairs(tmp_path_factory):
     """A file of pairs of digits; nobody made them."""
     x = torch.zeros(10, 1, 8, 8)
-    return TeacherPairs(x, x, torch.arange(10)).save(tmp_path_factory.mktemp("pairs") / "pairs.safetensors")
+    return TeacherPairs(x, x.clone(), torch.arange(10)).save(tmp_path_factory.mktemp("pairs") / "pairs.safetensors")
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))

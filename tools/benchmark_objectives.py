@@ -1,13 +1,14 @@
 """Every objective on the same work: modes, distances, recall, Vendi score, anchored TID and time, over seeds.
 
     python tools/benchmark_objectives.py forty --out runs/benchmark_objectives
-    python tools/benchmark_objectives.py digits --teacher runs/quickstart/train-teacher/checkpoints/last.ckpt \\
+    python tools/benchmark_objectives.py digits --pairs runs/benchmark_objectives/pairs.safetensors \\
         --only "forward KL" SiD --seeds 0 1 2 --out runs/benchmark_objectives
 
 Tasks: forty (the 40-mode benchmark), skewed (four unequal modes, a student that starts on one), grid (25 modes, low
-noise, a student that starts on one), stacked (1,000 modes of stacked digits) and digits. The task's configuration is
-configs/benchmarks/TASK.yaml. Runs that are already in --out are not repeated. Writes one JSON a run, TASK.md (medians
-over seeds with their range) and TASK.png (samples of the first seed) into --out/TASK.
+noise, a student that starts on one), stacked and stacked_low (1,000 modes of stacked digits, wide and low noise) and
+digits. The task's configuration is configs/benchmarks/TASK.yaml; of some, a configuration beside it comes first. Runs
+that are already in --out are not repeated. Writes one JSON a run, table.md (medians over seeds with their range) and
+picture.png (samples of the first seed) into --out/TASK.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from fdistill.report.figure_file import save_figure
 from fdistill.report.grid import image_block
 from fdistill.trainer_cli import run_trainer
 
+TASKS = ("forty", "skewed", "grid", "stacked", "stacked_low", "digits")
 SPARE = 4_000  # samples that neighbours are searched in
 MODES_AT_LEAST = 0.25  # of its own share, for a mode of a mixture to be covered; of stacked digits one sample is enough
 
@@ -195,7 +197,7 @@ def objective_for(task: str, name: str) -> dict[str, Any]:
     """The objective's configuration: step sizes by noise level where samples have few entries."""
     chosen = json.loads(json.dumps(OBJECTIVES[name]))
     if chosen["class_path"] in HAS_NORMALISER:
-        by_sample = task in ("digits", "stacked")
+        by_sample = task in ("digits", "stacked", "stacked_low")
         chosen.setdefault("init_args", {})["normaliser"] = "sample" if by_sample else "sigma"
     return chosen
 
@@ -318,7 +320,7 @@ def picture(folder: Path, judge: Any, data: GenerativeDataModule) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("forty", "skewed", "grid", "grid_wide", "stacked", "digits"))
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("--teacher", type=Path, help="checkpoint, for tasks whose teacher is trained")
     parser.add_argument("--pairs", type=Path, help="file of `fdistill pairs`, for DMD")
     parser.add_argument("--only", nargs="+", choices=OBJECTIVES, metavar="NAME")

@@ -74,7 +74,7 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
     def read_modes(self, x: torch.Tensor) -> torch.Tensor | None:
         """Return the mode of each sample [n, *sample_shape], int64 [n] in [0, num_modes), -1 for a sample of none.
 
-        None where the data has no exact rule, as in a set of photographs.
+        None where the data has no rule of its own, as in a set of photographs.
         """
         return None
 

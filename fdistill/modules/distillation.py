@@ -277,7 +277,7 @@ class DistillationModule(StudentValidation):
                 at = at._replace(log_ratio=self.ratio.log_ratio(logit, at.sigma))
                 log["ratio/clipped_fraction"] = self.ratio.clipped_fraction(logit)
             if needs.logit:
-                at = at._replace(logit=logit)
+                at = at._replace(logit=logit.float())  # bf16 under mixed precision
         regression_x = None
         if needs.pairs:
             latents, target, labels = self.pairs.draw(len(x), generator)

@@ -61,7 +61,7 @@ class SiDA(SiD):
 
     def __init__(
         self,
-        adversarial_weight: float | Schedule = 1e-2,
+        adversarial_weight: float | Schedule = 1e-3,
         alpha: float = 1.0,
         normaliser: Normaliser = "sample",
     ) -> None:
@@ -89,7 +89,7 @@ class SIM(Objective):
     """Score implicit matching (arXiv 2410.16794) with d(y) = sqrt(|y|^2 / entries + c^2) - c (Pseudo-Huber).
 
     With y = D_q - D_p the expected gradient of -<d'(y), u> is that of E[d(y)] over samples that do not move. d' keeps
-    its graph: detaching it, as some released codes do, loses the part of the gradient that goes through x_t.
+    its graph: detaching it loses the part of the gradient that goes through x_t.
     """
 
     def __init__(self, c: float = 0.03, normaliser: Normaliser = "uniform") -> None:

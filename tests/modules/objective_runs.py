@@ -1,0 +1,70 @@
+"""Every concrete objective with arguments that make all of its terms count, and modules that learn by them."""
+
+import inspect
+
+from tiny_runs import distillation, mlp
+
+from fdistill.divergences import BregmanLogistic, ForwardKL, JensenShannon
+from fdistill.objectives import (
+    DMD,
+    DMD2,
+    SIM,
+    VSD,
+    Adversarial,
+    BregmanMatching,
+    DiffInstruct,
+    FDistill,
+    Fisher,
+    Objective,
+    RewardAugmented,
+    ScoreOfMixture,
+    SiD,
+    SiDA,
+    UniInstruct,
+    WarmStarted,
+)
+from fdistill.rewards import TargetReward
+
+OBJECTIVES = {
+    "Adversarial": Adversarial,
+    "BregmanMatching": lambda: BregmanMatching(BregmanLogistic(), 0.1, "sigma"),
+    "DMD": DMD,
+    "DMD2": lambda: DMD2(0.1),
+    "DiffInstruct": DiffInstruct,
+    "FDistill": lambda: FDistill(JensenShannon(), 0.1, "sigma"),
+    "Fisher": Fisher,
+    "RewardAugmented": lambda: RewardAugmented(SiD(), TargetReward([1.0, 0.0]), 0.1),
+    "SIM": SIM,
+    "ScoreOfMixture": lambda: ScoreOfMixture(adversarial_weight=0.1),
+    "SiD": SiD,
+    "SiDA": lambda: SiDA(0.1),
+    "UniInstruct": lambda: UniInstruct(ForwardKL()),
+    "VSD": VSD,
+    "WarmStarted": lambda: WarmStarted(SiDA(0.1), DiffInstruct(), 1),
+}
+
+
+def concrete(base):
+    below = [found for sub in base.__subclasses__() for found in concrete(sub)]
+    return below if inspect.isabstract(base) else [base, *below]
+
+
+SHIPPED = {found.__name__ for found in concrete(Objective) if found.__module__.startswith("fdistill.")}
+
+
+def learning_by(objective, **changes):
+    """A module whose student starts away from its teacher."""
+    return distillation(objective=objective, **{"student": mlp(seed=1)} | changes)
+
+
+class Asking:
+    """Wraps an objective's loss, and keeps what it was asked with."""
+
+    def __init__(self, objective):
+        self.seen, loss = [], objective.loss
+
+        def asked(at):
+            self.seen.append(at)
+            return loss(at)
+
+        objective.loss = asked
