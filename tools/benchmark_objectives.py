@@ -66,7 +66,7 @@ OBJECTIVES = {
     "Pearson": kl("PearsonChiSquared"),
     "alpha 0 to 1": kl(annealed(500)),
     "score of mixture": {"class_path": "ScoreOfMixture"},
-    "Bregman, power -1/2": {
+    "Bregman, power -.5": {
         "class_path": "BregmanMatching",
         "init_args": {"divergence": {"class_path": "BregmanPower", "init_args": {"beta": -0.5}}},
     },
@@ -203,21 +203,28 @@ def objective_for(task: str, name: str) -> dict[str, Any]:
 
 
 def distil(task: str, name: str, seed: int, options: argparse.Namespace, folder: Path) -> tuple[GenerativeModel, float]:
-    """Train one student; its model and the seconds that training took."""
+    """Train one student; its model and the seconds of processor time that training took."""
     folder.mkdir(parents=True, exist_ok=True)
     change: dict[str, Any] = {"objective": objective_for(task, name)}
     if options.teacher is not None:
         change["teacher"] = str(options.teacher)
     if name == "DMD":
         change["pairs"] = str(options.pairs)
+    if name == "adversarial":
+        change["fake_score"] = None  # it has none, whatever the others start theirs from
     overlay = folder / f"{name}.yaml"
     overlay.write_text(yaml.safe_dump({"model": {"init_args": change}}), encoding="utf-8")
     arguments = ["--config", "configs/trainer.yaml", "--config", f"configs/benchmarks/{task}.yaml"]
     arguments += ["--config", str(overlay), "--seed_everything", str(seed)]
-    arguments += ["--trainer.default_root_dir", str(folder / f"{name}-{seed}")]
-    started = time.perf_counter()
+    arguments += ["--trainer.default_root_dir", str(folder / f"{titled(name, options)}-{seed}")]
+    started = time.process_time()
     cli = run_trainer(["fit", *arguments, *options.more])
-    return cli.model.generative_model(), time.perf_counter() - started
+    return cli.model.generative_model(), time.process_time() - started
+
+
+def titled(name: str, options: argparse.Namespace) -> str:
+    """The row of an objective, told apart by what further arguments change."""
+    return f"{name}, {options.title}" if options.title else name
 
 
 def run(options: argparse.Namespace) -> None:
@@ -244,7 +251,7 @@ def run(options: argparse.Namespace) -> None:
                 model, seconds = distil(options.task, name, seed, options, folder)
                 return drawn(model, judge, data, 1000 + seed), seconds
 
-            save(folder / f"{name}-{seed}.json", trained, judge)
+            save(folder / f"{titled(name, options)}-{seed}.json", trained, judge)
             write_table(folder, judge)
     picture(folder, judge, data)
 
@@ -261,20 +268,27 @@ def save(path: Path, made: Callable[[], tuple[Tensor, float | None]], judge: Any
         return
     samples, seconds = made()
     found = judge(samples)
-    write_json(path, {"seconds": seconds, **found})
+    write_json(path, {"cpu_seconds": seconds, **found})
     torch.save(samples[:1500].half(), path.with_suffix(".pt"))
     print(path.stem, {name: round(found[name], 4) for name in judge.numbers}, seconds and round(seconds, 1), flush=True)
 
 
+def found_runs(folder: Path, suffix: str) -> dict[str, list[Path]]:
+    """Files of every row in the order of OBJECTIVES, variants after what they vary; floor and teacher first."""
+    rows: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob(f"*{suffix}")):
+        title = path.stem if path.stem in ("floor", "teacher") else path.stem.rpartition("-")[0]
+        rows.setdefault(title, []).append(path)
+    known = ["floor", "teacher", *OBJECTIVES]
+    order = {title: max((known.index(k), len(title)) for k in known if title.startswith(k)) for title in rows}
+    return {title: rows[title] for title in sorted(rows, key=order.__getitem__)}
+
+
 def write_table(folder: Path, judge: Any) -> None:
     """Medians over seeds, with the smallest and the largest."""
-    names = (*judge.numbers, "seconds")
+    names = (*judge.numbers, "cpu_seconds")
     lines = ["| objective | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
-    for title in ("floor", "teacher", *OBJECTIVES):
-        single = folder / f"{title}.json"
-        paths = [single] if single.exists() else sorted(folder.glob(f"{title}-[0-9]*.json"))
-        if not paths:
-            continue
+    for title, paths in found_runs(folder, ".json").items():
         rows = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         shown = [_range([row[name] for row in rows if row.get(name) is not None]) for name in names]
         title = {"floor": judge.floor_name}.get(title, title)
@@ -295,11 +309,7 @@ def _short(value: float) -> str:
 
 def picture(folder: Path, judge: Any, data: GenerativeDataModule) -> None:
     """Samples of the first seed, side by side."""
-    found = {"real": folder / "floor.pt", "teacher": folder / "teacher.pt"}
-    for name in OBJECTIVES:
-        paths = sorted(folder.glob(f"{name}-[0-9]*.pt"))
-        if paths:
-            found[name] = paths[0]
+    found = {title: paths[0] for title, paths in found_runs(folder, ".pt").items()}
     columns = 6
     rows = -(-len(found) // columns)
     figure = Figure(figsize=(2.3 * columns, 2.5 * rows), facecolor="white", layout="constrained")
@@ -324,6 +334,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="checkpoint, for tasks whose teacher is trained")
     parser.add_argument("--pairs", type=Path, help="file of `fdistill pairs`, for DMD")
     parser.add_argument("--only", nargs="+", choices=OBJECTIVES, metavar="NAME")
+    parser.add_argument("--title", help="of rows whose further arguments (any of `fdistill fit`) differ")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)

@@ -133,7 +133,7 @@ def _not_of_type(text: str, options: Mapping[str, Any]) -> str | None:
         return None
     before, after = text[: found[0].start()], text[found[0].end() :]
     kinds = dict.fromkeys(f"one of {m['choices']}" if m["choices"] else _KINDS.get(m["name"], m["name"]) for m in found)
-    for base in _bases(before, options):  # a number or a schedule, say
+    for base in filter(inspect.isabstract, _bases(before, options)):  # a number or a schedule, say
         kinds[f"a {base.__name__} ({', '.join(sorted(c.__name__ for c in _concrete(base)))})"] = None
     value = _VALUE.search(after)
     got = "" if value is None else value[1]
@@ -162,8 +162,8 @@ def _is_fallback(before: str, options: Mapping[str, Any]) -> bool:
 def _inside(owner: type, name: str) -> str | None:
     """The option of `owner` whose classes take `name`, as option.name; None where there is none."""
     for option, annotation in _hints(owner).items():
-        below = (found for base in _classes(annotation) for found in _concrete(base))
-        if any(name in inspect.signature(found).parameters for found in below):
+        families = filter(inspect.isabstract, _classes(annotation))
+        if any(name in inspect.signature(found).parameters for base in families for found in _concrete(base)):
             return f"{option}.{name}"
     return None
 

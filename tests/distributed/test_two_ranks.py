@@ -117,6 +117,15 @@ def test_ranks_hold_equal_networks_averages_and_ratios_after_twenty_turns(ranks,
     assert {name for name in first if not torch.equal(first[name], second[name])} == set()
 
 
+@pytest.mark.parametrize("name", two_ranks.OBJECTIVES)
+def test_ranks_hold_equal_networks_whatever_the_objective_and_make_equally_many_steps(ranks, name):
+    first, second = both(ranks, name, "weights")
+    assert {part for part in first if not torch.equal(first[part], second[part])} == set()
+    steps, others = both(ranks, name, "steps")
+    assert steps == others
+    assert len(set(steps)) == (3 if name == "several steps" else 1)
+
+
 @pytest.mark.parametrize("turn", ["fused", "alternating"])
 def test_every_rank_and_turn_has_noise_of_its_own(ranks, turn):
     noise = torch.stack(both(ranks, turn, "noise"))  # [rank, turn, B, 2]
@@ -132,8 +141,8 @@ def test_the_students_update_is_that_of_one_process_with_both_batches(ranks, mon
             monkeypatch.setattr(DistillationModule, "global_rank", rank)
             parts.append(draw(self, batch._replace(x=x), self.noise_source(), with_graph))
         monkeypatch.setattr(DistillationModule, "global_rank", 0)
-        x, x_t, sigma = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:3])
-        return Generated(x, x_t, sigma, None)
+        x, noise, sigma = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:3])
+        return Generated(x, noise, sigma, None)
 
     monkeypatch.setattr(DistillationModule, "_generate", of_both_ranks)
     alone = two_ranks.comparable()

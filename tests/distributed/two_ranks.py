@@ -1,23 +1,26 @@
 """What each of two processes does and writes down; started by test_two_ranks.py with the variables of torchrun."""
 
+import functools
 import os
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from tiny_runs import GivenData, Recorded, distillation, fit, mlp, ring, teacher_training, weights
 from torch import nn
 
 from fdistill.callbacks import CollapseCallback, DiversityCallback, LastCheckpoint, SampleGrid, StudentDistance
 from fdistill.denoiser import Denoiser
 from fdistill.distributed import average_gradients, gather_rows, global_mean, global_sum, world_size
+from fdistill.divergences import JensenShannon
 from fdistill.log_ratio import RatioEstimator, SampleDiscriminator, unit_mean
 from fdistill.loggers import JsonlLogger
 from fdistill.modules import NonFiniteError
 from fdistill.networks import DiffusersUNet
 from fdistill.noise_levels import LogNormal
+from fdistill.objectives import ScoreOfMixture, UniInstruct
 from fdistill.preconditioning import EDM
 from fdistill.random_streams import generator_for
 
@@ -95,6 +98,24 @@ def turns(rank, turn):
     module.fake_score.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
     run = fit(module, 20, **REPLICATED)
     return {"weights": weights(module), "noise": torch.stack(seen), "global_step": run.global_step}
+
+
+OBJECTIVES = {
+    "several steps": lambda: {"renoise_levels": [0.8, 0.3], "adversarial_weight": 0.1},
+    "Uni-Instruct": lambda: {"objective": UniInstruct(JensenShannon(), "normalised")},
+    "random skews": lambda: {"objective": ScoreOfMixture(adversarial_weight=0.1), "r1_weight": 0.1, "r1_step": 0.1},
+}
+
+
+def objective_turns(rank, name):
+    """Six fused turns, the batch of the student's steps in each, and the weights."""
+    module = distillation(**OBJECTIVES[name]())
+    steps, now = [], []
+    module.student.register_forward_hook(lambda *_: now.append(1))
+    watch = Callback()
+    watch.on_train_batch_end = lambda *_: (steps.append(len(now)), now.clear())
+    fit(module, 6, callbacks=[watch], **REPLICATED)
+    return {"weights": weights(module), "steps": steps}
 
 
 def one_turn():
@@ -182,6 +203,7 @@ def main(folder):
         "sums": lambda: sums_over_ranks(rank),
         "fused": lambda: turns(rank, "fused"),
         "alternating": lambda: turns(rank, "alternating"),
+        **{name: functools.partial(objective_turns, rank, name) for name in OBJECTIVES},
         "one_turn": one_turn,
         "resume": lambda: resume(rank, folder),
         "one_rank_fails": lambda: one_rank_fails(rank),

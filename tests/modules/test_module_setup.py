@@ -14,7 +14,9 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.modules import TeacherModule
 from fdistill.modules.start import teacher_model
 from fdistill.networks import MLP
+from fdistill.objectives import RewardAugmented, SiD
 from fdistill.preconditioning import EDM
+from fdistill.rewards import Reward
 
 
 def test_student_and_fake_score_start_as_the_average_of_the_teacher(tmp_path):
@@ -40,7 +42,8 @@ def test_only_student_fake_score_and_ratio_train_and_the_rest_is_frozen_in_evalu
 
     watch.on_train_batch_start = write_down
     fit(module, 1, callbacks=[watch])
-    assert modes == {"student": {True}, "fake_score": {True}, "ratio": {True}, "teacher": {False}, "frozen": {False}, "ema": {False}}
+    learns, rests = ("student", "fake_score", "ratio"), ("teacher", "frozen", "ema")
+    assert modes == {name: {name in learns} for name in (*learns, *rests)}
     learning = {name.split(".")[0] for name, p in module.named_parameters() if p.requires_grad}
     assert learning == {"student", "fake_score", "ratio"}
     module.eval().train()
@@ -116,6 +119,37 @@ def test_sigma_data_has_to_be_given_where_no_network_knows_it():
 def test_data_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"teacher makes samples of \(2,\), the data has \(3,\)"):
         fit(distillation(), 1, GivenData(torch.zeros(4, 3)))
+
+
+class Fitted(Reward):
+    """A reward with a network that is made of the run's data."""
+
+    def prepare(self, data):
+        self.network = torch.nn.Linear(*data.sample_shape, 1)
+
+    def forward(self, x, labels):
+        return self.network(x).squeeze(1)
+
+
+def test_what_an_objective_fits_to_the_data_stays_as_it_was_fitted_and_out_of_the_checkpoint(tmp_path):
+    reward, kept = Fitted(), []
+    module, watch = distillation(objective=RewardAugmented(SiD(), reward, 1.0)), L.Callback()
+    watch.on_train_start = lambda *_: kept.append(reward.network.weight.clone())
+    run = fit(module, 2, callbacks=[watch])
+    assert torch.equal(reward.network.weight, kept[0])
+    assert not any(parameter.requires_grad for parameter in reward.parameters())
+    assert not any(part.training for part in reward.modules())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    assert {name.split(".")[0] for name in saved} == {"student", "fake_score", "ema"}
+
+
+def test_the_facts_of_a_run_tell_its_objective():
+    facts = distillation(objective=SiD(1.0), renoise_levels=[0.5]).generative_model().facts
+    assert facts["objective"] == {
+        "class_path": "fdistill.objectives.SiD",
+        "init_args": {"alpha": 1.0, "normaliser": "sample"},
+    }
 
 
 @pytest.mark.parametrize("num_classes", [0, 3])

@@ -6,8 +6,11 @@ import torch
 from tiny_runs import GivenData, distillation, fit, mlp, ring, teacher_training, weights
 
 from fdistill.denoiser import Denoiser
+from fdistill.divergences import JensenShannon
 from fdistill.networks import DiffusersUNet
+from fdistill.objectives import DMD2, DiffInstruct, ScoreOfMixture, SiDA, UniInstruct, WarmStarted
 from fdistill.preconditioning import EDM
+from fdistill.schedules import Linear
 
 
 class SaveAt(L.Callback):
@@ -37,6 +40,31 @@ CASES = {
     "alternating": (lambda: distillation(turn="alternating", fake_updates_per_student=2), ring),
     "alternating after a warm-up": (
         lambda: distillation(turn="alternating", fake_updates_per_student=1, fake_score_warmup=3),
+        ring,
+    ),
+    "two steps, alternating": (
+        lambda: distillation(renoise_levels=[0.5], turn="alternating", fake_updates_per_student=1),
+        ring,
+    ),
+    "SiDA on the fake score, penalised": (
+        lambda: distillation(objective=SiDA(0.1), discriminator="fake_score", r1_weight=0.1, r1_step=0.1),
+        ring,
+    ),
+    "Uni-Instruct": (lambda: distillation(objective=UniInstruct(JensenShannon(), "normalised")), ring),
+    "random skews": (lambda: distillation(objective=ScoreOfMixture()), ring),
+    "imitation": (lambda: distillation(objective=DiffInstruct(), imitation=0.9), ring),
+    "warm start and schedule": (
+        lambda: distillation(objective=WarmStarted(DMD2(Linear(0.0, 1.0, 8)), DiffInstruct(), 6)),
+        ring,
+    ),
+    "guided fake score": (
+        lambda: distillation(
+            mlp(num_classes=2),
+            turn="alternating",
+            fake_updates_per_student=1,
+            fake_label_dropout=0.3,
+            fake_guidance=2.0,
+        ),
         ring,
     ),
     "fused with dropout": (lambda: distillation(unet_with_dropout()), images),
