@@ -99,7 +99,7 @@ class TeacherPairs:
             OSError: if it cannot be written.
         """
         tensors = {"latents": self.latents, "samples": self.samples, "labels": self.labels}
-        held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+        held = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items() if tensor is not None}
         return atomic_write(path, save(held, self.facts))
 
     def __len__(self) -> int:
