@@ -37,6 +37,7 @@ from fdistill.trainer_cli import run_trainer
 
 TASKS = ("forty", "skewed", "grid", "stacked", "stacked_low", "digits")
 SPARE = 4_000  # samples that neighbours are searched in
+DRAWS = 5  # sets of as many samples as are held out, where those are few; the numbers are their means
 MODES_AT_LEAST = 0.25  # of its own share, for a mode of a mixture to be covered; of stacked digits one sample is enough
 
 
@@ -81,6 +82,7 @@ OBJECTIVES = {
     "SiDA": {"class_path": "SiDA", "init_args": {"adversarial_weight": 0.3}},
     "Uni-Instruct JS, exact": uni("JensenShannon", "exact"),
     "Uni-Instruct JS, clipped": uni("JensenShannon", "clipped"),
+    "Uni-Instruct JS, normalised": uni("JensenShannon", "normalised"),
     "Uni-Instruct forward KL, clipped": uni("ForwardKL", "clipped"),
     "Uni-Instruct forward KL, normalised": uni("ForwardKL", "normalised"),
     "adversarial": {"class_path": "Adversarial"},
@@ -127,7 +129,7 @@ class ImageJudge:
 
     def __init__(self, data: GenerativeDataModule) -> None:
         self.data, self.stacked = data, isinstance(data, StackedDigits)
-        self.n = 10_000 if self.stacked else len(data.held_out_split.x)
+        self.n = 10_000 if self.stacked else DRAWS * len(data.held_out_split.x)
         digits = digit_splits(data.split_seed)[0] if self.stacked else data.train_split
         self.extractor = ClassifierFeatures(epochs=20)
         self.extractor.prepare(digits.x, digits.labels, 10, 0)
@@ -148,12 +150,15 @@ class ImageJudge:
         return train.x[[next(places[int(c)]) for c in wanted]]
 
     def __call__(self, samples: Tensor) -> dict[str, float]:
-        features = self.features(samples[:SPARE])
-        return {
-            **(self._modes(samples) if self.stacked else self._classes(features)),
-            "frechet": float(frechet_distance(features, self.reference)),
-            **_neighbourhood(features, self.reference, None),
-        }
+        draws = samples[:SPARE].split(len(self.reference))
+        found = [self._measured(self.features(draw)) for draw in draws if len(draw) == len(self.reference)]
+        means = {name: statistics.fmean(row[name] for row in found) for name in found[0]}
+        return means | (self._modes(samples) if self.stacked else {})
+
+    def _measured(self, features: Tensor) -> dict[str, float]:
+        distance = {"frechet": float(frechet_distance(features, self.reference))}
+        classes = {} if self.stacked else self._classes(features)
+        return classes | distance | _neighbourhood(features, self.reference, None)
 
     def _modes(self, samples: Tensor) -> dict[str, float]:
         modes = self.data.read_modes(samples)
@@ -258,7 +263,8 @@ def run(options: argparse.Namespace) -> None:
 
 def drawn(model: GenerativeModel, judge: Any, data: GenerativeDataModule, seed: int) -> Tensor:
     """judge.n samples, of the held-out classes where the model has classes."""
-    labels = data.held_out_split.labels[: judge.n] if model.num_classes else None
+    wanted = data.held_out_split.labels
+    labels = wanted.repeat(-(-judge.n // len(wanted)))[: judge.n] if model.num_classes else None
     return model.sample(model.noise(judge.n, seed), labels)
 
 
