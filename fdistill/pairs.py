@@ -119,12 +119,21 @@ class TeacherPairs:
         labels = None if self.labels is None else self.labels[drawn].to(generator.device)
         return self.latents[drawn].to(generator.device), self.samples[drawn].to(generator.device), labels
 
-    def check_fits(self, sample_shape: tuple[int, ...], num_classes: int) -> None:
-        """Raises ValueError where a student of this shape, with classes or 0 for none, cannot learn from the pairs."""
+    def check_fits(self, sample_shape: tuple[int, ...], num_classes: int, guidance: float | None = None) -> None:
+        """Raises ValueError where a student of this shape, with classes or 0 for none, cannot learn from the pairs.
+
+        So it does where they are known to be made at another guidance than the student's run asks of its teacher.
+        """
         if tuple(self.latents.shape[1:]) != tuple(sample_shape):
             raise ValueError(
                 f"the pairs are of samples {tuple(self.latents.shape[1:])}, the student's of {tuple(sample_shape)}: "
                 "make pairs with its own teacher (fdistill pairs)"
+            )
+        made_at = self.facts.get("guidance")
+        if None not in (guidance, made_at) and float(made_at) != guidance:
+            raise ValueError(
+                f"pairs and matching want the same teacher: expected pairs at guidance {guidance}, got {made_at}; "
+                "export the teacher at that guidance and make its pairs, or set guidance"
             )
         classes = 0 if self.labels is None else int(self.labels.max()) + 1
         if classes > num_classes or (num_classes and not classes):

@@ -203,3 +203,11 @@ def test_a_file_of_another_program_is_read_too(tmp_path):
     save_file({"latents": Z.half(), "samples": Z.double() + 1}, path)
     pairs = TeacherPairs.load(path)
     assert (pairs.latents.dtype, pairs.samples.dtype, pairs.labels, pairs.facts) == (torch.float32,) * 2 + (None, {})
+
+
+def test_pairs_of_another_guidance_are_refused_and_unknown_ones_are_not():
+    pairs = TeacherPairs.make(teacher(0), 9, 0)
+    pairs.check_fits((2,), 0, 1.0)
+    with pytest.raises(ValueError, match=r"expected pairs at guidance 2.0, got 1.0"):
+        pairs.check_fits((2,), 0, 2.0)
+    TeacherPairs(pairs.latents, pairs.samples).check_fits((2,), 0, 2.0)

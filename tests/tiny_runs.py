@@ -65,9 +65,7 @@ def exact(means, stds, weights=None):
     return Denoiser(GaussianMixture(means, stds, weights), X0Prediction(VarianceExploding()))
 
 
-def distillation(
-    teacher=None, objective=None, divergence=None, adversarial_weight=0.0, normaliser="sigma", **changes
-):
+def distillation(teacher=None, objective=None, divergence=None, adversarial_weight=0.0, normaliser="sigma", **changes):
     """A module whose networks all start from one small MLP, and f-distill, unless the test says otherwise."""
     arguments = {
         "objective": objective or FDistill(divergence or JensenShannon(), adversarial_weight, normaliser),

@@ -138,7 +138,7 @@ class DistillationModule(StudentValidation):
         self.r1_weight, self.r1_step = r1_weight, r1_step
         self.pairs = None if pairs is None else TeacherPairs.load(pairs)
         if self.pairs is not None:
-            self.pairs.check_fits(self.student.sample_shape, self.student.num_classes)
+            self.pairs.check_fits(self.student.sample_shape, self.student.num_classes, guidance)
         self.ratio: RatioEstimator | None = None
         if needs.discriminator:
             network = build_discriminator(self.reads, self.teacher, self.student, self.fake_score, seed)
