@@ -29,6 +29,7 @@ from fdistill.data.digits import digit_splits
 from fdistill.features import ClassifierFeatures
 from fdistill.generative_model import GenerativeModel
 from fdistill.metrics import frechet_distance, mode_weight_kl, precision_recall, tail_indices, vendi_score
+from fdistill.modules import NonFiniteError
 from fdistill.networks import GaussianMixture
 from fdistill.report import write_json
 from fdistill.report.figure_file import save_figure
@@ -163,9 +164,8 @@ class ImageJudge:
     def _modes(self, samples: Tensor) -> dict[str, float]:
         modes = self.data.read_modes(samples)
         shares = torch.bincount(modes, minlength=1000).double() / len(modes)
-        raw = float((shares * (shares * 1000).log()).nan_to_num().sum())
-        even = torch.full((1000,), 1e-3, dtype=torch.float64)
-        return {"modes": int((shares > 0).sum()), "weight_kl": float(mode_weight_kl(modes, even)), "weight_kl_raw": raw}
+        raw, hit = float(mode_weight_kl(modes, torch.full((1000,), 1e-3))), int((shares > 0).sum())
+        return {"modes": hit, "weight_kl": raw - (hit - 1) / (2 * len(modes)), "weight_kl_raw": raw}
 
     def _classes(self, features: Tensor) -> dict[str, float]:
         wanted = self.data.held_out_split.labels[: len(features)]
@@ -272,7 +272,12 @@ def save(path: Path, made: Callable[[], tuple[Tensor, float | None]], judge: Any
     """Make, judge and keep, unless it is there."""
     if path.exists():
         return
-    samples, seconds = made()
+    try:
+        samples, seconds = made()
+    except NonFiniteError as error:
+        write_json(path, {"stopped": str(error)})
+        print(path.stem, error, flush=True)
+        return
     found = judge(samples)
     write_json(path, {"cpu_seconds": seconds, **found})
     torch.save(samples[:1500].half(), path.with_suffix(".pt"))
@@ -298,7 +303,9 @@ def write_table(folder: Path, judge: Any) -> None:
         rows = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         shown = [_range([row[name] for row in rows if row.get(name) is not None]) for name in names]
         title = {"floor": judge.floor_name}.get(title, title)
-        lines.append(f"| {title} | {len(rows)} | " + " | ".join(shown) + " |")
+        stopped = sum("stopped" in row for row in rows)
+        title += f" ({stopped} of {len(rows)} stopped: not finite)" * bool(stopped)
+        lines.append(f"| {title} | {len(rows) - stopped} | " + " | ".join(shown) + " |")
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
