@@ -42,6 +42,23 @@ DRAWS = 5  # sets of as many samples as are held out, where those are few; the n
 MODES_AT_LEAST = 0.25  # of its own share, for a mode of a mixture to be covered; of stacked digits one sample is enough
 
 
+COLUMNS = {  # title and form of each number
+    "modes": ("modes", ".0f"),
+    "weight_kl": ("mode KL", ".3f"),
+    "weight_kl_raw": ("mode KL with its bias", ".3f"),
+    "mmd2": ("MMD2 at a mode's width", ".1e"),
+    "mmd2_wide": ("MMD2 at the median distance", ".1e"),
+    "log_density": ("E log p", ".2f"),
+    "classes_hit": ("asked class", ".3f"),
+    "frechet": ("Fréchet distance", ".3f"),
+    "precision": ("precision", ".3f"),
+    "recall": ("recall", ".3f"),
+    "vendi": ("Vendi / real", ".2f"),
+    "anchored_tid": ("anchored TID", ".2f"),
+    "cpu_seconds": ("CPU s", ".0f"),
+}
+
+
 def kl(divergence: str | dict[str, Any], **more: Any) -> dict[str, Any]:
     """f-distill with a divergence."""
     return {"class_path": "FDistill", "init_args": {"divergence": divergence, **more}}
@@ -247,6 +264,7 @@ def run(options: argparse.Namespace) -> None:
     save(folder / "floor.json", lambda: (judge.real(), None), judge)
     teacher = cli.model.teacher_model()
     save(folder / "teacher.json", lambda: (drawn(teacher, judge, data, 1000), None), judge)
+    write_table(folder, judge)
     for seed in options.seeds:
         for name in options.only or OBJECTIVES:
             if name == "DMD" and options.pairs is None:
@@ -298,26 +316,31 @@ def found_runs(folder: Path, suffix: str) -> dict[str, list[Path]]:
 def write_table(folder: Path, judge: Any) -> None:
     """Medians over seeds, with the smallest and the largest."""
     names = (*judge.numbers, "cpu_seconds")
-    lines = ["| objective | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    lines = ["| | " + " | ".join(COLUMNS[name][0] for name in names) + " |", "|---" * (len(names) + 1) + "|"]
     for title, paths in found_runs(folder, ".json").items():
         rows = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        shown = [_range([row[name] for row in rows if row.get(name) is not None]) for name in names]
-        title = {"floor": judge.floor_name}.get(title, title)
-        stopped = sum("stopped" in row for row in rows)
-        title += f" ({stopped} of {len(rows)} stopped: not finite)" * bool(stopped)
-        lines.append(f"| {title} | {len(rows) - stopped} | " + " | ".join(shown) + " |")
+        good = [row for row in rows if "stopped" not in row]
+        title = {"floor": judge.floor_name, "teacher": "teacher, 35 evaluations"}.get(title, title)
+        seeds = "" if len(rows) == 3 or "cpu_seconds" not in rows[0] or rows[0]["cpu_seconds"] is None else len(rows)
+        title += f" ({seeds} seed{'s' * (seeds > 1)})" if seeds else ""
+        title += f" ({len(rows) - len(good)} of {len(rows)} stopped: not finite)" * (len(good) < len(rows))
+        cells = [_range([row[name] for row in good if row[name] is not None], COLUMNS[name][1]) for name in names]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _range(values: list[float]) -> str:
+def _range(values: list[float], form: str) -> str:
     if not values:
         return ""
-    middle = _short(statistics.median(values))
-    return middle if len(values) == 1 else f"{middle} ({_short(min(values))} to {_short(max(values))})"
+    middle, low, high = (_short(v, form) for v in (statistics.median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.3g}"
+def _short(value: float, form: str) -> str:
+    if abs(value) >= 1e4:
+        return f"{value:.0e}"
+    shown = f"{value:{form}}"
+    return shown.replace("0.", ".", 1) if form[-1] == "f" and abs(value) < 1 else shown
 
 
 def picture(folder: Path, judge: Any, data: GenerativeDataModule) -> None:
@@ -332,7 +355,7 @@ def picture(folder: Path, judge: Any, data: GenerativeDataModule) -> None:
     reach = float(data.held_out_split.x.abs().max()) * 1.05 if isinstance(judge, MixtureJudge) else 0.0
     for place, (name, path) in zip(axes, found.items(), strict=False):
         samples = torch.load(path, weights_only=True).float()
-        place.set_title(name, fontsize=9)
+        place.set_title(judge.floor_name if name == "floor" else name, fontsize=9)
         if samples.ndim == 2:
             place.scatter(*samples.T, s=1.5, alpha=0.4, color="#2a66b0", linewidths=0)
             place.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
@@ -348,7 +371,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, help="file of `fdistill pairs`, for DMD")
     parser.add_argument("--only", nargs="+", choices=OBJECTIVES, metavar="NAME")
     parser.add_argument("--title", help="of rows whose further arguments (any of `fdistill fit`) differ")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--seeds", nargs="*", type=int, default=[0, 1, 2], help="none only writes table and picture anew"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     options, options.more = parser.parse_known_args()
