@@ -26,7 +26,7 @@ class SampleGrid(L.Callback):
     student has noise of its own; distillation matches their distributions, so the two agree in class and often in
     style, and need not agree in more. Images that are their nearest training images are memorised:
     samples/nearest_distance is the histogram of the distances. Points are scatter panels instead, beside training data.
-    The teacher is sampled once a run.
+    The teacher is sampled once a run. Without real data the row of training images is left out.
     """
 
     def __init__(self, every_n_turns: int = 500, num_samples: int = 50, seed: int = 0) -> None:
@@ -64,7 +64,8 @@ class SampleGrid(L.Callback):
     def _draw(self, rows: dict[str, Tensor], title: str, path: Path, trainer: L.Trainer) -> None:
         (name, samples), *others = rows.items()
         data = trainer.datamodule
-        train = data.train_split.x if isinstance(data, GenerativeDataModule) else None
+        has_real = isinstance(data, GenerativeDataModule) and data.has_real
+        train = data.train_split.x if has_real else None
         if samples.ndim != 4:
             panels = {f"{name}, {title}": samples, **dict(others)}
             if train is not None:

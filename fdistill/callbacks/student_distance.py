@@ -26,6 +26,14 @@ class StudentDistance(L.Callback):
             )
         self.every_n_turns, self.num_samples, self.seed = every_n_turns, num_samples, seed
 
+    def setup(self, trainer: L.Trainer, pl_module: GenerativeModule, stage: str) -> None:
+        """Raises ValueError where there are no training images to compare with."""
+        if not getattr(trainer.datamodule, "has_real", True):
+            raise ValueError(
+                f"StudentDistance compares with training images: {type(trainer.datamodule).__name__} has none; "
+                "leave it out of trainer.callbacks, with what monitors it, or give real data"
+            )
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
         """Measure on schedule."""
         if trainer.global_step % self.every_n_turns:

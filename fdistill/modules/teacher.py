@@ -65,6 +65,13 @@ class TeacherModule(GenerativeModule):
     def generative_model(self) -> GenerativeModel:
         return GenerativeModel.teacher(self.ema.average, **self.sampling, facts=self.run_facts())
 
+    def setup(self, stage: str) -> None:
+        """Check what only the run can tell: real samples to learn from."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if not getattr(data, "has_real", True):
+            raise ValueError(f"a teacher learns from real samples: {type(data).__name__} has none; give a dataset")
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(self.denoiser.parameters())
 

@@ -110,7 +110,9 @@ class DMD(FDistill):
         super().__init__(ReverseKL(), 0.0, normaliser)
         check_weight("regression_weight", regression_weight)
         if not is_on(regression_weight):
-            raise ValueError(f"DMD without its regression is DiffInstruct: regression_weight is > 0, got {0.0}")
+            raise ValueError(
+                f"DMD without its regression is DiffInstruct: regression_weight is > 0, got {regression_weight}"
+            )
         self.regression_weight = regression_weight
 
     @property
