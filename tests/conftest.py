@@ -1,5 +1,9 @@
 """One tiny teacher and one tiny student, trained once through the command line and shared by all tests."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of such small work mostly wait for each other
+
 import pytest
 from cli_runs import last, student_arguments, succeeds, teacher_arguments
 
