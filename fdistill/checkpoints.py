@@ -1,6 +1,5 @@
 """Reading checkpoints without executing anything: a run's .ckpt (weights_only) or an exported folder."""
 
-import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -8,15 +7,17 @@ from typing import Any
 
 import torch
 
+from fdistill.decoders import Decoder
 from fdistill.denoiser import Denoiser
 from fdistill.generative_model import GenerativeModel
+from fdistill.guidance import Guidance
+from fdistill.samplers import Sampler
+from fdistill.weight_files import CheckpointError, load_weights
 
 RECORD = "fdistill"
 """Key of a run checkpoint, and stem of a JSON file in an exported folder, under which the model is described."""
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message is one line."""
+_GUIDE = "guide."  # beginning of the names of a guide's weights
 
 
 def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -73,13 +74,26 @@ def model_record(model: GenerativeModel) -> dict[str, Any]:
         "kind": model.kind,
         "denoiser": model.denoiser.spec(),
         "sigmas": model.sigmas.tolist(),
-        "guidance": model.guidance,
+        "guidance": Guidance.of(model.guidance).plain(),
         "facts": model.facts,
+        "sampler": None if model.sampler is None else model.sampler.spec(),
+        "decoder": None if model.decoder is None else str(model.decoder.folder.resolve()),
     }
 
 
+def model_weights(model: GenerativeModel) -> dict[str, torch.Tensor]:
+    """The denoiser's tensors and, under names that begin with "guide.", those of its guide; on the CPU."""
+    tensors, guide = dict(model.denoiser.state_dict()), Guidance.of(model.guidance).guide
+    if guide is not None:
+        tensors |= {f"{_GUIDE}{name}": value for name, value in guide.state_dict().items()}
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
 def model_from_record(record: dict[str, Any], weights: dict[str, torch.Tensor], source: Path) -> GenerativeModel:
-    """Rebuild the model that `record` describes and load `weights` into its denoiser.
+    """Rebuild the model that `record` describes and load `weights` into its denoiser and guide.
+
+    A record without a sampler is of a time when every teacher's was Heun. The decoder of latents stays in its folder,
+    which the record names; a relative name is one inside `source`.
 
     Raises:
         CheckpointError: if the record is incomplete or the weights do not fit.
@@ -87,56 +101,20 @@ def model_from_record(record: dict[str, Any], weights: dict[str, torch.Tensor], 
     try:
         denoiser = Denoiser.from_spec(record["denoiser"])
         sigmas = torch.tensor(record["sigmas"], dtype=torch.float64)
-        model = GenerativeModel(denoiser.eval(), record["kind"], sigmas, record["guidance"], record["facts"])
+        guidance = Guidance.from_plain(record["guidance"])
+        sampler = None if record.get("sampler") is None else Sampler.from_spec(record["sampler"])
+        decoder = None if record.get("decoder") is None else Decoder(Path(source) / record["decoder"])
+        model = GenerativeModel(denoiser.eval(), record["kind"], sigmas, guidance, record["facts"], sampler, decoder)
     except KeyError as error:
         raise CheckpointError(f"the record of {source} lacks {error}: it was written by another version") from error
     except (TypeError, AttributeError) as error:
         raise CheckpointError(f"the record of {source} is no description of a model: {error}") from error
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}") from error
+    guide = Guidance.of(guidance).guide
+    if guide is not None:
+        its = {name.removeprefix(_GUIDE): value for name, value in weights.items() if name.startswith(_GUIDE)}
+        load_weights(guide, its, f"{source} (guide)")
+        weights = {name: value for name, value in weights.items() if not name.startswith(_GUIDE)}
     load_weights(denoiser, weights, source)
     return model
-
-
-def load_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], source: Path | str) -> None:
-    """load_state_dict whose error is one line that names the first misfits.
-
-    Raises:
-        CheckpointError: if a tensor is missing, left over, or has another shape.
-    """
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    misfits = [f"{name} missing" for name in expected.keys() - found.keys()]
-    misfits += [f"{name} unexpected" for name in found.keys() - expected.keys()]
-    misfits += [
-        f"{name} expected {expected[name]}, got {found[name]}"
-        for name in expected.keys() & found.keys()
-        if expected[name] != found[name]
-    ]
-    if misfits:
-        shown = "; ".join(sorted(misfits)[:3])
-        raise CheckpointError(
-            f"{source} is a checkpoint of another architecture ({len(misfits)} tensors differ): {shown}"
-        )
-    module.load_state_dict(weights)
-
-
-def read_json(path: Path, what: str = "a file of an exported model") -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Args:
-        path: the file.
-        what: what it should be, for the message.
-
-    Raises:
-        CheckpointError: if it is missing or broken.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no {path}: expected {what}; check the path") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is no readable JSON: expected {what}, got an error: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object: expected {what}, got {type(value).__name__}")
-    return value

@@ -75,15 +75,17 @@ class Denoiser(nn.Module, Described):
         skip, out = (_expand(value, half.x) for value in half.coefficients[:2])
         return skip * half.x + out * output.to(half.x.dtype)
 
-    def guided(self, x: Tensor, sigma: Tensor, labels: Tensor | None, scale: float) -> Tensor:
-        """Classifier-free guidance D_none + scale (D_labels - D_none); scale 1 costs one evaluation, all others two."""
-        if scale == 1 or not self.num_classes:
-            return self(x, sigma, labels)
-        without = self(x, sigma, self.no_class(x))
-        return without + scale * (self(x, sigma, labels) - without)
-
     def no_class(self, x: Tensor) -> Tensor:
-        """The labels that mean "no class", int64 [B]."""
+        """The labels that mean "no class", int64 [B].
+
+        Raises:
+            ValueError: if the network was never trained without its class.
+        """
+        if not self.network.knows_no_class:
+            raise ValueError(
+                f'{type(self.network).__name__} was trained with a class for every sample and knows no "no class": '
+                "set guidance to 1"
+            )
         return torch.full((len(x),), self.num_classes, device=x.device)
 
     def score(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:

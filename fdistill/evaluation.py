@@ -135,8 +135,7 @@ class _Bench:
     def __init__(self, data: GenerativeDataModule, extractor: FeatureExtractor, n: int, seed: int) -> None:
         train, held_out = data.train_split, data.held_out_split
         self.data, self.extractor, self.n, self.seed = data, extractor, n, seed
-        self._labelled = data.num_classes > 1
-        self.training_labels = train.labels if self._labelled else None
+        self.training_labels = train.labels if data.num_classes > 1 else None
         extractor.prepare(train.x, self.training_labels, data.num_classes, seed)
         self.training = extractor.extract(train.x)
         chosen = torch.randperm(len(held_out.x), generator=generator_for(seed))[:n]
@@ -145,14 +144,7 @@ class _Bench:
 
     def read(self, name: str, x: Tensor, labels: Tensor | None) -> Samples:
         """Read samples [n, ...] once; an error says whose they are."""
-        try:
-            features = self.extractor.extract(x)
-            modes = self.data.read_modes(x)  # its own oracle, where it has one, reads better than any features
-            modes = self.extractor.classify(features) if modes is None else modes
-        except ValueError as error:
-            raise ValueError(f"the {name.replace('_', ' ')}: {error}") from error
-        modes, labels = (None if kept is None else kept.to(features.device) for kept in (modes, labels))
-        return Samples(x, features, modes, labels if self._labelled else None)
+        return read_samples(self.data, self.extractor, name.replace("_", " "), x, labels)
 
     def floor(self, repeat: int) -> Samples:
         """n training samples of a draw."""
@@ -220,6 +212,20 @@ class _Bench:
         return Copies(samples.x[order], self.data.train_split.x[near.indices[:, 0].cpu()[order]], ratio[order])
 
 
+def read_samples(
+    data: GenerativeDataModule, extractor: FeatureExtractor, name: str, x: Tensor, labels: Tensor | None
+) -> Samples:
+    """What the metrics read of samples [n, ...] of some data, by a prepared extractor; an error says whose they are."""
+    try:
+        features = extractor.extract(x)
+        modes = data.read_modes(x)  # its own oracle, where it has one, reads better than any features
+        modes = extractor.classify(features) if modes is None else modes
+    except ValueError as error:
+        raise ValueError(f"the {name}: {error}") from error
+    modes, labels = (None if kept is None else kept.to(features.device) for kept in (modes, labels))
+    return Samples(x, features, modes, labels if data.num_classes > 1 else None)
+
+
 def _numbers(chosen: Tensor) -> list[int]:
     return chosen.nonzero().flatten().tolist()
 
@@ -251,11 +257,16 @@ def _check(sources: dict[str, Source], data: GenerativeDataModule, n: int, repea
     if repeats < 1:
         raise ValueError(f"repeats is at least 1: got {repeats}")
     for name, source in sources.items():
-        if source.sample_shape != tuple(data.sample_shape) or source.num_classes not in (0, data.num_classes):
-            raise ValueError(
-                f"the {name} makes samples {source.sample_shape} of {source.num_classes} classes, the data has "
-                f"{tuple(data.sample_shape)} and {data.num_classes}: give the data it was trained on"
-            )
+        check_fits(name, source, data)
+
+
+def check_fits(name: str, source: Source, data: GenerativeDataModule) -> None:
+    """Raises ValueError where samples of a source cannot be compared with the data."""
+    if source.sample_shape != tuple(data.sample_shape) or source.num_classes not in (0, data.num_classes):
+        raise ValueError(
+            f"the {name} makes samples {source.sample_shape} of {source.num_classes} classes, the data has "
+            f"{tuple(data.sample_shape)} and {data.num_classes}: give the data it was trained on"
+        )
 
 
 def _facts(bench: _Bench, sources: dict[str, Source], n: int, seed: int, repeats: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A denoiser with the way to sample from it: what checkpoints and exported folders hold."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,32 +9,43 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fdistill.decoders import Decoder
 from fdistill.denoiser import Denoiser
+from fdistill.guidance import Guidance
 from fdistill.noise_levels import karras_grid
-from fdistill.samplers import generate, heun, multi_step, one_step
+from fdistill.samplers import Heun, Sampler, generate, multi_step, one_step
 
 
 @dataclass
 class GenerativeModel:
-    """A student (one evaluation at each of its K noise levels) or a teacher (Heun on a Karras grid).
+    """A student (one evaluation at each of its K noise levels) or a teacher (a sampler on a grid of them).
 
     Attributes:
         denoiser: in evaluation mode; its device is where samples are made.
         kind: "student" or "teacher".
         sigmas: noise levels visited, falling; all > 0 for a student, the last 0 for a teacher.
-        guidance: classifier-free guidance scale while sampling; 1 for none.
+        guidance: while sampling: a scale of classifier-free guidance (1 for none) or a `Guidance`.
         facts: plain values that a model card tells (divergence, seed, step, teacher, data ...).
+        sampler: a teacher's, Heun where none is given; None for a student.
+        decoder: makes images of its samples, where they are latents.
     """
 
     denoiser: Denoiser
     kind: Literal["student", "teacher"]
     sigmas: Tensor
-    guidance: float = 1.0
+    guidance: float | Guidance = 1.0
     facts: dict[str, Any] = field(default_factory=dict)
+    sampler: Sampler | None = None
+    decoder: Decoder | None = None
 
     def __post_init__(self) -> None:
         if self.kind == "student":
             _check_levels(self.sigmas)
+            if self.sampler is not None:
+                raise ValueError(f"a student has no sampler but its own steps: got {type(self.sampler).__name__}")
+        elif self.sampler is None:
+            self.sampler = Heun()
+        Guidance.of(self.guidance).check_fits(self.denoiser)
 
     @classmethod
     def student(
@@ -59,12 +71,30 @@ class GenerativeModel:
         num_steps: int,
         sigma_min: float,
         sigma_max: float,
-        guidance: float = 1.0,
+        guidance: float | Guidance = 1.0,
         facts: dict[str, Any] | None = None,
+        sampler: Sampler | None = None,
+        sigmas: Tensor | None = None,
     ) -> "GenerativeModel":
-        """A teacher sampled with Heun: 2 num_steps - 1 evaluations, twice that with guidance."""
-        sigmas = karras_grid(num_steps, sigma_min, sigma_max)
-        return cls(denoiser.eval(), "teacher", sigmas, guidance, facts or {})
+        """A teacher on EDM's grid, or the given one; with Heun 2 num_steps - 1 evaluations, twice that with guidance.
+
+        Args:
+            denoiser: D.
+            num_steps: steps of EDM's grid, >= 1.
+            sigma_min: its last level above 0.
+            sigma_max: its first level.
+            guidance: see the attribute.
+            facts: see the attribute.
+            sampler: see the attribute.
+            sigmas: a grid of its own, strictly falling to >= 0, in place of the three numbers.
+
+        Raises:
+            ValueError: for an impossible grid, one that the sampler cannot use, or a guide that does not fit.
+        """
+        grid = karras_grid(num_steps, sigma_min, sigma_max) if sigmas is None else sigmas
+        model = cls(denoiser.eval(), "teacher", grid, guidance, facts or {}, sampler)
+        model.sampler.visits(grid)
+        return model
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -78,9 +108,10 @@ class GenerativeModel:
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations for one sample."""
-        steps = len(self.sigmas) if self.kind == "student" else 2 * (len(self.sigmas) - 1) - 1
-        return steps * (2 if self.guidance != 1 and self.num_classes else 1)
+        """Network evaluations for one sample; two where guidance acts."""
+        levels = self.sigmas.tolist() if self.kind == "student" else self.sampler.visits(self.sigmas)
+        guidance = Guidance.of(self.guidance)
+        return sum(guidance.cost(self.denoiser, level) for level in levels)
 
     @property
     def device(self) -> torch.device:
@@ -89,8 +120,13 @@ class GenerativeModel:
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def to(self, device: torch.device | str) -> "GenerativeModel":
-        """Move the denoiser, in place."""
+        """Move the denoiser, its guide and its decoder, in place."""
         self.denoiser.to(device)
+        guide = Guidance.of(self.guidance).guide
+        if guide is not None:
+            guide.to(device)
+        if self.decoder is not None:
+            self.decoder.to(device)
         return self
 
     @property
@@ -139,10 +175,21 @@ class GenerativeModel:
             )
         labels = check_labels(labels, self.num_classes).to(self.device) if self.num_classes else None
         few_steps = one_step if self._blocks == 1 else multi_step
-        sampler = few_steps if self.kind == "student" else heun
+        sampler = few_steps if self.kind == "student" else self.sampler
         return generate(
             sampler, self.denoiser, noise.to(self.device), self.sigmas, labels, self.guidance, batch_size
         ).cpu()
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Images [B, C, H, W] of samples that are latents; without a decoder, the samples as they are."""
+        return samples if self.decoder is None else self.decoder(samples)
+
+    @functools.cached_property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one decoded sample."""
+        if self.decoder is None:
+            return self.sample_shape
+        return tuple(self.decode(torch.zeros(1, *self.sample_shape)).shape[1:])
 
 
 def _check_levels(sigmas: Tensor) -> None:

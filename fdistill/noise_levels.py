@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from fdistill.paths import Path
+
+_LARGEST_RATIO = 1e6  # of noise to signal: there single precision rounds x_0 + sigma eps by up to a tenth
 _SMALLEST_SHARE = 1e-6  # keeps u away from 0 and 1, where a log-normal has no finite quantile
 
 
@@ -27,7 +30,11 @@ class NoiseLevels(ABC):
 
 
 class LogNormal(NoiseLevels):
-    """ln sigma ~ N(mean, std^2); EDM trains with mean -1.2, std 1.2 (arXiv 2206.00364)."""
+    """ln sigma ~ N(mean, std^2); EDM trains with mean -1.2, std 1.2 (arXiv 2206.00364).
+
+    Logit-normal times of rectified flow (Stable Diffusion 3, arXiv 2403.03206) are this law with the same mean and std,
+    since logit t = ln(t / (1 - t)) is ln sigma there; so they need no class of their own.
+    """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
         """Args:
@@ -94,6 +101,36 @@ class KarrasUniform(NoiseLevels):
 
     def cdf(self, sigma: Tensor) -> Tensor:
         return ((sigma ** (1 / self.rho) - self.root_low) / (self.root_high - self.root_low)).clamp(0, 1)
+
+
+class UniformTime(NoiseLevels):
+    """sigma at times of a path that are uniform in [t_min, t_max], as DDPM and rectified flow train.
+
+    The time of 1000 discrete steps is their index over 1000, from 0.001 on. At t = 1 the linear path still has signal
+    (sigma = 152, so t_max may be 1); the cosine path and rectified flow have none, and stop before it.
+    """
+
+    def __init__(self, path: Path, t_min: float = 0.001, t_max: float = 0.999) -> None:
+        """Args:
+        path: forward process.
+        t_min: >= 0; at 0 the share of noise levels near 0 is the path's own.
+        t_max: in (t_min, 1], with a noise-to-signal ratio of at most a million.
+        """
+        if not 0 <= t_min < t_max <= 1:
+            raise ValueError(f"UniformTime needs 0 <= t_min < t_max <= 1: got {t_min} and {t_max}")
+        low, high = path.noise_ratio(torch.tensor([t_min, t_max])).tolist()
+        if not 0 <= low < high <= _LARGEST_RATIO:
+            raise ValueError(
+                f"{type(path).__name__} has noise-to-signal ratios {low:.3g} at t_min {t_min} and {high:.3g} at t_max "
+                f"{t_max}: expected a rise to at most {_LARGEST_RATIO:.0e}; end below t = 1, say at 0.999"
+            )
+        self.path, self.t_min, self.t_max = path, t_min, t_max
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self.path.noise_ratio(self.t_min + (self.t_max - self.t_min) * u)
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        return ((self.path.time(sigma) - self.t_min) / (self.t_max - self.t_min)).clamp(0, 1)
 
 
 def karras_grid(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:

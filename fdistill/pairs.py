@@ -10,9 +10,10 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from fdistill.checkpoints import model_record
+from fdistill.checkpoints import model_record, model_weights
 from fdistill.files import atomic_write
 from fdistill.generative_model import GenerativeModel
+from fdistill.guidance import Guidance
 
 Facts = dict[str, str]
 """How pairs were made: n, seed, evaluations, guidance, teacher (its path) and model (a hash of its weights)."""
@@ -119,7 +120,9 @@ class TeacherPairs:
         labels = None if self.labels is None else self.labels[drawn].to(generator.device)
         return self.latents[drawn].to(generator.device), self.samples[drawn].to(generator.device), labels
 
-    def check_fits(self, sample_shape: tuple[int, ...], num_classes: int, guidance: float | None = None) -> None:
+    def check_fits(
+        self, sample_shape: tuple[int, ...], num_classes: int, guidance: float | Guidance | None = None
+    ) -> None:
         """Raises ValueError where a student of this shape, with classes or 0 for none, cannot learn from the pairs.
 
         So it does where they are known to be made at another guidance than the student's run asks of its teacher.
@@ -130,10 +133,11 @@ class TeacherPairs:
                 "make pairs with its own teacher (fdistill pairs)"
             )
         made_at = self.facts.get("guidance")
-        if None not in (guidance, made_at) and float(made_at) != guidance:
+        wanted = None if guidance is None else str(Guidance.of(guidance))
+        if None not in (wanted, made_at) and made_at != wanted:
             raise ValueError(
-                f"pairs and matching want the same teacher: expected pairs at guidance {guidance}, got {made_at}; "
-                "export the teacher at that guidance and make its pairs, or set guidance"
+                f"pairs and matching want the same teacher: expected pairs at guidance {wanted}, got {made_at}; "
+                "export the teacher with --guidance and make its pairs, or set guidance"
             )
         classes = 0 if self.labels is None else int(self.labels.max()) + 1
         if classes > num_classes or (num_classes and not classes):
@@ -152,9 +156,14 @@ def facts_of(model: GenerativeModel, n: int, seed: int, source: str) -> Facts:
     """
     if model.kind != "teacher":
         raise ValueError(f"pairs are made by a teacher's ODE: {source or 'this'} is a {model.kind}")
+    if model.sampler.is_stochastic:
+        raise ValueError(
+            "pairs are made by a teacher's ODE, which gives each latent one sample: the sampler of "
+            f"{source or 'this'} draws noise ({type(model.sampler).__name__}); export it with --sampler Heun"
+        )
     if n < 1:
         raise ValueError(f"n is a number of pairs: expected >= 1, got {n}")
-    facts = {"n": n, "seed": seed, "evaluations": model.evaluations, "guidance": float(model.guidance)}
+    facts = {"n": n, "seed": seed, "evaluations": model.evaluations, "guidance": Guidance.of(model.guidance)}
     return {**{name: str(value) for name, value in facts.items()}, "teacher": source, "model": _fingerprint(model)}
 
 
@@ -187,7 +196,7 @@ def _check_labels(labels: Tensor, n: int) -> None:
 def _fingerprint(model: GenerativeModel) -> str:
     """A hash of the weights and of all that decides what they make of a latent."""
     digest = hashlib.sha256(json.dumps({**model_record(model), "facts": None}, sort_keys=True).encode())
-    for name, tensor in sorted(model.denoiser.state_dict().items()):
+    for name, tensor in sorted(model_weights(model).items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -52,6 +52,17 @@ class EDM(Preconditioning):
         )
 
 
+class VEScorePrediction(Preconditioning):
+    """Song et al. 2021's VE column of table 1 in Karras et al. 2022: D = x + sigma F(x, ln(sigma / 2)).
+
+    F is sigma times the score, minus the predicted noise.
+    """
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        one = torch.ones_like(sigma)
+        return Coefficients(skip=one, out=sigma, input=one, noise=(sigma / 2).log())
+
+
 class _OnPath(Preconditioning):
     """A network that sees x_t = alpha_t x and time_scale times the path's own time (1000 for DDPM indices)."""
 
@@ -101,14 +112,43 @@ class X0Prediction(_OnPath):
 
 
 class VelocityPrediction(_OnPath):
-    """F predicts eps - x_0 along the rectified flow x_t = (1-t) x_0 + t eps: D = x_t - t F."""
+    """F predicts the velocity u = d/dt (alpha_t x_0 + sigma_t eps): D = (sigma'_t x_t - sigma_t F) / W.
 
-    def __init__(self, time_scale: float = 1.0) -> None:
+    W = alpha_t sigma'_t - alpha'_t sigma_t > 0. On rectified flow u = eps - x_0 and D = x_t - t F.
+    """
+
+    def __init__(self, time_scale: float = 1.0, path: Path | None = None) -> None:
         """Args:
         time_scale: the network's time input is time_scale * t.
+        path: forward process whose velocity it is; rectified flow where not given.
         """
-        super().__init__(RectifiedFlow(), time_scale)
+        super().__init__(RectifiedFlow() if path is None else path, time_scale)
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
-        alpha, t, time = self._at(sigma)
-        return Coefficients(skip=alpha, out=-t, input=alpha, noise=time)
+        t = self.path.time(sigma)
+        alpha, sigma_t = self.path.alpha(t), self.path.sigma(t)
+        alpha_slope, sigma_slope = self.path.derivatives(t)
+        turning = alpha * sigma_slope - alpha_slope * sigma_t
+        return Coefficients(
+            skip=sigma_slope * alpha / turning, out=-sigma_t / turning, input=alpha, noise=self.time_scale * t
+        )
+
+
+class TrigFlowPrediction(EDM):
+    """Simplified consistency models (arXiv 2410.11081): D = cos(t) x_t - sin(t) sigma_data F(x_t / sigma_data, t).
+
+    t = atan(sigma / sigma_data) is in radians, x_t = cos(t) x. It is EDM with the sign of F turned and another noise
+    input; `VelocityPrediction` on `TrigFlow` is the same flow at unit time and unscaled input and output.
+    """
+
+    def __init__(self, sigma_data: float = 0.5, time_scale: float = 1.0) -> None:
+        """Args:
+        sigma_data: standard deviation of the data over all entries, > 0.
+        time_scale: the network's time input is time_scale * t.
+        """
+        super().__init__(sigma_data)
+        self.time_scale = time_scale
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        edm = super().coefficients(sigma)
+        return edm._replace(out=-edm.out, noise=self.time_scale * torch.atan(sigma / self.sigma_data))

@@ -1,6 +1,9 @@
-"""Counter-based randomness: a seed and counters (step, rank, epoch) name a stream; no state is kept."""
+"""Counter-based randomness: a seed and counters (step, rank, epoch), or a latent, name a stream; no state is kept."""
+
+import hashlib
 
 import torch
+from torch import Tensor
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -44,6 +47,29 @@ def generator_for(seed: int, *counters: int, device: str | torch.device = "cpu")
         device: Device on which the numbers will be drawn.
     """
     return torch.Generator(device=device).manual_seed(fold_seed(seed, *counters))
+
+
+class LatentStreams:
+    """Noise that is drawn beside latents: each one's stream is named by a hash of its own numbers in single precision.
+
+    So what is made of a latent depends on nothing else: not on the batch it is in, nor on rank, device or precision.
+    The numbers are drawn on the CPU.
+    """
+
+    def __init__(self, latents: Tensor) -> None:
+        """Args:
+        latents: [B, *shape], at least one number each.
+        """
+        rows = latents.detach().to("cpu", torch.float32).contiguous().numpy()
+        hashes = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
+        self._generators = [generator_for(int.from_bytes(digest, "little")) for digest in hashes]
+        self._like = latents
+
+    def normal(self) -> Tensor:
+        """The next standard normal numbers of every stream, of the latents' shape, precision and device."""
+        shape = self._like.shape[1:]
+        drawn = [torch.randn(shape, generator=generator) for generator in self._generators]
+        return torch.stack(drawn).to(self._like) if drawn else torch.empty_like(self._like)
 
 
 def _finalise(z: int) -> int:

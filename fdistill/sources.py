@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fdistill.checkpoints import RECORD, CheckpointError, load_model, read_json
+from fdistill.checkpoints import RECORD, load_model
 from fdistill.data.image_folder import SUFFIXES, list_images, read_image
 from fdistill.generative_model import GenerativeModel, check_labels
+from fdistill.weight_files import CheckpointError, read_json
 
 _BATCH = 64  # samples in a pipeline at once
 _CONDITIONS = {"prompt", "image"}  # what a pipeline may leave optional and cannot do without
@@ -54,7 +55,7 @@ class ModelSource:
 
     def __init__(self, model: GenerativeModel) -> None:
         self.model = model
-        self.sample_shape, self.num_classes = model.sample_shape, model.num_classes
+        self.sample_shape, self.num_classes = model.image_shape, model.num_classes
         self.evaluations, self.facts = model.evaluations, model.facts
 
     def labels(self, n: int, seed: int, wanted: Tensor | None = None) -> Tensor | None:
@@ -62,8 +63,8 @@ class ModelSource:
         return self.model.labels(n) if wanted is None or not self.num_classes else wanted
 
     def draw(self, n: int, seed: int, labels: Tensor | None = None) -> Tensor:
-        """Samples of the model."""
-        return self.model.sample(self.model.noise(n, seed), self.labels(n, seed, labels))
+        """Samples of the model; images where it makes latents."""
+        return self.model.decode(self.model.sample(self.model.noise(n, seed), self.labels(n, seed, labels)))
 
 
 class DiffusersSource:

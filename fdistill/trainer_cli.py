@@ -24,6 +24,8 @@ from fdistill import (  # noqa: F401
     data,
     divergences,
     features,
+    grids,
+    loss_weights,
     metrics,
     networks,
     noise_levels,
@@ -31,10 +33,12 @@ from fdistill import (  # noqa: F401
     paths,
     preconditioning,
     rewards,
+    samplers,
     schedules,
 )
 from fdistill.checkpoints import read_run_checkpoint
 from fdistill.commands import UsageError, explain
+from fdistill.commands.explain import raised_by_class
 from fdistill.data import GenerativeDataModule
 from fdistill.loggers import CsvFiles, DashboardLogger, JsonlLogger, TensorBoardFiles, log_configuration
 from fdistill.modules import GenerativeModule
@@ -98,7 +102,7 @@ class TrainerCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            raise _raised_by_class(error) from error
+            raise raised_by_class(error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """With safe checkpoint reading, and metrics.jsonl in the run folder, which only training writes."""
@@ -165,19 +169,6 @@ def _options() -> dict[str, Any]:
         | names
         | dict.fromkeys(_BESIDE_TRAINER)
     )
-
-
-def _raised_by_class(error: BaseException) -> BaseException:
-    """The outermost error of the chain that the parser did not raise itself."""
-    link: BaseException | None = error
-    while link is not None:
-        trace = link.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        if trace is not None and not trace.tb_frame.f_globals.get("__name__", "").startswith("jsonargparse"):
-            return link
-        link = link.__cause__ or link.__context__
-    return error
 
 
 def _broken_file(arguments: Sequence[str]) -> str | None:

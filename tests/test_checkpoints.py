@@ -7,20 +7,13 @@ import pytest
 import torch
 from cli_runs import fdistill, last, one_error_line, student_arguments, teacher_arguments
 
-from fdistill.checkpoints import (
-    CheckpointError,
-    load_model,
-    load_weights,
-    model_from_record,
-    model_record,
-    read_json,
-    read_run_checkpoint,
-)
+from fdistill.checkpoints import load_model, model_from_record, model_record, read_run_checkpoint
 from fdistill.denoiser import Denoiser
 from fdistill.generative_model import GenerativeModel
 from fdistill.networks import MLP, DiffusersUNet, GaussianMixture, SmallUNet
 from fdistill.paths import VarianceExploding
 from fdistill.preconditioning import EDM, X0Prediction
+from fdistill.weight_files import CheckpointError, load_weights, read_json
 
 NETWORKS = {
     "MLP": lambda: MLP(dim=3, width=8, depth=2, num_classes=2),

@@ -8,12 +8,24 @@ from torch.testing import assert_close
 
 from fdistill.denoiser import Denoiser
 from fdistill.networks import MLP, Encoding, GaussianMixture, Network, SmallUNet
-from fdistill.paths import RectifiedFlow, VarianceExploding, VPCosine, VPLinear
+from fdistill.paths import (
+    KineticOptimal,
+    Path,
+    RectifiedFlow,
+    ScaledLinear,
+    TrigFlow,
+    VarianceExploding,
+    VariancePreserving,
+    VPCosine,
+    VPLinear,
+)
 from fdistill.preconditioning import (
     EDM,
     EpsPrediction,
     Preconditioning,
+    TrigFlowPrediction,
     VelocityPrediction,
+    VEScorePrediction,
     VPrediction,
     X0Prediction,
 )
@@ -38,7 +50,9 @@ class ExactNetwork(Network):
         alpha, sigma = self.path.alpha(t)[:, None], self.path.sigma(t)[:, None]
         x_0 = MIXTURE(x_t / alpha, (sigma / alpha)[:, 0])
         eps = (x_t - alpha * x_0) / sigma
-        return {"eps": eps, "x_0": x_0, "v": alpha * eps - sigma * x_0, "velocity": eps - x_0}[self.target]
+        alpha_slope, sigma_slope = (slope[:, None] for slope in Path.derivatives(self.path, t))
+        velocity = alpha_slope * x_0 + sigma_slope * eps
+        return {"eps": eps, "x_0": x_0, "v": alpha * eps - sigma * x_0, "velocity": velocity}[self.target]
 
 
 class ExactEDMNetwork(ExactNetwork):
@@ -52,24 +66,85 @@ class ExactEDMNetwork(ExactNetwork):
         return (MIXTURE(x, sigma[:, 0]) - SIGMA_DATA**2 / total**2 * x) / (sigma * SIGMA_DATA / total)
 
 
+class ExactScoreNetwork(ExactNetwork):
+    """sigma times the gradient of the log density, at the noise input ln(sigma / 2) (arXiv 2011.13456)."""
+
+    def decode(self, encoding):
+        x, noise = encoding.state
+        sigma, x = 2 * noise.exp(), x.detach().requires_grad_()
+        (score,) = torch.autograd.grad(MIXTURE.log_prob(x, sigma).sum(), x)
+        return sigma[:, None] * score
+
+
+class ExactConsistencyNetwork(ExactNetwork):
+    """TrigFlow's target in expectation (arXiv 2410.11081): sigma_data F = dx_t/dt, x_t = cos(t) x_0 + sin(t) z."""
+
+    def decode(self, encoding):
+        scaled, radians = encoding.state
+        x_t, cosine, sine = scaled * SIGMA_DATA, radians.cos()[:, None], radians.sin()[:, None]
+        x_0 = MIXTURE(x_t / cosine, SIGMA_DATA * radians.tan())
+        z = (x_t - cosine * x_0) / sine
+        return (cosine * z - sine * x_0) / SIGMA_DATA
+
+
 PATHS = {"linear": VPLinear(), "cosine": VPCosine(), "flow": RectifiedFlow(), "exploding": VarianceExploding()}
+PATHS |= {"trig": TrigFlow(SIGMA_DATA), "scaled": ScaledLinear(), "bare cosine": VPCosine(0.0)}
+PATHS["kinetic"] = KineticOptimal([0.0, 0.4, 0.8, 1.5], [0.02, 0.3, 0.9, 0.2], SIGMA_DATA)
+BUILDERS = {
+    "eps": EpsPrediction,
+    "x_0": X0Prediction,
+    "v": VPrediction,
+    "velocity": lambda path, scale: VelocityPrediction(scale, path),
+}
 CASES = {
     f"{target} {name} {scale:g}": (ExactNetwork(path, target, scale), build(path, scale))
-    for target, build in (("eps", EpsPrediction), ("x_0", X0Prediction), ("v", VPrediction))
+    for target, build in BUILDERS.items()
     for name, path in PATHS.items()
     for scale in (1.0, 1000.0)
-    if target != "v" or name in {"linear", "cosine"}
+    if target != "v" or isinstance(path, VariancePreserving)
 }
 CASES |= {
-    f"velocity {scale:g}": (ExactNetwork(RectifiedFlow(), "velocity", scale), VelocityPrediction(scale))
+    f"TrigFlow {scale:g}": (ExactConsistencyNetwork(None, None, scale), TrigFlowPrediction(SIGMA_DATA, scale))
     for scale in (1.0, 1000.0)
 }
+CASES["score"] = (ExactScoreNetwork(None, None, 1.0), VEScorePrediction())
 CASES["EDM"] = (ExactEDMNetwork(None, None, 1.0), EDM(SIGMA_DATA))
 
 
 def concrete_subclasses(cls):
     below = [found for sub in cls.__subclasses__() for found in [sub, *concrete_subclasses(sub)]]
     return [sub for sub in below if sub.__module__.startswith("fdistill") and not inspect.isabstract(sub)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_velocity_of_rectified_flow_is_denoised_as_ever_to_the_last_bit(dtype):
+    sigma = torch.logspace(-4, 3, 2001, dtype=dtype)
+    t = sigma / (1 + sigma)
+    for found, expected in zip(VelocityPrediction(7.0).coefficients(sigma), (1 - t, -t, 1 - t, 7 * t), strict=True):
+        assert torch.equal(found, expected)
+    assert torch.equal(VelocityPrediction(path=RectifiedFlow()).coefficients(sigma).out, -t)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_velocity_is_what_the_signal_and_the_noise_add_up_to_in_time(path):
+    t = torch.linspace(0.05, 0.95, 9, dtype=torch.float64)
+    x_0, eps = torch.randn(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    h = 1e-6
+    ahead, behind = (path.alpha(s) * x_0 + path.sigma(s) * eps for s in (t + h, t - h))
+    skip, out, _, _ = VelocityPrediction(path=path).coefficients(path.noise_ratio(t))
+    x = x_0 + path.noise_ratio(t) * eps
+    assert_close(skip * x + out * (ahead - behind) / (2 * h), x_0, rtol=1e-6, atol=1e-6)
+
+
+def test_consistency_models_predict_the_velocity_of_trig_flow_in_their_own_units():
+    sigma = torch.logspace(-2, 2, 9, dtype=torch.float64)
+    theirs, ours = (
+        found.coefficients(sigma) for found in (TrigFlowPrediction(0.4), VelocityPrediction(path=TrigFlow(0.4)))
+    )
+    assert_close(theirs.skip, ours.skip)
+    assert_close(theirs.out, torch.pi / 2 * 0.4 * ours.out)
+    assert_close(theirs.input, ours.input / 0.4)
+    assert_close(theirs.noise, torch.pi / 2 * ours.noise)
 
 
 def noisy(sigma, n=64):
@@ -122,23 +197,6 @@ def test_score_is_the_gradient_of_the_log_density(sigma):
 def conditional_denoiser():
     torch.manual_seed(0)
     return Denoiser(MLP(dim=2, width=16, depth=2, num_classes=3).double(), EDM(SIGMA_DATA))
-
-
-def test_guidance_of_scale_one_is_the_condition_zero_is_no_class_and_it_is_affine_in_the_scale():
-    denoiser, (x, level) = conditional_denoiser(), noisy(0.5)
-    labels = torch.arange(64) % 3
-    at = {scale: denoiser.guided(x, level, labels, scale) for scale in (0, 1, 2, 3.5)}
-    assert_close(at[1], denoiser(x, level, labels))
-    assert_close(at[0], denoiser(x, level, torch.full((64,), 3)))
-    assert_close(at[2] - at[1], at[1] - at[0])
-    assert_close(at[3.5], at[0] + 3.5 * (at[1] - at[0]))
-    assert not torch.allclose(at[0], at[1])
-
-
-def test_guidance_of_an_unconditional_denoiser_changes_nothing():
-    x, level = noisy(0.5)
-    exact = Denoiser(MIXTURE, X0Prediction(VarianceExploding()))
-    assert torch.equal(exact.guided(x, level, None, 4.0), exact(x, level))
 
 
 def test_the_two_halves_make_the_whole_and_detached_features_carry_no_gradient():

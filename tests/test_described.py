@@ -12,7 +12,7 @@ from fdistill.denoiser import Denoiser
 from fdistill.described import Described, public_path
 from fdistill.divergences import FDivergence, SkewedJensenShannon
 from fdistill.networks import MLP, DiffusersUNet, GaussianMixture, Network, SmallUNet
-from fdistill.paths import Path, VPCosine, VPLinear
+from fdistill.paths import KineticOptimal, Path, VPCosine, VPLinear
 from fdistill.preconditioning import EDM, EpsPrediction, Preconditioning, VelocityPrediction, VPrediction, X0Prediction
 
 ARGUMENTS = {
@@ -24,7 +24,8 @@ ARGUMENTS = {
     VPrediction: {"path": VPLinear(0.2, 10.0)},
     X0Prediction: {"path": VPLinear()},
     EDM: {"sigma_data": 0.25},
-    VelocityPrediction: {"time_scale": 7.0},
+    VelocityPrediction: {"time_scale": 7.0, "path": VPCosine()},
+    KineticOptimal: {"angles": (0.1, 0.9), "shares": (0.2, 0.5), "sigma_data": 0.6},
 }
 
 
@@ -58,7 +59,7 @@ def test_every_denoiser_is_rebuilt_from_its_description(network, preconditioning
 @pytest.mark.parametrize("base", [FDivergence, Path], ids=lambda cls: cls.__name__)
 def test_every_part_is_rebuilt_from_its_description(base):
     for cls in concrete_subclasses(base):
-        spec = through_json(cls().spec())
+        spec = through_json(example(cls).spec())
         assert type(base.from_spec(spec)) is cls
         assert base.from_spec(spec).spec() == spec
 
@@ -77,7 +78,7 @@ def test_description_nests():
 
 
 def test_a_subclass_is_described_by_its_own_arguments():
-    assert VelocityPrediction(5.0).spec()["init_args"] == {"time_scale": 5.0}
+    assert VelocityPrediction(5.0).spec()["init_args"] == {"time_scale": 5.0, "path": None}
 
 
 def test_a_class_path_does_not_tell_the_file_inside_a_room():

@@ -9,7 +9,7 @@ from fdistill.generative_model import GenerativeModel, check_labels
 from fdistill.networks import MLP, GaussianMixture
 from fdistill.paths import VarianceExploding
 from fdistill.preconditioning import EDM, X0Prediction
-from fdistill.samplers import heun, one_step
+from fdistill.samplers import Heun, one_step
 
 
 class CountingDenoiser(Denoiser):
@@ -64,7 +64,7 @@ def test_a_student_is_its_denoiser_at_sigma_init_and_a_teacher_is_heun():
     noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     student, teacher = GenerativeModel.student(mixture(), 2.5), GenerativeModel.teacher(mixture(), 9, 0.01, 40.0)
     assert_close(student.sample(noise), one_step(mixture(), noise, torch.tensor([2.5])))
-    assert_close(teacher.sample(noise), heun(mixture(), noise, teacher.sigmas))
+    assert_close(teacher.sample(noise), Heun()(mixture(), noise, teacher.sigmas))
 
 
 def test_a_teacher_of_an_exact_mixture_generates_the_mixture():

@@ -8,12 +8,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 FLOORS = {
-    0: "described divergences paths noise_levels loss_weights preconditioning random_streams files distributed "
-    "collapse schedules",
-    1: "networks data metrics features rewards",
+    0: "described divergences paths grids noise_levels preconditioning random_streams files distributed "
+    "weight_files collapse schedules",
+    1: "decoders networks data metrics features rewards loss_weights",
     2: "denoiser log_ratio",
-    3: "objectives samplers generative_model ema checkpoints report diagnosis pairs calibration",
-    4: "modules export strategies loggers sources evaluation diversity",
+    3: "objectives guidance samplers generative_model ema power_ema snapshots checkpoints report diagnosis pairs "
+    "calibration kinetic",
+    4: "importing modules export strategies loggers sources evaluation length_choice teacher_diagnosis diversity",
     5: "callbacks",
     6: "cli trainer_cli commands __main__",
 }

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.noise_levels import KarrasUniform, LogNormal, LogUniform, NoiseLevels, karras_grid
+from fdistill.noise_levels import KarrasUniform, LogNormal, LogUniform, NoiseLevels, UniformTime, karras_grid
+from fdistill.paths import RectifiedFlow, VarianceExploding, VPCosine, VPLinear
+
+ARGUMENTS = {UniformTime: {"path": VPLinear()}}
 
 
 def concrete_subclasses(cls):
@@ -16,7 +19,8 @@ def concrete_subclasses(cls):
 
 
 def family():
-    found = [cls() for cls in concrete_subclasses(NoiseLevels)]
+    found = [cls(**ARGUMENTS.get(cls, {})) for cls in concrete_subclasses(NoiseLevels)]
+    found += [UniformTime(VPCosine()), UniformTime(RectifiedFlow()), UniformTime(VPLinear(), t_min=0.0, t_max=1.0)]
     return [*found, LogNormal(0.4, 2.0), LogUniform(0.1, 3.0), KarrasUniform(0.01, 10.0, rho=3.0, low=0.0, high=0.8)]
 
 
@@ -73,6 +77,41 @@ def test_logarithm_of_lognormal_levels_has_the_stated_mean_and_deviation():
     assert log_sigma.std().item() == pytest.approx(1.2, abs=5 * 1.2 / math.sqrt(200_000))
 
 
+def test_logit_normal_times_of_rectified_flow_are_lognormal_levels():
+    t, flow = torch.linspace(0.01, 0.99, 99, dtype=torch.float64), RectifiedFlow()
+    # the density of arXiv 2403.03206: 1 / (std sqrt(2 pi) t (1 - t)) exp(-(logit t - mean)^2 / (2 std^2))
+    mean, std = 0.3, 0.8
+    density = (-((t.logit() - mean) ** 2) / (2 * std**2)).exp() / (std * math.sqrt(2 * math.pi) * t * (1 - t))
+    points = t.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(LogNormal(mean, std).cdf(flow.noise_ratio(points)).sum(), points)
+    assert_close(slope, density)
+
+
+@pytest.mark.parametrize("path", [VPLinear(), VPCosine(), RectifiedFlow(), VarianceExploding()], ids=type)
+def test_uniform_times_are_uniform_on_their_path(path):
+    law = UniformTime(path, t_min=0.2, t_max=0.7)
+    t = torch.tensor([0.0, 0.2, 0.3, 0.45, 0.7, 0.9], dtype=torch.float64)
+    assert_close(law.cdf(path.noise_ratio(t)), torch.tensor([0.0, 0.0, 0.2, 0.5, 1.0, 1.0], dtype=torch.float64))
+    drawn = path.time(law.sample(20_000, torch.Generator().manual_seed(0)))
+    assert drawn.min() >= 0.2 - 1e-6
+    assert drawn.max() <= 0.7 + 1e-6
+    assert drawn.mean().item() == pytest.approx(0.45, abs=5 * 0.5 / math.sqrt(12 * 20_000))
+
+
+@pytest.mark.parametrize("path", [VPLinear(), VPCosine(), RectifiedFlow(), VarianceExploding()], ids=type)
+def test_uniform_times_of_every_path_end_at_levels_that_single_precision_can_hold(path):
+    ends = UniformTime(path).quantile(torch.tensor([0.0, 1.0]))
+    assert 0 < ends[0] < 0.02
+    assert ends[1] < 1000
+
+
+def test_uniform_times_of_rectified_flow_have_the_density_of_their_odds():
+    law = UniformTime(RectifiedFlow())
+    sigma = torch.logspace(-2, 2, 9, dtype=torch.float64, requires_grad=True)
+    (density,) = torch.autograd.grad(law.cdf(sigma).sum(), sigma)
+    assert_close(density * 0.998, 1 / (1 + sigma.detach()) ** 2)
+
+
 def test_karras_uniform_of_infinite_rho_is_log_uniform():
     u = torch.linspace(0, 1, 11, dtype=torch.float64)
     whole = KarrasUniform(0.01, 50.0, rho=1e6, low=0.0, high=1.0)
@@ -123,6 +162,11 @@ def test_rho_one_is_the_even_grid_and_rho_infinity_the_geometric_one():
         (lambda: KarrasUniform(rho=0.0), "rho"),
         (lambda: KarrasUniform(low=0.5, high=0.5), "low < high"),
         (lambda: KarrasUniform(2.0, 1.0), "sigma_min < sigma_max"),
+        (lambda: UniformTime(VPLinear(), t_min=-0.1), "0 <= t_min < t_max <= 1"),
+        (lambda: UniformTime(VPLinear(), t_max=1.1), "0 <= t_min < t_max <= 1"),
+        (lambda: UniformTime(VPLinear(), 0.5, 0.5), "0 <= t_min < t_max <= 1"),
+        (lambda: UniformTime(RectifiedFlow(), t_max=1.0), "RectifiedFlow has .* inf at t_max 1.0: .*0.999"),
+        (lambda: UniformTime(VPCosine(), t_max=1.0), "VPCosine has .* at t_max 1.0"),
     ],
 )
 def test_impossible_levels_are_refused(build, match):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from fdistill.random_streams import fold_seed, generator_for
+from fdistill.random_streams import LatentStreams, fold_seed, generator_for
 
 
 def test_matches_the_published_sequence_of_splitmix64():
@@ -51,3 +51,37 @@ def test_generator_is_fresh_and_leaves_the_global_state_alone():
 def test_bad_integers_are_refused(integers, match):
     with pytest.raises(ValueError, match=match):
         fold_seed(*integers)
+
+
+def latents(n, *shape, dtype=torch.float32):
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 4, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_of_a_latent_is_its_own_wherever_it_stands_in_a_batch(shape, dtype):
+    noise = latents(9, *shape, dtype=dtype)
+    streams = LatentStreams(noise)
+    draws = [streams.normal() for _ in range(3)]
+    assert all(draw.shape == noise.shape and draw.dtype == dtype for draw in draws)
+    order = torch.tensor([5, 1, 7])
+    few = LatentStreams(noise[order])
+    assert all(torch.equal(few.normal(), draw[order]) for draw in draws)
+    single = LatentStreams(noise.float())
+    assert torch.equal(single.normal().to(dtype), draws[0])
+
+
+def test_noise_of_latents_is_standard_normal_fresh_and_uncorrelated_with_them_and_each_other():
+    noise = latents(3000, 4)
+    streams = LatentStreams(noise)
+    numbers = torch.stack([noise, streams.normal(), streams.normal()]).reshape(3, -1)
+    assert numbers.mean(dim=1).abs().max() < 5 / 12_000**0.5
+    assert (numbers.var(dim=1) - 1).abs().max() < 5 * (2 / 12_000) ** 0.5
+    assert torch.corrcoef(numbers).fill_diagonal_(0).abs().max() < 5 / 12_000**0.5
+    rows = numbers[1].reshape(3000, 4)
+    neighbours = torch.corrcoef(torch.stack([rows[:-1].flatten(), rows[1:].flatten()]))
+    assert neighbours[0, 1].abs() < 5 / 12_000**0.5
+
+
+def test_no_latents_draw_nothing():
+    assert LatentStreams(torch.zeros(0, 2)).normal().shape == (0, 2)

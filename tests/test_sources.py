@@ -21,7 +21,6 @@ from diffusers import (
 )
 from PIL import Image
 
-from fdistill.checkpoints import CheckpointError
 from fdistill.data import Digits
 from fdistill.denoiser import Denoiser
 from fdistill.evaluation import evaluate_models, samples_per_second
@@ -31,6 +30,7 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.networks import MLP
 from fdistill.preconditioning import EDM
 from fdistill.sources import DiffusersSource, ImageFolderSource, ModelSource, open_source
+from fdistill.weight_files import CheckpointError
 
 
 def unet(channels=1, **options):

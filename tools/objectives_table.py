@@ -52,6 +52,7 @@ MINIMISED = {  # words between ` are mathematics, in the order of the table
     "factor of its gradient is bounded",
     "Adversarial": "`weight` times the softened reverse KL",
     "RewardAugmented": "what `objective` minimises, less `beta E[reward(x)]`",
+    "MongeRegularised": "what `objective` minimises, and `weight` times the Monge gap of latents and samples",
     "WarmStarted": "what `first` minimises for so many `updates`, from then on what `objective` minimises",
 }
 WEIGHTS = {  # of Python, with the arguments of the divergence as names

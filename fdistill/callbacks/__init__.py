@@ -4,6 +4,8 @@ from fdistill.callbacks.checkpoint import LastCheckpoint
 from fdistill.callbacks.collapse import CollapseCallback
 from fdistill.callbacks.diversity import DiversityCallback
 from fdistill.callbacks.learning_rate import LearningRate
+from fdistill.callbacks.monge_gap import MongeGap
+from fdistill.callbacks.power_averages import PowerAverages
 from fdistill.callbacks.progress import TurnProgressBar
 from fdistill.callbacks.ratio_histograms import RatioHistograms
 from fdistill.callbacks.sample_grid import SampleGrid
@@ -17,6 +19,8 @@ __all__ = [
     "DiversityCallback",
     "LastCheckpoint",
     "LearningRate",
+    "MongeGap",
+    "PowerAverages",
     "RatioHistograms",
     "SampleGrid",
     "SeeSaw",

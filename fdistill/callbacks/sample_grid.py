@@ -26,7 +26,7 @@ class SampleGrid(L.Callback):
     student has noise of its own; distillation matches their distributions, so the two agree in class and often in
     style, and need not agree in more. Images that are their nearest training images are memorised:
     samples/nearest_distance is the histogram of the distances. Points are scatter panels instead, beside training data.
-    The teacher is sampled once a run. Without real data the row of training images is left out.
+    The teacher is sampled once a run. There is no row of training images without real data, or where data is latents.
     """
 
     def __init__(self, every_n_turns: int = 500, num_samples: int = 50, seed: int = 0) -> None:
@@ -58,13 +58,13 @@ class SampleGrid(L.Callback):
 
     def _drawn(self, model: GenerativeModel) -> dict[str, Tensor]:
         """The samples under the model's name."""
-        samples = model.sample(model.noise(self.num_samples, self.seed), model.labels(self.num_samples))
+        samples = model.decode(model.sample(model.noise(self.num_samples, self.seed), model.labels(self.num_samples)))
         return {f"{model.kind}\n{model.evaluations} evaluation{'s' * (model.evaluations > 1)}": samples}
 
     def _draw(self, rows: dict[str, Tensor], title: str, path: Path, trainer: L.Trainer) -> None:
         (name, samples), *others = rows.items()
         data = trainer.datamodule
-        has_real = isinstance(data, GenerativeDataModule) and data.has_real
+        has_real = isinstance(data, GenerativeDataModule) and data.has_real and data.sample_shape == samples.shape[1:]
         train = data.train_split.x if has_real else None
         if samples.ndim != 4:
             panels = {f"{name}, {title}": samples, **dict(others)}

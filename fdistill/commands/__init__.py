@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from fdistill.commands.explain import explain
+from fdistill.commands.explain import explain, raised_by_class
 
 __all__ = ["VERBS", "UsageError", "Verb", "explain", "run_verb"]
 
@@ -22,15 +22,39 @@ class Verb(NamedTuple):
     positional: bool = False
     several: str | None = None
     """The function's list that takes all arguments which belong to no option."""
+    listed: str | None = None
+    """The function's list of numbers that takes all arguments after its option."""
+    function: str | None = None
+    """Where Python keeps the command's name for itself."""
 
 
 VERBS = {
-    "sample": Verb("pictures from a checkpoint or an exported folder", "fdistill.commands.sample"),
+    "sample": Verb(
+        "pictures from a checkpoint or an exported folder", "fdistill.commands.sample", listed="guidance_interval"
+    ),
     "evaluate": Verb("student beside teacher beside real data: report.json and a page", "fdistill.commands.evaluate"),
     "export": Verb(
-        "a run checkpoint becomes a folder that diffusers loads", "fdistill.commands.export", positional=True
+        "a run checkpoint becomes a folder that diffusers loads",
+        "fdistill.commands.export",
+        positional=True,
+        listed="guidance_interval",
+    ),
+    "import": Verb(
+        "a model that others trained becomes a teacher: diffusers, safetensors, EDM",
+        "fdistill.commands.import_model",
+        positional=True,
+        function="import_model",
     ),
     "pairs": Verb("latents and what a teacher makes of them, for DMD", "fdistill.commands.pairs", positional=True),
+    "average": Verb(
+        "another average of a run's weights, of a length given or measured",
+        "fdistill.commands.average",
+        positional=True,
+        listed="lengths",
+    ),
+    "diagnose": Verb(
+        "do a teacher's deterministic samples crowd together, and why", "fdistill.commands.diagnose", positional=True
+    ),
     "dashboard": Verb("how runs go: one page of curves and pictures", "fdistill.commands.dashboard", several="runs"),
     "doctor": Verb("versions, devices, and what is wrong or slow here", "fdistill.commands.doctor"),
 }
@@ -41,16 +65,23 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
     from jsonargparse import ArgumentError, ArgumentParser
 
     verb = VERBS[name]
-    function: Callable[..., None] = getattr(importlib.import_module(verb.module), name)
+    function: Callable[..., None] = getattr(importlib.import_module(verb.module), verb.function or name)
     parser = ArgumentParser(prog=f"fdistill {name}", exit_on_error=False)
-    parser.add_function_arguments(function, as_positional=verb.positional, skip={verb.several} - {None})
+    skipped = {verb.several, verb.listed} - {None}
+    parser.add_function_arguments(function, as_positional=verb.positional, skip=skipped, sub_configs=True)
     if verb.several is not None:
         parser.add_argument(verb.several, nargs="*", type=str, help="one or several")
+    if verb.listed is not None:
+        parser.add_argument(f"--{verb.listed}", nargs="+", type=float, help="one or several, a blank between them")
     options = {option: parameter.annotation for option, parameter in inspect.signature(function).parameters.items()}
     switches = {f"--{option}" for option, annotation in options.items() if annotation is bool}
     try:
         values = parser.parse_args([f"{given}=true" if given in switches else given for given in arguments])
     except (ArgumentError, TypeError) as error:
         raise UsageError(f"{explain(str(error), options)} (fdistill {name} --help tells the options)") from error
-    function(**values.as_dict())
+    try:
+        built = parser.instantiate_classes(values).as_dict()
+    except Exception as error:
+        raise raised_by_class(error) from error
+    function(**built)
     return 0

@@ -1,19 +1,10 @@
 """`fdistill evaluate`: student beside teacher beside real data, as report.json and a page."""
 
-import inspect
 from pathlib import Path
-from typing import Any
-
-import torch
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from fdistill.commands.checked import require_writable, usable_device
-from fdistill.data import GenerativeDataModule
-from fdistill.described import public_path
+from fdistill.commands.yaml_section import data_of_file, features_of_file, remembered_data
 from fdistill.evaluation import Evaluation, evaluate_models
-from fdistill.features import FeatureExtractor
 from fdistill.loggers import FILE_NAME
 from fdistill.report import html_page, print_table, sample_grid_figure, training_curves_figure, write_json
 from fdistill.report.evidence_figures import class_bars_figure, copies_figure, intervals_figure, spectra_figure
@@ -68,10 +59,10 @@ def evaluate(
             where not given.
     """
     folder, place = require_writable(Path(out) / "report.json").parent, usable_device(device)
-    given = None if data is None else GenerativeDataModule.from_spec(_section(data, "data"))
-    extractor = None if features is None else _extractor(_section(features, "features"), place)
+    given = None if data is None else data_of_file(data)
+    extractor = None if features is None else features_of_file(features, place)
     student = open_source(checkpoint, place, None if given is None else given.sample_shape, steps)
-    real = _remembered_data(student) if given is None else given
+    real = remembered_data(student.facts) if given is None else given
     teacher_path = teacher or _remembered_teacher(student)
     teacher_source = None if teacher_path is None else open_source(teacher_path, place, real.sample_shape, steps)
     if steps is not None and not any(isinstance(source, DiffusersSource) for source in (student, teacher_source)):
@@ -89,47 +80,6 @@ def _remembered_teacher(student: Source) -> str | None:
         return remembered
     print("measured without a teacher: --teacher CHECKPOINT adds one")
     return None
-
-
-def _remembered_data(student: Source) -> GenerativeDataModule:
-    spec = student.facts.get("data")
-    if spec is None:
-        raise ValueError("this model does not say what data it was trained on: give --data FILE.yaml")
-    return GenerativeDataModule.from_spec(spec)
-
-
-def _section(given: str, name: str) -> dict[str, Any]:
-    """The section of a YAML file that describes an object; classes without a dot are those of fdistill.<section>."""
-    try:
-        spec: Any = OmegaConf.to_container(OmegaConf.load(given), resolve=True)[name]
-        path = spec["class_path"]
-        return {
-            "class_path": path if "." in path else f"fdistill.{name}.{path}",
-            "init_args": spec.get("init_args") or {},
-        }
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no file {given} to read the {name} section from: check the path") from error
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{given} has a reference that does not resolve: {str(error).splitlines()[0]}") from error
-    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{given} is no YAML file with a {name} section of class_path and init_args") from error
-
-
-def _extractor(spec: dict[str, Any], place: torch.device) -> FeatureExtractor:
-    """The extractor that a section describes; imports nothing, so a file cannot run code of its choice."""
-    known = {public_path(c): c for c in _subclasses(FeatureExtractor) if not inspect.isabstract(c)}
-    path, arguments = spec["class_path"], spec["init_args"]
-    if path not in known:
-        raise ValueError(
-            f"class_path names an imported feature extractor: expected one of {sorted(known)}, got {path!r}; "
-            "import the module that defines it first (--import MODULE)"
-        )
-    try:
-        extractor = known[path](**arguments)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not take these arguments: {error}") from error
-    # metrics need float64 where the features are, which mps lacks
-    return extractor if place.type == "mps" else extractor.to(place)
 
 
 def _curve_files(checkpoint: str, student: Source) -> dict[str, Path]:
@@ -169,10 +119,6 @@ def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path]) -> li
         pictures["Training"] = training_curves_figure(curve_files, folder / "curves.png")
     page = html_page(folder / "index.html", "One-step generator", report, pictures)
     return [written, *pictures.values(), page]
-
-
-def _subclasses(cls: type) -> list[type]:
-    return [found for child in cls.__subclasses__() for found in (child, *_subclasses(child))]
 
 
 def _title(name: str, evaluations: int | None) -> str:

@@ -58,6 +58,19 @@ def explain(message: str, options: Mapping[str, Any]) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
 
 
+def raised_by_class(error: BaseException) -> BaseException:
+    """The outermost error of the chain that the parser did not raise itself."""
+    link: BaseException | None = error
+    while link is not None:
+        trace = link.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        if trace is not None and not trace.tb_frame.f_globals.get("__name__", "").startswith("jsonargparse"):
+            return link
+        link = link.__cause__ or link.__context__
+    return error
+
+
 def _unknown_key(text: str, options: Mapping[str, Any]) -> str | None:
     found = next(
         (match for match in _UNKNOWN_KEY.finditer(text) if not _is_fallback(text[: match.start()], options)), None

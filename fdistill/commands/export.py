@@ -4,24 +4,49 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fdistill.checkpoints import CheckpointError, load_model, read_json
+from fdistill.checkpoints import load_model
 from fdistill.commands.checked import require_writable
+from fdistill.commands.sampling import resampled
 from fdistill.export import export_folder
 from fdistill.export.folder import loads_in_stock_diffusers
 from fdistill.generative_model import GenerativeModel
+from fdistill.grids import SamplingGrid
 from fdistill.report import print_table
+from fdistill.samplers import Sampler
+from fdistill.weight_files import CheckpointError, read_json
 
 
-def export(checkpoint: str, folder: str, report: str | None = None) -> None:
+def export(
+    checkpoint: str,
+    folder: str,
+    report: str | None = None,
+    sampler: Sampler | None = None,
+    steps: int | None = None,
+    grid: SamplingGrid | None = None,
+    guidance: float | None = None,
+    guidance_interval: list[float] | None = None,
+    guide: str | None = None,
+) -> None:
     """Write a folder that diffusers loads: the averaged weights as safetensors, configuration and model card.
 
     Args:
         checkpoint: a run's .ckpt file, or an exported folder whose card is to be written again.
         folder: the folder to write; one that is there already is replaced.
         report: report.json of fdistill evaluate, whose numbers the model card then tells.
+        sampler: of a teacher, in place of its own: Heun, Euler, DDIM, GDDIM, PredictorCorrector, Renoising, Restart.
+        steps: of a teacher, on EDM's grid between its own first and last noise levels.
+        grid: of a teacher, any other noise levels: KarrasGrid, PathGrid, GivenGrid.
+        guidance: scale of a teacher's guidance; 1 for none.
+        guidance_interval: two noise levels, low and high, between which guidance acts.
+        guide: a worse teacher of the same samples, for autoguidance; the folder then holds it too.
     """
     require_writable(Path(folder) / "README.md")
-    model = load_model(checkpoint)
+    loaded = load_model(checkpoint)
+    model = resampled(loaded, sampler, steps, grid, guidance, guidance_interval, guide)
+    if report is not None and model is not loaded:
+        raise ValueError(
+            f"{report} measured the teacher as it was sampled before: export it first, then evaluate the folder"
+        )
     numbers = None if report is None else _numbers(Path(report), model, checkpoint)
     target = export_folder(model, folder, numbers)
     if numbers is not None and model.kind == "student":

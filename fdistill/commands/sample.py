@@ -10,8 +10,11 @@ from torch import Tensor
 
 from fdistill.checkpoints import load_model
 from fdistill.commands.checked import require_writable, usable_device
+from fdistill.commands.sampling import resampled
 from fdistill.files import atomic_write
 from fdistill.generative_model import GenerativeModel, check_labels
+from fdistill.grids import SamplingGrid
+from fdistill.samplers import Sampler
 
 _GAP = 2  # pixels between the images of a grid
 _SMALLEST_CELL = 48  # pixels; smaller images are enlarged by a whole factor
@@ -24,6 +27,12 @@ def sample(
     out: str = "samples.png",
     labels: int | list[int] | None = None,
     device: str = "cpu",
+    sampler: Sampler | None = None,
+    steps: int | None = None,
+    grid: SamplingGrid | None = None,
+    guidance: float | None = None,
+    guidance_interval: list[float] | None = None,
+    guide: str | None = None,
 ) -> None:
     """Generate samples; a seed gives the same ones from the .ckpt, the exported folder and its diffusers pipeline.
 
@@ -34,6 +43,12 @@ def sample(
         out: file to write: a .png picture of all samples in a grid, or a .npz file of the arrays samples and labels.
         labels: the class to draw, or several like '[0,1,2]', repeated up to n; all classes in turn where not given.
         device: where to compute: cpu, cuda, cuda:1, mps.
+        sampler: of a teacher, in place of its own: Heun, Euler, DDIM, GDDIM, PredictorCorrector, Renoising, Restart.
+        steps: of a teacher, on EDM's grid between its own first and last noise levels.
+        grid: of a teacher, any other noise levels: KarrasGrid, PathGrid, GivenGrid.
+        guidance: scale of a teacher's guidance; 1 for none.
+        guidance_interval: two noise levels, low and high, between which guidance acts.
+        guide: a worse teacher of the same samples, for autoguidance.
     """
     if n < 1:
         raise ValueError(f"n is a number of samples and positive: got {n}")
@@ -41,9 +56,10 @@ def sample(
     if path.suffix not in (".png", ".npz"):
         raise ValueError(f"samples are written as .png or .npz: got {out!r}; name the file like that")
     require_writable(path)
-    model = load_model(checkpoint).to(usable_device(device))
+    model = resampled(load_model(checkpoint), sampler, steps, grid, guidance, guidance_interval, guide)
+    model.to(usable_device(device))
     wanted = _labels(model, n, labels)
-    samples = model.sample(model.noise(n, seed), wanted)
+    samples = model.decode(model.sample(model.noise(n, seed), wanted))
     if path.suffix == ".npz":
         atomic_write(path, _npz(samples, wanted))
     elif samples.ndim == 4:

@@ -3,6 +3,7 @@
 from fdistill.data.base import Batch, GenerativeDataModule
 from fdistill.data.batch_stream import EndlessBatchSampler
 from fdistill.data.batches import InMemorySplit
+from fdistill.data.chequerboard import Chequerboard
 from fdistill.data.digits import Digits
 from fdistill.data.image_folder import ImageFolder
 from fdistill.data.latents_only import LatentsOnly
@@ -20,6 +21,7 @@ from fdistill.data.stacked_digits import StackedDigits
 
 __all__ = [
     "Batch",
+    "Chequerboard",
     "Digits",
     "EndlessBatchSampler",
     "GaussianMixtureData",

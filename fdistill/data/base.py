@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from fdistill.data.batch_stream import EndlessBatchSampler
 from fdistill.data.batches import Batch, InMemorySplit
+from fdistill.networks import Network
 from fdistill.random_streams import generator_for
 
 __all__ = ["Batch", "GenerativeDataModule"]
@@ -75,6 +76,13 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
         """Return the mode of each sample [n, *sample_shape], int64 [n] in [0, num_modes), -1 for a sample of none.
 
         None where the data has no rule of its own, as in a set of photographs.
+        """
+        return None
+
+    def exact_network(self) -> Network | None:
+        """Return E[x_0 | x_0 + sigma eps] of all classes together, a network for `X0Prediction(VarianceExploding())`.
+
+        None where nobody knows it, as of every set of photographs.
         """
         return None
 

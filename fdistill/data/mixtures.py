@@ -10,6 +10,7 @@ from torch.nn.functional import softplus
 
 from fdistill.data.base import GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit
+from fdistill.networks import GaussianMixture
 from fdistill.random_streams import generator_for
 
 _CHUNK = 16_384  # points compared with all modes at once
@@ -111,6 +112,11 @@ class GaussianMixtureData(GenerativeDataModule):
                 " look for the NaN where they are made"
             )
         return torch.cat([nearest_mode(part, self._parameters) for part in x.split(_CHUNK)])
+
+    def exact_network(self) -> GaussianMixture:
+        """Return the posterior mean of the mixture, whose modes of weight 0 are left out."""
+        means, stds, weights = (values[self._parameters.weights > 0].tolist() for values in self._parameters)
+        return GaussianMixture(means, stds, weights)
 
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
         """Draw the two splits."""

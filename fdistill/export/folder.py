@@ -10,11 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from fdistill.checkpoints import RECORD, CheckpointError, load_weights, model_from_record, model_record, read_json
+from fdistill.checkpoints import RECORD, model_from_record, model_record, model_weights
 from fdistill.denoiser import Denoiser
 from fdistill.export.model_card import model_card
 from fdistill.export.stock_levels import stock_levels
@@ -22,9 +20,12 @@ from fdistill.files import replace_folder
 from fdistill.generative_model import GenerativeModel
 from fdistill.networks import DiffusersUNet
 from fdistill.preconditioning import EDM
+from fdistill.weight_files import CheckpointError, load_weights, read_json, read_safetensors
 
 _STOCK_PIPELINE = "ConsistencyModelPipeline"
 _OWN_WEIGHTS = "denoiser.safetensors"
+_DECODER = "vae"
+_REMEDY = "export it again"
 _SHIMS = {  # the two files in which DiffusionPipeline.from_pretrained(folder, trust_remote_code=True) looks for classes
     "pipeline.py": ("the pipeline", "OneStepPipeline"),
     "model/generator.py": ("its model", "StudentLoader"),
@@ -58,7 +59,11 @@ def export_folder(model: GenerativeModel, target: Path | str, report: dict[str, 
             _write_stock(model, folder)
         else:
             _write_own(model, folder)
-        (folder / f"{RECORD}.json").write_text(json.dumps(model_record(model), indent=2) + "\n", encoding="utf-8")
+        record = model_record(model)
+        if model.decoder is not None:
+            model.decoder.save(folder / _DECODER)
+            record["decoder"] = _DECODER
+        (folder / f"{RECORD}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         card = folder / "README.md"
         card.write_text(model_card(model, target.name, stock, report), encoding="utf-8")
         for weights in folder.rglob("*.safetensors"):  # safetensors writes for the owner only
@@ -74,6 +79,7 @@ def loads_in_stock_diffusers(model: GenerativeModel) -> bool:
         and isinstance(denoiser.network, DiffusersUNet)
         and isinstance(denoiser.preconditioning, EDM)
         and stock_levels(model.sigmas) is not None
+        and model.decoder is None
     )
 
 
@@ -87,7 +93,7 @@ def read_folder(path: Path | str) -> GenerativeModel:
     record_file = path / f"{RECORD}.json"
     record = read_json(record_file) if record_file.is_file() else None
     if (path / _OWN_WEIGHTS).is_file() and record is not None:
-        return model_from_record(record, _read_weights(path / _OWN_WEIGHTS), path)
+        return model_from_record(record, read_safetensors(path / _OWN_WEIGHTS, _REMEDY), path)
     index = read_json(path / "model_index.json")
     if index.get("_class_name") != _STOCK_PIPELINE:
         raise CheckpointError(
@@ -118,7 +124,7 @@ def _read_stock(path: Path, record: dict[str, Any]) -> GenerativeModel:
 
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     config = read_json(path / "unet" / "config.json")
-    weights = _read_weights(path / "unet" / "diffusion_pytorch_model.safetensors")
+    weights = read_safetensors(path / "unet" / "diffusion_pytorch_model.safetensors", _REMEDY)
     if config.get("_class_name") != UNet2DModel.__name__:
         raise CheckpointError(f"{path}/unet/config.json is of {config.get('_class_name')}: expected UNet2DModel")
     if scheduler.get("sigma_min") != 0:
@@ -138,8 +144,7 @@ def _read_stock(path: Path, record: dict[str, Any]) -> GenerativeModel:
 
 
 def _write_own(model: GenerativeModel, folder: Path) -> None:
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.denoiser.state_dict().items()}
-    save_file(weights, folder / _OWN_WEIGHTS, metadata={"format": "pt"})
+    save_file(model_weights(model), folder / _OWN_WEIGHTS, metadata={"format": "pt"})
     if model.kind == "student":
         index = {
             "_class_name": ["pipeline", "OneStepPipeline"],
@@ -150,12 +155,3 @@ def _write_own(model: GenerativeModel, folder: Path) -> None:
         (folder / "model").mkdir()
         for file, (what, name) in _SHIMS.items():
             (folder / file).write_text(_SHIM.format(what=what, name=name), encoding="utf-8")
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing: the folder is incomplete; export it again") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or no safetensors file: export it again") from error

@@ -5,6 +5,7 @@ from typing import Any
 
 from fdistill.export.stock_levels import stock_levels
 from fdistill.generative_model import GenerativeModel
+from fdistill.guidance import Guidance
 
 _COLUMNS = {
     "frechet_distance": "Fréchet distance ↓",
@@ -25,6 +26,8 @@ _FACTS = {
     "divergence": "divergence",
     "teacher": "teacher",
     "guidance": "guidance scale of the teacher",
+    "guidance_interval": "noise levels between which the teacher was guided",
+    "guide": "guide of the teacher",
     "adversarial_weight": "weight of the adversarial term",
     "turn": "kind of turn",
     "turns": "turns",
@@ -58,8 +61,9 @@ def _summary(model: GenerativeModel) -> str:
     classes = f"of {model.num_classes} classes" if model.num_classes else "without classes"
     parameters = sum(value.numel() for value in model.denoiser.parameters())
     plural = "s" if model.evaluations > 1 else ""
+    made = "samples" if model.decoder is None else "latents for the VAE beside it,"
     return (
-        f"{what}: samples of shape {shape} {classes}, {model.evaluations} network evaluation{plural} per sample, "
+        f"{what}: {made} of shape {shape} {classes}, {model.evaluations} network evaluation{plural} per sample, "
         f"{parameters:,} parameters."
     )
 
@@ -111,6 +115,11 @@ def _origin(model: GenerativeModel) -> str:
     start: dict[str, Any] = {"sigma_init" if model.kind == "student" else "sigma_max": float(model.sigmas[0])}
     if model.kind == "student" and len(model.sigmas) > 1:
         start["renoise_levels"] = model.sigmas[1:].tolist()
+    if model.sampler is not None:
+        start["sampler"] = model.sampler.spec()
+    guidance = Guidance.of(model.guidance)
+    if guidance.scale != 1:
+        start["guidance when sampled"] = str(guidance)
     known = {title: model.facts.get(name) for name, title in _FACTS.items()}
     others = {name: value for name, value in model.facts.items() if name not in _FACTS}
     lines = [f"- {name}: {_words(value)}" for name, value in {**known, **start, **others}.items() if value is not None]

@@ -60,7 +60,8 @@ class OneStepPipeline(DiffusionPipeline):
             num_inference_steps: the student's own number of steps, which is what it makes where none is given.
             generator: of noise and random classes, on the CPU.
             latents: standard normal noise [batch_size, *latent_shape] of the model instead.
-            output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" (samples as the network made them).
+            output_type: "pil", "np" ([B, H, W, C] in [0, 1]), "pt" (samples [B, ...] as the model made them) or
+                "latent" (the same without the decoder of a model that has one).
             return_dict: whether to wrap the samples in ImagePipelineOutput.
         """
         steps = len(self.model.sigmas)
@@ -69,16 +70,18 @@ class OneStepPipeline(DiffusionPipeline):
                 f"a student makes the steps it was trained for: expected num_inference_steps={steps}, "
                 f"got {num_inference_steps}"
             )
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type is pil, np or pt: got {output_type!r}")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type is pil, np, pt or latent: got {output_type!r}")
         shape = (batch_size, *self.model.latent_shape)
         if latents is None:
             latents = self.model.latents(batch_size, generator)
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents hold one noise sample per image: expected {shape}, got {tuple(latents.shape)}")
         samples = self.model.sample(latents, self._labels(class_labels, batch_size, generator))
+        if output_type != "latent":
+            samples = self.model.decode(samples)
         images: Any = samples
-        if output_type != "pt":
+        if output_type in ("pil", "np"):
             if samples.ndim != 4:
                 raise ValueError(f"samples of shape {self.model.sample_shape} are no images: use output_type='pt'")
             images = (samples / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()

@@ -10,6 +10,7 @@ from fdistill.metrics.kernel_distance import KernelDistance, KernelDistanceEstim
 from fdistill.metrics.local_coverage import LocalCoverage, is_covered, local_coverage
 from fdistill.metrics.memorization import MemorizedFraction, memorized, memorized_fraction
 from fdistill.metrics.mode_coverage import ModeCoverage, class_entropy, mode_weight_kl, modes_covered
+from fdistill.metrics.monge_gap import monge_gap
 from fdistill.metrics.neighbours import (
     Nearest,
     NeighbourStatistics,
@@ -69,6 +70,7 @@ __all__ = [
     "memorized_fraction",
     "mode_weight_kl",
     "modes_covered",
+    "monge_gap",
     "nearest",
     "neighbour_distances",
     "neighbour_statistics",

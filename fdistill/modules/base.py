@@ -9,7 +9,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
-from fdistill.checkpoints import RECORD, CheckpointError, model_record
+from fdistill.checkpoints import RECORD, model_record
 from fdistill.data import GenerativeDataModule
 from fdistill.denoiser import Denoiser
 from fdistill.distributed import average_gradients, global_sum, world_size
@@ -17,6 +17,7 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import JsonlLogger
 from fdistill.random_streams import fold_seed, generator_for
 from fdistill.strategies import ReplicatedStrategy
+from fdistill.weight_files import CheckpointError
 
 
 class NonFiniteError(RuntimeError):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fdistill.denoiser import Denoiser, HalfDenoised
+from fdistill.guidance import Guidance
 from fdistill.objectives.base import Asked
 
 
@@ -23,7 +24,7 @@ def consult(
     labels: Tensor | None,
     value: Asked = "nothing",
     features: Asked = "nothing",
-    guidance: float = 1.0,
+    guidance: float | Guidance = 1.0,
     learns: bool = False,
 ) -> Opinion:
     """Evaluate a denoiser at x_t [B, *sample_shape], sigma [B].
@@ -35,7 +36,7 @@ def consult(
         labels: int64 [B]; not read by an unconditional denoiser.
         value: whether the denoised sample is asked for, and with a graph to x_t.
         features: the same of the encoder's taps.
-        guidance: classifier-free guidance scale of the value.
+        guidance: of the value.
         learns: whether everything keeps its graph to the denoiser's weights.
     """
     if value == features == "nothing":
@@ -43,14 +44,10 @@ def consult(
     labels = labels if denoiser.num_classes else None
     if features == "nothing":
         with torch.set_grad_enabled(learns or value == "gradient"):
-            return Opinion(None, denoiser.guided(x_t, sigma, labels, guidance))
+            return Opinion(None, Guidance.of(guidance)(denoiser, x_t, sigma, labels))
     with torch.set_grad_enabled(learns or "gradient" in (value, features)):
         half = denoiser.encode(x_t, sigma, labels)
     if value == "nothing":
         return Opinion(half)
     with torch.set_grad_enabled(learns or value == "gradient"):
-        denoised = denoiser.finish(half)
-        if guidance != 1 and denoiser.num_classes:
-            without = denoiser(x_t, sigma, denoiser.no_class(x_t))
-            denoised = without + guidance * (denoised - without)
-    return Opinion(half, denoised)
+        return Opinion(half, Guidance.of(guidance).push(denoiser.finish(half), denoiser, x_t, sigma, labels))

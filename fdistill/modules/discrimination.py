@@ -1,17 +1,67 @@
 """The discriminator of a distillation: what it reads, and what it learns from."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fdistill.denoiser import Denoiser
+from fdistill.guidance import Guidance
 from fdistill.log_ratio import FeatureDiscriminator, RatioEstimator, SampleDiscriminator, gradient_penalty
-from fdistill.modules.consult import consult
+from fdistill.modules.consult import Opinion, consult
+from fdistill.objectives.base import Asked
 
 Reads = Literal["teacher", "fake_score", "sample", "none"]
 """Encoder features of a network, the noised sample itself (small data), or no discriminator at all."""
+
+
+class Shown(NamedTuple):
+    """Noised samples as the discriminator sees them, and the noise level that it is told."""
+
+    x_t: Tensor  # [B, *sample_shape]
+    sigma: Tensor  # [B]
+
+
+def shown(x_t: Tensor, sigma: Tensor, instance_noise: float, generator: torch.Generator) -> Shown:
+    """x_t + tau n at the level sqrt(sigma^2 + tau^2): instance noise tau (arXiv 1610.04490), in units of the data.
+
+    Real and generated samples get it by the same law. The optimal logit becomes the log ratio of the laws noised at
+    the higher level, of which more is common to both.
+
+    Args:
+        x_t: samples noised at sigma, [B, *sample_shape]; they come back as they are where tau is 0.
+        sigma: [B].
+        instance_noise: tau.
+        generator: of n; nothing is drawn where tau is 0.
+
+    Raises:
+        ValueError: where tau is negative, which only a schedule can be here.
+    """
+    if instance_noise < 0:
+        raise ValueError(f"instance_noise is not negative at any update: got {instance_noise}; correct its schedule")
+    if instance_noise == 0:
+        return Shown(x_t, sigma)
+    noise = torch.randn(x_t.shape, generator=generator, device=x_t.device)
+    return Shown(x_t + instance_noise * noise, (sigma.square() + instance_noise**2).sqrt())
+
+
+def consult_and_show(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    sigma: Tensor,
+    seen: Shown,
+    labels: Tensor | None,
+    value: Asked,
+    features: Asked,
+    guidance: float | Guidance = 1.0,
+    learns: bool = False,
+) -> Opinion:
+    """`consult`, with the features of what the discriminator sees: a second evaluation where that is not x_t itself."""
+    if seen.x_t is x_t:
+        return consult(denoiser, x_t, sigma, labels, value, features, guidance, learns)
+    half = consult(denoiser, *seen, labels, features=features, learns=learns).half
+    return Opinion(half, consult(denoiser, x_t, sigma, labels, value, guidance=guidance, learns=learns).denoised)
 
 
 def build_discriminator(

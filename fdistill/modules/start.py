@@ -2,18 +2,21 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from fdistill.checkpoints import load_model
 from fdistill.data import GenerativeDataModule
 from fdistill.denoiser import Denoiser
 from fdistill.generative_model import GenerativeModel
+from fdistill.guidance import Guidance
 from fdistill.modules.discrimination import Reads
 from fdistill.modules.rhythm import Turn
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import Objective
 from fdistill.preconditioning import EDM
+from fdistill.schedules import Schedule
 
 
 def check_numbers(fake_updates: int, warmup: int, **shares: float) -> None:
@@ -64,6 +67,26 @@ def check_needs(
             raise ValueError(f"{given} is finite and not negative: got {value}")
     if r1_weight and not needs.discriminator:
         raise ValueError(f"r1_weight penalises the discriminator, and {name} has none: set it to 0, got {r1_weight}")
+
+
+def check_instance_noise(instance_noise: float | Schedule, objective: Objective) -> None:
+    """Raises ValueError for a negative constant, or where no discriminator would see the noise."""
+    if not isinstance(instance_noise, Schedule) and not 0 <= instance_noise < math.inf:
+        raise ValueError(f"instance_noise is finite and not negative: got {instance_noise}")
+    if instance_noise and not objective.needs.discriminator:
+        got = type(instance_noise).__name__ if isinstance(instance_noise, Schedule) else instance_noise
+        raise ValueError(
+            f"instance_noise is for a discriminator, and {type(objective).__name__} has none: set it to 0, got {got}"
+        )
+
+
+def check_one_step(objective: Objective, levels: tuple[float, ...]) -> None:
+    """Raises ValueError where an objective asks for the one latent of a sample, and samples have several."""
+    if objective.needs.latents and len(levels) > 1:
+        raise ValueError(
+            f"{type(objective).__name__} is about the map of a one-step student: leave renoise_levels out, got "
+            f"{list(levels[1:])}"
+        )
 
 
 def check_real(objective: Objective, data: GenerativeDataModule) -> None:
@@ -127,6 +150,35 @@ def teacher_model(source: Denoiser | str | Path) -> GenerativeModel:
     return model
 
 
+def teacher_guidance(
+    scale: float, interval: Sequence[float] | None, guide: Denoiser | str | Path | None, teacher: Denoiser
+) -> float | Guidance:
+    """What guides the teacher; its guide is a frozen copy of a denoiser, or that of a teacher's checkpoint.
+
+    Raises:
+        CheckpointError: if the guide's file cannot be used.
+        ValueError: for an interval or a guide that does not fit, or that a scale of 1 would leave without effect.
+    """
+    worse = None if guide is None else copy.deepcopy(teacher_model(guide).denoiser).requires_grad_(False).eval()
+    guidance = Guidance.limited(scale, interval, worse)
+    Guidance.of(guidance).check_fits(teacher)
+    return guidance
+
+
+def guidance_facts(
+    scale: float, interval: Sequence[float] | None, guide: Denoiser | str | Path | None
+) -> dict[str, Any]:
+    """How the teacher was guided, as plain values for the model card."""
+    facts = {"guidance": scale, "guidance_interval": None if interval is None else list(interval)}
+    facts["guide"] = None if guide is None else described_source(guide)
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def described_source(source: Denoiser | str | Path) -> Any:
+    """Where a network is from, as plain values: its path, or its description."""
+    return str(source) if isinstance(source, str | Path) else source.spec()
+
+
 def learners(
     teacher: Denoiser,
     student: Denoiser | str | Path | None,
@@ -156,18 +208,21 @@ def learners(
     return student, fake_score
 
 
-def known_sigma_data(given: float | None, denoiser: Denoiser) -> float:
+def known_sigma_data(given: float | None, denoiser: Denoiser, facts: dict[str, Any]) -> float:
     """The standard deviation of the data: what is given, or what the fake score's (else student's) EDM knows.
+
+    An imported teacher, whose network may know nothing of it, tells it among its facts.
 
     Raises:
         ValueError: where neither is there, or it is not positive.
     """
     if given is None and isinstance(denoiser.preconditioning, EDM):
         return denoiser.preconditioning.sigma_data
+    given = facts.get("sigma_data") if given is None else given
     if given is None or not given > 0:
         raise ValueError(
-            f"sigma_data is positive, and known only where the fake score has EDM preconditioning: got {given}; "
-            "give the data's standard deviation"
+            "sigma_data is positive, and known only where the fake score has EDM preconditioning or the teacher was "
+            f"imported: got {given}; give the data's standard deviation"
         )
     return given
 

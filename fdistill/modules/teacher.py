@@ -1,19 +1,22 @@
-"""Training a diffusion teacher: EDM's denoising loss, class dropout for guidance, EMA."""
+"""Training a diffusion teacher: a weighted denoising loss, class dropout for guidance, EMA."""
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from fdistill.data import Batch
 from fdistill.denoiser import Denoiser
 from fdistill.ema import EMA
 from fdistill.generative_model import GenerativeModel
+from fdistill.grids import SamplingGrid
+from fdistill.loss_weights import EDMWeight, LossWeight
 from fdistill.modules.base import GenerativeModule
 from fdistill.networks import Network
 from fdistill.noise_levels import NoiseLevels
-from fdistill.objectives import denoising_loss
+from fdistill.objectives import weighted_denoising_loss
 from fdistill.preconditioning import Preconditioning
 from fdistill.random_streams import generator_for
+from fdistill.samplers import Sampler
 
 
 class TeacherModule(GenerativeModule):
@@ -33,6 +36,9 @@ class TeacherModule(GenerativeModule):
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         guidance: float = 1.0,
+        loss_weight: LossWeight | None = None,
+        sampler: Sampler | None = None,
+        grid: SamplingGrid | None = None,
         seed: int = 0,
     ) -> None:
         """Args:
@@ -40,14 +46,19 @@ class TeacherModule(GenerativeModule):
         preconditioning: how F becomes a denoiser (EDM, or the prediction type of a path).
         noise_levels: training distribution of sigma.
         optimizer: class_path and init_args of the optimiser.
-        sigma_data: standard deviation of the data, for the loss weight.
+        sigma_data: standard deviation of the data, for EDM's loss weight.
         label_dropout: share of samples trained without their class, in [0, 1]; needed for guidance.
         ema_decay: of the weights' moving average, in [0, 1).
         gradient_clip: largest gradient norm of a step.
-        num_steps: sampling steps of Heun; 2 num_steps - 1 evaluations.
-        sigma_min: last noise level of the sampling grid.
-        sigma_max: first noise level of the sampling grid.
+        num_steps: steps of EDM's sampling grid; 2 num_steps - 1 evaluations of Heun.
+        sigma_min: its last noise level above 0.
+        sigma_max: its first noise level.
         guidance: guidance scale when the teacher is sampled.
+        loss_weight: of the denoising loss at every noise level; EDM's where not given. One that learns is trained and
+            saved with the denoiser and is no part of the teacher. Validation always weighs as EDM does, so that its
+            loss compares runs of the same noise levels.
+        sampler: how the teacher is sampled; Heun where not given.
+        grid: noise levels at which it is sampled, in place of num_steps, sigma_min and sigma_max.
         seed: of all noise; set by seed_everything on the command line.
         """
         super().__init__(seed, gradient_clip)
@@ -55,9 +66,12 @@ class TeacherModule(GenerativeModule):
             raise ValueError(f"label_dropout is a probability in [0, 1]: got {label_dropout}")
         self.denoiser = Denoiser(network, preconditioning)
         self.ema = EMA(self.denoiser, ema_decay)
-        self.noise_levels, self.optimizer, self.sigma_data = noise_levels, optimizer, sigma_data
+        self.noise_levels, self.optimizer = noise_levels, optimizer
         self.label_dropout = label_dropout
+        self.validation_weight = EDMWeight(sigma_data)
+        self.loss_weight = self.validation_weight if loss_weight is None else loss_weight
         self.sampling = {"num_steps": num_steps, "sigma_min": sigma_min, "sigma_max": sigma_max, "guidance": guidance}
+        self.sampling |= {"sampler": sampler, "sigmas": None if grid is None else grid.levels()}
         GenerativeModel.teacher(
             self.ema.average, **self.sampling
         )  # an impossible grid is refused now, not after training
@@ -73,20 +87,25 @@ class TeacherModule(GenerativeModule):
             raise ValueError(f"a teacher learns from real samples: {type(data).__name__} has none; give a dataset")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(self.denoiser.parameters())
+        return self.optimizer([weight for part in self.learning().values() for weight in part.parameters()])
+
+    def learning(self) -> dict[str, nn.Module]:
+        """What the optimiser moves, by name."""
+        parts = {"teacher": self.denoiser, "loss_weight": self.loss_weight}
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         turn, generator = self.global_step, self.noise_source()
-        loss = self._loss(self.denoiser, batch, generator, self.label_dropout)
+        loss = self._loss(self.denoiser, batch, generator, self.label_dropout, self.loss_weight)
         self.manual_backward(loss)
-        norms = self.guarded_step({"loss/teacher": loss}, {"teacher": self.denoiser}, [self.optimizers()])
+        norms = self.guarded_step({"loss/teacher": loss}, self.learning(), [self.optimizers()])
         self.ema.update(self.denoiser, turn)
         if self.is_logging_turn(turn):
-            self.write_log({"loss/teacher": loss, "grad_norm/teacher": norms["teacher"]}, turn)
+            self.write_log({"loss/teacher": loss} | {f"grad_norm/{name}": norm for name, norm in norms.items()}, turn)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         generator = generator_for(self.seed, batch_idx, self.global_rank, device=self.device)
-        loss = self._loss(self.ema.average, batch, generator, 0.0)
+        loss = self._loss(self.ema.average, batch, generator, 0.0, self.validation_weight)
         self.log("validation/loss", loss, batch_size=len(batch.x), sync_dist=True, prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -98,11 +117,13 @@ class TeacherModule(GenerativeModule):
         model = self.generative_model()
         return model.sample(torch.randn(batch.x.shape, generator=generator), batch.labels)
 
-    def _loss(self, denoiser: Denoiser, batch: Batch, generator: torch.Generator, dropout: float) -> Tensor:
+    def _loss(
+        self, denoiser: Denoiser, batch: Batch, generator: torch.Generator, dropout: float, weight: LossWeight
+    ) -> Tensor:
         x_0, labels = batch
         sigma = self.noise_levels.sample(len(x_0), generator, self.device)
         x = x_0 + sigma.reshape(-1, *[1] * (x_0.ndim - 1)) * self.normal(x_0.shape, generator)
         if dropout > 0 and denoiser.num_classes:
             dropped = torch.rand(len(x_0), generator=generator, device=self.device) < dropout
             labels = torch.where(dropped, denoiser.num_classes, labels)
-        return denoising_loss(denoiser(x, sigma, labels), x_0, sigma, self.sigma_data)
+        return weighted_denoising_loss(denoiser(x, sigma, labels), x_0, sigma, weight)

@@ -23,11 +23,13 @@ class Network(nn.Module, Described, ABC):
         num_classes: 0 for an unconditional network; otherwise labels are int64 [B] in [0, num_classes], and the label
             `num_classes` means "no class" (guidance trains it by dropout).
         feature_channels: channels of each feature tap.
+        knows_no_class: False where "no class" was never trained, so that guidance by it means nothing.
     """
 
     sample_shape: tuple[int, ...]
     num_classes: int
     feature_channels: tuple[int, ...]
+    knows_no_class: bool = True
 
     @abstractmethod
     def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:

@@ -1,22 +1,20 @@
-"""diffusers' UNet2DModel as a raw network in two halves, so that stock diffusers loads the student."""
+"""A UNet2DModel that is described in a few words, and that stock diffusers loads as a student."""
 
 from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from diffusers import UNet2DModel
-from torch import Tensor
 
-from fdistill.networks.base import Encoding, Network
-from fdistill.networks.embeddings import required_labels
 from fdistill.networks.small_unet import check_halving
+from fdistill.networks.stock_unet import StockUNet
 
 _TIME_SCALE = (
     1000.0  # EDM's noise input ln(sigma)/4 times 1000 is the timestep 250 ln(sigma) of diffusers' consistency pipeline
 )
 
 
-class DiffusersUNet(Network):
+class DiffusersUNet(StockUNet):
     """UNet2DModel with positional time embedding; the timestep it sees is 1000 times the noise input."""
 
     def __init__(
@@ -40,49 +38,24 @@ class DiffusersUNet(Network):
         groups: of the group normalisation.
         dropout: probability in [0, 1).
         """
-        super().__init__()
         check_halving(resolution, len(widths))
         if any(width % groups for width in widths):
             raise ValueError(f"each width is a multiple of groups={groups}: got {list(widths)}")
         attends = [level in attention_levels for level in range(len(widths))]
-        self.unet = UNet2DModel(
-            sample_size=resolution,
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=tuple(widths),
-            layers_per_block=blocks_per_level,
-            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
-            add_attention=any(attends),
-            norm_num_groups=groups,
-            dropout=dropout,
-            num_class_embeds=num_classes + 1 if num_classes else None,
-        )
-        self.sample_shape, self.num_classes = (channels, resolution, resolution), num_classes
-        self.feature_channels = tuple(widths)
-
-    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
-        unet = self.unet
-        time = unet.time_proj(_TIME_SCALE * noise)
-        embedding = unet.time_embedding(time.to(x.dtype))
-        if self.num_classes:
-            embedding = embedding + unet.class_embedding(required_labels(labels)).to(x.dtype)
-        hidden = unet.conv_in(x)
-        skips, features = (hidden,), []
-        for block in unet.down_blocks:
-            hidden, outputs = block(hidden_states=hidden, temb=embedding)
-            skips += outputs
-            features.append(outputs[len(block.resnets) - 1])
-        return Encoding(tuple(features), (hidden, skips, embedding))
-
-    def decode(self, encoding: Encoding) -> Tensor:
-        unet = self.unet
-        hidden, skips, embedding = encoding.state
-        hidden = unet.mid_block(hidden, embedding)
-        for block in unet.up_blocks:
-            used = len(block.resnets)
-            hidden, skips = block(hidden, skips[-used:], embedding), skips[:-used]
-        return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+        config = {
+            "sample_size": resolution,
+            "in_channels": channels,
+            "out_channels": channels,
+            "block_out_channels": tuple(widths),
+            "layers_per_block": blocks_per_level,
+            "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+            "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            "add_attention": any(attends),
+            "norm_num_groups": groups,
+            "dropout": dropout,
+            "num_class_embeds": num_classes + 1 if num_classes else None,
+        }
+        super().__init__(config, _TIME_SCALE, last_class_is_none=num_classes > 0)
 
     def stock_unet(self) -> UNet2DModel:
         """A copy for export, without the "no class" row, so that a random class of the stock pipeline is a real one."""

@@ -52,3 +52,8 @@ def required_labels(labels: Tensor | None) -> Tensor:
     if labels is None:
         raise ValueError("a class-conditional network needs labels (int64, [B]): got None; num_classes means no class")
     return labels
+
+
+def class_vectors(labels: Tensor | None, num_classes: int) -> Tensor:
+    """One-hot rows, int64 [B, num_classes]; the label num_classes, "no class", is the zero row."""
+    return nn.functional.one_hot(required_labels(labels), num_classes + 1)[:, :num_classes]

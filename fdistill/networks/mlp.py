@@ -23,6 +23,7 @@ class MLP(Network):
         initial_output: Sequence[float] | None = None,
         frequencies: int = 0,
         frequency_std: float = 3.0,
+        skip: bool = False,
     ) -> None:
         """Args:
         dim: entries of a sample.
@@ -30,17 +31,20 @@ class MLP(Network):
         depth: residual blocks, at least 2.
         num_classes: 0 for an unconditional network.
         initial_output: F is this constant at first (dim values), so that under EDM preconditioning a one-step student
-            starts as one Gaussian around sigma_data times it; None keeps the usual random start.
+            starts as one Gaussian around sigma_data times it; None keeps the usual random start. A skip adds to it.
         frequencies: random Fourier features sin(f.x), cos(f.x) of the input beside the input itself, of so many fixed
             frequencies f (arXiv 2006.10739): what a map onto many narrow modes needs; 0 for none.
         frequency_std: of each entry of f, > 0; 1 / frequency_std is the width of what they resolve.
+        skip: adds the input to the output, for networks that predict eps on a variance-preserving path: at high noise
+            their input is nearly eps, so that little is left to learn there (arXiv 2508.16154). With initial_output
+            of zeros F is the identity at first. EDM preconditioning has such a path already.
         """
         super().__init__()
         if dim < 1 or depth < 2:
             raise ValueError(f"an MLP needs dim >= 1 and depth >= 2: got {dim} and {depth}")
         if frequencies < 0 or not frequency_std > 0:
             raise ValueError(f"an MLP needs frequencies >= 0 of a std > 0: got {frequencies} and {frequency_std}")
-        self.sample_shape, self.num_classes = (dim,), num_classes
+        self.sample_shape, self.num_classes, self.skip = (dim,), num_classes, skip
         self.encoder_depth = depth // 2
         self.feature_channels = (width,) * self.encoder_depth
         self.condition = ConditionEmbedding(width, num_classes)
@@ -58,13 +62,14 @@ class MLP(Network):
         for block in self.blocks[: self.encoder_depth]:
             hidden = block(hidden, condition)
             features.append(hidden)
-        return Encoding(tuple(features), (hidden, condition))
+        return Encoding(tuple(features), (hidden, condition, x))
 
     def decode(self, encoding: Encoding) -> Tensor:
-        hidden, condition = encoding.state
+        hidden, condition, x = encoding.state
         for block in self.blocks[self.encoder_depth :]:
             hidden = block(hidden, condition)
-        return self.output(hidden)
+        output = self.output(hidden)
+        return output + x if self.skip else output
 
     def _with_waves(self, x: Tensor) -> Tensor:
         if self.frequencies is None:

@@ -20,6 +20,7 @@ class SmallUNet(Network):
         widths: Sequence[int] = (16, 32),
         num_classes: int = 0,
         groups: int = 4,
+        skip: bool = False,
     ) -> None:
         """Args:
         resolution: side of the square images; halved len(widths) - 1 times.
@@ -27,10 +28,13 @@ class SmallUNet(Network):
         widths: channels at each level, from the finest down; each a multiple of `groups`.
         num_classes: 0 for an unconditional network.
         groups: of the group normalisation.
+        skip: adds the input to the output, for networks that predict eps on a variance-preserving path: at high noise
+            their input is nearly eps, so that little is left to learn there (arXiv 2508.16154). EDM preconditioning
+            has such a path already.
         """
         super().__init__()
         check_halving(resolution, len(widths))
-        self.sample_shape, self.num_classes = (channels, resolution, resolution), num_classes
+        self.sample_shape, self.num_classes, self.skip = (channels, resolution, resolution), num_classes, skip
         self.feature_channels = tuple(widths)
         embedding = 4 * widths[0]
         self.condition = ConditionEmbedding(embedding, num_classes)
@@ -55,16 +59,17 @@ class SmallUNet(Network):
         for level, block in enumerate(self.down):
             hidden = block(F.avg_pool2d(hidden, 2) if level else hidden, condition)
             features.append(hidden)
-        return Encoding(tuple(features), (tuple(features), condition))
+        return Encoding(tuple(features), (tuple(features), condition, x))
 
     def decode(self, encoding: Encoding) -> Tensor:
-        skips, condition = encoding.state
+        skips, condition, x = encoding.state
         hidden = self.middle(skips[-1], condition)
         for step, (block, skip) in enumerate(zip(self.up, reversed(skips), strict=True)):
             if step:
                 hidden = F.interpolate(hidden, scale_factor=2.0, mode="nearest")
             hidden = block(torch.cat([hidden, skip], dim=1), condition)
-        return self.output(hidden)
+        output = self.output(hidden)
+        return output + x if self.skip else output
 
 
 def check_halving(resolution: int, levels: int) -> None:

@@ -2,7 +2,7 @@
 
 from fdistill.objectives.adversarial import Adversarial, discriminator_loss
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, Regression, StudentLoss, Term
-from fdistill.objectives.denoising import denoising_loss
+from fdistill.objectives.denoising import denoising_loss, weighted_denoising_loss
 from fdistill.objectives.distribution_matching import (
     DMD,
     DMD2,
@@ -13,6 +13,7 @@ from fdistill.objectives.distribution_matching import (
     ScoreOfMixture,
     matching_direction,
 )
+from fdistill.objectives.monge import MongeRegularised
 from fdistill.objectives.normalisers import sample_normaliser, sigma_normaliser
 from fdistill.objectives.reward import RewardAugmented
 from fdistill.objectives.score_identity import SIM, Fisher, SiD, SiDA
@@ -29,6 +30,7 @@ __all__ = [
     "DiffInstruct",
     "FDistill",
     "Fisher",
+    "MongeRegularised",
     "Needs",
     "NoisedSamples",
     "Objective",
@@ -46,4 +48,5 @@ __all__ = [
     "matching_direction",
     "sample_normaliser",
     "sigma_normaliser",
+    "weighted_denoising_loss",
 ]

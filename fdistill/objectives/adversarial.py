@@ -1,5 +1,6 @@
 """The non-saturating adversarial pair; the discriminator's optimum is the log density ratio ln p/q."""
 
+import copy
 import math
 
 import torch
@@ -19,6 +20,19 @@ def adversarial_term(logit: Tensor, weight: float) -> Term:
     """softplus(-l) of generated samples, [B]: the term DMD2 adds to the student (arXiv 2405.14867)."""
     wide = logit.to(torch.promote_types(logit.dtype, torch.float32))
     return Term(F.softplus(-wide), weight)
+
+
+def without_idle_adversary(objective: Objective, update: int) -> Objective:
+    """The objective without its adversarial term where a schedule gives it no weight at this update, else itself.
+
+    So an update where the logit counts for nothing does not ask for it.
+    """
+    weight = objective.adversarial_weight
+    if not isinstance(weight, Schedule) or weight.at(update) != 0:
+        return objective
+    now = copy.copy(objective)
+    now.adversarial_weight = 0.0
+    return now
 
 
 class Adversarial(Objective):

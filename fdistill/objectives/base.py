@@ -21,6 +21,7 @@ class Needs(NamedTuple):
     ratio: bool = False  # the centred log ratio, without gradient
     logit: bool = False  # the discriminator's logit, with a graph to the generated sample
     pairs: bool = False  # latents with the samples that the teacher's ODE makes of them
+    latents: bool = False  # what a one-step student made its samples of
 
     @property
     def discriminator(self) -> bool:
@@ -70,6 +71,7 @@ class NoisedSamples(NamedTuple):
     regression: Regression | None = None
     update: int = 0  # updates of the student so far, for schedules
     generator: torch.Generator | None = None  # for random draws of the objective, on the samples' device
+    latents: Tensor | None = None  # of x, standard normal [B, *sample_shape]
 
 
 class Term(NamedTuple):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fdistill.loss_weights import edm_weight
+from fdistill.loss_weights import EDMWeight, LossWeight
 
 
 def denoising_loss(denoised: Tensor, x_0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
@@ -10,5 +10,13 @@ def denoising_loss(denoised: Tensor, x_0: Tensor, sigma: Tensor, sigma_data: flo
 
     denoised and x_0 are [B, *sample_shape], sigma [B]; x_0 is detached. Its minimiser over D is E[x_0 | x_t].
     """
+    return weighted_denoising_loss(denoised, x_0, sigma, EDMWeight(sigma_data))
+
+
+def weighted_denoising_loss(denoised: Tensor, x_0: Tensor, sigma: Tensor, weight: LossWeight) -> Tensor:
+    """The same under any weight: it moves what is learnt first, not the minimiser of a network without limits.
+
+    Where the weight learns, its penalty is part of the loss.
+    """
     error = (denoised - x_0.detach()).float().square().flatten(1).mean(dim=1)
-    return (edm_weight(sigma, sigma_data) * error).mean()
+    return (weight.denoiser(sigma) * error + weight.penalty(sigma)).mean()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fdistill.divergences import Bregman, FDivergence, ReverseKL, UniformlySkewedJensenShannon, skewed_weight
 from fdistill.log_ratio import unit_mean
-from fdistill.objectives.adversarial import adversarial_term, check_weight, is_on
+from fdistill.objectives.adversarial import adversarial_term, check_weight, is_on, without_idle_adversary
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, expand, per_sample_mean
 from fdistill.objectives.normalisers import Normaliser, check_normaliser, normaliser
 from fdistill.schedules import Schedule, value_at
@@ -62,6 +62,9 @@ class FDistill(Objective):
     @property
     def needs(self) -> Needs:
         return Needs("value", "value", ratio=self.divergence.needs_ratio, logit=is_on(self.adversarial_weight))
+
+    def at(self, update: int) -> Objective:
+        return without_idle_adversary(self, update)
 
     def loss(self, at: NoisedSamples) -> StudentLoss:
         weight = self.sample_weight(at)

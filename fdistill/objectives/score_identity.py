@@ -10,7 +10,7 @@ every method here. F = E_q |s_p - s_q|^2 is the Fisher divergence, and F_sg the 
 
 from torch import Tensor
 
-from fdistill.objectives.adversarial import adversarial_term, check_weight, is_on
+from fdistill.objectives.adversarial import adversarial_term, check_weight, is_on, without_idle_adversary
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, inner
 from fdistill.objectives.normalisers import Normaliser, check_normaliser, normaliser
 from fdistill.schedules import Schedule, value_at
@@ -77,6 +77,9 @@ class SiDA(SiD):
     @property
     def needs(self) -> Needs:
         return super().needs._replace(logit=is_on(self.adversarial_weight))
+
+    def at(self, update: int) -> Objective:
+        return without_idle_adversary(self, update)
 
     def loss(self, at: NoisedSamples) -> StudentLoss:
         matching = super().loss(at)

@@ -29,7 +29,6 @@ def see_saw_figure(curve: SeeSawCurve, title: str, path: str | Path, best: SeeSa
         path: the file to write; missing folders are made.
         best: of the exact denoiser, drawn as a second line where it is known.
     """
-    sigma, excess, error = (value.numpy() for value in curve[:3])
     figure = Figure(figsize=(7.2, 4.2), facecolor="white")
     axes = figure.add_axes((0.1, 0.13, 0.87, 0.66))
     _heading(
@@ -37,6 +36,13 @@ def see_saw_figure(curve: SeeSawCurve, title: str, path: str | Path, best: SeeSa
         title,
         "At or below 0 all is well. Red is above: at high noise, deterministic samples then crowd together.",
     )
+    draw_see_saw(axes, curve, best)
+    return save_figure(figure, path, DPI)
+
+
+def draw_see_saw(axes: Axes, curve: SeeSawCurve, best: SeeSawCurve | None = None) -> None:
+    """Draw what `see_saw_figure` shows into axes that are there."""
+    sigma, excess, error = (value.numpy() for value in curve[:3])
     axes.axhline(0, color=INK, lw=1)
     axes.plot(sigma, excess, color=PALE_BLUE, lw=1.4, zorder=1)
     if best is not None:
@@ -55,7 +61,6 @@ def see_saw_figure(curve: SeeSawCurve, title: str, path: str | Path, best: SeeSa
     _style(axes)
     axes.set_xlabel("noise level sigma", fontsize=9, color=INK)
     axes.set_ylabel("loss / loss of the best linear denoiser - 1", fontsize=9, color=INK)
-    return save_figure(figure, path, DPI)
 
 
 def ratio_figure(

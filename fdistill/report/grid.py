@@ -86,7 +86,7 @@ def _points_figure(rows: dict[str, Tensor]) -> Figure:
     figure = Figure(figsize=(3.2 * columns, 3.4 * lines), facecolor="white", layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
-    low, high = _limits(torch.cat([points[:, :2] for points in rows.values()]))
+    low, high = point_limits(torch.cat([points[:, :2] for points in rows.values()]))
     for panel, (title, points) in zip(panels, rows.items(), strict=False):
         panel.set_title(title, fontsize=10, color=INK, loc="left")
         panel.set_xlim(low, high)
@@ -104,7 +104,7 @@ def _points_figure(rows: dict[str, Tensor]) -> Figure:
     return figure
 
 
-def _limits(points: Tensor) -> tuple[float, float]:
+def point_limits(points: Tensor) -> tuple[float, float]:
     """Return axis limits around all finite points but the farthest in a thousand, with a margin."""
     values = points.flatten()
     values = values[values.isfinite()].numpy()

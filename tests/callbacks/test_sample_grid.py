@@ -6,9 +6,11 @@ from tiny_runs import GivenData, distillation, exact, fit, mlp, ring, teacher_tr
 
 from fdistill.callbacks import SampleGrid, StudentDistance, sample_grid
 from fdistill.callbacks.sample_grid import nearest_images
+from fdistill.data import LatentsOnly
 from fdistill.denoiser import Denoiser
 from fdistill.loggers import JsonlLogger
 from fdistill.networks import DiffusersUNet
+from fdistill.objectives import SiD
 from fdistill.preconditioning import EDM
 
 
@@ -114,6 +116,28 @@ def test_without_a_data_module_only_the_models_are_drawn(drawn, tmp_path):
     run.fit(teacher_training(unet().network, num_steps=2), train_dataloaders=GivenData(images()).train_dataloader())
     (rows,) = drawn.values()
     assert list(rows) == ["teacher\n3 evaluations", ""]
+
+
+def test_without_real_data_images_have_no_training_row(drawn, tmp_path):
+    module = distillation(unet(), SiD())
+    fit(module, 1, LatentsOnly([1, 8, 8], batch_size=4), folder=tmp_path, callbacks=[SampleGrid(1, num_samples=4)])
+    (rows,) = drawn.values()
+    assert list(rows) == ["student\n1 evaluation", "teacher\n35 evaluations", ""]
+    assert rows["student\n1 evaluation"].isfinite().all()
+
+
+def test_without_real_data_points_have_no_training_panel(drawn, tmp_path):
+    module = distillation(mlp(), SiD())
+    fit(module, 1, LatentsOnly([2], batch_size=4), folder=tmp_path, callbacks=[SampleGrid(1, num_samples=6)])
+    (rows,) = drawn.values()
+    assert list(rows) == ["student, 1 evaluation, after 1 turns", "teacher, 35 evaluations"]
+
+
+def test_a_distance_to_training_images_is_refused_without_them():
+    message = "StudentDistance compares with training images: LatentsOnly has none; leave it out of trainer.callbacks"
+    with pytest.raises(ValueError, match=message) as error:
+        fit(distillation(mlp(), SiD()), 1, LatentsOnly([2], batch_size=4), callbacks=[StudentDistance()])
+    assert "\n" not in str(error.value)
 
 
 def test_pictures_are_files_of_the_run_folder(tmp_path):

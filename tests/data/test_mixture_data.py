@@ -161,6 +161,22 @@ def test_bad_mixtures_are_refused(arguments, match):
         GaussianMixtureData(**arguments)
 
 
+def test_the_exact_network_minimises_the_denoising_loss_of_the_data(data):
+    """E[x_0 | x] is uncorrelated with the error it makes, and x_0 - E[x_0 | x] has mean 0 wherever one looks."""
+    x_0, sigma = data.held_out_split.x.double(), torch.full((2_000,), 0.7, dtype=torch.float64)
+    x = x_0 + 0.7 * torch.randn(x_0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    best = data.exact_network()(x, sigma)
+    for looked_at in (torch.ones_like(x), best, x):
+        product = (x_0 - best) * looked_at
+        assert (product.mean(0).abs() < 5 * product.std(0) / len(x) ** 0.5).all()
+
+
+def test_the_exact_network_leaves_modes_of_weight_zero_out():
+    with_it = GaussianMixtureData(num_modes=3, weights=[1, 0, 2]).exact_network()
+    assert torch.equal(with_it.means, ring(3, 2.0, 0.1).means[[0, 2]])
+    torch.testing.assert_close(with_it.log_shares.exp(), torch.tensor([1 / 3, 2 / 3], dtype=torch.float64))
+
+
 def test_points_of_another_space_are_refused():
     with pytest.raises(ValueError, match=r"expected \[B, 2\], got \(5, 3\)"):
         nearest_mode(torch.zeros(5, 3), ring(3, 1.0, 0.1))

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from fdistill.log_ratio import unit_mean
 from fdistill.modules import DistillationModule
-from fdistill.modules.distillation import Generated
+from fdistill.modules.generation import Generated
 
 SECONDS = 60
 

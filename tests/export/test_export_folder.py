@@ -8,12 +8,13 @@ from cli_runs import fdistill, one_error_line, succeeds
 from safetensors.torch import load_file, save_file
 
 import fdistill.export.folder as folder_module
-from fdistill.checkpoints import CheckpointError, load_model
+from fdistill.checkpoints import load_model
 from fdistill.denoiser import Denoiser
 from fdistill.export import export_folder, model_card, read_folder
 from fdistill.generative_model import GenerativeModel
 from fdistill.networks import MLP
 from fdistill.preconditioning import EDM
+from fdistill.weight_files import CheckpointError
 
 
 def content(folder):

@@ -9,13 +9,13 @@ import pytest
 import torch
 from cli_runs import python_process
 
-from fdistill.checkpoints import CheckpointError
 from fdistill.denoiser import Denoiser
 from fdistill.export import export_folder, read_folder
 from fdistill.export.pipeline import OneStepPipeline
 from fdistill.generative_model import GenerativeModel
 from fdistill.networks import MLP, DiffusersUNet
 from fdistill.preconditioning import EDM
+from fdistill.weight_files import CheckpointError
 
 LEVELS = {2: [5.0, 0.8], 4: [80.0, 3.0, 0.9, 0.1]}
 UNRULY = [80 * math.exp(-k) for k in range(8)]  # no scheduler of diffusers has them

@@ -90,7 +90,7 @@ def test_given_latents_are_used():
     ("network", "arguments", "words"),
     [
         ("grey images", {"num_inference_steps": 2}, "expected num_inference_steps=1, got 2"),
-        ("grey images", {"output_type": "jpeg"}, "output_type is pil, np or pt: got 'jpeg'"),
+        ("grey images", {"output_type": "jpeg"}, "output_type is pil, np, pt or latent: got 'jpeg'"),
         ("grey images", {"class_labels": 3}, r"a class label lies in \[0, 3\): got 3"),
         ("grey images", {"class_labels": [0]}, "one for each of the 2 samples: got 1"),
         ("grey images", {"latents": torch.zeros(1, 1, 8, 8)}, r"expected \(2, 1, 8, 8\), got \(1, 1, 8, 8\)"),

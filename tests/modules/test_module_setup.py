@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.strategies import StrategyRegistry
 from tiny_runs import GivenData, distillation, exact, fit, mlp, ring, teacher_training, trainer
 
-from fdistill.checkpoints import CheckpointError
+from fdistill.data import LatentsOnly
 from fdistill.denoiser import Denoiser
 from fdistill.divergences import ReverseKL
 from fdistill.export import export_folder
@@ -17,6 +17,7 @@ from fdistill.networks import MLP
 from fdistill.objectives import RewardAugmented, SiD
 from fdistill.preconditioning import EDM
 from fdistill.rewards import Reward
+from fdistill.weight_files import CheckpointError
 
 
 def test_student_and_fake_score_start_as_the_average_of_the_teacher(tmp_path):
@@ -209,6 +210,12 @@ def test_an_impossible_sampling_grid_is_refused_before_training():
     with pytest.raises(ValueError, match=r"probability in \[0, 1\]: got 1.5"):
         teacher_training(label_dropout=1.5)
     assert isinstance(teacher_training(), TeacherModule)
+
+
+def test_a_teacher_is_not_trained_without_real_samples():
+    message = "a teacher learns from real samples: LatentsOnly has none; give a dataset$"
+    with pytest.raises(ValueError, match=message):
+        fit(teacher_training(), 1, LatentsOnly([2], batch_size=4))
 
 
 def test_a_student_checkpoint_is_refused_as_a_teacher(tmp_path):

@@ -9,7 +9,19 @@ from tiny_runs import Recorded, fit, mlp, ring, weights
 from torch.nn import functional as F
 
 from fdistill.divergences import JensenShannon
-from fdistill.objectives import SIM, VSD, Adversarial, DiffInstruct, Fisher, RewardAugmented, SiD, SiDA, UniInstruct
+from fdistill.metrics import monge_gap
+from fdistill.objectives import (
+    SIM,
+    VSD,
+    Adversarial,
+    DiffInstruct,
+    Fisher,
+    MongeRegularised,
+    RewardAugmented,
+    SiD,
+    SiDA,
+    UniInstruct,
+)
 from fdistill.rewards import TargetReward
 
 BINS, C, GUIDANCE = 5, 0.03, 1.5
@@ -21,7 +33,7 @@ class Problem:
     def __init__(self, module, batch):
         generated = module._generate(batch, module.noise_source(), True)
         self.module, self.x, self.sigma, self.labels = module, generated.x, generated.sigma, generated.labels
-        self.x_t = self.x + self.sigma[:, None] * generated.noise
+        self.latents, self.x_t = generated.latents, self.x + self.sigma[:, None] * generated.noise
         without, with_class = (
             module.teacher(self.x_t, self.sigma, labels) for labels in (torch.full_like(self.labels, 2), self.labels)
         )
@@ -110,6 +122,11 @@ LOSSES = {
         lambda: RewardAugmented(SiD(), REWARD, 0.3),
         "teacher",
         lambda p: sid(p, 1.2, p.by_sample) - 0.3 * REWARD(p.x, None).mean() / 2,
+    ),
+    "Diff-Instruct on short ways": (
+        lambda: MongeRegularised(DiffInstruct(), 0.3, 1.0),
+        "teacher",
+        lambda p: di(p, torch.ones_like(p.sigma)) + 0.3 * monge_gap(p.latents, p.x, 1.0, p.labels) / 2,
     ),
 }
 

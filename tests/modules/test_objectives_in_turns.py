@@ -27,7 +27,7 @@ from fdistill.objectives import (
     WarmStarted,
 )
 from fdistill.pairs import TeacherPairs
-from fdistill.schedules import Linear
+from fdistill.schedules import Linear, Steps
 
 WITH_DISCRIMINATOR = sorted(name for name, build in OBJECTIVES.items() if build().needs.discriminator)
 CASES = [*itertools.product(WITH_DISCRIMINATOR, ["teacher", "fake_score", "sample"])]
@@ -214,6 +214,15 @@ def test_a_warm_start_evaluates_what_each_update_needs():
         ("1/1", "0/0", "1/1", 2),
         ("1/1", "1/1", "1/1", 0),
     ]
+
+
+@pytest.mark.parametrize("build", [lambda weight: FDistill(ReverseKL(), weight), SiDA], ids=["reverse KL", "SiDA"])
+def test_a_student_turn_without_adversarial_weight_asks_for_no_logit(build):
+    late, how = Steps([0.0, 0.3], [1]), {"discriminator": "sample", "turn": "alternating"}
+    turns = evaluated(build(late), 4, **how)
+    assert turns[:2] == [*evaluated(build(0.3), 1, **how), evaluated(build(0.0), 2, **how)[1]]
+    assert turns[2:] == evaluated(build(0.3), 4, **how)[2:]
+    assert [turn[-1] for turn in turns] == [2, 0, 2, 1]
 
 
 def test_what_nobody_needs_is_not_built():

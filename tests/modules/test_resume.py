@@ -7,6 +7,7 @@ from tiny_runs import GivenData, distillation, fit, mlp, ring, teacher_training,
 
 from fdistill.denoiser import Denoiser
 from fdistill.divergences import JensenShannon
+from fdistill.loss_weights import LearnedUncertainty
 from fdistill.networks import DiffusersUNet
 from fdistill.objectives import DMD2, DiffInstruct, ScoreOfMixture, SiDA, UniInstruct, WarmStarted
 from fdistill.preconditioning import EDM
@@ -70,6 +71,7 @@ CASES = {
     "fused with dropout": (lambda: distillation(unet_with_dropout()), images),
     "teacher": (lambda: teacher_training(mlp(num_classes=2).network), ring),
     "teacher with dropout": (lambda: teacher_training(unet_with_dropout().network), images),
+    "teacher with a weight that learns": (lambda: teacher_training(loss_weight=LearnedUncertainty(1.0)), ring),
 }
 
 

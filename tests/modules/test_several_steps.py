@@ -1,14 +1,16 @@
 """A student of several steps: how many it makes in a turn, which of them learns, and what the run produces."""
 
+import functools
+
 import lightning.pytorch as L
 import pytest
 import torch
-from objective_runs import learning_by
-from tiny_runs import distillation, fit, mlp, moved, ring, weights
+from objective_runs import Asking, learning_by
+from tiny_runs import adam, distillation, fit, mlp, moved, ring, weights
 
 from fdistill.modules import DistillationModule
 from fdistill.modules.generation import drawn_steps, simulate
-from fdistill.objectives import SiD
+from fdistill.objectives import DiffInstruct, MongeRegularised, SiD
 
 LEVELS = (2.0, 0.8, 0.3)
 
@@ -102,6 +104,18 @@ def test_a_run_produces_a_model_of_as_many_evaluations_and_predicts_with_it():
     predicted = torch.cat(run.predict(module, datamodule=data))
     assert predicted.shape == data.held_out_split.x.shape
     assert predicted.isfinite().all()
+
+
+def test_a_one_step_student_shows_its_latents_to_who_asks_and_one_of_several_steps_has_none_to_show():
+    asking = Asking(objective := MongeRegularised(DiffInstruct(), 0.1))
+    fit(module := learning_by(objective, student_optimizer=functools.partial(adam, lr=0.0)), 1)
+    at = asking.seen[0]
+    assert torch.equal(at.x, module.student(2.0 * at.latents, torch.full((32,), 2.0)))
+    asking = Asking(objective := DiffInstruct())
+    fit(learning_by(objective), 1)
+    assert asking.seen[0].latents is None
+    with pytest.raises(ValueError, match=r"MongeRegularised is about the map of a one-step .* out, got \[0\.8, 0\.3\]"):
+        learning_by(MongeRegularised(DiffInstruct(), 0.1), renoise_levels=LEVELS[1:])
 
 
 @pytest.mark.parametrize("levels", [[2.0], [3.0], [0.5, 0.5], [0.5, 0.0], [0.5, -0.1], [float("nan")]])

@@ -4,11 +4,12 @@ import functools
 
 import pytest
 import torch
-from tiny_runs import GivenData, adam, exact, fit, mlp, ring, teacher_training, trainer
+from tiny_runs import GivenData, Recorded, adam, exact, fit, mlp, moved, ring, teacher_training, trainer, weights
 
 from fdistill.checkpoints import load_model
 from fdistill.data import Batch
 from fdistill.denoiser import Denoiser
+from fdistill.loss_weights import ConstantEps, Debias, EDMWeight, LearnedUncertainty
 from fdistill.modules import NonFiniteError
 from fdistill.noise_levels import LogNormal
 from fdistill.preconditioning import EDM
@@ -34,7 +35,7 @@ def test_the_loss_comes_down_to_its_minimum_in_closed_form():
 
     def loss_of(denoiser):
         with torch.no_grad():
-            return float(module._loss(denoiser, test, generator_for(7), 0.0))
+            return float(module._loss(denoiser, test, generator_for(7), 0.0, module.loss_weight))
 
     exact_loss = loss_of(exact([[0.0, 0.0]], [STD]))
     assert exact_loss == pytest.approx(optimal_loss(), rel=0.01)
@@ -93,3 +94,93 @@ def test_the_checkpoint_is_the_average_with_its_sampler(tmp_path):
     average, current = module.ema.average.network.output.weight, module.denoiser.network.output.weight
     assert torch.equal(model.denoiser.network.output.weight, average)
     assert not torch.equal(average, current)
+
+
+def loss_and_gradient(module, batch):
+    loss = module._loss(module.denoiser, batch, generator_for(5), 0.0, module.loss_weight)
+    return loss.detach(), torch.autograd.grad(loss, list(module.denoiser.parameters()))
+
+
+def noised(module, batch):
+    """The noise levels, noise and noisy samples of `loss_and_gradient`."""
+    generator = generator_for(5)
+    sigma = module.noise_levels.sample(len(batch.x), generator)
+    eps = torch.randn(batch.x.shape, generator=generator)
+    return sigma, eps, batch.x + sigma[:, None] * eps
+
+
+@pytest.mark.parametrize("weight", [ConstantEps(), Debias()], ids=lambda weight: type(weight).__name__)
+def test_a_weight_trains_what_it_says_of_the_noise(weight):
+    module, batch = teacher_training(loss_weight=weight), Batch(gaussian(64), torch.zeros(64, dtype=torch.long))
+    sigma, eps, x = noised(module, batch)
+    eps_hat = (x - module.denoiser(x, sigma)) / sigma[:, None]
+    by_sample = (eps - eps_hat).square().mean(dim=1)
+    by_hand = (by_sample if isinstance(weight, ConstantEps) else sigma * by_sample).mean()  # S^-1/2 = sigma
+    loss, gradient = loss_and_gradient(module, batch)
+    torch.testing.assert_close(loss, by_hand.detach())
+    expected = torch.autograd.grad(by_hand, list(module.denoiser.parameters()))
+    for got, wanted in zip(gradient, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_weight_it_is_edms_bit_for_bit():
+    batch = Batch(gaussian(64), torch.zeros(64, dtype=torch.long))
+    module = teacher_training()
+    sigma, _, x = noised(module, batch)
+    error = (module.denoiser(x, sigma) - batch.x).square().mean(dim=1)
+    loss, gradient = loss_and_gradient(module, batch)
+    assert torch.equal(loss, ((sigma.square() + 1) / sigma.square() * error).mean())
+    again, same = loss_and_gradient(teacher_training(loss_weight=EDMWeight(1.0)), batch)
+    assert torch.equal(loss, again)
+    assert all(map(torch.equal, gradient, same))
+
+
+def test_validation_weighs_alike_whatever_training_does():
+    data, losses = ring(), []
+    for weight in (None, ConstantEps(), LearnedUncertainty(1.0)):
+        run = trainer(1, limit_val_batches=1.0)
+        module = teacher_training(loss_weight=weight)
+        losses.append(run.validate(module, datamodule=data, verbose=False)[0]["validation/loss"])
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_learned_uncertainty_starts_as_edm_and_is_clipped_on_its_own():
+    steps = {}
+    for name, weight in (("edm", None), ("learned", LearnedUncertainty(1.0))):
+        module = teacher_training(optimizer=Recorded, loss_weight=weight, gradient_clip=0.1)
+        before = weights(module)
+        run = fit(module, 1)
+        steps[name] = module.denoiser.network.output.weight.detach().clone()
+        assert moved(before, module, "loss_weight") == (weight is not None)
+    assert run.optimizers[0].norms[0][0] == pytest.approx(0.1 * 2**0.5, rel=1e-4)  # both were clipped to 0.1
+    torch.testing.assert_close(steps["learned"], steps["edm"])
+
+
+def test_learned_uncertainty_is_kept_in_the_run_and_left_out_of_the_teacher(tmp_path):
+    module = teacher_training(loss_weight=LearnedUncertainty(1.0))
+    fit(module, 3).save_checkpoint(tmp_path / "teacher.ckpt")
+    saved = torch.load(tmp_path / "teacher.ckpt", weights_only=True)["state_dict"]
+    assert {name for name in saved if "loss_weight" in name} == {"loss_weight.slopes", "loss_weight.level"}
+    assert torch.equal(saved["loss_weight.slopes"], module.loss_weight.slopes)
+    kept = load_model(tmp_path / "teacher.ckpt").denoiser.state_dict()
+    assert kept.keys() == module.ema.average.state_dict().keys()
+    assert not [name for name in kept if "loss_weight" in name]
+
+
+def test_a_broken_uncertainty_stops_the_run_before_any_weight_moves():
+    module = teacher_training(loss_weight=LearnedUncertainty(1.0))
+    with torch.no_grad():
+        module.loss_weight.level.fill_(torch.nan)
+    before = weights(module)
+    with pytest.raises(NonFiniteError, match="loss/teacher, gradient of teacher, gradient of loss_weight"):
+        fit(module, 2)
+    assert not moved(before, module, "denoiser")
+
+
+def test_learned_uncertainty_tends_to_the_logarithm_of_edms_loss():
+    module = teacher_training(optimizer=functools.partial(adam, lr=1e-2), loss_weight=LearnedUncertainty(SIGMA_DATA))
+    fit(module, 250, GivenData(gaussian(20_000), batch_size=256))
+    sigma = torch.tensor([0.2, 0.5, 1.0, 2.0], dtype=torch.float64)
+    posterior = STD**2 * sigma**2 / (STD**2 + sigma**2)
+    expected = (EDMWeight(SIGMA_DATA).denoiser(sigma) * posterior).log()
+    assert (module.loss_weight.uncertainty(sigma) - expected).abs().max() < 0.15

@@ -4,12 +4,48 @@ import inspect
 
 import pytest
 import torch
+from stock_models import SMALL_DIT, SMALL_UNET
 from torch.testing import assert_close
 
-from fdistill.networks import MLP, DiffusersUNet, GaussianMixture, Network, SmallUNet
+from fdistill.networks import (
+    MLP,
+    DiffusersUNet,
+    EDM2UNet,
+    GaussianMixture,
+    Network,
+    SmallUNet,
+    SongUNet,
+    StockDiT,
+    StockUNet,
+    TwoExperts,
+)
 
-ARGUMENTS = {GaussianMixture: {"means": [[-1.0, 0.0], [1.0, 0.5]], "stds": [0.2, 0.3]}}
+ARGUMENTS = {
+    GaussianMixture: {"means": [[-1.0, 0.0], [1.0, 0.5]], "stds": [0.2, 0.3]},
+    StockUNet: {"config": SMALL_UNET | {"num_class_embeds": 5}, "last_class_is_none": True},
+    StockDiT: {"config": SMALL_DIT},
+}
+
+
+def awake(network):
+    """A network whose gains and branches have left the zero, or nearly zero, from which they start."""
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if name.endswith("gain"):
+                value.fill_(0.7)
+            elif value.ndim == 4 and value.abs().max() < 1e-3:
+                value.mul_(1e5)
+    return network
+
+
 VARIANTS = {
+    "TwoExperts": lambda: TwoExperts(*(SmallUNet(4, 1, (8, 12), num_classes=4) for _ in range(2)), split=0.6),
+    "SongUNet": lambda: awake(SongUNet(8, 1, 4, 16, (1, 2), blocks_per_level=1, attention_resolutions=(4,))),
+    "NCSN++": lambda: awake(
+        SongUNet(8, 2, 4, 16, (1, 2), 2, 4, 1, (8,), 0.1, "fourier", "residual", "skip", (1, 3, 3, 1))
+    ),
+    "EDM2UNet": lambda: awake(EDM2UNet(8, 2, 4, 16, (1, 2), None, None, 1, (4,), channels_per_head=16)),
+    "two experts of points": lambda: TwoExperts(MLP(width=12, depth=3), MLP(width=12, depth=3, skip=True), split=0.6),
     "MLP of five": lambda: MLP(dim=5, width=12, depth=3, num_classes=4),
     "two colour levels": lambda: SmallUNet(resolution=4, channels=3, widths=(8, 12), num_classes=4),
     "one level": lambda: SmallUNet(resolution=5, channels=1, widths=(8,), num_classes=2),

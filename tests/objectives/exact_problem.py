@@ -162,6 +162,7 @@ class Problem(NamedTuple):
             regression=Regression(x, REGRESSION * nodes.z),
             update=UPDATE,
             generator=torch.Generator().manual_seed(0),
+            latents=nodes.z,
         )
 
     def axis(self):

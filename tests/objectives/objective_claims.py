@@ -34,6 +34,7 @@ from fdistill.divergences import (
     UniformlySkewedJensenShannon,
     WarmStart,
 )
+from fdistill.metrics import monge_gap
 from fdistill.objectives import (
     DMD,
     DMD2,
@@ -44,6 +45,7 @@ from fdistill.objectives import (
     DiffInstruct,
     FDistill,
     Fisher,
+    MongeRegularised,
     Objective,
     RewardAugmented,
     ScoreOfMixture,
@@ -54,6 +56,8 @@ from fdistill.objectives import (
 )
 from fdistill.rewards import Reward
 from fdistill.schedules import Linear
+
+FEW, EPSILON = 9, 60.0  # latents of a Monge gap and its entropic regularisation
 
 Descended = Callable[[Problem, torch.Tensor], torch.Tensor]
 
@@ -74,6 +78,19 @@ class Nearness(Reward):
 
     def forward(self, x, labels):
         return -(x - self.goal).square().flatten(1).sum(1) / 2
+
+
+def a_few(nodes):
+    """Some of the nodes: the gap is one number of a batch, and all of them are too many for one."""
+    return nodes[:: len(nodes) // FEW][:FEW]
+
+
+class OfAFew(MongeRegularised):
+    """The regularised objective, with the gap of a few nodes."""
+
+    def loss(self, at):
+        with mock.patch("fdistill.objectives.monge.monge_gap", lambda z, x, *how: monge_gap(a_few(z), a_few(x), *how)):
+            return super().loss(at)
 
 
 def concrete_subclasses(cls):
@@ -211,6 +228,25 @@ def reward_augmented():
     yield Claim(RewardAugmented(FDistill(JensenShannon(), normaliser="sigma"), Nearness(0.5), 0.3), terms)
 
 
+def entropic_gap(at, theta):
+    """By Sinkhorn's plain iteration, with derivatives through all of its steps."""
+    nodes = quadrature(at.student(theta.detach()), at.sigma)
+    z, x = a_few(nodes.z), a_few(at._replace(theta=theta).samples(nodes))
+    cost = torch.cdist(z, x).square()
+    kernel, columns = (-cost / EPSILON).exp(), torch.ones(FEW, dtype=torch.float64)
+    for _ in range(100):
+        rows = 1 / (FEW * kernel @ columns)
+        columns = 1 / (FEW * rows @ kernel)
+    plan = rows[:, None] * kernel * columns
+    return cost.diagonal().mean() - (plan * cost).sum() - EPSILON * (plan * plan.log()).sum()
+
+
+def monge_regularised():
+    gap = {"monge": lambda at, theta: 0.3 * entropic_gap(at, theta) / at.entries}
+    terms = {"student": matching(ReverseKL(), "uniform")} | gap
+    yield Claim(OfAFew(DiffInstruct("uniform"), 0.3, EPSILON), terms)
+
+
 def warm_started():
     early, late = DiffInstruct("sigma"), SiD(1.2, "sigma")
     yield Claim(WarmStarted(late, early, UPDATE + 1), {"student": matching(ReverseKL(), "sigma")})
@@ -225,6 +261,7 @@ CLAIMS = {
     DiffInstruct: diff_instruct,
     FDistill: f_distill,
     Fisher: fisher_objective,
+    MongeRegularised: monge_regularised,
     RewardAugmented: reward_augmented,
     SIM: sim,
     ScoreOfMixture: score_of_mixture,
@@ -268,6 +305,7 @@ def only_what_is_needed(samples, needs):
         log_ratio=samples.log_ratio if needs.ratio else None,
         logit=samples.logit if needs.logit else None,
         regression=samples.regression if needs.pairs else None,
+        latents=samples.latents if needs.latents else None,
     )
 
 

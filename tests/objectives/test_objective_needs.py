@@ -13,6 +13,7 @@ INPUTS = {
     "ratio": "log_ratio",
     "logit": "logit",
     "pairs": "regression",
+    "latents": "latents",
 }
 FIXED = [claim for claim in ALL if claim.objective.at(UPDATE) is claim.objective]
 

@@ -1,0 +1,81 @@
+"""From latents to images: the VAE of a latent diffusion model, in the form that diffusers saves."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fdistill.weight_files import CheckpointError, load_weights, read_json, read_stock_weights
+
+_CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
+_WRITTEN_ONLY = {"AutoencoderTiny": "block_out_channels"}  # of its own making: the class does not take it back
+
+
+class Decoder:
+    """The decoder half of a VAE in a folder, whose weights are read when the first latent comes.
+
+    A model sees latents of about one scale, which its VAE undoes: it decodes latents / scaling_factor + shift_factor,
+    with latents_std and latents_mean by channel as further factor and shift where its configuration has them.
+    """
+
+    def __init__(self, folder: Path | str, scaling: dict[str, Any] | None = None) -> None:
+        """Args:
+        folder: with config.json and weights of an AutoencoderKL, VQModel or AutoencoderTiny.
+        scaling: scaling_factor, shift_factor, latents_std and latents_mean instead of those of config.json.
+        """
+        self.folder, self._scaling = Path(folder), scaling or {}
+        self._device = torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> "Decoder":
+        """Where to decode; the VAE moves when it is used."""
+        self._device = torch.device(device)
+        return self
+
+    @functools.cached_property
+    def vae(self) -> nn.Module:
+        """The whole VAE, in evaluation mode.
+
+        Raises:
+            CheckpointError: if it is missing, broken, or of a class that is not known here.
+        """
+        config = read_json(self.folder / "config.json", "the VAE that decodes these latents")
+        kind = config.get("_class_name")
+        if kind not in _CLASSES:
+            raise CheckpointError(f"{self.folder} holds a {kind}: expected a VAE, one of {', '.join(_CLASSES)}")
+        import diffusers  # seconds of imports, which models of pixels do without
+
+        plain = {name: value for name, value in config.items() if name[0] != "_" and name != _WRITTEN_ONLY.get(kind)}
+        try:
+            vae = getattr(diffusers, kind)(**plain | self._scaling)
+        except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+            raise CheckpointError(f"diffusers builds no {kind} of {self.folder}/config.json: {error}") from error
+        load_weights(vae, read_stock_weights(self.folder), self.folder)
+        return vae.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor, batch_size: int = 16) -> Tensor:
+        """Images in [-1, 1], [B, C, H, W] float32 on the CPU.
+
+        Args:
+            latents: [B, C, h, w], as the model makes them.
+            batch_size: images at once; they do not depend on it.
+        """
+        vae = self.vae.to(self._device)
+        std, mean = (
+            _by_channel(vae.config.get(name), of) for name, of in (("latents_std", 1.0), ("latents_mean", 0.0))
+        )
+        shift = mean + (vae.config.get("shift_factor") or 0.0)
+        parts = (latents.float().cpu() * std / vae.config.scaling_factor + shift).split(batch_size)
+        return torch.cat([vae.decode(part.to(self._device)).sample.clamp(-1, 1).cpu() for part in parts])
+
+    def save(self, folder: Path) -> None:
+        """Write the VAE as diffusers does, its weights as safetensors."""
+        self.vae.cpu().save_pretrained(folder, safe_serialization=True)
+
+
+def _by_channel(values: Sequence[float] | None, otherwise: float) -> Tensor:
+    """[C, 1, 1], or a number where there are none."""
+    return torch.tensor(otherwise if values is None else list(values)).reshape(-1, 1, 1)

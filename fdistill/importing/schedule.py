@@ -1,0 +1,105 @@
+"""From a scheduler of diffusers to what its network predicts, on which path, and where a teacher samples."""
+
+import inspect
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdistill.noise_levels import karras_grid
+from fdistill.paths import DDPMPath
+from fdistill.preconditioning import EpsPrediction, Preconditioning, VelocityPrediction, VPrediction, X0Prediction
+from fdistill.weight_files import CheckpointError, read_json
+
+_PREDICTIONS = {"epsilon": EpsPrediction, "v_prediction": VPrediction, "sample": X0Prediction}
+_FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+_LONGEST = 300  # characters of an error that is not ours
+_LAST_FLOW_TIME = 1 - 1e-3  # at 1 the noise ratio is infinite
+
+
+class Schedule(NamedTuple):
+    """What a network learned, and the shift that its sampler gives to the times of a flow."""
+
+    preconditioning: Preconditioning
+    shift: float = 1.0
+
+    def levels(self, num_steps: int) -> Tensor:
+        """Where a teacher samples: falling to 0, float64 [num_steps + 1].
+
+        On a path of timesteps EDM's grid between the first and the last of them; along a flow equally spaced times,
+        shifted towards noise as its scheduler does: t = shift u / (1 + (shift - 1) u) (arXiv 2403.03206).
+        """
+        path = self.preconditioning.path
+        if isinstance(path, DDPMPath):
+            ends = path.noise_ratio(torch.tensor([0.0, 1.0], dtype=torch.float64))
+            return karras_grid(num_steps, *ends.tolist())
+        first = _LAST_FLOW_TIME / (self.shift - (self.shift - 1) * _LAST_FLOW_TIME)
+        u = torch.linspace(first, 0, num_steps + 1, dtype=torch.float64)
+        return path.noise_ratio(self.shift * u / (1 + (self.shift - 1) * u))
+
+
+def read_schedule(file: Path) -> Schedule:
+    """What scheduler_config.json says.
+
+    Raises:
+        CheckpointError: if it is missing, or of a scheduler that no path or prediction here stands for.
+    """
+    if file.is_dir():
+        file = file / "scheduler_config.json"
+    given = read_json(file, "the scheduler of this network (--scheduler FILE names another)")
+    config = _with_defaults(given, file)
+    if config.get("rescale_betas_zero_snr"):
+        raise CheckpointError(
+            f"{file}: rescale_betas_zero_snr leaves no signal at the last timestep, whose noise level is infinite: "
+            "expected a scheduler without it"
+        )
+    prediction = config.get("prediction_type")
+    if config["_class_name"] in _FLOWS or (prediction == "flow_prediction" and config.get("use_flow_sigmas")):
+        return _flow(config, file)
+    if "beta_schedule" not in config or config.get("timestep_type", "discrete") != "discrete":
+        raise CheckpointError(
+            f"{file} is of a {config['_class_name']}: expected one of discrete betas (DDPM, DDIM, PNDM, DPM-Solver, "
+            "Euler ...) or of flow matching"
+        )
+    if given.get("predict_epsilon") is False:  # the word of before diffusers 0.11
+        prediction = "sample"
+    if prediction not in _PREDICTIONS:
+        raise CheckpointError(f"{file}: prediction_type is one of {', '.join(_PREDICTIONS)}, got {prediction!r}")
+    betas, timesteps = config.get("trained_betas"), config["num_train_timesteps"]
+    try:
+        path = DDPMPath(
+            config["beta_start"],
+            config["beta_end"],
+            timesteps,
+            config["beta_schedule"],
+            None if betas is None else list(betas),
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: {' '.join(str(error).split())[:_LONGEST]}") from error
+    return Schedule(_PREDICTIONS[prediction](path, timesteps - 1.0))
+
+
+def _flow(config: dict[str, Any], file: Path) -> Schedule:
+    shift = config.get("flow_shift", config.get("shift", 1.0))
+    if config.get("invert_sigmas") or not shift > 0:
+        raise CheckpointError(
+            f"{file}: a flow starts from noise and its shift is positive, got invert_sigmas="
+            f"{config.get('invert_sigmas')} and shift={shift}"
+        )
+    return Schedule(VelocityPrediction(float(config["num_train_timesteps"])), float(shift))
+
+
+def _with_defaults(config: dict[str, Any], file: Path) -> dict[str, Any]:
+    """What its class reads of the configuration, and assumes where it says nothing."""
+    import diffusers
+
+    name = config.get("_class_name")
+    known = getattr(diffusers, name, None) if isinstance(name, str) and name.endswith("Scheduler") else None
+    if not inspect.isclass(known) or not issubclass(known, diffusers.SchedulerMixin):
+        raise CheckpointError(
+            f"{file} names no scheduler of diffusers: expected _class_name like DDPMScheduler, got {name}"
+        )
+    takes = inspect.signature(known.__init__).parameters
+    defaults = {name: each.default for name, each in takes.items() if each.default is not each.empty}
+    return {**defaults, **{key: value for key, value in config.items() if key in takes}, "_class_name": name}

@@ -1,0 +1,221 @@
+"""One turn of a distillation: the student generates, the networks say what they are asked, and what learns steps."""
+
+import torch
+from torch import Tensor
+
+from fdistill.data import Batch
+from fdistill.denoiser import Denoiser
+from fdistill.ema import EMA
+from fdistill.guidance import Guidance
+from fdistill.log_ratio import RatioEstimator
+from fdistill.modules.consult import Opinion
+from fdistill.modules.discrimination import Reads, Shown, consult_and_show, logit_of, r1_penalty, shown
+from fdistill.modules.generation import Generated, drawn_steps, dropped_labels, simulate
+from fdistill.modules.rhythm import Rhythm
+from fdistill.modules.student_gradient import balance, ratio_log, student_gradient
+from fdistill.modules.student_validation import StudentValidation
+from fdistill.noise_levels import NoiseLevels
+from fdistill.objectives import Needs, NoisedSamples, Objective, Regression, denoising_loss, discriminator_loss
+from fdistill.objectives.base import Asked
+from fdistill.pairs import TeacherPairs
+from fdistill.schedules import Schedule, value_at
+
+
+class DistillationTurn(StudentValidation):
+    """What `DistillationModule` does in a turn with the networks and numbers that it was built of."""
+
+    objective: Objective
+    noise_levels: NoiseLevels
+    fake_noise_levels: NoiseLevels
+    levels: tuple[float, ...]
+    rhythm: Rhythm
+    reads: Reads
+    teacher: Denoiser
+    student: Denoiser
+    fake_score: Denoiser | None
+    ratio: RatioEstimator | None
+    ema: EMA
+    pairs: TeacherPairs | None
+    sigma_data: float
+    guidance: float | Guidance
+    fake_guidance: float
+    fake_label_dropout: float
+    imitation: float
+    r1_weight: float
+    r1_step: float
+    instance_noise: float | Schedule
+    last_ratio: tuple[Tensor, Tensor, Tensor] | None = None
+    """sigma, log ratio and weight h(r) [B] of the last student update on this rank; None where h needs no ratio."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        turn = self.global_step
+        student_learns, fake_learns = self.rhythm.learns(turn)
+        objective = self.objective.at(self.updates)
+        needs = objective.needs if student_learns else Needs()
+        generator = self.noise_source()
+        generated = self._generate(batch, generator, student_learns)
+        x = generated.x.detach().requires_grad_(student_learns)
+        x_t = generated.noised(x if needs.input_gradient else x.detach())
+        reads = self.ratio is not None and (needs.discriminator or fake_learns)
+        seen = self._shown(x_t, generated.sigma, generator) if reads else Shown(x_t, generated.sigma)
+        teacher = self._ask_teacher(x_t, seen, generated, needs, fake_learns)
+        fake = self._ask_fake_score(x_t, seen, generated, needs, fake_learns)
+        losses, log = {}, {}
+        if student_learns:
+            regression_x, at, log = self._noised_samples(x, x_t, seen, generated, teacher, fake, needs, generator)
+            loss = objective.loss(at)
+            gradient = student_gradient(loss, at)
+            losses |= gradient.losses
+            log |= gradient.log
+            if loss.sample_weight is not None:
+                self.last_ratio = (at.sigma, at.log_ratio, loss.sample_weight)
+                log |= ratio_log(loss.sample_weight, at.log_ratio)
+        if fake_learns:
+            fake_losses = self._fake_losses(batch, generated, seen, teacher, fake, generator)
+            self.manual_backward(sum(fake_losses.values()))
+            losses |= fake_losses
+        if student_learns:
+            self.manual_backward(_descent(generated.x, gradient.x) + _descent(regression_x, gradient.regression))
+        norms = self._step(losses, student_learns, fake_learns)
+        if student_learns:
+            self._follow_student(turn)
+        if self.is_logging_turn(turn):
+            log |= {f"grad_norm/{name}": norm for name, norm in norms.items()} | balance(log)
+            self.write_log({**losses, **log}, turn)
+
+    def _generate(self, batch: Batch, generator: torch.Generator, student_learns: bool) -> Generated:
+        labels = batch.labels if self.student.num_classes else None
+        steps = drawn_steps(self.seed, self.global_step, len(self.levels))
+        latents = [self.normal(batch.x.shape, generator) for _ in range(steps)]
+        x = simulate(self.student, latents, self.levels, labels, student_learns)
+        levels = self.noise_levels if student_learns else self.fake_noise_levels
+        sigma = levels.sample(len(x), generator, self.device)
+        noise, fake_labels = self.normal(batch.x.shape, generator), labels
+        if self.fake_label_dropout and not student_learns:
+            fake_labels = dropped_labels(labels, self.fake_score.num_classes, self.fake_label_dropout, generator)
+        return Generated(x, noise, sigma, labels, fake_labels, latents[0])
+
+    def _shown(self, x_t: Tensor, sigma: Tensor, generator: torch.Generator) -> Shown:
+        return shown(x_t, sigma, value_at(self.instance_noise, self.updates), generator)
+
+    def _ask_teacher(self, x_t: Tensor, seen: Shown, generated: Generated, needs: Needs, fake_learns: bool) -> Opinion:
+        """Only what this turn reads: features for the discriminator, the guided value for the student."""
+        features = self._features_of("teacher", needs, fake_learns)
+        sigma, labels = generated.sigma, generated.labels
+        return consult_and_show(self.teacher, x_t, sigma, seen, labels, needs.teacher, features, self.guidance)
+
+    def _ask_fake_score(
+        self, x_t: Tensor, seen: Shown, generated: Generated, needs: Needs, fake_learns: bool
+    ) -> Opinion:
+        """The value that it learns with and the student reads; features where the discriminator reads them."""
+        if self.fake_score is None:
+            return Opinion()
+        features = self._features_of("fake_score", needs, fake_learns)
+        value: Asked = "value" if fake_learns and needs.fake_score == "nothing" else needs.fake_score
+        guidance = 1.0 if fake_learns else self.fake_guidance
+        sigma, labels = generated.sigma, generated.fake_labels
+        return consult_and_show(self.fake_score, x_t, sigma, seen, labels, value, features, guidance, fake_learns)
+
+    def _features_of(self, network: str, needs: Needs, fake_learns: bool) -> Asked:
+        if self.reads != network or not (needs.discriminator or fake_learns):
+            return "nothing"
+        return "gradient" if needs.logit else "value"
+
+    def _noised_samples(
+        self,
+        x: Tensor,
+        x_t: Tensor,
+        seen: Shown,
+        generated: Generated,
+        teacher: Opinion,
+        fake: Opinion,
+        needs: Needs,
+        generator: torch.Generator,
+    ) -> tuple[Tensor | None, NoisedSamples, dict[str, Tensor]]:
+        """The student's samples of pairs, with its graph; what the objective asked for; numbers for the loggers."""
+        at = NoisedSamples(x, x_t, generated.sigma, self.sigma_data, generated.labels)
+        if needs.teacher != "nothing":
+            at = at._replace(teacher=teacher.denoised)
+        if needs.fake_score != "nothing":
+            value = fake.denoised
+            at = at._replace(fake_score=value if needs.fake_score == "gradient" else value.detach())
+        self.last_ratio, log = None, {}
+        if needs.discriminator:
+            half = fake.half if self.reads == "fake_score" else teacher.half
+            with torch.set_grad_enabled(needs.logit):
+                logit = self.ratio.logit(half, *seen, at.labels)
+            if needs.ratio:
+                at = at._replace(log_ratio=self.ratio.log_ratio(logit, at.sigma))
+                log["ratio/clipped_fraction"] = self.ratio.clipped_fraction(logit)
+            if needs.logit:
+                at = at._replace(logit=logit.float())  # bf16 under mixed precision
+        regression_x = None
+        if needs.pairs:
+            latents, target, labels = self.pairs.draw(len(x), generator)
+            regression_x = simulate(self.student, [latents], self.levels, labels, True)
+            at = at._replace(regression=Regression(regression_x.detach().requires_grad_(), target))
+        if needs.latents:
+            at = at._replace(latents=generated.latents)
+        return regression_x, at._replace(update=self.updates, generator=generator), log
+
+    def _fake_losses(
+        self,
+        batch: Batch,
+        generated: Generated,
+        seen: Shown,
+        teacher: Opinion,
+        fake: Opinion,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Denoising on the student's samples; discrimination of them from real ones at the same noise levels."""
+        losses, sigma = {}, generated.sigma
+        if self.fake_score is not None:
+            losses["loss/fake_score"] = denoising_loss(fake.denoised, generated.x, sigma, self.sigma_data)
+        if self.ratio is None:
+            return losses
+        labels = generated.fake_labels if self.reads == "fake_score" else generated.labels
+        half = {"teacher": teacher, "fake_score": fake}.get(self.reads, Opinion()).half
+        if self.reads == "teacher":
+            half = half.detach_features()
+        real_t = generated._replace(noise=self.normal(batch.x.shape, generator)).noised(batch.x)
+        real, level = self._shown(real_t, sigma, generator)
+        fake_logit, real_logit = (
+            self.ratio.logit(half, seen.x_t.detach(), level, labels),
+            self.logit(real, level, labels),
+        )
+        losses["loss/discriminator"] = discriminator_loss(fake_logit, real_logit)
+        if self.r1_weight:
+            penalty = r1_penalty(
+                lambda x: self.logit(x, level, labels), real, level, self.sigma_data, generator, self.r1_step
+            )
+            losses["loss/r1"] = self.r1_weight / 2 * penalty
+        return losses
+
+    def logit(self, x_t: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """The discriminator's logit [B] at any noised samples; its optimum is the log density ratio ln p_t/q_t.
+
+        With instance noise tau it has learnt at levels of at least tau.
+        """
+        source = {"teacher": self.teacher, "fake_score": self.fake_score}.get(self.reads)
+        return logit_of(self.ratio, source, x_t, sigma, labels, source_learns=self.reads == "fake_score")
+
+    def _step(self, losses: dict[str, Tensor], student_learns: bool, fake_learns: bool) -> dict[str, Tensor]:
+        student_optimizer, fake_optimizer = self.optimizers()
+        fake_side = {"fake_score": self.fake_score, "discriminator": self.ratio} if fake_learns else {}
+        networks = {"student": self.student} if student_learns else {}
+        networks |= {name: network for name, network in fake_side.items() if network is not None}
+        moving = [student_optimizer] * student_learns + [fake_optimizer] * fake_learns
+        return self.guarded_step(losses, networks, moving)
+
+    @torch.no_grad()
+    def _follow_student(self, turn: int) -> None:
+        """What happens after each student update: its average, and the fake score that imitates it."""
+        self.ema.update(self.student, self.updates_after(turn))
+        if self.imitation < 1:
+            fake, student = list(self.fake_score.parameters()), list(self.student.parameters())
+            torch._foreach_lerp_(fake, student, 1 - self.imitation)
+
+
+def _descent(x: Tensor | None, gradient: Tensor | None) -> Tensor | float:
+    """A number whose gradient with respect to the weights behind x is that of a loss with this gradient at x."""
+    return 0.0 if x is None or gradient is None else (x * gradient).sum()

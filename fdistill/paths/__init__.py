@@ -1,0 +1,29 @@
+"""Forward processes x_t = alpha(t) x_0 + sigma(t) eps, and the time at which a path reaches a noise-to-signal ratio.
+
+Inside the package everything lives in variance-exploding coordinates x = x_t / alpha, sigma = sigma_t / alpha
+(Karras et al. 2022, arXiv 2206.00364); a path is needed only where a network speaks its own language.
+"""
+
+from fdistill.paths.base import FromRate, Path, VariancePreserving
+from fdistill.paths.cosine import VPCosine
+from fdistill.paths.ddpm import DDPMPath
+from fdistill.paths.exploding import VarianceExploding
+from fdistill.paths.kinetic_optimal import KineticOptimal
+from fdistill.paths.linear import VPLinear
+from fdistill.paths.rectified_flow import RectifiedFlow
+from fdistill.paths.scaled_linear import ScaledLinear
+from fdistill.paths.trig_flow import TrigFlow
+
+__all__ = [
+    "DDPMPath",
+    "FromRate",
+    "KineticOptimal",
+    "Path",
+    "RectifiedFlow",
+    "ScaledLinear",
+    "TrigFlow",
+    "VPCosine",
+    "VPLinear",
+    "VarianceExploding",
+    "VariancePreserving",
+]

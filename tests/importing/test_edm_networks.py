@@ -1,0 +1,112 @@
+"""Networks of EDM and EDM2, read from pickles, compute what the original code computes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from edm_stand_in import Persistent, cases, network_of_case, script, weights_of_case, write
+
+from fdistill.denoiser import Denoiser
+from fdistill.importing.edm_pickle import read_edm
+from fdistill.weight_files import CheckpointError
+
+CASES = cases()
+
+
+@pytest.fixture
+def snapshot(tmp_path, monkeypatch):
+    def written(name, half=False, encoder=None, **arguments):
+        case = CASES[name]
+        network = network_of_case(case, weights_of_case(case, half), **arguments)
+        content = {"ema": network, "loss_fn": None, "encoder": encoder}
+        return write(monkeypatch, tmp_path / "network-snapshot-000001.pkl", content)
+
+    return written
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_imported_network_denoises_as_the_original_code_does(snapshot, name):
+    model, tool = read_edm(snapshot(name)), script()
+    x, sigmas, labels = tool.inputs()
+    with torch.no_grad():
+        denoised = model.denoiser(x, sigmas, labels if model.num_classes else None)
+    expected = torch.tensor(CASES[name]["denoised"])
+    torch.testing.assert_close(denoised.flatten()[:: tool.EVERY], expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_imported_teacher_is_rebuilt_from_its_description(snapshot, name):
+    model = read_edm(snapshot(name))
+    copy = Denoiser.from_spec(model.denoiser.spec())
+    copy.load_state_dict(model.denoiser.state_dict())
+    x, sigmas, labels = script().inputs()
+    with torch.no_grad():
+        taps = model.denoiser.encode(x, sigmas, labels).features
+        assert torch.equal(copy.eval()(x, sigmas, labels), model.denoiser(x, sigmas, labels))
+    assert [tap.shape[1] for tap in taps] == list(model.denoiser.network.feature_channels)
+    assert [tap.shape[2] for tap in taps] == [8, 4]
+
+
+def test_a_teacher_samples_between_the_noise_levels_of_its_training(snapshot):
+    ve, vp, edm = (read_edm(snapshot(name)) for name in ("ncsnpp_ve", "ddpmpp_classes_vp", "ddpmpp"))
+    assert [model.sigmas[0].item() for model in (ve, vp, edm)] == pytest.approx([80.0, 80.0, 80.0])
+    assert [model.sigmas[-2].item() for model in (ve, vp, edm)] == pytest.approx([0.02, 0.002, 0.002])
+    assert ve.evaluations == 35
+    assert edm.facts["sigma_data"] == 0.5
+
+
+def test_half_precision_becomes_single_and_no_class_is_known_only_where_it_was_trained(snapshot):
+    exact, rounded = read_edm(snapshot("classes")), read_edm(snapshot("classes", half=True))
+    weights = rounded.denoiser.state_dict()
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    for name, value in exact.denoiser.state_dict().items():
+        assert torch.equal(weights[name], value.half().float())
+    assert not exact.denoiser.network.knows_no_class  # EDM2 guides by a second network
+    assert read_edm(snapshot("ncsnpp_classes")).denoiser.network.knows_no_class
+    assert not read_edm(snapshot("ncsnpp_classes", label_dropout=0)).denoiser.network.knows_no_class
+    adm = read_edm(snapshot("adm_classes", label_dropout=0)).denoiser.network
+    assert not adm.knows_no_class
+    assert adm.num_classes == 3
+    assert adm.unet.class_embedding.weight[3].eq(0).all()
+
+
+def test_latents_say_how_to_decode_them(snapshot):
+    scale, bias = np.float32([0.1, 0.2, 0.3]), np.float32([1, 2, 3])
+    vae = Persistent("StabilityVAEEncoder", {"vae_name": "some/vae", "scale": scale, "bias": bias, "_vae": None})
+    facts = read_edm(snapshot("images", encoder=vae)).facts
+    assert facts["vae"] == "some/vae"
+    assert facts["latents_bias"] == [1, 2, 3]
+    assert facts["latents_scale"] == pytest.approx([0.1, 0.2, 0.3])
+    assert "vae" not in read_edm(snapshot("images", encoder=Persistent("StandardRGBEncoder", {}))).facts
+    with pytest.raises(CheckpointError, match="latents of a StabilityVAEEncoder: got Other"):
+        read_edm(snapshot("images", encoder=Persistent("Other", {})))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("ddpmpp", {"encoder_type": "skip"}, "encoder of a SongUNet is one of standard, residual: got 'skip'"),
+        ("ddpmpp", {"novelty": 1}, "no network here has novelty=1"),
+        ("ddpmpp", {"out_channels": 6}, "as many output as input channels"),
+        ("ddpmpp", {"model_channels": 10**9}, "model_channels is larger than in any network"),
+        ("ddpmpp", {"model_channels": 8192}, "another architecture"),
+        ("ddpmpp", {"channel_mult": [[1, 2], [1]]}, "channel_mult is a plain value"),
+        ("ddpmpp", {"num_blocks": math.nan}, "num_blocks is larger"),
+        ("ddpmpp", {"num_blocks": 2}, "another architecture .*66 tensors differ"),
+        ("images", {"res_balance": 0.5}, "no network here has res_balance=0.5"),
+        ("images", {"channels_per_head": 24}, "multiples of channels_per_head=24"),
+        ("adm_classes", {"model_channels": 64}, "widths of at least 128"),
+    ],
+)
+def test_what_no_network_here_computes_is_refused_in_one_line(snapshot, name, arguments, says):
+    with pytest.raises(CheckpointError, match=says) as raised:
+        read_edm(snapshot(name, **arguments))
+    assert "\n" not in str(raised.value)
+
+
+def test_other_preconditionings_are_refused(tmp_path, monkeypatch):
+    case = {**CASES["ddpmpp"], "class": "iDDPMPrecond"}
+    path = write(monkeypatch, tmp_path / "a.pkl", {"ema": network_of_case(case, weights_of_case(case))})
+    with pytest.raises(CheckpointError, match="holds a iDDPMPrecond around SongUNet: expected one of EDMPrecond, VP"):
+        read_edm(path)

@@ -1,0 +1,76 @@
+"""A decoder makes the images that its VAE makes of unscaled latents, whatever the batch, and survives its folder."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from stock_models import built, save, vae, vq
+
+from fdistill.decoders import Decoder
+from fdistill.weight_files import CheckpointError
+
+TINY = {
+    "encoder_block_out_channels": [8] * 2,
+    "decoder_block_out_channels": [8] * 2,
+    "num_encoder_blocks": [1, 1],
+    "num_decoder_blocks": [1, 1],
+}
+VAES = {
+    "AutoencoderKL": lambda: vae(),
+    "scaled and shifted": lambda: vae(scaling_factor=0.4, shift_factor=0.3),
+    "by channel": lambda: vae(latents_std=[0.5, 1.0, 2.0, 3.0], latents_mean=[0.1, 0.2, 0.3, -0.4]),
+    "VQModel": lambda: vq(),
+    "AutoencoderTiny": lambda: built(AutoencoderTiny, TINY),
+}
+every_vae = pytest.mark.parametrize("build", VAES.values(), ids=VAES)
+
+
+def latents(model, n=5):
+    return torch.randn(n, model.config.latent_channels, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@every_vae
+@torch.no_grad()
+def test_an_image_is_what_the_vae_makes_of_the_latent_without_its_scale(build, tmp_path):
+    model = build()
+    z = latents(model)
+    config = model.config
+    mean, std = (torch.tensor(config.get(name) or [of]) for name, of in (("latents_mean", 0.0), ("latents_std", 1.0)))
+    shift = (config.get("shift_factor") or 0) + mean[:, None, None]
+    scaled = (z - shift) * config.scaling_factor / std[:, None, None]
+    images = Decoder(save(model, tmp_path))(scaled)
+    torch.testing.assert_close(images, model.decode(z).sample.clamp(-1, 1), rtol=0, atol=1e-5)
+
+
+@every_vae
+def test_images_do_not_depend_on_the_batch_or_on_being_saved_again(build, tmp_path):
+    decoder = Decoder(save(build(), tmp_path / "first"))
+    z = latents(decoder.vae)
+    decoder.save(tmp_path / "second")
+    assert all(path.suffix in (".json", ".safetensors") for path in (tmp_path / "second").iterdir())
+    again = Decoder(tmp_path / "second")
+    torch.testing.assert_close(again(z, batch_size=2), decoder(z), rtol=0, atol=1e-5)
+    torch.testing.assert_close(again(z[3:4]), decoder(z)[3:4], rtol=0, atol=1e-5)
+
+
+def test_nothing_is_read_before_the_first_latent(tmp_path):
+    decoder = Decoder(tmp_path / "gone").to("cpu")
+    with pytest.raises(CheckpointError, match=r"there is no .*gone.config.json: expected the VAE"):
+        decoder(torch.zeros(1, 4, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"_class_name": "UNet2DModel"}, "holds a UNet2DModel: expected a VAE, one of AutoencoderKL, VQModel"),
+        ({"colour": 1}, "builds no AutoencoderKL of .*colour"),
+        ({"latent_channels": 3}, r"another architecture \(\d+ tensors differ\): decoder.conv_in.weight expected"),
+    ],
+)
+def test_a_vae_that_is_not_understood_is_refused_in_one_line(changes, words, tmp_path):
+    file = save(vae(), tmp_path) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=words) as error:
+        Decoder(tmp_path)(torch.zeros(1, 4, 4, 4))
+    assert "\n" not in str(error.value)
