@@ -7,24 +7,46 @@ import sys
 
 import pytest
 import torch
+from stock_models import SMALL_DIT, SMALL_UNET
 
 from fdistill.denoiser import Denoiser
 from fdistill.described import Described, public_path
 from fdistill.divergences import FDivergence, SkewedJensenShannon
-from fdistill.networks import MLP, DiffusersUNet, GaussianMixture, Network, SmallUNet
+from fdistill.grids import GivenGrid, PathGrid, SamplingGrid
+from fdistill.loss_weights import LossWeight
+from fdistill.networks import (
+    MLP,
+    DiffusersUNet,
+    EDM2UNet,
+    GaussianMixture,
+    Network,
+    SmallUNet,
+    SongUNet,
+    StockDiT,
+    StockUNet,
+    TwoExperts,
+)
 from fdistill.paths import KineticOptimal, Path, VPCosine, VPLinear
 from fdistill.preconditioning import EDM, EpsPrediction, Preconditioning, VelocityPrediction, VPrediction, X0Prediction
+from fdistill.samplers import Sampler
 
+SMALL = {"resolution": 4, "channels": 1, "num_classes": 2, "model_channels": 8, "blocks_per_level": 1}
 ARGUMENTS = {
     GaussianMixture: {"means": ((-1.0, 0.0), (1.0, 0.5)), "stds": (0.2, 0.3), "weights": (1.0, 3.0)},
     MLP: {"dim": 3, "width": 8, "depth": 2, "num_classes": 2, "initial_output": (0.1, 0.2, 0.3)},
     SmallUNet: {"resolution": 4, "widths": (4, 8), "num_classes": 2},
     DiffusersUNet: {"resolution": 4, "widths": (8, 8), "attention_levels": (1,)},
+    SongUNet: SMALL | {"channel_mult": (1, 1), "attention_resolutions": (2,)},
+    EDM2UNet: SMALL | {"channel_mult": (1, 1), "attention_resolutions": (2,), "channels_per_head": 4},
+    StockUNet: {"config": SMALL_UNET | {"num_class_embeds": 2}},
+    StockDiT: {"config": SMALL_DIT},
     EpsPrediction: {"path": VPCosine(0.01), "time_scale": 1000.0},
     VPrediction: {"path": VPLinear(0.2, 10.0)},
     X0Prediction: {"path": VPLinear()},
     EDM: {"sigma_data": 0.25},
     VelocityPrediction: {"time_scale": 7.0, "path": VPCosine()},
+    PathGrid: {"path": VPLinear(), "num_steps": 4, "sigma_max": 50.0},
+    GivenGrid: {"levels": (2.0, 0.5, 0.0)},
     KineticOptimal: {"angles": (0.1, 0.9), "shares": (0.2, 0.5), "sigma_data": 0.6},
 }
 
@@ -35,6 +57,8 @@ def concrete_subclasses(cls):
 
 
 def example(cls):
+    if cls is TwoExperts:
+        return TwoExperts(example(MLP), example(MLP), 0.1)
     return cls(**ARGUMENTS.get(cls, {}))
 
 
@@ -56,7 +80,7 @@ def test_every_denoiser_is_rebuilt_from_its_description(network, preconditioning
     assert torch.equal(again(x, sigma, labels), denoiser(x, sigma, labels))
 
 
-@pytest.mark.parametrize("base", [FDivergence, Path], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("base", [FDivergence, Path, LossWeight, SamplingGrid, Sampler], ids=lambda cls: cls.__name__)
 def test_every_part_is_rebuilt_from_its_description(base):
     for cls in concrete_subclasses(base):
         spec = through_json(example(cls).spec())
