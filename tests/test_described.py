@@ -28,7 +28,7 @@ from fdistill.networks import (
 )
 from fdistill.paths import KineticOptimal, Path, VPCosine, VPLinear
 from fdistill.preconditioning import EDM, EpsPrediction, Preconditioning, VelocityPrediction, VPrediction, X0Prediction
-from fdistill.samplers import Sampler
+from fdistill.samplers import Restart, Sampler
 
 SMALL = {"resolution": 4, "channels": 1, "num_classes": 2, "model_channels": 8, "blocks_per_level": 1}
 ARGUMENTS = {
@@ -47,6 +47,7 @@ ARGUMENTS = {
     VelocityPrediction: {"time_scale": 7.0, "path": VPCosine()},
     PathGrid: {"path": VPLinear(), "num_steps": 4, "sigma_max": 50.0},
     GivenGrid: {"levels": (2.0, 0.5, 0.0)},
+    Restart: {"sigma_low": 0.1, "sigma_high": 0.5},
     KineticOptimal: {"angles": (0.1, 0.9), "shares": (0.2, 0.5), "sigma_data": 0.6},
 }
 
