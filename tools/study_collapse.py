@@ -46,11 +46,6 @@ PATH = VPLinear()
 TRAINED = UniformTime(PATH, 0.001, 1.0)
 COARSE = PathGrid(PATH, 50, 150.0, 0.01).levels()
 FINE = finer_grid(COARSE, 99)
-SAMPLERS: dict[str, tuple[Sampler, Tensor]] = {
-    "ODE": (Heun(), COARSE),
-    "SDE": (GDDIM(1.0), FINE),
-    "predictor-corrector": (PredictorCorrector(), COARSE),
-}
 NETWORKS = {"plain": ["ODE", "SDE", "predictor-corrector"], "two experts": ["ODE"], "skip": ["ODE"], "EDM": ["ODE"]}
 COLOURS = {
     "real": INK,
@@ -84,6 +79,11 @@ class Setting(NamedTuple):
     batch_size: int
     lr: float
     n: int  # samples of every row
+
+    def samplers(self) -> dict[str, tuple[Sampler, Tensor]]:
+        """Each with its grid; all of 99 evaluations."""
+        corrector = PredictorCorrector(norms="expected" if len(self.data.sample_shape) == 1 else "sample")
+        return {"ODE": (Heun(), COARSE), "SDE": (GDDIM(1.0), FINE), "predictor-corrector": (corrector, COARSE)}
 
     def network(self, width: int, skip: bool = False) -> Network:
         if len(self.data.sample_shape) == 1:
@@ -164,7 +164,7 @@ def cell(kind: str, judge: Judge, width: int, seed: int, turns: int, ema: float)
     started, rows, samples = time.process_time(), {}, {}
     latents = torch.randn(setting.n, *setting.data.sample_shape, generator=generator_for(seed, 4))
     for name in NETWORKS[kind]:
-        sampler, grid = SAMPLERS[name]
+        sampler, grid = setting.samplers()[name]
         x = generate(sampler, denoiser, latents, grid)
         rows[name], samples[name] = judge.row(x), kept(x)
     facts = {"parameters": parameters, "train_seconds": seconds, "rest_seconds": time.process_time() - started}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 from torch import Tensor
 
@@ -12,19 +13,28 @@ from fdistill.samplers.gaussian_step import Euler
 class PredictorCorrector(Sampler):
     """After each step of a predictor x += d s(x) + sqrt(2 d) z, d = 2 (r |z| / |s|)^2 (arXiv 2011.13456, algorithm 4).
 
-    Norms are those of each sample, so that a sample does not depend on its batch. d never exceeds sigma^2, where a step
-    reaches the denoised sample, since the score of few dimensions may vanish. A correction costs one evaluation; there
-    is none at noise level 0.
+    Published steps measure both norms over the batch, on which our samples do not depend: theirs of a batch of one are
+    ours. Where a score has few dimensions (below some tens) its norm tells too much of the sample and may vanish, which
+    spreads the samples; norms="expected" then takes what the norms are on average where noise hides all data,
+    |z| = sqrt(n) and |s| = sqrt(n) / sigma, so that d = 2 (r sigma)^2. d never exceeds sigma^2, where a step reaches
+    the denoised sample. A correction costs one evaluation; there is none at noise level 0.
     """
 
-    def __init__(self, predictor: Sampler | None = None, corrections: int = 1, signal_to_noise: float = 0.16) -> None:
+    def __init__(
+        self,
+        predictor: Sampler | None = None,
+        corrections: int = 1,
+        signal_to_noise: float = 0.16,
+        norms: Literal["sample", "expected"] = "sample",
+    ) -> None:
         """Args:
         predictor: the sampler that is corrected; None for Euler.
         corrections: Langevin steps at each level, >= 1.
         signal_to_noise: r > 0, the length of the score's part of a step relative to the noise's, up to sqrt(2).
+        norms: those of each "sample", or "expected".
 
         Raises:
-            ValueError: for a number outside its range.
+            ValueError: for a number outside its range, or other norms.
         """
         if corrections < 1:
             raise ValueError(
@@ -33,7 +43,9 @@ class PredictorCorrector(Sampler):
         if not 0 < signal_to_noise < math.inf:
             raise ValueError(f"signal_to_noise is positive and finite: got {signal_to_noise}")
         self.predictor, self.corrections, self.signal_to_noise = predictor or Euler(), corrections, signal_to_noise
-        self.added_noise = self.predictor.added_noise
+        if norms not in ("sample", "expected"):
+            raise ValueError(f'norms of PredictorCorrector are "sample" or "expected": got {norms!r}')
+        self.norms, self.added_noise = norms, self.predictor.added_noise
 
     @property
     def is_stochastic(self) -> bool:
@@ -46,10 +58,15 @@ class PredictorCorrector(Sampler):
         x = self.predictor.step(denoise, x, here, there, draw)
         for _ in range(self.corrections if there > 0 else 0):
             score, z = (denoise(x, there) - x) / there**2, draw()
-            length = 2 * (self.signal_to_noise * _norm(z) / _norm(score)).square()
-            length = length.clamp(max=there**2)
-            x = x + length * score + (2 * length).sqrt() * z
+            length = self._length(z, score, there)
+            x = x + length * score + (2 * length) ** 0.5 * z
         return x
+
+    def _length(self, z: Tensor, score: Tensor, sigma: float) -> float | Tensor:
+        """d, one for all or [B, 1, ...]."""
+        if self.norms == "expected":
+            return min(2 * (self.signal_to_noise * sigma) ** 2, sigma**2)
+        return (2 * (self.signal_to_noise * _norm(z) / _norm(score)).square()).clamp(max=sigma**2)
 
     def asks(self, here: float, there: float) -> list[float]:
         return [*self.predictor.asks(here, there), *[there] * (self.corrections if there > 0 else 0)]

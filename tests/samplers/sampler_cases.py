@@ -15,7 +15,11 @@ VARIANTS = {
     DDIM: [DDIM(0.5), DDIM(1.0)],
     GDDIM: [GDDIM(0.5), GDDIM(1.2)],
     Heun: [Heun(churn=6.0), Heun(3.0, 0.1, 4.0, 1.01)],
-    PredictorCorrector: [PredictorCorrector(GDDIM(1.0), 2), PredictorCorrector(Heun(churn=3.0))],
+    PredictorCorrector: [
+        PredictorCorrector(GDDIM(1.0), 2),
+        PredictorCorrector(Heun(churn=3.0)),
+        PredictorCorrector(norms="expected"),
+    ],
     Restart: [Restart(0.3, 2.0), Restart(0.3, 2.0, times=3, num_steps=2)],
 }
 

@@ -65,11 +65,22 @@ def test_a_mixture_is_reproduced(sampler, monkeypatch):
 
 @pytest.mark.parametrize("predictor", [Euler(), GDDIM(1.0)], ids=name)
 def test_corrections_leave_a_mixture_of_many_dimensions_as_it_is(predictor, monkeypatch):
-    """Few dimensions are another matter: there the length of a Langevin step tells too much of the sample."""
     sampler = PredictorCorrector(predictor, signal_to_noise=0.05)
     x = samples_of(sampler, monkeypatch, dim=64, n=1500, steps=120)
     assert_mixture(x[:, 0])
     assert_close(x[:, 1:].var().item(), STD**2, rtol=0.05, atol=0)
+
+
+def test_corrections_of_expected_norms_leave_one_dimension_as_it_is(monkeypatch):
+    sampler = PredictorCorrector(GDDIM(1.0), norms="expected")
+    assert_mixture(samples_of(sampler, monkeypatch, steps=200).squeeze(1))
+
+
+def test_norms_of_samples_of_one_dimension_spoil_them(monkeypatch):
+    """The length of a Langevin step tells too much of the sample, and is too long where its score vanishes."""
+    sampler = PredictorCorrector(GDDIM(1.0), signal_to_noise=0.05)
+    x = samples_of(sampler, monkeypatch, steps=200).squeeze(1)
+    assert abs(x.var().item() - VARIANCE) > 5 * math.sqrt((FOURTH - VARIANCE**2) / len(x))
 
 
 def test_corrections_mend_what_a_few_steps_of_the_predictor_miss(monkeypatch):
