@@ -145,7 +145,7 @@ def test_a_grid_that_does_not_fall_to_zero_is_refused(sampler, grid):
         (lambda: PredictorCorrector(corrections=0), "at least 1: got 0; else use the predictor alone"),
         (lambda: PredictorCorrector(signal_to_noise=0.0), "signal_to_noise is positive and finite: got 0.0"),
         (lambda: PredictorCorrector(signal_to_noise=math.nan), "got nan"),
-        (lambda: PredictorCorrector(norms="batch"), '"expected" or "sample": got \'batch\''),
+        (lambda: PredictorCorrector(norms="batch"), '"sample" or "expected": got \'batch\''),
         (lambda: Restart(2.0, 1.0), "0 < sigma_low < sigma_high: got 2.0 and 1.0"),
         (lambda: Restart(0.0, 1.0), "got 0.0 and 1.0"),
         (lambda: Restart(1.0, math.inf), "got 1.0 and inf"),
