@@ -198,4 +198,6 @@ def _key(value: Any) -> Any:
     """A key of a dict or set: hashing nested tuples takes a time exponential in their depth."""
     if type(value) not in (str, int):
         raise Refused(f"a {type(value).__name__} as a key")
+    if type(value) is int and not abs(value) < 2**32:  # hashes of larger ones can be made to collide
+        raise Refused("an integer of more than 32 bits as a key")
     return value
