@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fdistill.weight_files import (
     BUILD_ERRORS,
     CheckpointError,
+    brief,
     check_finite_weights,
     checked_number,
     read_config,
@@ -114,6 +115,6 @@ def _check_scaling(config: Any) -> None:
         if values is None:
             continue
         if not isinstance(values, list | tuple) or len(values) not in (1, channels):
-            raise ValueError(f"{name} has one number for each of {channels} channels: got {shown(values)}")
+            raise ValueError(f"{name} has one number for each of {channels} channels: got {brief(values)}")
         for value in values:
             checked_number(value, name, -1e6, 1e6)

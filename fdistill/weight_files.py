@@ -4,6 +4,7 @@ import json
 import os
 import reprlib
 import stat
+import warnings
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -38,6 +39,11 @@ def shown(text: Any, most: int = 200) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in kept)
 
 
+def brief(value: Any) -> str:
+    """A value of a file for a message, like `shown`, with the quotation marks of a text."""
+    return shown(_BRIEF.repr(value), 400)
+
+
 def reason(error: BaseException) -> str:
     """What an error that is not ours says, in at most 300 characters of one line."""
     return shown(" ".join(str(error)[:2000].split()) or type(error).__name__, 300)
@@ -52,7 +58,7 @@ def checked_number(value: Any, name: str, low: float, high: float, whole: bool =
     kinds = (int,) if whole else (int, float)
     if type(value) not in kinds or not low <= value <= high:
         what = "an integer" if whole else "a number"
-        raise ValueError(f"{name} is {what} from {low:,.7g} to {high:,.7g}: got {shown(value)}")
+        raise ValueError(f"{name} is {what} from {low:,.7g} to {high:,.7g}: got {brief(value)}")
     return value
 
 
@@ -187,7 +193,7 @@ def read_config(path: Path, what: str) -> dict[str, Any]:
             waiting += [(name, item) for item in (value.values() if isinstance(value, dict) else value)]
         large = isinstance(value, list) and len(value) > _LONGEST_LIST
         if large or (isinstance(value, int | float) and not abs(value) < _LARGEST_NUMBER):
-            raise CheckpointError(f"{path}: {shown(name)} is larger than in any network: got {shown(value)}")
+            raise CheckpointError(f"{path}: {shown(name)} is larger than in any network: got {brief(value)}")
     return config
 
 
@@ -238,10 +244,14 @@ def _shards(index: Path) -> list[str]:
     """Names of the files beside an index that it divides the tensors among."""
     placed = read_json(index, "the index of a network's shards").get("weight_map")
     names = list(placed.values()) if isinstance(placed, dict) else []
-    strange = [name for name in names if not (isinstance(name, str) and name.isprintable() and name == Path(name).name)]
+    strange = [
+        name
+        for name in names
+        if not (isinstance(name, str) and name.isprintable() and name == f"{Path(name).stem}.safetensors")
+    ]
     if strange or not names:
         got = strange[0] if strange else placed
-        raise CheckpointError(f"{index}: weight_map names the file of each tensor, beside it: got {shown(got)}")
+        raise CheckpointError(f"{index}: weight_map names the file of each tensor, beside it: got {brief(got)}")
     return sorted(set(names))
 
 
@@ -253,7 +263,8 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
                 unpacked = sum(each.file_size for each in archive.infolist())
             if unpacked > 2 * size:  # torch compresses nothing
                 raise CheckpointError(f"{path} is a zip that torch did not write: {size:,} bytes hold {unpacked:,}")
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of forms that are refused below
+            weights = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # torch's reader of pickles raises whatever the bytes lead it to

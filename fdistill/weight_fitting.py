@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from fdistill.weight_files import BUILD_ERRORS, CheckpointError, check_fits, reason, shown
+from fdistill.weight_files import BUILD_ERRORS, CheckpointError, brief, check_fits, reason
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
 
@@ -31,7 +31,7 @@ def build_with_weights(
     Raises:
         CheckpointError: if a tensor is missing, left over, or has another shape.
     """
-    with torch.device("meta"), _no_more_layers_than(len(weights)):
+    with torch.device("meta"), _no_more_layers_than(len(weights), source):
         plan = build()
     weights = weights if fitted is None else fitted(plan)
     check_fits(plan, weights, source)
@@ -42,7 +42,7 @@ def build_with_weights(
 
 
 @contextlib.contextmanager
-def _no_more_layers_than(tensors: int) -> Iterator[None]:
+def _no_more_layers_than(tensors: int, source: Path | str) -> Iterator[None]:
     """A number of layers that no file fills would take forever to build, even without memory."""
     made, most = 0, 4 * tensors + 256
 
@@ -50,7 +50,10 @@ def _no_more_layers_than(tensors: int) -> Iterator[None]:
         nonlocal made
         made += 1
         if made > most:
-            raise CheckpointError(f"more layers than the file has tensors: expected about {tensors}, got over {most}")
+            raise CheckpointError(
+                f"{source}: a network has no more layers than there are tensors for: expected about {tensors:,}, "
+                f"got over {most:,}"
+            )
 
     hook = register_module_parameter_registration_hook(count)
     try:
@@ -71,7 +74,7 @@ def build_stock(cls: type[_Module], config: dict[str, Any]) -> _Module:
         if value is None or kind not in kinds:
             continue
         if not isinstance(value, kinds[kind]) or isinstance(value, bool) != (kind is bool):
-            raise ValueError(f"{name} of a {cls.__name__} is like {shown(each.default)}: got {shown(value)}")
+            raise ValueError(f"{name} of a {cls.__name__} is like {brief(each.default)}: got {brief(value)}")
     try:
         return cls(**config)
     except BUILD_ERRORS as error:

@@ -19,12 +19,12 @@ from fdistill.samplers import Sampler
 from fdistill.weight_files import (
     BUILD_ERRORS,
     CheckpointError,
+    brief,
     check_finite_weights,
     checked_number,
     file_size,
     read_safetensors,
     reason,
-    shown,
 )
 from fdistill.weight_fitting import build_with_weights
 
@@ -100,7 +100,7 @@ def _described(file: Path) -> tuple[Spec, Preconditioning, dict[str, Any], dict[
     known = [*_SAMPLING, *_PARTS]
     given = content.get("sampling", {name: section[name] for name in known if name in section})
     if not isinstance(given, dict) or given.keys() - set(known):
-        raise CheckpointError(f"{file}: sampling takes {', '.join(known)}, got {shown(given)}")
+        raise CheckpointError(f"{file}: sampling takes {', '.join(known)}, got {brief(given)}")
     try:
         facts = {name: checked_number(section[name], name, 1e-6, 1e6) for name in ("sigma_data",) if name in section}
         numbers = _SAMPLING | {name: value for name, value in given.items() if name in _SAMPLING}
@@ -165,14 +165,14 @@ def _full(value: Any, classes: dict[str, str]) -> Any:
     if isinstance(value, str) and value in classes:
         return {"class_path": classes[value], "init_args": {}}
     if isinstance(value, int | float) and not abs(value) < _LARGEST_NUMBER:
-        raise ValueError(f"numbers of a description are smaller than {_LARGEST_NUMBER:,}: got {shown(value)}")
+        raise ValueError(f"numbers of a description are smaller than {_LARGEST_NUMBER:,}: got {brief(value)}")
     if not isinstance(value, dict):
         return value
     if "class_path" not in value:
         return {name: _full(item, classes) for name, item in value.items()}
     given = value.get("init_args") or {}
     if not isinstance(value["class_path"], str) or not isinstance(given, dict):
-        raise ValueError(f"a class has a class_path and init_args by name: got {shown(value)}")
+        raise ValueError(f"a class has a class_path and init_args by name: got {brief(value)}")
     arguments = {name: _full(item, classes) for name, item in given.items()}
     return {"class_path": classes.get(value["class_path"], value["class_path"]), "init_args": arguments}
 

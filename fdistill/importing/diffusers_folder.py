@@ -40,7 +40,7 @@ def read_pipeline(source: Path, options: Options) -> GenerativeModel:
         CheckpointError: if it asks for more than classes (text, another image ...), or its parts are broken.
     """
     index = read_json(source / "model_index.json", "the index of a diffusers pipeline")
-    pipeline = shown(index.get("_class_name") or "pipeline")
+    pipeline = shown(index.get("_class_name"))
     parts = {
         name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]
     }

@@ -47,12 +47,15 @@ def run(stream: Any, known: Callable[[str, str], Any], referred: Callable[[Any],
         ValueError, TypeError, LookupError: where the file is truncated, no pickle, or gives a recipe other arguments.
     """
     machine = _Machine(known, referred)
-    for opcode, argument, _ in pickletools.genops(stream):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if count == _MOST:
+            raise Refused(f"more than {_MOST:,} opcodes")
         machine.step(opcode.name, argument)
     (value,) = machine.stack
     return value
 
 
+_MOST = 200_000  # opcodes; each tensor of a network takes about 70
 _PUSHED = {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
     *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),

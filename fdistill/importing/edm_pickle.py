@@ -16,7 +16,15 @@ from fdistill.importing.edm_reader import read_snapshot, weights_of
 from fdistill.networks import EDM2UNet, Network, SongUNet, StockUNet
 from fdistill.paths import VPLinear
 from fdistill.preconditioning import EDM, EpsPrediction, Preconditioning, VEScorePrediction
-from fdistill.weight_files import BUILD_ERRORS, CheckpointError, check_finite_weights, checked_number, reason, shown
+from fdistill.weight_files import (
+    BUILD_ERRORS,
+    CheckpointError,
+    brief,
+    check_finite_weights,
+    checked_number,
+    reason,
+    shown,
+)
 from fdistill.weight_fitting import build_with_weights
 
 _SMALLEST_STD, _LARGEST_STD = 1e-6, 1e6
@@ -76,7 +84,9 @@ def _denoiser_parts(ema: Inert, path: Path) -> tuple[Network, Preconditioning]:
     except CheckpointError:
         raise
     except BUILD_ERRORS as error:
-        raise CheckpointError(f"{path} describes a {inner.name} that is not known here: {reason(error)}") from error
+        raise CheckpointError(
+            f"{path} describes a {ema.name} of a {inner.name} that is not known here: {reason(error)}"
+        ) from error
 
 
 def _number(state: dict[str, Any], name: str, low: float, high: float, default: float | None = None) -> float:
@@ -178,11 +188,11 @@ def _options(
 _LISTS = ("channel_mult", "attn_resolutions", "resample_filter")
 _WORDS = ("embedding_type", "encoder_type", "decoder_type")
 _SHARES = ("dropout", "label_dropout")
-_COUNTS = (
-    *("img_resolution", "in_channels", "out_channels", "img_channels", "label_dim", "augment_dim"),
-    *("model_channels", "channels_per_head", "num_blocks", "attn_resolutions"),
-    *("channel_mult", "channel_mult_emb", "channel_mult_noise"),
-)
+_COUNTS = {  # and their least value
+    **dict.fromkeys(("img_resolution", "in_channels", "out_channels", "img_channels", "model_channels"), 1),
+    **dict.fromkeys(("channels_per_head", "num_blocks", "channel_mult", "channel_mult_emb", "attn_resolutions"), 1),
+    **dict.fromkeys(("label_dim", "augment_dim", "channel_mult_noise"), 0),
+}
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -196,10 +206,10 @@ def _plain(name: str, value: Any) -> Any:
     if is_list != (name in _LISTS) or any(
         item is not None and (type(item) is str) != (name in _WORDS) for item in values
     ):
-        raise ValueError(f"{shown(name)} has another form than in any network: got {shown(value)}")
+        raise ValueError(f"{shown(name)} has another form than in any network: got {brief(value)}")
     for item in values:
         if item is not None and name in _COUNTS:
-            checked_number(item, name, 0, 2**20, whole=True)
+            checked_number(item, name, _COUNTS[name], 2**20, whole=True)
         elif item is not None and name in _SHARES:
             checked_number(item, name, 0, 1)
     return list(value) if is_list else value
@@ -213,7 +223,7 @@ def _latent_facts(encoder: Any, channels: int) -> dict[str, Any]:
     if encoder.name != "StabilityVAEEncoder" or not isinstance(scale, Array) or not isinstance(bias, Array):
         raise ValueError(f"samples are images or latents of a StabilityVAEEncoder: got {shown(encoder.name)}")
     if type(vae) is not str or len(vae) > 200 or not vae.isprintable():
-        raise ValueError(f"vae_name is one line of at most 200 characters: got {shown(vae)}")
+        raise ValueError(f"vae_name is one line of at most 200 characters: got {brief(vae)}")
     for name, array in (("scale", scale), ("bias", bias)):
         if array.values.shape != (channels,) or not np.isfinite(array.values).all():
             raise ValueError(f"{name} of latents is finite, one for each of {channels} channels: got {array.values!r}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from fdistill.noise_levels import karras_grid
 from fdistill.paths import DDPMPath
 from fdistill.preconditioning import EpsPrediction, Preconditioning, VelocityPrediction, VPrediction, X0Prediction
-from fdistill.weight_files import BUILD_ERRORS, CheckpointError, checked_number, read_json, reason, shown
+from fdistill.weight_files import BUILD_ERRORS, CheckpointError, brief, checked_number, read_json, reason
 
 _PREDICTIONS = {"epsilon": EpsPrediction, "v_prediction": VPrediction, "sample": X0Prediction}
 _FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
@@ -65,8 +65,8 @@ def read_schedule(file: Path) -> Schedule:
     if given.get("predict_epsilon") is False:  # the word of before diffusers 0.11
         prediction = "sample"
     if not isinstance(prediction, str) or prediction not in _PREDICTIONS:
-        got = shown(repr(prediction))
-        raise CheckpointError(f"{file}: prediction_type is one of {', '.join(_PREDICTIONS)}, got {got}")
+        known = ", ".join(_PREDICTIONS)
+        raise CheckpointError(f"{file}: prediction_type is one of {known}, got {brief(prediction)}")
     try:
         timesteps = checked_number(config["num_train_timesteps"], "num_train_timesteps", 2, _MOST_TIMESTEPS, True)
         ends = [checked_number(config[name], name, 0, 1) for name in ("beta_start", "beta_end")]
@@ -78,7 +78,7 @@ def read_schedule(file: Path) -> Schedule:
 
 def _trained_betas(values: Any) -> list[float] | None:
     if values is not None and not isinstance(values, list):
-        raise ValueError(f"trained_betas is a list of numbers: got {shown(values)}")
+        raise ValueError(f"trained_betas is a list of numbers: got {brief(values)}")
     return None if values is None else [checked_number(value, "each of trained_betas", 0, 1) for value in values]
 
 
@@ -88,7 +88,7 @@ def _flow(config: dict[str, Any], file: Path) -> Schedule:
     if config.get("invert_sigmas") or not known:
         raise CheckpointError(
             f"{file}: a flow starts from noise and its shift is positive and at most {_LARGEST_SHIFT:g}, got "
-            f"invert_sigmas={shown(config.get('invert_sigmas'))} and shift={shown(shift)}"
+            f"invert_sigmas={brief(config.get('invert_sigmas'))} and shift={brief(shift)}"
         )
     try:
         timesteps = checked_number(config["num_train_timesteps"], "num_train_timesteps", 1, _MOST_TIMESTEPS)
@@ -105,7 +105,7 @@ def _with_defaults(config: dict[str, Any], file: Path) -> dict[str, Any]:
     known = getattr(diffusers, name, None) if isinstance(name, str) and name.endswith("Scheduler") else None
     if not inspect.isclass(known) or not issubclass(known, diffusers.SchedulerMixin):
         raise CheckpointError(
-            f"{file} names no scheduler of diffusers: expected _class_name like DDPMScheduler, got {shown(name)}"
+            f"{file} names no scheduler of diffusers: expected _class_name like DDPMScheduler, got {brief(name)}"
         )
     takes = inspect.signature(known.__init__).parameters
     defaults = {name: each.default for name, each in takes.items() if each.default is not each.empty}

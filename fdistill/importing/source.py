@@ -9,7 +9,7 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.importing.configured import read_configured
 from fdistill.importing.diffusers_folder import read_network, read_pipeline
 from fdistill.importing.options import Options
-from fdistill.weight_files import CheckpointError, shown
+from fdistill.weight_files import CheckpointError, file_size, shown
 
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 _KNOWN = "a folder of diffusers, a .safetensors file with --config, or a .pkl of EDM"
@@ -50,8 +50,10 @@ def _read(source: Path, options: Options) -> GenerativeModel:
         raise CheckpointError(
             f"{source} has no model_index.json or config.json: expected {_KNOWN}, got {found or 'an empty folder'}"
         )
-    if not source.is_file():
-        raise CheckpointError(f"there is nothing at {source}: expected {_KNOWN}; check the path")
+    try:
+        file_size(source)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is nothing at {source}: expected {_KNOWN}; check the path") from error
     return _read_file(source, options)
 
 

@@ -9,10 +9,13 @@ from torch.nn.functional import silu
 
 from fdistill.networks.base import Encoding, Network
 from fdistill.networks.embeddings import required_labels
-from fdistill.weight_files import shown
+from fdistill.weight_files import brief
 from fdistill.weight_fitting import build_stock
 
-_COUNTS = ("sample_size", "patch_size", "num_layers", "num_embeds_ada_norm", "num_attention_heads")
+_COUNTS = (
+    *("sample_size", "patch_size", "num_layers", "num_embeds_ada_norm", "num_attention_heads", "attention_head_dim"),
+    *("in_channels", "out_channels"),
+)
 _MOST_PATCHES = 256  # along a side; no weight depends on it, and each is a row of the table of positions
 
 
@@ -89,8 +92,10 @@ class StockDiT(Network):
 
 def _check(config: dict[str, Any]) -> None:
     for name in _COUNTS:
-        if name in config and not (type(config[name]) is int and config[name] > 0):
-            raise ValueError(f"{name} of a DiT is an integer and positive: got {shown(config[name])}")
+        value = config.get(name, 1)
+        absent = value is None and name == "out_channels"  # as many as in_channels
+        if not absent and not (type(value) is int and value > 0):
+            raise ValueError(f"{name} of a DiT is an integer and positive: got {brief(value)}")
     if config.get("sample_size", 0) > _MOST_PATCHES * config.get("patch_size", 1):
         raise ValueError(
             f"a DiT has at most {_MOST_PATCHES} patches along a side: got sample_size={config['sample_size']}, "

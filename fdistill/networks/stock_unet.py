@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fdistill.networks.base import Encoding, Network
 from fdistill.networks.embeddings import required_labels
-from fdistill.weight_files import shown
+from fdistill.weight_files import brief
 from fdistill.weight_fitting import build_stock
 
 _LARGEST_SIDE = 4096  # of a sample; no weight depends on it
@@ -105,15 +105,22 @@ def _check(config: dict[str, Any], rows: int, last_class_is_none: bool) -> None:
     if not all(type(side) is int and 0 < side <= _LARGEST_SIDE for side in sides):
         raise ValueError(
             f"a UNet2DModel of samples of one shape: expected sample_size, positive and up to {_LARGEST_SIDE:,}, "
-            f"one integer or two, got {shown(size)}"
+            f"one integer or two, got {brief(size)}"
+        )
+    widths = config.get("block_out_channels") or [1]
+    channels = [config.get("in_channels", 1), config.get("out_channels", 1)]
+    if not isinstance(widths, list | tuple) or not all(type(n) is int and n > 0 for n in (*widths, *channels)):
+        raise ValueError(
+            "in_channels, out_channels and block_out_channels are integers and positive: got "
+            f"{brief(channels)} and {brief(widths)}"
         )
     if type(rows) is not int or rows < 0:
-        raise ValueError(f"num_class_embeds counts the rows of a table: got {shown(rows)}")
+        raise ValueError(f"num_class_embeds counts the rows of a table: got {brief(rows)}")
     if config.get("time_embedding_type") == "learned":
         raise ValueError("a learned time embedding knows whole timesteps only: expected positional or fourier")
     if config.get("class_embed_type") is not None:
         raise ValueError(
-            f"classes are rows of a table (num_class_embeds): got class_embed_type={shown(config['class_embed_type'])}"
+            f"classes are rows of a table (num_class_embeds): got class_embed_type={brief(config['class_embed_type'])}"
         )
     if last_class_is_none and rows < 2:
         raise ValueError(f"last_class_is_none needs a class beside it: expected num_class_embeds >= 2, got {rows}")
