@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fdistill.networks.base import Encoding, Network
 from fdistill.networks.embeddings import required_labels
-from fdistill.weight_files import brief
+from fdistill.weight_files import brief, shown
 from fdistill.weight_fitting import build_stock
 
 _LARGEST_SIDE = 4096  # of a sample; no weight depends on it
@@ -120,7 +120,7 @@ def _check(config: dict[str, Any], rows: int, last_class_is_none: bool) -> None:
         raise ValueError("a learned time embedding knows whole timesteps only: expected positional or fourier")
     if config.get("class_embed_type") is not None:
         raise ValueError(
-            f"classes are rows of a table (num_class_embeds): got class_embed_type={brief(config['class_embed_type'])}"
+            f"classes are rows of a table (num_class_embeds): got class_embed_type={shown(config['class_embed_type'])}"
         )
     if last_class_is_none and rows < 2:
         raise ValueError(f"last_class_is_none needs a class beside it: expected num_class_embeds >= 2, got {rows}")
