@@ -8,9 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fdistill.weight_files import CheckpointError, load_weights, read_json, read_stock_weights
+from fdistill.weight_files import (
+    BUILD_ERRORS,
+    CheckpointError,
+    brief,
+    check_finite_weights,
+    checked_number,
+    read_config,
+    read_stock_weights,
+    reason,
+    shown,
+)
+from fdistill.weight_fitting import build_stock, build_with_weights
 
 _CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
+_LARGEST_SIDE = 4096  # of an image; no weight depends on it
 _WRITTEN_ONLY = {"AutoencoderTiny": "block_out_channels"}  # of its own making: the class does not take it back
 
 
@@ -41,18 +53,23 @@ class Decoder:
         Raises:
             CheckpointError: if it is missing, broken, or of a class that is not known here.
         """
-        config = read_json(self.folder / "config.json", "the VAE that decodes these latents")
+        config = read_config(self.folder / "config.json", "the VAE that decodes these latents")
         kind = config.get("_class_name")
         if kind not in _CLASSES:
-            raise CheckpointError(f"{self.folder} holds a {kind}: expected a VAE, one of {', '.join(_CLASSES)}")
+            raise CheckpointError(f"{self.folder} holds a {shown(kind)}: expected a VAE, one of {', '.join(_CLASSES)}")
         import diffusers  # seconds of imports, which models of pixels do without
 
-        plain = {name: value for name, value in config.items() if name[0] != "_" and name != _WRITTEN_ONLY.get(kind)}
+        plain = {name: value for name, value in config.items() if name[:1] != "_" and name != _WRITTEN_ONLY.get(kind)}
+        weights = read_stock_weights(self.folder)
+        check_finite_weights(weights, self.folder)
         try:
-            vae = getattr(diffusers, kind)(**plain | self._scaling)
-        except (TypeError, ValueError, KeyError, NotImplementedError) as error:
-            raise CheckpointError(f"diffusers builds no {kind} of {self.folder}/config.json: {error}") from error
-        load_weights(vae, read_stock_weights(self.folder), self.folder)
+            build = functools.partial(build_stock, getattr(diffusers, kind), plain | self._scaling)
+            vae = build_with_weights(build, weights, self.folder)
+            _check_scaling(vae.config)
+        except CheckpointError:
+            raise
+        except BUILD_ERRORS as error:
+            raise CheckpointError(f"{self.folder}/config.json: {reason(error)}") from error
         return vae.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -62,8 +79,16 @@ class Decoder:
         Args:
             latents: [B, C, h, w], as the model makes them.
             batch_size: images at once; they do not depend on it.
+
+        Raises:
+            CheckpointError: where the VAE is, see `vae`, or its images would be larger than 4096 pixels a side.
         """
         vae = self.vae.to(self._device)
+        side = max(latents.shape[2:]) << len(vae.config.block_out_channels) - 1  # each level but one doubles it
+        if side > _LARGEST_SIDE:
+            raise CheckpointError(
+                f"{self.folder} makes images of at most {_LARGEST_SIDE:,} pixels a side: got {side:,}"
+            )
         std, mean = (
             _by_channel(vae.config.get(name), of) for name, of in (("latents_std", 1.0), ("latents_mean", 0.0))
         )
@@ -79,3 +104,17 @@ class Decoder:
 def _by_channel(values: Sequence[float] | None, otherwise: float) -> Tensor:
     """[C, 1, 1], or a number where there are none."""
     return torch.tensor(otherwise if values is None else list(values)).reshape(-1, 1, 1)
+
+
+def _check_scaling(config: Any) -> None:
+    checked_number(abs(config.scaling_factor), "the size of scaling_factor", 1e-6, 1e6)
+    checked_number(config.get("shift_factor") or 0, "shift_factor", -1e6, 1e6)
+    channels = config.latent_channels
+    for name in ("latents_std", "latents_mean"):
+        values = config.get(name)
+        if values is None:
+            continue
+        if not isinstance(values, list | tuple) or len(values) not in (1, channels):
+            raise ValueError(f"{name} has one number for each of {channels} channels: got {brief(values)}")
+        for value in values:
+            checked_number(value, name, -1e6, 1e6)

@@ -1,5 +1,6 @@
 """`fdistill import`: a diffusion model that others trained becomes a teacher."""
 
+import shlex
 from pathlib import Path
 
 from fdistill.commands.checked import require_writable
@@ -7,6 +8,7 @@ from fdistill.export import export_folder
 from fdistill.generative_model import GenerativeModel
 from fdistill.importing import Options
 from fdistill.importing import import_model as read_model
+from fdistill.importing.diffusers_folder import scheduler_of
 
 _START = 5.0  # sigma_init in units of sigma_data: 2.5 for images (SiD, arXiv 2404.04057)
 
@@ -43,22 +45,32 @@ def import_model(
         raise NotADirectoryError(f"cannot write {folder}: it is a file; name a folder")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} is there already: name another folder, or give --overwrite")
-    if folder.resolve() in (origin.resolve(), *origin.resolve().parents):
-        raise ValueError(f"{folder} holds what is imported: name another folder")
-    options = Options(
-        *(None if file is None else Path(file) for file in (scheduler, vae, config)),
-        num_steps,
-        guidance,
-        sigma_data,
-        last_class_is_none,
-    )
+    given = [None if file is None else Path(file) for file in (scheduler, vae, config)]
+    _check_apart(folder, [origin, *(file for file in given if file is not None), *_beside(origin)])
+    options = Options(*given, num_steps, guidance, sigma_data, last_class_is_none)
     model = read_model(origin, options)
     print("\n".join(_found(model, origin)))
     export_folder(model, folder)
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
     print(f"wrote {folder}: a teacher of {evaluations} per sample")
-    print(f"to see it:    fdistill sample --checkpoint {folder}")
+    print(f"to see it:    fdistill sample --checkpoint {shlex.quote(str(folder))}")
     print(f"to distil it: {_distils(model, folder)}")
+
+
+def _beside(source: Path) -> list[Path]:
+    """What is read though nobody names it: the scheduler of a network alone."""
+    alone = (source / "config.json").is_file() and not (source / "model_index.json").is_file()
+    return [scheduler_of(source)] if alone else []
+
+
+def _check_apart(folder: Path, read: list[Path]) -> None:
+    """Raises ValueError where writing the folder would replace what is read, or write among it."""
+    target = folder.resolve()
+    for place in (each.resolve() for each in read):
+        if target == place or target in place.parents:
+            raise ValueError(f"{folder} holds what is imported: name another folder")
+        if place in target.parents:
+            raise ValueError(f"{folder} lies inside what is imported: name another folder")
 
 
 def _found(model: GenerativeModel, source: Path) -> list[str]:
@@ -95,7 +107,8 @@ def _distils(model: GenerativeModel, folder: Path) -> str:
     shape = ",".join(map(str, model.sample_shape))
     sigma_data = model.facts.get("sigma_data") or getattr(model.denoiser.preconditioning, "sigma_data", 0.5)
     return (
-        f"fdistill fit --config configs/trainer.yaml --config configs/imported.yaml --model.teacher {folder} "
+        f"fdistill fit --config configs/trainer.yaml --config configs/imported.yaml "
+        f"--model.teacher {shlex.quote(str(folder))} "
         f"--model.sigma_init {_START * sigma_data:g} --data.sample_shape '[{shape}]' "
         f"--data.num_classes {model.num_classes}"
     )

@@ -1,5 +1,6 @@
 """Folders of diffusers: unconditional and class-conditional pipelines of pixels or latents, or a network alone."""
 
+import functools
 import inspect
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,17 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.importing.options import NUM_STEPS, Options
 from fdistill.importing.schedule import Schedule, read_schedule
 from fdistill.networks import StockDiT, StockUNet
-from fdistill.weight_files import CheckpointError, load_weights, read_json, read_stock_weights
+from fdistill.weight_files import (
+    BUILD_ERRORS,
+    CheckpointError,
+    check_finite_weights,
+    read_config,
+    read_json,
+    read_stock_weights,
+    reason,
+    shown,
+)
+from fdistill.weight_fitting import build_with_weights
 
 _NETWORKS, _VAES = ("unet", "transformer"), ("vae", "vqvae")
 _SUPPORTED = (
@@ -29,14 +40,14 @@ def read_pipeline(source: Path, options: Options) -> GenerativeModel:
         CheckpointError: if it asks for more than classes (text, another image ...), or its parts are broken.
     """
     index = read_json(source / "model_index.json", "the index of a diffusers pipeline")
-    pipeline = str(index.get("_class_name"))
+    pipeline = shown(index.get("_class_name"))
     parts = {
         name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]
     }
     foreign = sorted(parts.keys() - {*_NETWORKS, *_VAES, "scheduler"})
     networks = [name for name in _NETWORKS if name in parts]
     if foreign or len(networks) != 1 or "scheduler" not in parts:
-        got = ", ".join(foreign) or f"one of {', '.join(sorted(parts)) or 'no parts'}"
+        got = shown(", ".join(foreign)) or f"one of {', '.join(sorted(parts)) or 'no parts'}"
         raise CheckpointError(f"{source} holds a {pipeline} with {got}: expected {_SUPPORTED}")
     if parts["scheduler"] == "CMStochasticIterativeScheduler":
         raise CheckpointError(f"{source} holds a {pipeline}, a student already: fdistill sample and evaluate take it")
@@ -51,16 +62,21 @@ def read_network(source: Path, options: Options) -> GenerativeModel:
     Raises:
         CheckpointError: if there is no scheduler, or something is broken.
     """
-    beside = source / "scheduler_config.json", source.parent / "scheduler" / "scheduler_config.json"
-    file = options.scheduler or next((place for place in beside if place.is_file()), beside[0])
-    return _teacher(source, source, read_schedule(file), options.vae, options, None)
+    return _teacher(
+        source, source, read_schedule(options.scheduler or scheduler_of(source)), options.vae, options, None
+    )
+
+
+def scheduler_of(network: Path) -> Path:
+    """The scheduler's file of a network's folder: in it, or beside it as in a pipeline."""
+    beside = network / "scheduler_config.json", network.parent / "scheduler" / "scheduler_config.json"
+    return next((place for place in beside if place.is_file()), beside[0])
 
 
 def _teacher(
     source: Path, folder: Path, schedule: Schedule, vae: Path | None, options: Options, pipeline: str | None
 ) -> GenerativeModel:
     network = _network(folder, options)
-    load_weights(network, network.from_stock_names(read_stock_weights(folder)), folder)
     denoiser = Denoiser(network, schedule.preconditioning)
     facts: dict[str, Any] = {
         "imported_from": source.resolve().name,
@@ -74,21 +90,29 @@ def _teacher(
 
 
 def _network(folder: Path, options: Options) -> StockUNet | StockDiT:
-    config = read_json(folder / "config.json", "the configuration of a network of diffusers")
+    config = read_config(folder / "config.json", "the configuration of a network of diffusers")
     kind = config.get("_class_name")
-    plain = {name: value for name, value in config.items() if name[0] != "_"}
+    plain = {name: value for name, value in config.items() if name[:1] != "_"}
     if kind == "Transformer2DModel" and plain.get("norm_type") == "ada_norm_zero":  # DiT before diffusers 0.28
         takes = inspect.signature(DiTTransformer2DModel.__init__).parameters
         kind, plain = DiTTransformer2DModel.__name__, {name: plain[name] for name in plain if name in takes}
+    if kind not in ("UNet2DModel", DiTTransformer2DModel.__name__):
+        raise CheckpointError(f"{folder} holds a {shown(kind)}: expected {_SUPPORTED}")
+    if kind == "UNet2DModel":
+        if plain.get("time_embedding_type") == "fourier":
+            raise CheckpointError(
+                f"{folder}: a fourier time embedding reads noise levels, and schedulers give timesteps"
+            )
+        build = functools.partial(StockUNet, plain, last_class_is_none=options.last_class_is_none)
+    else:
+        if options.last_class_is_none:
+            raise CheckpointError(f'{folder}: a DiT has its own row for "no class": leave --last_class_is_none out')
+        build = functools.partial(StockDiT, plain)
+    weights = read_stock_weights(folder)
+    check_finite_weights(weights, folder)
     try:
-        if kind == "UNet2DModel":
-            if plain.get("time_embedding_type") == "fourier":
-                raise CheckpointError("a fourier time embedding reads noise levels, and schedulers give timesteps")
-            return StockUNet(plain, last_class_is_none=options.last_class_is_none)
-        if kind == DiTTransformer2DModel.__name__:
-            if options.last_class_is_none:
-                raise CheckpointError('a DiT has its own row for "no class": leave --last_class_is_none out')
-            return StockDiT(plain)
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    raise CheckpointError(f"{folder} holds a {kind}: expected {_SUPPORTED}")
+        return build_with_weights(build, weights, folder, lambda plan: plan.from_stock_names(weights))
+    except CheckpointError:
+        raise
+    except BUILD_ERRORS as error:
+        raise CheckpointError(f"{folder}: {reason(error)}") from error

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fdistill.weight_files import shown
+
 _CHANNELS_PER_HEAD, _GROUPS = 64, 32
 _BLOCK = {
     "norm0": "norm1",
@@ -93,17 +95,20 @@ def adm_weights(weights: dict[str, Tensor], config: dict[str, Any]) -> dict[str,
         parts = name.split(".")
         if parts[0] == "map_label":
             rows = value.t()
-            state["class_embedding.weight"] = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+            found = {"class_embedding.weight": torch.cat([rows, rows.new_zeros(1, rows.shape[1])])}
         elif parts[0] in _TOP:
-            state[f"{_TOP[parts[0]]}.{parts[1]}"] = value
+            found = {f"{_TOP[parts[0]]}.{parts[1]}": value}
         elif len(parts) == 3 and parts[1].endswith("_conv"):
-            state[f"conv_in.{parts[2]}"] = value
+            found = {f"conv_in.{parts[2]}": value}
         elif len(parts) == 4:
             side, role = parts[1].split("_", 1)
             place, index = _place(parts[0], level_of[side], role, levels)
-            state |= _block_tensor(place, index, parts[2], parts[3], value)
+            found = _block_tensor(place, index, parts[2], parts[3], value)
         else:
-            raise ValueError(f"ADM has no tensor {name}")
+            raise ValueError(f"ADM has no tensor {shown(name)}")
+        if found.keys() & state.keys():
+            raise ValueError(f"ADM has no second tensor for the place of {shown(name)}")
+        state |= found
     return {f"unet.{name}": value for name, value in state.items()}
 
 
@@ -131,4 +136,4 @@ def _block_tensor(place: str, index: str, layer: str, kind: str, value: Tensor) 
         }
     if layer in _ATTENTION:
         return {f"{attention}.{_ATTENTION[layer]}.{kind}": value.flatten(1) if value.ndim == 4 else value}
-    raise ValueError(f"ADM has no layer {layer}")
+    raise ValueError(f"ADM has no layer {shown(layer)}")

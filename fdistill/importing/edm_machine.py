@@ -47,12 +47,15 @@ def run(stream: Any, known: Callable[[str, str], Any], referred: Callable[[Any],
         ValueError, TypeError, LookupError: where the file is truncated, no pickle, or gives a recipe other arguments.
     """
     machine = _Machine(known, referred)
-    for opcode, argument, _ in pickletools.genops(stream):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if count == _MOST:
+            raise Refused(f"more than {_MOST:,} opcodes")
         machine.step(opcode.name, argument)
     (value,) = machine.stack
     return value
 
 
+_MOST = 200_000  # opcodes; each tensor of a network takes about 70
 _PUSHED = {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
     *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
@@ -198,4 +201,6 @@ def _key(value: Any) -> Any:
     """A key of a dict or set: hashing nested tuples takes a time exponential in their depth."""
     if type(value) not in (str, int):
         raise Refused(f"a {type(value).__name__} as a key")
+    if type(value) is int and not abs(value) < 2**32:  # hashes of larger ones can be made to collide
+        raise Refused("an integer of more than 32 bits as a key")
     return value

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fdistill.importing.edm_machine import Buildable, Recipe, Refused
 from fdistill.importing.edm_storage import elements_of
+from fdistill.weight_files import shown
 
 
 class Inert(Buildable):
@@ -61,7 +62,7 @@ class Names:
             return Recipe(lambda: Inert(name))
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        raise Refused(f"the name {full[:200]!r}")
+        raise Refused(f"the name '{shown(full)}'")
 
     def _storage(self, data: Any) -> "_Storage":
         _check(type(data) is bytes, "the bytes of a storage")
@@ -124,7 +125,10 @@ class _Dtype(Buildable):
     """A numpy dtype of numbers."""
 
     def __init__(self, code: Any, *_flags: Any) -> None:
-        _check(code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"), "a dtype of numbers")
+        _check(
+            type(code) is str and code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"),
+            "a dtype of numbers",
+        )
         self.dtype = np.dtype(code)
 
     def build(self, state: Any) -> None:
@@ -153,12 +157,13 @@ class Array(Buildable):
         """See `Buildable`."""
         _check(type(state) is tuple and len(state) == 5, "the state of an array")
         _, shape, dtype, column_major, data = state
+        _check(type(column_major) is bool, "an order")
         self._fill(data, dtype, shape, "F" if column_major else "C")
 
     def _fill(self, data: Any, dtype: Any, shape: Any, order: Any) -> None:
         _check(isinstance(dtype, _Dtype) and type(data) in (bytes, bytearray), "an array of numbers")
         _check(_counts(shape) and order in ("C", "F"), "a shape and an order")
-        self.values = np.frombuffer(bytes(data), dtype.dtype).reshape(shape, order=order)
+        self.values = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
 
 def _array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Array:

@@ -1,10 +1,11 @@
 """A teacher from a snapshot of EDM (arXiv 2206.00364) or EDM2 (arXiv 2312.02696), whose pickle is read as data."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from fdistill.denoiser import Denoiser
@@ -15,7 +16,18 @@ from fdistill.importing.edm_reader import read_snapshot, weights_of
 from fdistill.networks import EDM2UNet, Network, SongUNet, StockUNet
 from fdistill.paths import VPLinear
 from fdistill.preconditioning import EDM, EpsPrediction, Preconditioning, VEScorePrediction
-from fdistill.weight_files import CheckpointError, load_weights
+from fdistill.weight_files import (
+    BUILD_ERRORS,
+    CheckpointError,
+    brief,
+    check_finite_weights,
+    checked_number,
+    reason,
+    shown,
+)
+from fdistill.weight_fitting import build_with_weights
+
+_SMALLEST_STD, _LARGEST_STD = 1e-6, 1e6
 
 
 def read_edm(path: Path | str) -> GenerativeModel:
@@ -36,53 +48,58 @@ def read_edm(path: Path | str) -> GenerativeModel:
     state = snapshot["ema"].state
     try:
         facts = {
-            "imported_from": path.name,
+            "imported_from": shown(path.name),
             "format": f"{'EDM2' if isinstance(network, EDM2UNet) else 'EDM'} snapshot, {snapshot['ema'].name}",
-            "sigma_data": float(state.get("sigma_data", 0.5)),
-            **_latent_facts(snapshot.get("encoder")),
+            "sigma_data": _number(state, "sigma_data", _SMALLEST_STD, _LARGEST_STD, 0.5),
+            **_latent_facts(snapshot.get("encoder"), network.sample_shape[0]),
         }
-        lowest, highest = max(0.002, float(state.get("sigma_min", 0))), min(80.0, float(state.get("sigma_max", 80)))
+        lowest = max(0.002, _number(state, "sigma_min", 0, _LARGEST_STD, 0))
+        highest = min(80.0, _number(state, "sigma_max", 0, math.inf, 80))
         return GenerativeModel.teacher(Denoiser(network, preconditioning), 18, lowest, highest, facts=facts)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} describes no teacher: {error}") from error
+    except BUILD_ERRORS as error:
+        raise CheckpointError(f"{path} describes no teacher: {reason(error)}") from error
 
 
 def _denoiser_parts(ema: Inert, path: Path) -> tuple[Network, Preconditioning]:
     modules = ema.state.get("_modules")
-    inner = (modules.get("model") or modules.get("unet")) if isinstance(modules, dict) else None
-    if ema.name not in _PRECONDITIONINGS or not isinstance(inner, Inert) or inner.name not in _NETWORKS:
-        found = f"{ema.name} around {inner.name if isinstance(inner, Inert) else 'nothing'}"
+    below = [modules.get(name) for name in ("model", "unet")] if isinstance(modules, dict) else []
+    inner = next((module for module in below if isinstance(module, Inert)), None)
+    if ema.name not in _PRECONDITIONINGS or inner is None or inner.name not in _NETWORKS:
+        found = f"{ema.name} around {'nothing' if inner is None else inner.name}"
         raise CheckpointError(
-            f"{path} holds a {found[:200]}: expected one of {', '.join(_PRECONDITIONINGS)} around one of "
+            f"{path} holds a {shown(found)}: expected one of {', '.join(_PRECONDITIONINGS)} around one of "
             f"{', '.join(_NETWORKS)}"
         )
     # augmentation labels are zero when sampling, and filters are made from their taps
     kept = {
-        name: value.float()
-        for name, value in weights_of(inner).items()
+        name: value
+        for name, value in weights_of(inner, path).items()
         if name != "map_augment.weight" and not name.endswith("resample_filter")
     }
+    check_finite_weights(kept, path)
     try:
-        build, weights = _NETWORKS[inner.name](inner, kept)
-        with torch.device("meta"):  # a network larger than the weights is refused before it takes memory
-            load_weights(build(), {name: value.to("meta") for name, value in weights.items()}, path)
-        network, preconditioning = build(), _PRECONDITIONINGS[ema.name](ema.state)
+        preconditioning = _PRECONDITIONINGS[ema.name](ema.state)
+        build, weights = _NETWORKS[inner.name](inner, {name: value.float() for name, value in kept.items()})
+        return build_with_weights(build, weights, path), preconditioning
     except CheckpointError:
         raise
-    except (TypeError, ValueError, LookupError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0][:300]
-        raise CheckpointError(f"{path} describes a {inner.name} that is not known here: {reason}") from error
-    load_weights(network, weights, path)
-    return network, preconditioning
+    except BUILD_ERRORS as error:
+        raise CheckpointError(
+            f"{path} describes a {ema.name} of a {inner.name} that is not known here: {reason(error)}"
+        ) from error
+
+
+def _number(state: dict[str, Any], name: str, low: float, high: float, default: float | None = None) -> float:
+    return float(checked_number(state.get(name, default), name, low, high))
 
 
 def _edm(state: dict[str, Any]) -> Preconditioning:
-    return EDM(float(state["sigma_data"]))
+    return EDM(_number(state, "sigma_data", _SMALLEST_STD, _LARGEST_STD))
 
 
 def _vp(state: dict[str, Any]) -> Preconditioning:
-    lowest = float(state["beta_min"])
-    return EpsPrediction(VPLinear(lowest, lowest + float(state["beta_d"])), time_scale=float(state["M"]) - 1)
+    lowest, rise = _number(state, "beta_min", 1e-6, 1e3), _number(state, "beta_d", 1e-6, 1e3)
+    return EpsPrediction(VPLinear(lowest, lowest + rise), time_scale=_number(state, "M", 2, 2**20) - 1)
 
 
 def _ve(_state: dict[str, Any]) -> Preconditioning:
@@ -159,34 +176,62 @@ def _options(
     channels = {given.pop(name) for name in ("in_channels", "out_channels", "img_channels") if name in given}
     if len(channels) != 1:
         raise ValueError(f"a denoiser has as many output as input channels: got {channels or 'none'}")
-    drops_labels = given.pop("label_dropout", 0) > 0
+    drops_labels = (given.pop("label_dropout", 0) or 0) > 0
     given.pop("augment_dim", None)
     other = {name: value for name, value in given.items() if name not in names and constants.get(name) != value}
     if other:
-        raise ValueError(f"no network here has {', '.join(f'{name}={value}' for name, value in other.items())}")
+        raise ValueError(f"no network here has {shown(', '.join(f'{name}={value}' for name, value in other.items()))}")
     ours = {names[name]: value for name, value in given.items() if name in names}
     return {**ours, "channels": channels.pop(), "knows_no_class": drops_labels or not ours.get("num_classes")}
 
 
+_LISTS = ("channel_mult", "attn_resolutions", "resample_filter")
+_WORDS = ("embedding_type", "encoder_type", "decoder_type")
+_SHARES = ("dropout", "label_dropout")
+_COUNTS = {  # and their least value
+    **dict.fromkeys(("img_resolution", "in_channels", "out_channels", "img_channels", "model_channels"), 1),
+    **dict.fromkeys(("channels_per_head", "num_blocks", "channel_mult", "channel_mult_emb", "attn_resolutions"), 1),
+    **dict.fromkeys(("label_dim", "augment_dim", "channel_mult_noise"), 0),
+}
+
+
 def _plain(name: str, value: Any) -> Any:
-    values = value if type(value) in (list, tuple) else [value]
+    """The value, of the form and size that this argument has in some network."""
+    is_list = type(value) in (list, tuple)
+    values = value if is_list else [value]
     if not all(type(item) in (int, float, str, bool, type(None)) for item in values):
-        raise ValueError(f"{name} is a plain value or a list of them: got a {type(value).__name__}")
+        raise ValueError(f"{shown(name)} is a plain value or a list of them: got a {type(value).__name__}")
     if any(type(item) in (int, float) and not abs(item) < 2**20 for item in values) or len(values) > 64:
-        raise ValueError(f"{name} is larger than in any network")
-    return list(value) if type(value) in (list, tuple) else value
+        raise ValueError(f"{shown(name)} is larger than in any network")
+    if is_list != (name in _LISTS) or any(
+        item is not None and (type(item) is str) != (name in _WORDS) for item in values
+    ):
+        raise ValueError(f"{shown(name)} has another form than in any network: got {brief(value)}")
+    for item in values:
+        if item is not None and name in _COUNTS:
+            checked_number(item, name, _COUNTS[name], 2**20, whole=True)
+        elif item is not None and name in _SHARES:
+            checked_number(item, name, 0, 1)
+    return list(value) if is_list else value
 
 
-def _latent_facts(encoder: Any) -> dict[str, Any]:
+def _latent_facts(encoder: Any, channels: int) -> dict[str, Any]:
     """How to decode what an EDM2 network samples, where it is no image."""
     if not isinstance(encoder, Inert) or encoder.name == "StandardRGBEncoder":
         return {}
-    scale, bias = encoder.state.get("scale"), encoder.state.get("bias")
+    vae, scale, bias = (encoder.state.get(name) for name in ("vae_name", "scale", "bias"))
     if encoder.name != "StabilityVAEEncoder" or not isinstance(scale, Array) or not isinstance(bias, Array):
-        raise ValueError(f"samples are images or latents of a StabilityVAEEncoder: got {encoder.name[:200]}")
+        raise ValueError(f"samples are images or latents of a StabilityVAEEncoder: got {shown(encoder.name)}")
+    if type(vae) is not str or len(vae) > 200 or not vae.isprintable():
+        raise ValueError(f"vae_name is one line of at most 200 characters: got {brief(vae)}")
+    for name, array in (("scale", scale), ("bias", bias)):
+        if array.values.shape != (channels,) or not np.isfinite(array.values).all():
+            raise ValueError(f"{name} of latents is finite, one for each of {channels} channels: got {array.values!r}")
+    if not scale.values.all():
+        raise ValueError(f"scale of latents divides them and is not zero: got {scale.values.tolist()}")
     return {
         "samples": "latents: the VAE's own are (samples - latents_bias) / latents_scale",
-        "vae": str(encoder.state.get("vae_name")),
+        "vae": vae,
         "latents_scale": scale.values.tolist(),
         "latents_bias": bias.values.tolist(),
     }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fdistill.importing.edm_machine import Recipe, Refused, run
+from fdistill.weight_files import shown
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
@@ -41,6 +42,8 @@ def elements_of(data: bytes) -> Tensor:
     if magic != _MAGIC or version != 1001 or type(machine) is not dict or machine.get("little_endian") is not True:
         raise ValueError("expected a storage of torch's format 1001, little-endian")
     dtype = run(stream, _storage_type, _referred)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError("expected a reference to one whole storage")
     run(stream, _nothing)
     length = stream.read(8)
     count, content = int.from_bytes(length, "little"), bytearray(stream.read())
@@ -50,7 +53,7 @@ def elements_of(data: bytes) -> Tensor:
 
 
 def _nothing(module: str, name: str) -> Any:
-    raise Refused(f"the name {f'{module}.{name}'[:200]!r} in a storage")
+    raise Refused(f"the name '{shown(f'{module}.{name}')}' in a storage")
 
 
 def _storage_type(module: str, name: str) -> Recipe:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from fdistill.denoiser import Denoiser
 from fdistill.weight_files import CheckpointError
 
+MOST_STEPS = 10_000
 NUM_STEPS = 18  # Heun steps of EDM's small teachers: 35 evaluations (arXiv 2206.00364)
 
 
@@ -17,7 +18,7 @@ class Options(NamedTuple):
         scheduler: scheduler_config.json of a network without one.
         vae: folder of the VAE of a network without one.
         config: YAML file that describes the network of a .safetensors file.
-        num_steps: steps of the teacher's sampler, >= 1.
+        num_steps: steps of the teacher's sampler, 1 to 10,000.
         guidance: classifier-free guidance scale of the teacher's samples.
         sigma_data: standard deviation of pixels or latents, > 0.
         last_class_is_none: whether a UNet2DModel's last class means "no class".
@@ -42,8 +43,10 @@ class Options(NamedTuple):
 
     def check_numbers(self) -> None:
         """Raises ValueError for numbers outside their range."""
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"num_steps is a number of sampling steps and positive: got {self.num_steps}")
+        if self.num_steps is not None and not 1 <= self.num_steps <= MOST_STEPS:
+            raise ValueError(
+                f"num_steps is a number of sampling steps and positive, at most {MOST_STEPS:,}: got {self.num_steps}"
+            )
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ValueError(f"guidance is a finite scale: got {self.guidance}")
         if self.sigma_data is not None and not 0 < self.sigma_data < math.inf:

@@ -10,11 +10,11 @@ from torch import Tensor
 from fdistill.noise_levels import karras_grid
 from fdistill.paths import DDPMPath
 from fdistill.preconditioning import EpsPrediction, Preconditioning, VelocityPrediction, VPrediction, X0Prediction
-from fdistill.weight_files import CheckpointError, read_json
+from fdistill.weight_files import BUILD_ERRORS, CheckpointError, brief, checked_number, read_json, reason
 
 _PREDICTIONS = {"epsilon": EpsPrediction, "v_prediction": VPrediction, "sample": X0Prediction}
 _FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-_LONGEST = 300  # characters of an error that is not ours
+_MOST_TIMESTEPS, _LARGEST_SHIFT = 2**20, 1000.0
 _LAST_FLOW_TIME = 1 - 1e-3  # at 1 the noise ratio is infinite
 
 
@@ -64,30 +64,37 @@ def read_schedule(file: Path) -> Schedule:
         )
     if given.get("predict_epsilon") is False:  # the word of before diffusers 0.11
         prediction = "sample"
-    if prediction not in _PREDICTIONS:
-        raise CheckpointError(f"{file}: prediction_type is one of {', '.join(_PREDICTIONS)}, got {prediction!r}")
-    betas, timesteps = config.get("trained_betas"), config["num_train_timesteps"]
+    if not isinstance(prediction, str) or prediction not in _PREDICTIONS:
+        known = ", ".join(_PREDICTIONS)
+        raise CheckpointError(f"{file}: prediction_type is one of {known}, got {brief(prediction)}")
     try:
-        path = DDPMPath(
-            config["beta_start"],
-            config["beta_end"],
-            timesteps,
-            config["beta_schedule"],
-            None if betas is None else list(betas),
-        )
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: {' '.join(str(error).split())[:_LONGEST]}") from error
+        timesteps = checked_number(config["num_train_timesteps"], "num_train_timesteps", 2, _MOST_TIMESTEPS, True)
+        ends = [checked_number(config[name], name, 0, 1) for name in ("beta_start", "beta_end")]
+        path = DDPMPath(*ends, timesteps, config["beta_schedule"], _trained_betas(config.get("trained_betas")))
+    except BUILD_ERRORS as error:
+        raise CheckpointError(f"{file}: {reason(error)}") from error
     return Schedule(_PREDICTIONS[prediction](path, timesteps - 1.0))
+
+
+def _trained_betas(values: Any) -> list[float] | None:
+    if values is not None and not isinstance(values, list):
+        raise ValueError(f"trained_betas is a list of numbers: got {brief(values)}")
+    return None if values is None else [checked_number(value, "each of trained_betas", 0, 1) for value in values]
 
 
 def _flow(config: dict[str, Any], file: Path) -> Schedule:
     shift = config.get("flow_shift", config.get("shift", 1.0))
-    if config.get("invert_sigmas") or not shift > 0:
+    known = type(shift) in (int, float) and 0 < shift <= _LARGEST_SHIFT
+    if config.get("invert_sigmas") or not known:
         raise CheckpointError(
-            f"{file}: a flow starts from noise and its shift is positive, got invert_sigmas="
-            f"{config.get('invert_sigmas')} and shift={shift}"
+            f"{file}: a flow starts from noise and its shift is positive and at most {_LARGEST_SHIFT:g}, got "
+            f"invert_sigmas={brief(config.get('invert_sigmas'))} and shift={brief(shift)}"
         )
-    return Schedule(VelocityPrediction(float(config["num_train_timesteps"])), float(shift))
+    try:
+        timesteps = checked_number(config["num_train_timesteps"], "num_train_timesteps", 1, _MOST_TIMESTEPS)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return Schedule(VelocityPrediction(float(timesteps)), float(shift))
 
 
 def _with_defaults(config: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -98,7 +105,7 @@ def _with_defaults(config: dict[str, Any], file: Path) -> dict[str, Any]:
     known = getattr(diffusers, name, None) if isinstance(name, str) and name.endswith("Scheduler") else None
     if not inspect.isclass(known) or not issubclass(known, diffusers.SchedulerMixin):
         raise CheckpointError(
-            f"{file} names no scheduler of diffusers: expected _class_name like DDPMScheduler, got {name}"
+            f"{file} names no scheduler of diffusers: expected _class_name like DDPMScheduler, got {brief(name)}"
         )
     takes = inspect.signature(known.__init__).parameters
     defaults = {name: each.default for name, each in takes.items() if each.default is not each.empty}

@@ -9,7 +9,7 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.importing.configured import read_configured
 from fdistill.importing.diffusers_folder import read_network, read_pipeline
 from fdistill.importing.options import Options
-from fdistill.weight_files import CheckpointError
+from fdistill.weight_files import CheckpointError, file_size, shown
 
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 _KNOWN = "a folder of diffusers, a .safetensors file with --config, or a .pkl of EDM"
@@ -28,6 +28,14 @@ def import_model(source: Path | str, options: Options | None = None) -> Generati
     """
     source, options = Path(source), options or Options()
     options.check_numbers()
+    try:
+        return _read(source, options)
+    except OSError as error:
+        what = (error.strerror or type(error).__name__).lower()
+        raise CheckpointError(f"{error.filename or source}: {what}; name files that you may read") from error
+
+
+def _read(source: Path, options: Options) -> GenerativeModel:
     if (source / "fdistill.json").is_file():
         raise CheckpointError(f"{source} was exported by fdistill: it is a teacher or student already, use it as it is")
     if (source / "model_index.json").is_file():
@@ -38,12 +46,14 @@ def import_model(source: Path | str, options: Options | None = None) -> Generati
         options.check_used(source, "a network of diffusers", used)
         return read_network(source, options)
     if source.is_dir():
-        found = sorted(child.name for child in source.iterdir())[:5]
+        found = [shown(name) for name in sorted(child.name for child in source.iterdir())[:5]]
         raise CheckpointError(
             f"{source} has no model_index.json or config.json: expected {_KNOWN}, got {found or 'an empty folder'}"
         )
-    if not source.is_file():
-        raise CheckpointError(f"there is nothing at {source}: expected {_KNOWN}; check the path")
+    try:
+        file_size(source)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is nothing at {source}: expected {_KNOWN}; check the path") from error
     return _read_file(source, options)
 
 

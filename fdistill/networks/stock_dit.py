@@ -9,6 +9,14 @@ from torch.nn.functional import silu
 
 from fdistill.networks.base import Encoding, Network
 from fdistill.networks.embeddings import required_labels
+from fdistill.weight_files import brief
+from fdistill.weight_fitting import build_stock
+
+_COUNTS = (
+    *("sample_size", "patch_size", "num_layers", "num_embeds_ada_norm", "num_attention_heads", "attention_head_dim"),
+    *("in_channels", "out_channels"),
+)
+_MOST_PATCHES = 256  # along a side; no weight depends on it, and each is a row of the table of positions
 
 
 class StockDiT(Network):
@@ -27,10 +35,8 @@ class StockDiT(Network):
             ValueError: for a configuration that is not diffusers', or of other channels than it sees.
         """
         super().__init__()
-        try:
-            self.transformer = DiTTransformer2DModel(**config)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"diffusers builds no DiTTransformer2DModel of this configuration: {error}") from error
+        _check(config)
+        self.transformer = build_stock(DiTTransformer2DModel, config)
         known = self.transformer.config
         channels, made = known.in_channels, self.transformer.out_channels
         if made not in (channels, 2 * channels):
@@ -82,3 +88,16 @@ class StockDiT(Network):
     def _side(self) -> int:
         """Patches along each side."""
         return self.sample_shape[1] // self.transformer.patch_size
+
+
+def _check(config: dict[str, Any]) -> None:
+    for name in _COUNTS:
+        value = config.get(name, 1)
+        absent = value is None and name == "out_channels"  # as many as in_channels
+        if not absent and not (type(value) is int and value > 0):
+            raise ValueError(f"{name} of a DiT is an integer and positive: got {brief(value)}")
+    if config.get("sample_size", 0) > _MOST_PATCHES * config.get("patch_size", 1):
+        raise ValueError(
+            f"a DiT has at most {_MOST_PATCHES} patches along a side: got sample_size={config['sample_size']}, "
+            f"patch_size={config.get('patch_size')}"
+        )

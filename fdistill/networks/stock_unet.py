@@ -9,6 +9,10 @@ from torch import Tensor
 
 from fdistill.networks.base import Encoding, Network
 from fdistill.networks.embeddings import required_labels
+from fdistill.weight_files import brief, shown
+from fdistill.weight_fitting import build_stock
+
+_LARGEST_SIDE = 4096  # of a sample; no weight depends on it
 
 
 class StockUNet(Network):
@@ -18,9 +22,11 @@ class StockUNet(Network):
     until it is trained or loaded, so that its use shows. With last_class_is_none the stock network has that row itself.
     """
 
+    CLASSES = "unet.class_embedding.weight"  # the table of their rows
+
     def __init__(self, config: dict[str, Any], noise_scale: float = 1.0, last_class_is_none: bool = False) -> None:
         """Args:
-        config: arguments of UNet2DModel; sample_size is one integer or two.
+        config: arguments of UNet2DModel; sample_size is one integer or two, up to 4096.
         noise_scale: timestep for each unit of the noise input.
         last_class_is_none: the last of num_class_embeds rows means "no class".
 
@@ -31,10 +37,7 @@ class StockUNet(Network):
         size, rows = config.get("sample_size"), config.get("num_class_embeds") or 0
         _check(config, rows, last_class_is_none)
         added = int(rows > 0 and not last_class_is_none)
-        try:
-            self.unet = UNet2DModel(**{**config, "num_class_embeds": rows + added or None})
-        except (TypeError, ValueError, KeyError, NotImplementedError) as error:
-            raise ValueError(f"diffusers builds no UNet2DModel of this configuration: {error}") from error
+        self.unet = build_stock(UNet2DModel, {**config, "num_class_embeds": rows + added or None})
         if added:
             with torch.no_grad():
                 self.unet.class_embedding.weight[-1].fill_(math.nan)
@@ -90,22 +93,34 @@ class StockUNet(Network):
     def from_stock_names(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """A stock network's tensors as this network's state: named `unet.*`, with the row of "no class" added."""
         state = {f"unet.{name}": value for name, value in weights.items()}
-        table = "unet.class_embedding.weight"
-        if self._rows_added and table in state:
-            rows = state[table]
-            state[table] = torch.cat([rows, rows.new_full((1, rows.shape[1]), math.nan)])
+        if self._rows_added and self.CLASSES in state:
+            rows = state[self.CLASSES]
+            state[self.CLASSES] = torch.cat([rows, rows.new_full((1, rows.shape[1]), math.nan)])
         return state
 
 
 def _check(config: dict[str, Any], rows: int, last_class_is_none: bool) -> None:
     size = config.get("sample_size")
-    if not isinstance(size, int) and not (isinstance(size, list | tuple) and len(size) == 2):
-        raise ValueError(f"a UNet2DModel of samples of one shape: expected sample_size, one integer or two, got {size}")
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
+    if not all(type(side) is int and 0 < side <= _LARGEST_SIDE for side in sides):
+        raise ValueError(
+            f"a UNet2DModel of samples of one shape: expected sample_size, positive and up to {_LARGEST_SIDE:,}, "
+            f"one integer or two, got {brief(size)}"
+        )
+    widths = config.get("block_out_channels") or [1]
+    channels = [config.get("in_channels", 1), config.get("out_channels", 1)]
+    if not isinstance(widths, list | tuple) or not all(type(n) is int and n > 0 for n in (*widths, *channels)):
+        raise ValueError(
+            "in_channels, out_channels and block_out_channels are integers and positive: got "
+            f"{brief(channels)} and {brief(widths)}"
+        )
+    if type(rows) is not int or rows < 0:
+        raise ValueError(f"num_class_embeds counts the rows of a table: got {brief(rows)}")
     if config.get("time_embedding_type") == "learned":
         raise ValueError("a learned time embedding knows whole timesteps only: expected positional or fourier")
     if config.get("class_embed_type") is not None:
         raise ValueError(
-            f"classes are rows of a table (num_class_embeds): got class_embed_type={config['class_embed_type']}"
+            f"classes are rows of a table (num_class_embeds): got class_embed_type={shown(config['class_embed_type'])}"
         )
     if last_class_is_none and rows < 2:
         raise ValueError(f"last_class_is_none needs a class beside it: expected num_class_embeds >= 2, got {rows}")

@@ -122,7 +122,7 @@ def test_latents_have_the_vae_that_is_named(tmp_path):
             {"denoiser": EDM_SECTION, "sampling": {"steps": 3}},
             "sampling takes num_steps, sigma_min, sigma_max, guidance",
         ),
-        ({"denoiser": EDM_SECTION, "sampling": {"num_steps": 0}}, "at least one step: got 0"),
+        ({"denoiser": EDM_SECTION, "sampling": {"num_steps": 0}}, "num_steps is an integer from 1 to 10,000: got 0"),
         ({"denoiser": EDM_SECTION | {"network": {"class_path": "SmallUNet"}}}, r"another architecture \(\d+ tensors"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -135,6 +136,40 @@ def test_a_source_never_overwrites_itself(latent_source):
         outcome = fdistill("import", latent_source, target, "--overwrite")
         assert outcome.err == f"fdistill: error: {target} holds what is imported: name another folder\n"
     assert (latent_source / "model_index.json").is_file()
+
+
+def test_nothing_that_is_read_is_overwritten_and_nothing_is_written_among_it(latent_source, tmp_path):
+    source = shutil.copytree(latent_source, tmp_path / "source")
+    before = sorted(source.rglob("*"))
+
+    def refused(target, *arguments, of=source):
+        outcome = fdistill("import", of, target, "--overwrite", *arguments)
+        assert outcome.status == 1
+        assert sorted(source.rglob("*")) == before
+        return outcome.err
+
+    for inside in ("transformer", "vae", "scheduler", "new", "new/er"):
+        assert refused(source / inside) == (
+            f"fdistill: error: {source / inside} lies inside what is imported: name another folder\n"
+        )
+    alone = source / "transformer"
+    assert "holds what is imported" in refused(source / "scheduler", of=alone)  # nobody named it, and it is read
+    assert "holds what is imported" in refused(source / "vae", "--vae", source / "vae", of=alone)
+    assert "lies inside what is imported" in refused(source / "vae" / "x", "--vae", source / "vae", of=alone)
+    assert "holds what is imported" in refused(source, of=alone)
+    (tmp_path / "link").symlink_to(source)
+    assert "lies inside what is imported" in refused(tmp_path / "link" / "vae")
+    (source / "scheduler").rename(tmp_path / "scheduler")  # beside a whole pipeline it is nobody's
+    (tmp_path / "scheduler" / "scheduler_config.json").rename(tmp_path / "kept.json")
+    (source / "scheduler").mkdir()
+    (tmp_path / "kept.json").rename(source / "scheduler" / "scheduler_config.json")
+    succeeds("import", source, tmp_path / "scheduler", "--overwrite", "--num_steps=1")
+
+
+def test_printed_commands_are_quoted(latent_source, tmp_path):
+    lines = succeeds("import", latent_source, tmp_path / "a b;c", "--num_steps=1").splitlines()
+    assert printed(lines, "to see it")[-1] == str(tmp_path / "a b;c")
+    assert str(tmp_path / "a b;c") in printed(lines, "to distil it")
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):

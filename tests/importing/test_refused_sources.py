@@ -173,7 +173,7 @@ def test_options_that_a_source_has_no_use_for(pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_steps": 0}, "num_steps is a number of sampling steps and positive: got 0"),
+        ({"num_steps": 0}, "num_steps is a number of sampling steps and positive, at most 10,000: got 0"),
         ({"guidance": float("nan")}, "guidance is a finite scale: got nan"),
         ({"sigma_data": 0.0}, "sigma_data is a standard deviation, finite and positive: got 0.0"),
         ({"sigma_data": float("inf")}, "got inf"),
