@@ -100,7 +100,11 @@ def test_the_grid_of_the_exploding_path_is_the_even_one():
 @pytest.mark.parametrize(
     ("build", "match"),
     [
-        (lambda: PathGrid(DDPMPath(), 5, 80.0), r"zero noise.*sigma\(0\) = 0 of DDPMPath, got 0.01; give sigma_min"),
+        (
+            lambda: PathGrid(DDPMPath(), 5, 80.0),
+            r"zero noise.*sigma\(0\) = 0 of DDPMPath, got 0.01; give a sigma_min of at least 0.01000",
+        ),
+        (lambda: PathGrid(VPLinear(), 5, 1000.0), "VPLinear .*got 1000 .nearest 152"),
         (lambda: PathGrid(DDPMPath(), 5, 500.0, 0.02), r"DDPMPath .*got 500 \(nearest 157"),
         (lambda: PathGrid(DDPMPath(), 5, 80.0, 0.001), "DDPMPath .*got 0.001"),
         (lambda: PathGrid(RectifiedFlow(), 0, 80.0), "at least one step"),

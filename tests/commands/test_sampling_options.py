@@ -8,11 +8,14 @@ from tiny_runs import mlp
 
 from fdistill.checkpoints import load_model
 from fdistill.commands.sampling import resampled
+from fdistill.denoiser import Denoiser
 from fdistill.export import export_folder
 from fdistill.generative_model import GenerativeModel
 from fdistill.grids import GivenGrid
 from fdistill.guidance import Guidance
 from fdistill.noise_levels import karras_grid
+from fdistill.paths import VPLinear
+from fdistill.preconditioning import EpsPrediction
 from fdistill.samplers import GDDIM, Euler, Heun
 
 
@@ -114,3 +117,38 @@ def test_what_cannot_be_is_one_line(model, options, words, folders, tmp_path):
 def test_a_report_of_another_sampling_is_not_put_on_the_card(folders, tmp_path):
     outcome = fdistill("export", folders["teacher"], tmp_path / "out", "--report", "r.json", "--steps", "3")
     assert "measured the teacher as it was sampled before" in one_error_line(outcome)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--guidance", "2", "--guidance_interval", "20", "30"], "guidance acts at none of the levels from 9 to 0.05"),
+        (["--sampler", "GDDIM(eta=1.0)"], "sampler is a class: got GDDIM(eta=1.0); give GDDIM alone"),
+        (["--sampler", "Sampler"], "sampler: Sampler is abstract: expected one of DDIM, "),
+        (["--grid", "missing.yaml"], "there is no configuration file missing.yaml: check the path"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(options, words, folders, tmp_path):
+    result = fdistill("sample", "--checkpoint", folders["teacher"], "--out", tmp_path / "a.npz", *options)
+    assert words in one_error_line(result)
+    assert not (tmp_path / "a.npz").exists()
+
+
+def test_a_network_is_not_asked_beyond_the_ends_of_its_path():
+    model = GenerativeModel.teacher(Denoiser(mlp().network, EpsPrediction(VPLinear())), 6, 0.05, 9.0)
+    with pytest.raises(ValueError, match=r"path \(VPLinear\) has noise levels from 0 to 152\.167: .* got 1000 to 0\.5"):
+        resampled(model, grid=GivenGrid([1000.0, 0.5, 0.0]))
+
+
+def test_nothing_but_a_model_of_ours_is_replaced(folders, tmp_path, monkeypatch):
+    mine, model = tmp_path / "mine", folders["teacher"]
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("precious", encoding="utf-8")
+    assert "got one with thesis.tex" in one_error_line(fdistill("export", model, mine))
+    assert "would replace" in one_error_line(fdistill("export", model, mine.parent, "--report", mine / "report.json"))
+    monkeypatch.chdir(mine)
+    assert "would replace" in one_error_line(fdistill("export", model, "."))
+    assert [file.name for file in mine.iterdir()] == ["thesis.tex"]
+    succeeds("export", model, tmp_path / "new")
+    succeeds("export", model, tmp_path / "new", "--steps", "3")
+    assert len(load_model(tmp_path / "new").sigmas) == 4
