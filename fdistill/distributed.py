@@ -1,6 +1,7 @@
 """Sums over the ranks of a job; with one process they cost nothing."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,6 +46,14 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
+def gather_objects(mine: Any) -> list[Any]:
+    """What each rank gave, in the order of the ranks, on every rank; plain values and CPU tensors."""
+    found = [mine] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, mine)
+    return found
+
+
 def gather_rows(value: Tensor) -> Tensor:
     """All ranks' rows below each other, in the order of the ranks.
 
@@ -52,8 +61,7 @@ def gather_rows(value: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return value
-    facts = [(tuple(value.shape), value.dtype)] * world_size()
-    dist.all_gather_object(facts, facts[0])
+    facts = gather_objects((tuple(value.shape), value.dtype))
     shapes = [shape for shape, _ in facts]
     filled = [fact for fact in facts if fact[0][0]]
     if not filled:

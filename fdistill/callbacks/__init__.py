@@ -3,6 +3,7 @@
 from fdistill.callbacks.checkpoint import LastCheckpoint
 from fdistill.callbacks.collapse import CollapseCallback
 from fdistill.callbacks.diversity import DiversityCallback
+from fdistill.callbacks.fast_networks import FastNetworks
 from fdistill.callbacks.learning_rate import LearningRate
 from fdistill.callbacks.monge_gap import MongeGap
 from fdistill.callbacks.power_averages import PowerAverages
@@ -17,6 +18,7 @@ __all__ = [
     "BestCheckpoint",
     "CollapseCallback",
     "DiversityCallback",
+    "FastNetworks",
     "LastCheckpoint",
     "LearningRate",
     "MongeGap",

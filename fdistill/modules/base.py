@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fdistill.checkpoints import RECORD, model_record
 from fdistill.data import GenerativeDataModule
 from fdistill.denoiser import Denoiser
-from fdistill.distributed import average_gradients, global_sum, world_size
+from fdistill.distributed import average_gradients, gather_objects, global_sum, world_size
 from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import JsonlLogger
 from fdistill.random_streams import fold_seed, generator_for
@@ -178,10 +178,7 @@ class GenerativeModule(L.LightningModule):
         mine = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             mine["cuda"] = torch.cuda.get_rng_state(self.device)
-        states = [mine] * world_size()
-        if world_size() > 1:
-            torch.distributed.all_gather_object(states, mine)
-        checkpoint["random_states"] = states
+        checkpoint["random_states"] = gather_objects(mine)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the weights fit this configuration, and keep the random states for the start of the loop."""

@@ -76,6 +76,8 @@ class DistillationModule(DistillationTurn):
         gradient_clip: largest gradient norm of each network.
         ema_decay: of the student's moving average.
         fake_score_warmup: turns at the start in which only fake score and discriminator learn.
+        reuse_generated: whether fake turns noise the last student turn's samples anew, one update old by then, in
+            place of generating their own; saves a forward pass of the student in each. Alternating only.
         imitation: share of its own weights that the fake score keeps after each student update, which moves it towards
             the student's; 1 for none.
         ratio_bins: noise bins of equal probability in which the ratio is centred.
@@ -118,13 +120,14 @@ class DistillationModule(DistillationTurn):
         gradient_clip: float = 1.0,
         ema_decay: float = 0.999,
         fake_score_warmup: int = 0,
+        reuse_generated: bool = False,
         imitation: float = 1.0,
         ratio_bins: int = 10,
         ratio_decay: float = 0.99,
         seed: int = 0,
     ) -> None:
         super().__init__(seed, gradient_clip)
-        check_choices(turn, discriminator, fake_noise_levels, fake_label_dropout)
+        check_choices(turn, discriminator, fake_noise_levels, fake_label_dropout, reuse_generated)
         check_numbers(fake_updates_per_student, fake_score_warmup, fake_label_dropout=fake_label_dropout)
         check_needs(objective, discriminator, pairs, r1_weight, r1_step)
         check_instance_noise(instance_noise, objective)
@@ -149,7 +152,7 @@ class DistillationModule(DistillationTurn):
         self.guide = Guidance.of(self.guidance).guide
         self.guidance_facts = guidance_facts(guidance, guidance_interval, guide)
         self.fake_guidance, self.fake_label_dropout = fake_guidance, fake_label_dropout
-        self.discriminator_lr, self.imitation = discriminator_lr, imitation
+        self.discriminator_lr, self.imitation, self.reuse_generated = discriminator_lr, imitation, reuse_generated
         self.r1_weight, self.r1_step, self.instance_noise = r1_weight, r1_step, instance_noise
         self.pairs = None if pairs is None else TeacherPairs.load(pairs)
         if self.pairs is not None:

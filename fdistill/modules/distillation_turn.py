@@ -1,10 +1,13 @@
 """One turn of a distillation: the student generates, the networks say what they are asked, and what learns steps."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fdistill.data import Batch
 from fdistill.denoiser import Denoiser
+from fdistill.distributed import gather_objects
 from fdistill.ema import EMA
 from fdistill.guidance import Guidance
 from fdistill.log_ratio import RatioEstimator
@@ -41,11 +44,14 @@ class DistillationTurn(StudentValidation):
     fake_guidance: float
     fake_label_dropout: float
     imitation: float
+    reuse_generated: bool
     r1_weight: float
     r1_step: float
     instance_noise: float | Schedule
     last_ratio: tuple[Tensor, Tensor, Tensor] | None = None
     """sigma, log ratio and weight h(r) [B] of the last student update on this rank; None where h needs no ratio."""
+    last_generated: tuple[Tensor, Tensor | None] | None = None
+    """Samples and labels of the last student turn on this rank, for fake turns that reuse them."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         turn = self.global_step
@@ -84,16 +90,23 @@ class DistillationTurn(StudentValidation):
             self.write_log({**losses, **log}, turn)
 
     def _generate(self, batch: Batch, generator: torch.Generator, student_learns: bool) -> Generated:
-        labels = batch.labels if self.student.num_classes else None
-        steps = drawn_steps(self.seed, self.global_step, len(self.levels))
-        latents = [self.normal(batch.x.shape, generator) for _ in range(steps)]
-        x = simulate(self.student, latents, self.levels, labels, student_learns)
+        labels, latents = batch.labels if self.student.num_classes else None, [None]
+        if not student_learns and self._can_reuse(len(batch.x)):
+            x, labels = self.last_generated
+        else:
+            steps = drawn_steps(self.seed, self.global_step, len(self.levels))
+            latents = [self.normal(batch.x.shape, generator) for _ in range(steps)]
+            x = simulate(self.student, latents, self.levels, labels, student_learns)
+            self.last_generated = (x.detach(), labels) if self.reuse_generated else None
         levels = self.noise_levels if student_learns else self.fake_noise_levels
         sigma = levels.sample(len(x), generator, self.device)
         noise, fake_labels = self.normal(batch.x.shape, generator), labels
         if self.fake_label_dropout and not student_learns:
             fake_labels = dropped_labels(labels, self.fake_score.num_classes, self.fake_label_dropout, generator)
         return Generated(x, noise, sigma, labels, fake_labels, latents[0])
+
+    def _can_reuse(self, n: int) -> bool:
+        return self.reuse_generated and self.last_generated is not None and len(self.last_generated[0]) == n
 
     def _shown(self, x_t: Tensor, sigma: Tensor, generator: torch.Generator) -> Shown:
         return shown(x_t, sigma, value_at(self.instance_noise, self.updates), generator)
@@ -179,14 +192,17 @@ class DistillationTurn(StudentValidation):
             half = half.detach_features()
         real_t = generated._replace(noise=self.normal(batch.x.shape, generator)).noised(batch.x)
         real, level = self._shown(real_t, sigma, generator)
+        real_labels = labels
+        if self.reuse_generated and labels is not None:  # of this batch, and "no class" where that is asked
+            real_labels = torch.where(labels == generated.labels, batch.labels, labels)
         fake_logit, real_logit = (
             self.ratio.logit(half, seen.x_t.detach(), level, labels),
-            self.logit(real, level, labels),
+            self.logit(real, level, real_labels),
         )
         losses["loss/discriminator"] = discriminator_loss(fake_logit, real_logit)
         if self.r1_weight:
             penalty = r1_penalty(
-                lambda x: self.logit(x, level, labels), real, level, self.sigma_data, generator, self.r1_step
+                lambda x: self.logit(x, level, real_labels), real, level, self.sigma_data, generator, self.r1_step
             )
             losses["loss/r1"] = self.r1_weight / 2 * penalty
         return losses
@@ -198,6 +214,21 @@ class DistillationTurn(StudentValidation):
         """
         source = {"teacher": self.teacher, "fake_score": self.fake_score}.get(self.reads)
         return logit_of(self.ratio, source, x_t, sigma, labels, source_learns=self.reads == "fake_score")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the samples that the next fake turns reuse, of every rank."""
+        super().on_save_checkpoint(checkpoint)
+        if self.reuse_generated:
+            mine = None if self.last_generated is None else [_on_cpu(value) for value in self.last_generated]
+            checkpoint["last_generated"] = gather_objects(mine)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep this rank's samples; a rank that had none generates its own."""
+        super().on_load_checkpoint(checkpoint)
+        found = checkpoint.get("last_generated", [])
+        mine = found[self.global_rank] if self.global_rank < len(found) else None
+        if mine is not None:
+            self.last_generated = tuple(None if value is None else value.to(self.device) for value in mine)
 
     def _step(self, losses: dict[str, Tensor], student_learns: bool, fake_learns: bool) -> dict[str, Tensor]:
         student_optimizer, fake_optimizer = self.optimizers()
@@ -214,6 +245,10 @@ class DistillationTurn(StudentValidation):
         if self.imitation < 1:
             fake, student = list(self.fake_score.parameters()), list(self.student.parameters())
             torch._foreach_lerp_(fake, student, 1 - self.imitation)
+
+
+def _on_cpu(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.cpu()
 
 
 def _descent(x: Tensor | None, gradient: Tensor | None) -> Tensor | float:

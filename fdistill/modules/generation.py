@@ -23,7 +23,7 @@ class Generated(NamedTuple):
     sigma: Tensor  # [B]
     labels: Tensor | None  # int64 [B]
     fake_labels: Tensor | None = None  # those that the fake score sees: some are "no class" where it learns that
-    latents: Tensor | None = None  # [B, *sample_shape], of the first step
+    latents: Tensor | None = None  # [B, *sample_shape], of the first step; None where the samples are not new
 
     def noised(self, x: Tensor) -> Tensor:
         """x + sigma eps for any samples x of these noise levels."""

@@ -30,7 +30,9 @@ def check_numbers(fake_updates: int, warmup: int, **shares: float) -> None:
             raise ValueError(f"{name} lies in [0, 1]: got {share}")
 
 
-def check_choices(turn: str, discriminator: str, fake_noise_levels: NoiseLevels | None, fake_dropout: float) -> None:
+def check_choices(
+    turn: str, discriminator: str, fake_noise_levels: NoiseLevels | None, fake_dropout: float, reuse_generated: bool
+) -> None:
     """Raises ValueError for an unknown choice of `DistillationModule`, or two that exclude each other."""
     known = {"turn": get_args(Turn), "discriminator": get_args(Reads)}
     for (name, choices), got in zip(known.items(), (turn, discriminator), strict=True):
@@ -40,6 +42,8 @@ def check_choices(turn: str, discriminator: str, fake_noise_levels: NoiseLevels 
         raise ValueError("a fused turn noises its samples once: fake_noise_levels needs turn alternating")
     if fake_dropout and turn == "fused":
         raise ValueError("a fused turn asks the fake score once, with its class: fake_label_dropout needs alternating")
+    if reuse_generated and turn == "fused":
+        raise ValueError("a fused turn generates for all networks already: reuse_generated needs turn alternating")
 
 
 def check_needs(

@@ -50,6 +50,10 @@ CASES = {
         lambda: distillation(turn="alternating", fake_updates_per_student=1, fake_score_warmup=3),
         ring,
     ),
+    "samples used again": (
+        lambda: distillation(mlp(num_classes=2), turn="alternating", fake_updates_per_student=3, reuse_generated=True),
+        ring,
+    ),
     "two steps, alternating": (
         lambda: distillation(renoise_levels=[0.5], turn="alternating", fake_updates_per_student=1),
         ring,
