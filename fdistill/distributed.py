@@ -1,6 +1,6 @@
 """Sums over the ranks of a job; with one process they cost nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,11 @@ from torch import Tensor
 def world_size() -> int:
     """Number of processes of the job."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def global_sum(value: Tensor) -> Tensor:
@@ -33,9 +38,35 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    flat /= world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    write_gradients(gradients, flat / world_size())
+
+
+def write_gradients(gradients: Sequence[Tensor], flat: Tensor) -> None:
+    """Fill each gradient with its part of one vector [n], in their order."""
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def all_ranks(value: Tensor) -> Tensor:
+    """The values of all ranks, of one shape, [ranks, *shape], on every rank."""
+    parts = [value] if world_size() == 1 else [torch.empty_like(value) for _ in range(world_size())]
+    if world_size() > 1:
+        dist.all_gather(parts, value.contiguous())
+    return torch.stack(parts)
+
+
+def rows_on_first(value: Tensor) -> Tensor | None:
+    """The values of all ranks, of one shape, [ranks, *shape], on the CPU of rank 0; None on the others.
+
+    One rank after another sends, so that no device holds more than two of them.
+    """
+    rows = []
+    for source in range(world_size()):
+        row = value.clone()
+        if world_size() > 1:
+            dist.broadcast(row, src=source)
+        rows.append(row.cpu() if rank() == 0 else None)
+    return torch.stack(rows) if rank() == 0 else None
 
 
 def gather_rows(value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fdistill.checkpoints import RECORD, model_record
 from fdistill.data import GenerativeDataModule
 from fdistill.denoiser import Denoiser
-from fdistill.distributed import average_gradients, global_sum, world_size
+from fdistill.distributed import global_sum, world_size
 from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import JsonlLogger
 from fdistill.random_streams import fold_seed, generator_for
@@ -148,11 +148,11 @@ class GenerativeModule(L.LightningModule):
         Raises:
             NonFiniteError: on every rank, before any optimiser moved, naming the terms.
         """
+        if isinstance(self.trainer.strategy, ReplicatedStrategy):
+            self.trainer.strategy.average_gradients(networks)
         norms = {}
         for name, network in networks.items():
-            parameters = list(network.parameters())
-            average_gradients(parameters)
-            norms[name] = torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip).detach()
+            norms[name] = torch.nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip).detach()
         self._check_finite({**losses, **{f"gradient of {name}": norm for name, norm in norms.items()}})
         for index, optimizer in enumerate(optimizers):
             if index == 0:
@@ -182,6 +182,8 @@ class GenerativeModule(L.LightningModule):
         """Send scalars to every logger under the turn's number, and the losses to the progress bar."""
         detached = {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
         numbers = {name: float(value) for name, value in detached.items()} | self._speed(turn)
+        compression = getattr(self.trainer.strategy, "compression", None)
+        numbers |= {} if compression is None else compression.log()
         for logger in self.loggers:
             logger.log_metrics(numbers, step=turn)
         for name, value in numbers.items():
