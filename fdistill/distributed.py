@@ -32,10 +32,17 @@ def global_mean(values: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the ranks: one all-reduce of all of them laid end to end."""
+    """Replace each gradient by its mean over the ranks: one all-reduce of all of them laid end to end.
+
+    Where a rank has none (of an expert that its batch did not reach, say) its share is 0.
+    """
     if world_size() == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    learning = [p for p in parameters if p.requires_grad]
+    for parameter in learning:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in learning]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     write_gradients(gradients, flat / world_size())

@@ -119,6 +119,11 @@ class GenerativeModel:
         tensors = itertools.chain(self.denoiser.parameters(), self.denoiser.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
+    def edm_grid(self, num_steps: int) -> Tensor:
+        """EDM's grid of so many steps between the model's first level and its last above 0, [num_steps + 1]."""
+        positive = self.sigmas[self.sigmas > 0]
+        return karras_grid(num_steps, float(positive[-1]), float(positive[0]))
+
     def to(self, device: torch.device | str) -> "GenerativeModel":
         """Move the denoiser, its guide and its decoder, in place."""
         self.denoiser.to(device)

@@ -15,7 +15,7 @@ from fdistill.diagnosis import LinearDenoiser, SeeSawCurve, see_saw
 from fdistill.evaluation import check_fits, read_samples
 from fdistill.features import FeatureExtractor, default_extractor
 from fdistill.generative_model import GenerativeModel
-from fdistill.noise_levels import LogUniform, karras_grid
+from fdistill.noise_levels import LogUniform
 from fdistill.paths import VarianceExploding
 from fdistill.preconditioning import X0Prediction
 from fdistill.random_streams import fold_seed, generator_for
@@ -151,8 +151,7 @@ def _check(model: GenerativeModel, data: GenerativeDataModule, n: int, most: int
 
 def _sources(model: GenerativeModel, num_steps: int | None, eta: float) -> dict[str, ModelSource]:
     """Both samplers of one denoiser, at equal evaluations."""
-    positive = model.sigmas[model.sigmas > 0]
-    grid = model.sigmas if num_steps is None else karras_grid(num_steps, float(positive.min()), float(positive.max()))
+    grid = model.sigmas if num_steps is None else model.edm_grid(num_steps)
     sampler = Heun() if model.sampler.is_stochastic else model.sampler
     as_fine = finer_grid(grid, sampler.evaluations(grid))
     return {

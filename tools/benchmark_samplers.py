@@ -20,7 +20,6 @@ from fdistill.features import default_extractor
 from fdistill.files import atomic_write
 from fdistill.generative_model import GenerativeModel
 from fdistill.metrics import frechet_distance, precision_recall
-from fdistill.noise_levels import karras_grid
 from fdistill.random_streams import fold_seed
 from fdistill.report import write_json
 from fdistill.samplers import GDDIM, Euler, Heun, PredictorCorrector, Renoising, Restart, Sampler, generate
@@ -41,10 +40,9 @@ SAMPLERS: dict[str, Sampler] = {
 
 def grid_within(sampler: Sampler, model: GenerativeModel, evaluations: int) -> Tensor | None:
     """EDM's grid of the most steps that cost no more; None where one step costs more, or the sampler refuses."""
-    positive = model.sigmas[model.sigmas > 0]
     best = None
     for num_steps in range(2, evaluations + 1):
-        grid = karras_grid(num_steps, positive[-1].item(), positive[0].item())
+        grid = model.edm_grid(num_steps)
         try:
             cost = sampler.evaluations(grid)
         except ValueError:

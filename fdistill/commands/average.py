@@ -29,10 +29,10 @@ def average(
     run: str,
     length: float | None = None,
     lengths: list[float] | None = None,
-    metric: str = "frechet_distance",
+    metric: str | None = None,
     n: int | None = None,
-    repeats: int = 4,
-    seed: int = 0,
+    repeats: int | None = None,
+    seed: int | None = None,
     data: str | None = None,
     features: str | None = None,
     out: str | None = None,
@@ -47,16 +47,17 @@ def average(
         run: folder of a run whose callbacks had PowerAverages.
         length: sigma_rel of the average, the standard deviation of its profile over the run's length.
         lengths: the lengths to choose from; a grid within what the snapshots tell, where not given.
-        metric: by which the length is chosen.
+        metric: by which the length is chosen; frechet_distance where not given.
         n: samples of each length and half; half of the held-out split, but at most 5000, where not given.
-        repeats: how many times to draw; the numbers are means.
-        seed: of the halves, the samples, and the classifier whose features are compared.
+        repeats: how many times to draw, 4 where not given; the numbers are means.
+        seed: of the halves, the samples, and the classifier whose features are compared; 0 where not given.
         data: YAML file with a data section; the data that the model was trained on, where not given and remembered.
         features: YAML file with a features section, as for fdistill evaluate.
         out: folder to write, for sample, evaluate and fit; RUN/average where not given.
         device: where to generate, and to extract the features of a file: cpu, cuda, cuda:1, mps.
     """
-    measuring = {"lengths": lengths, "n": n, "data": data, "features": features}
+    measuring = {"lengths": lengths, "metric": metric, "n": n, "repeats": repeats, "seed": seed}
+    measuring |= {"data": data, "features": features}
     given = [f"--{name}" for name, value in measuring.items() if value is not None]
     if length is not None and given:
         raise UsageError(f"--length is the length, and nothing is measured: got {', '.join(given)} too; leave one out")
@@ -69,11 +70,12 @@ def average(
         put_average(model, snapshots.average(found), snapshots.folder)
         _export(model, snapshots, length, found, target, {})
         return
+    metric, repeats = metric or "frechet_distance", 4 if repeats is None else repeats
     better(metric)
     combinations = {wanted: snapshots.combination(wanted) for wanted in sorted(lengths or _grid(snapshots))}
     extractor = None if features is None else features_of_file(features, place)
     real = remembered_data(model.facts) if data is None else data_of_file(data)
-    halves = TwoHalves(real, extractor or default_extractor(real.sample_shape, real.num_classes), n, seed, repeats)
+    halves = TwoHalves(real, extractor or default_extractor(real.sample_shape, real.num_classes), n, seed or 0, repeats)
     choice = _measured(model, snapshots, combinations, halves, metric)
     report = _report(choice, halves, combinations, snapshots)
     put_average(model, snapshots.average(combinations[choice.best]), snapshots.folder)

@@ -33,9 +33,11 @@ def diagnose(
             own grid where not given.
         eta: stochasticity of the other sampler, GDDIM(eta).
         out: folder to write into.
-        device: where to compute: cpu, cuda, cuda:1, mps.
+        device: where to compute: cpu, cuda, cuda:1; in double precision, which mps has not.
     """
     folder, place = require_writable(Path(out) / "diagnosis.json").parent, usable_device(device)
+    if place.type == "mps":
+        raise ValueError("diagnose computes in double precision, which mps has not: use cpu or cuda")
     model = load_model(checkpoint).to(place)
     real = remembered_data(model.facts) if data is None else data_of_file(data)
     found = diagnose_teacher(model, real, n, seed, steps, eta, repeats)

@@ -9,7 +9,6 @@ from fdistill.denoiser import Denoiser
 from fdistill.generative_model import GenerativeModel
 from fdistill.grids import SamplingGrid
 from fdistill.guidance import Guidance
-from fdistill.noise_levels import karras_grid
 from fdistill.samplers import Sampler
 
 
@@ -63,10 +62,7 @@ def resampled(
 def _grid(model: GenerativeModel, steps: int | None, grid: SamplingGrid | None) -> Tensor:
     if grid is not None:
         return grid.levels()
-    if steps is None:
-        return model.sigmas
-    positive = model.sigmas[model.sigmas > 0]
-    return karras_grid(steps, positive[-1].item(), positive[0].item())
+    return model.sigmas if steps is None else model.edm_grid(steps)
 
 
 def _guidance(

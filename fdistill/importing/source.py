@@ -9,7 +9,6 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.importing.configured import read_configured
 from fdistill.importing.diffusers_folder import read_network, read_pipeline
 from fdistill.importing.options import Options
-from fdistill.noise_levels import karras_grid
 from fdistill.weight_files import CheckpointError
 
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin")
@@ -57,9 +56,7 @@ def _read_file(source: Path, options: Options) -> GenerativeModel:
 
         options.check_used(source, "a pickle of EDM", {"num_steps", "guidance", "vae"})
         model = read_edm(source)
-        steps = options.num_steps
-        first, last = float(model.sigmas[0]), float(model.sigmas[-2])
-        sigmas = model.sigmas if steps is None else karras_grid(steps, last, first)
+        sigmas = model.sigmas if options.num_steps is None else model.edm_grid(options.num_steps)
         decoder = None if options.vae is None else _decoder_of_edm2(source, options.vae, model.facts)
         scale = options.scale(model.denoiser, source)
         return dataclasses.replace(model, sigmas=sigmas, guidance=scale, decoder=decoder)

@@ -107,6 +107,11 @@ def check_guidance(guidance: float, fake_guidance: float, fake_dropout: float, f
         raise ValueError(f"fake_guidance needs a class-conditional fake score: leave it 1, got {fake_guidance}")
     if fake_dropout and not conditional:
         raise ValueError(f"fake_label_dropout needs a class-conditional fake score: leave it 0, got {fake_dropout}")
+    if (fake_dropout or fake_guidance != 1) and not fake_score.network.knows_no_class:
+        raise ValueError(
+            f'{type(fake_score.network).__name__} has no weights for "no class": expected fake_label_dropout 0 and '
+            f"fake_guidance 1, got {fake_dropout} and {fake_guidance}"
+        )
     if fake_guidance != 1 and not fake_dropout:
         raise ValueError(
             "a guided fake score has to learn samples without their class too: set fake_label_dropout (0.1, say) "

@@ -67,6 +67,11 @@ class TeacherModule(GenerativeModule):
         super().__init__(seed, gradient_clip, accumulate)
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout is a probability in [0, 1]: got {label_dropout}")
+        if label_dropout and network.num_classes and not network.knows_no_class:
+            raise ValueError(
+                f'{type(network).__name__} has no weights for "no class", which dropped labels ask for: '
+                f"expected label_dropout 0, got {label_dropout}"
+            )
         self.denoiser = Denoiser(network, preconditioning)
         self.ema = EMA(self.denoiser, ema_decay)
         self.noise_levels, self.optimizer = noise_levels, optimizer

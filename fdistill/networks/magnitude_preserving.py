@@ -1,6 +1,7 @@
 """Layers that keep the expected magnitude (root mean square) of their input (Karras et al. 2024, arXiv 2312.02696)."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,15 @@ class MPConv(nn.Module):
             with torch.no_grad():
                 self.weight.copy_(self._unit())
             self._normalised = (id(self.weight), self.weight._version)
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        if self.training and self.weight.requires_grad:  # what the next forward pass would do, once
+            self.normalise()
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._normalised = (id(self.weight), self.weight._version)
 
     def _unit(self) -> Tensor:
         return unit_magnitude(self.weight, tuple(range(1, self.weight.ndim)))

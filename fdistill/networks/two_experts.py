@@ -12,9 +12,7 @@ class TwoExperts(Network):
     """`low` where the noise input is below `split`, `high` elsewhere; each sample costs one expert, and teaches one.
 
     One network for all noise levels learns low noise at the cost of high noise (the see-saw of arXiv 2508.16154); two
-    experts have no weights to quarrel about. A batch on one side leaves the other expert without gradients, so with
-    several ranks every rank's batch has to reach both. Which samples are whose is read from the device, once an
-    evaluation.
+    experts have no weights to quarrel about. Which samples are whose is read from the device, once an evaluation.
     """
 
     def __init__(self, low: Network, high: Network, split: float) -> None:

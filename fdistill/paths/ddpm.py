@@ -78,7 +78,7 @@ class DDPMPath(VariancePreserving):
         """ln(sigma/alpha) of every timestep, copied once to each device and type that asks."""
         key = (str(like.device), like.dtype)
         if key not in self._log_ratios:
-            self._log_ratios[key] = self._log_ratios["cpu", torch.float64].to(like)
+            self._log_ratios[key] = self._log_ratios["cpu", torch.float64].to(like.device, like.dtype)
         return self._log_ratios[key]
 
 

@@ -44,15 +44,13 @@ class KineticOptimal(Path):
         psi, root = (_END - theta).clamp_min(0).flip(0), values.clamp(LEAST_SHARE, 1).sqrt().flip(0)
         before, after = psi[:1] > 0, psi[-1:] < _END  # the ends, where they were not given
         zero, end = torch.zeros(1, dtype=torch.float64), torch.full((1,), _END, dtype=torch.float64)
-        self._psi = torch.cat([zero[before], psi, end[after]])
-        self._root = torch.cat([root[:1][before], root, root[-1:][after]])
-        length = torch.cumulative_trapezoid(self._root, self._psi)  # exact: the root is linear
-        self._omega = torch.cat([zero, length])
-
-    @property
-    def length(self) -> float:
+        psi = torch.cat([zero[before], psi, end[after]])
+        root = torch.cat([root[:1][before], root, root[-1:][after]])
+        omega = torch.cat([zero, torch.cumulative_trapezoid(root, psi)])  # exact: the root is linear
+        self.length = float(omega[-1])
         """Phi, int_0^(pi/2) sqrt(Lambda) d theta, in radians; at most pi/2."""
-        return float(self._omega[-1])
+        tables = {"psi": psi, "omega": omega, "root": root, "slope": root.diff() / psi.diff()}
+        self._tables = {(name, "cpu", torch.float64): values for name, values in tables.items()}
 
     @property
     def energy(self) -> float:
@@ -62,7 +60,7 @@ class KineticOptimal(Path):
     def share(self, angle: Tensor) -> Tensor:
         """Lambda at angles theta in [0, pi/2], as interpolated."""
         psi = (_END - angle).clamp(0, _END)
-        knots, _, root, slope = self._knots(psi, self._psi, self._omega)
+        knots, _, root, slope = self._knots(psi, "psi", "omega")
         return (root + slope * (psi - knots)).square()
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -75,7 +73,7 @@ class KineticOptimal(Path):
 
     def time(self, noise_ratio: Tensor) -> Tensor:
         psi = torch.atan(noise_ratio / self.sigma_data)
-        knot, omega, root, slope = self._knots(psi, self._psi, self._omega)
+        knot, omega, root, slope = self._knots(psi, "psi", "omega")
         step = psi - knot
         omega = omega + step * (root + slope * step / 2)
         noise, data = omega.sin(), (self.length - omega).clamp_min(0).sin()  # law of sines
@@ -93,18 +91,25 @@ class KineticOptimal(Path):
     def _turned(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """sin psi, cos psi and sqrt(Lambda) where the chord is at t."""
         omega = torch.atan2(t * math.sin(self.length), 1 - t + t * math.cos(self.length))
-        knot, psi, root, slope = self._knots(omega, self._omega, self._psi)
+        knot, psi, root, slope = self._knots(omega, "omega", "psi")
         ahead = omega - knot
         there = (root.square() + 2 * slope * ahead).clamp_min(LEAST_SHARE).sqrt()
         psi = psi + 2 * ahead / (root + there)
         return psi.sin(), (_END - psi).clamp_min(0).sin(), there
 
-    def _knots(self, place: Tensor, along: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _knots(self, place: Tensor, along: str, other: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Where the interval of `along` that holds a place begins, what `other` is there, sqrt(Lambda) and its slope.
 
-        `along` and `other` are psi and omega at the knots, in either order; the slope is in psi.
+        `along` and `other` are "psi" and "omega", in either order; the slope is in psi.
         """
-        slope = self._root.diff() / self._psi.diff()
-        found = torch.searchsorted(along.to(place), place.detach().contiguous(), right=True) - 1
-        index = found.clamp(0, len(slope) - 1)
-        return tuple(values.to(place)[index] for values in (along, other, self._root, slope))
+        tables = [self._table(name, place) for name in (along, other, "root", "slope")]
+        found = torch.searchsorted(tables[0], place.detach().contiguous(), right=True) - 1
+        index = found.clamp(0, len(tables[-1]) - 1)
+        return tuple(values[index] for values in tables)
+
+    def _table(self, name: str, like: Tensor) -> Tensor:
+        """Copied once to each device and type that asks."""
+        key = (name, str(like.device), like.dtype)
+        if key not in self._tables:
+            self._tables[key] = self._tables[name, "cpu", torch.float64].to(like.device, like.dtype)
+        return self._tables[key]

@@ -13,8 +13,8 @@ NARROWS = {"recall": -1, "vendi_ratio": -1}
 SIGNS = CROWDS | NARROWS
 
 REMEDIES = (
-    "sample with PredictorCorrector or GDDIM(1.0), or train with EDM preconditioning, with skip: true of an "
-    "eps-network, with TwoExperts, or with a longer average of the weights"
+    "sample with GDDIM(1.0) or PredictorCorrector (norms: expected in few dimensions), or train with EDM "
+    "preconditioning, with skip: true of an eps-network, with TwoExperts, or with a longer average of the weights"
 )
 
 

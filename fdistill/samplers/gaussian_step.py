@@ -41,7 +41,7 @@ class Euler(GaussianStep):
 class DDIM(GaussianStep):
     """The textbook family between the ODE (eta 0) and the DDPM posterior (eta 1) (arXiv 2010.02502, equation 16).
 
-    Its standard deviation, eta sqrt((1 - a') / (1 - a)) sqrt(1 - a / a'), is eta s' sqrt(1 - (s'/s)^2) over alpha',
+    Its standard deviation, eta sqrt((1 - a') / (1 - a)) sqrt(1 - a / a'), is eta s' sqrt(1 - (s'/s)^2) times alpha',
     for every path.
     """
 

@@ -30,7 +30,7 @@ class PredictorCorrector(Sampler):
         """Args:
         predictor: the sampler that is corrected; None for Euler.
         corrections: Langevin steps at each level, >= 1.
-        signal_to_noise: r > 0, the length of the score's part of a step relative to the noise's, up to sqrt(2).
+        signal_to_noise: r > 0, the length of the score's part of a step relative to the noise's.
         norms: those of each "sample", or "expected".
 
         Raises:

@@ -47,7 +47,7 @@ def test_a_teacher_that_is_wrong_at_high_noise_has_its_excess_there_and_its_dete
     assert wrong == [sigma > 3 for sigma in columns["sigma"]]
     assert report["collapse"] is True
     assert "recall" in report["verdict"]
-    assert "Try: sample with PredictorCorrector" in printed
+    assert "Try: sample with GDDIM" in printed
     assert report["ode"]["recall"]["mean"] < report["sde"]["recall"]["mean"] - 0.1
 
 

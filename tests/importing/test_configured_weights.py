@@ -11,6 +11,7 @@ from fdistill.importing import Options, import_model
 from fdistill.networks import SmallUNet
 from fdistill.paths import VPLinear
 from fdistill.preconditioning import EDM, EpsPrediction
+from fdistill.samplers import GDDIM, Euler
 
 NETWORK = {"class_path": "SmallUNet", "init_args": {"resolution": 8, "widths": [8, 8], "num_classes": 2}}
 
@@ -74,6 +75,30 @@ def test_sampling_is_that_of_the_file_unless_an_option_says_otherwise(tmp_path):
 def test_a_run_tells_its_own_sampling(tmp_path):
     model = read(written(tmp_path, {"model": {"init_args": EDM_SECTION | {"num_steps": 4, "sigma_min": 0.01}}}))
     assert model.sigmas[-2:].tolist() == pytest.approx([0.01, 0.0])
+
+
+def test_a_bare_name_is_a_class_wherever_one_is_asked_for(tmp_path):
+    how = {"class_path": "EpsPrediction", "init_args": {"path": "VPLinear"}}
+    section = {"network": NETWORK, "preconditioning": how, "sampler": "Euler"}
+    model = read(written(tmp_path, {"model": section}))
+    assert model.denoiser.preconditioning.spec() == EpsPrediction(VPLinear()).spec()
+    assert type(model.sampler) is Euler
+    assert model.sample(model.noise(2, 0), torch.tensor([0, 1])).isfinite().all()
+
+
+def test_a_runs_own_sampler_and_grid_and_data_are_kept(tmp_path):
+    how = {"sampler": {"class_path": "GDDIM", "init_args": {"eta": 1.0}}, "sigma_data": 0.4}
+    how["grid"] = {"class_path": "KarrasGrid", "init_args": {"num_steps": 5, "sigma_max": 20.0}}
+    files = written(tmp_path, {"model": {"init_args": EDM_SECTION | how | {"num_steps": 7}}})
+    model = read(files)
+    assert model.sampler.spec() == GDDIM(1.0).spec()
+    assert (len(model.sigmas), round(float(model.sigmas[0]), 9), model.facts["sigma_data"]) == (6, 20.0, 0.4)
+    assert len(read(files, num_steps=3).sigmas) == 4
+
+
+def test_an_option_of_zero_is_one(tmp_path):
+    files = written(tmp_path, {"denoiser": EDM_SECTION, "sampling": {"guidance": 2.0}})
+    assert read(files, guidance=0.0).guidance == 0.0
 
 
 def test_latents_have_the_vae_that_is_named(tmp_path):

@@ -4,6 +4,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.strategies import StrategyRegistry
+from stock_models import SMALL_UNET
 from tiny_runs import GivenData, distillation, exact, fit, mlp, ring, teacher_training, trainer
 
 from fdistill.data import LatentsOnly
@@ -13,7 +14,7 @@ from fdistill.export import export_folder
 from fdistill.generative_model import GenerativeModel
 from fdistill.modules import TeacherModule
 from fdistill.modules.start import teacher_model
-from fdistill.networks import MLP
+from fdistill.networks import MLP, StockUNet
 from fdistill.objectives import RewardAugmented, SiD
 from fdistill.preconditioning import EDM
 from fdistill.rewards import Reward
@@ -234,3 +235,12 @@ def test_a_teacher_keeps_its_own_sampler_and_a_denoiser_alone_gets_edms(tmp_path
     from_file = distillation(str(tmp_path / "teacher.ckpt"))
     assert torch.equal(from_file.teacher_model().sigmas, training.generative_model().sigmas)
     assert from_file.teacher_model().denoiser is from_file.teacher
+
+
+def test_no_class_is_not_learnt_by_a_network_that_has_no_weights_for_it():
+    network = StockUNet(SMALL_UNET | {"num_class_embeds": 3})
+    with pytest.raises(ValueError, match=r"expected label_dropout 0, got 0\.1"):
+        teacher_training(network, label_dropout=0.1)
+    teacher = teacher_training(network, label_dropout=0.0).denoiser
+    with pytest.raises(ValueError, match=r"expected fake_label_dropout 0 and fake_guidance 1, got 0\.2 and 1\.0"):
+        distillation(teacher, turn="alternating", fake_label_dropout=0.2)

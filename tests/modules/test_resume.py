@@ -8,7 +8,7 @@ from tiny_runs import GivenData, distillation, fit, mlp, ring, teacher_training,
 from fdistill.denoiser import Denoiser
 from fdistill.divergences import JensenShannon
 from fdistill.loss_weights import LearnedUncertainty
-from fdistill.networks import DiffusersUNet
+from fdistill.networks import DiffusersUNet, EDM2UNet
 from fdistill.objectives import DMD2, DiffInstruct, ScoreOfMixture, SiDA, UniInstruct, WarmStarted
 from fdistill.preconditioning import EDM
 from fdistill.schedules import Linear
@@ -29,6 +29,13 @@ def unet_with_dropout():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Denoiser(DiffusersUNet(resolution=4, widths=(8,), dropout=0.3), EDM(1.0))
+
+
+def edm2():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = EDM2UNet(4, 1, model_channels=8, channel_mult=(1,), blocks_per_level=1, channels_per_head=8)
+    return Denoiser(network, EDM(1.0))
 
 
 def images():
@@ -69,6 +76,10 @@ CASES = {
         ring,
     ),
     "fused with dropout": (lambda: distillation(unet_with_dropout()), images),
+    "weights of unit magnitude": (
+        lambda: distillation(edm2(), objective=DiffInstruct(), turn="alternating", fake_updates_per_student=2),
+        images,
+    ),
     "teacher": (lambda: teacher_training(mlp(num_classes=2).network), ring),
     "teacher with dropout": (lambda: teacher_training(unet_with_dropout().network), images),
     "teacher with a weight that learns": (lambda: teacher_training(loss_weight=LearnedUncertainty(1.0)), ring),

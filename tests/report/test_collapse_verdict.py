@@ -65,7 +65,7 @@ def test_deterministic_samples_that_lie_farther_without_crowding_are_told_apart(
 def test_the_cause_is_an_excess_above_the_datas_deviation_and_else_the_steps():
     crowded = {"ode_anchored_tid": 2.0}
     _, high = collapse_verdict(report(excess=0.5, **crowded))
-    assert "at sigma 50 its loss is 1.5 times the best linear denoiser's. Try: sample with Predictor" in high
+    assert "at sigma 50 its loss is 1.5 times the best linear denoiser's. Try: sample with GDDIM" in high
     _, low = collapse_verdict(report(**crowded))  # of the bin at 0.1 nothing is said
     assert "not above the best linear denoiser's: look for the cause in the sampler, with more --steps" in low
 
