@@ -38,14 +38,24 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """
     if world_size() == 1:
         return
-    learning = [p for p in parameters if p.requires_grad]
-    for parameter in learning:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [p.grad for p in learning]
+    gradients = gradients_of(parameters)
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     write_gradients(gradients, flat / world_size())
+
+
+def gradients_of(parameters: Iterable[torch.nn.Parameter]) -> list[Tensor]:
+    """The gradients of the parameters that learn; one of zeros where a parameter has none."""
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in learning:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in learning]
+
+
+def whole(value: Tensor) -> Tensor:
+    """All of a tensor that is sharded over the ranks, each of which has to ask for it; any other as it is."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # importing DTensor to ask takes a second
 
 
 def write_gradients(gradients: Sequence[Tensor], flat: Tensor) -> None:

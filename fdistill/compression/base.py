@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fdistill.described import Described
-from fdistill.distributed import rank, rows_on_first, world_size, write_gradients
+from fdistill.distributed import gradients_of, rank, rows_on_first, world_size, write_gradients
 
 Memory = dict[str, Tensor]
 """What a compression remembers of one network from turn to turn."""
@@ -62,11 +62,8 @@ class Compression(Described, ABC):
         """
         self.sent = 0
         for name, network in networks.items():
-            parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-            for parameter in parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            gradients, shapes = [p.grad for p in parameters], [p.shape for p in parameters]
+            gradients = gradients_of(network.parameters())
+            shapes = [gradient.shape for gradient in gradients]
             vector = torch.cat([gradient.flatten().float() for gradient in gradients])
             memory = self._memory[name] if name in self._memory else self.start(shapes)
             memory = {key: value.to(vector.device) for key, value in memory.items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fdistill.checkpoints import RECORD, model_record
 from fdistill.data import GenerativeDataModule
 from fdistill.denoiser import Denoiser
-from fdistill.distributed import global_sum, world_size
+from fdistill.distributed import global_sum, whole, world_size
 from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import JsonlLogger
 from fdistill.random_streams import fold_seed, generator_for
@@ -89,7 +89,7 @@ class GenerativeModule(L.LightningModule):
         if not isinstance(strategy, SingleDeviceStrategy | ReplicatedStrategy):
             raise ValueError(
                 "turns in which networks alternate, and gradients that are averaged here, break other strategies: "
-                f"use --trainer.strategy replicated, got {type(strategy).__name__}"
+                f"use --trainer.strategy replicated or sharded, got {type(strategy).__name__}"
             )
         if precision not in ("32-true", "bf16-mixed"):
             raise ValueError(
@@ -152,7 +152,7 @@ class GenerativeModule(L.LightningModule):
             self.trainer.strategy.average_gradients(networks)
         norms = {}
         for name, network in networks.items():
-            norms[name] = torch.nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip).detach()
+            norms[name] = whole(torch.nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)).detach()
         self._check_finite({**losses, **{f"gradient of {name}": norm for name, norm in norms.items()}})
         for index, optimizer in enumerate(optimizers):
             if index == 0:

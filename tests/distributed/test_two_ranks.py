@@ -12,13 +12,14 @@ import pytest
 import torch
 import two_ranks
 from compressed_ranks import KINDS
+from sharded_ranks import SHARDED
 from tiny_runs import fit, ring, weights
 from torch.testing import assert_close
 
 from fdistill.compression import EF21
 from fdistill.log_ratio import unit_mean
 
-SECONDS = 150
+SECONDS = 300
 
 
 def free_port():
@@ -243,3 +244,26 @@ def test_a_compressed_run_resumes_bit_for_bit_and_another_number_of_ranks_shares
     alone = EF21(0.1, 0.9)
     alone.load_state_dict(saved)
     assert_close(alone._memory["student"]["estimate"], alone._memory["student"]["mean"])
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_networks_learn_what_replicated_ones_do(ranks, name):
+    for results in ranks[0]:
+        found = results["sharded"][name]
+        assert_close(found["sharded"], found["replicated"], rtol=1e-5, atol=1e-5)
+    held = [results["sharded"][name]["held"] for results in ranks[0]]
+    networks = {part.split(".")[0] for part in held[0]}
+    assert networks == ({"denoiser"} if name == "teacher" else {"student", "fake_score"})
+    for part, (first, all_of_it) in held[0].items():
+        assert first + held[1][part][0] == all_of_it
+
+
+def test_a_checkpoint_of_sharded_networks_is_whole_and_goes_on_sharded_or_alone(ranks):
+    saved = torch.load(ranks[1] / "sharded.ckpt", weights_only=True)
+    for results in ranks[0]:
+        found = results["sharded"]
+        assert_close({k: v for k, v in found["saved"].items() if not k.startswith("teacher.")}, saved["state_dict"])
+        assert_close(found["resumed"], found["fused"]["sharded"], rtol=1e-6, atol=1e-6)
+    alone = SHARDED["fused"]()
+    assert fit(alone, 5, resume_from=ranks[1] / "sharded.ckpt").global_step == 5
+    assert {file.name for file in (ranks[1] / "sharded" / "samples").iterdir()} == {"0000002.png"}

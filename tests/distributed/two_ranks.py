@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from compressed_ranks import compressed
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from sharded_ranks import sharded
 from tiny_runs import GivenData, Recorded, distillation, fit, mlp, ring, teacher_training, weights
 from torch import nn
 
@@ -275,6 +276,7 @@ def main(folder):
         **{f"one turn: {name}": functools.partial(comparable_turns, name) for name in COMPARABLE},
         "elastic": lambda: elastic(folder),
         "compressed": lambda: compressed(rank, folder),
+        "sharded": lambda: sharded(rank, folder),
         "resume": lambda: resume(rank, folder),
         "one_rank_fails": lambda: one_rank_fails(rank),
         "callbacks": lambda: callbacks(folder),
