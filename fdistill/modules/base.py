@@ -37,8 +37,8 @@ class GenerativeModule(L.LightningModule):
     """Base of `TeacherModule` and `DistillationModule`.
 
     Each batch takes exactly one counted optimiser step, so ``global_step`` is the number of turns, and the noise of a
-    turn is a function of (seed, turn, rank). Gradients are averaged over ranks here, before they are clipped and
-    checked: one device or `ReplicatedStrategy`, and no strategy that wraps or shards the networks.
+    turn is a function of (seed, turn, rank). The strategy averages gradients over the ranks before they are clipped and
+    checked: one device, `ReplicatedStrategy` or `ShardedStrategy`, and none that expects to wrap the module.
     """
 
     frozen_prefixes: tuple[str, ...] = ()
