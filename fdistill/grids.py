@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fdistill.described import Described
 from fdistill.noise_levels import karras_grid
-from fdistill.paths import Path
+from fdistill.paths import Path, VarianceExploding
 
 _ROUNDING = 1e-6  # relative difference of a noise level and that of its own time which arithmetic explains
 
@@ -62,7 +62,7 @@ class PathGrid(SamplingGrid):
         if sigma_min == 0 and float(path.sigma(zero)) != 0:
             raise ValueError(
                 f"sampling to zero noise needs a path that starts there: expected sigma(0) = 0 of {name}, "
-                f"got {float(path.sigma(zero)):.3g}; give sigma_min"
+                f"got {float(path.sigma(zero)):.3g}; give a sigma_min of at least {float(path.noise_ratio(zero)):.8g}"
             )
         inside = num_steps + (sigma_min == 0)  # levels but for a 0 that is no time of the path
         first, last = (_time(path, sigma) if sigma else zero for sigma in (sigma_max, sigma_min))
@@ -93,11 +93,13 @@ def _time(path: Path, sigma: float) -> Tensor:
     """The time at which a path has a noise level, or ValueError where it never has."""
     asked = torch.tensor(sigma, dtype=torch.float64)
     t = path.time(asked)
-    reached = float(path.noise_ratio(t))
+    reached = float(path.noise_ratio(t.clamp(0, 1)))
+    if isinstance(path, VarianceExploding):  # its time is the noise level, without an end
+        return t
     if not abs(reached - sigma) <= _ROUNDING * sigma:
         raise ValueError(
             f"{type(path).__name__} does not pass through every noise level: expected one of its own, "
-            f"got {sigma:g} (nearest {reached:.6g})"
+            f"got {sigma:.8g} (nearest {reached:.8g})"
         )
     return t
 

@@ -80,6 +80,7 @@ def diagnose_teacher(
     most = min(len(data.held_out_split.x), len(data.train_split.x))
     n = min(most, MOST) if n is None else n
     _check(model, data, n, most, eta, repeats)
+    sources = _sources(model, num_steps, eta)
     extractor = extractor or default_extractor(data.sample_shape, data.num_classes)
     train, held_out = data.train_split, data.held_out_split
     extractor.prepare(train.x, train.labels if data.num_classes > 1 else None, data.num_classes, seed)
@@ -87,7 +88,6 @@ def diagnose_teacher(
     real = held_out.x[chosen], held_out.labels[chosen]
     reference = read_samples(data, extractor, "held-out samples", *real)
 
-    sources = _sources(model, num_steps, eta)
     rows: dict[str, list[dict[str, float | None]]] = {name: [] for name in ("real", *sources)}
     first: dict[str, Samples] = {}
     for repeat in tqdm(range(repeats), desc="Diagnosis", unit="draw"):

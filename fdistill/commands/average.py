@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from fdistill.checkpoints import load_model
 from fdistill.commands import UsageError
-from fdistill.commands.checked import require_writable, usable_device
+from fdistill.commands.checked import require_replaceable, usable_device
 from fdistill.commands.yaml_section import data_of_file, features_of_file, remembered_data
 from fdistill.export import export_folder
 from fdistill.features import default_extractor
@@ -53,7 +53,8 @@ def average(
         seed: of the halves, the samples, and the classifier whose features are compared; 0 where not given.
         data: YAML file with a data section; the data that the model was trained on, where not given and remembered.
         features: YAML file with a features section, as for fdistill evaluate.
-        out: folder to write, for sample, evaluate and fit; RUN/average where not given.
+        out: folder to write, for sample, evaluate and fit; RUN/average where not given. A model of ours that is there
+            already is replaced.
         device: where to generate, and to extract the features of a file: cpu, cuda, cuda:1, mps.
     """
     measuring = {"lengths": lengths, "metric": metric, "n": n, "repeats": repeats, "seed": seed}
@@ -61,7 +62,7 @@ def average(
     given = [f"--{name}" for name, value in measuring.items() if value is not None]
     if length is not None and given:
         raise UsageError(f"--length is the length, and nothing is measured: got {', '.join(given)} too; leave one out")
-    target = require_writable(Path(run) / "average" if out is None else Path(out))
+    target = require_replaceable(Path(run) / "average" if out is None else Path(out), Path(run) / "checkpoints")
     place = usable_device(device)
     snapshots = Snapshots(Path(run) / FOLDER)
     model = load_model(Path(run) / "checkpoints" / "last.ckpt").to(place)

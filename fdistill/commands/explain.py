@@ -21,7 +21,9 @@ _NO_CLASS = re.compile(
     r"|No module named '(?P<missing>[\w.]+)'"
     r"|Import path (?P<path>\S+) does not"
     r"|Expected an instantiatable class, but (?P<abstract>\S+) is"
+    r"|Expected an instantiatable class, but is abstract|Unexpected import path format: (?P<call>\S+)"
 )
+_NO_CONTENT = re.compile(r"Problem with given class_path '([^']+\.(?:ya?ml|json))'")
 _NOT_OF_TYPE = re.compile(r"Expected an? (?:<class '(?P<name>[\w.]+)'>|typing\.Literal\[(?P<choices>[^\]]*)\])")
 _VALUE = re.compile(r"(?:Got|Given) value: (.*?)(?= - Expected| - Problem|\. Got value| Given value|$)")
 _NESTED = re.compile(r"val='?(.*?)'?\)$")
@@ -110,7 +112,7 @@ def _missing(text: str, options: Mapping[str, Any]) -> str | None:
 
 
 def _no_file(text: str, options: Mapping[str, Any]) -> str | None:
-    found = _NO_FILE.search(text)
+    found = _NO_FILE.search(text) or _NO_CONTENT.search(text)
     return f"there is no configuration file {found[1]}: check the path" if found else None
 
 
@@ -130,12 +132,19 @@ def _no_class(text: str, options: Mapping[str, Any]) -> str | None:
     if not found or _accepts_numbers(text[: found.start()]):
         return None
     before = text[: found.start()]
-    given = found["name"] or found["missing"] or found["path"] or found["abstract"]
+    if found["call"]:
+        name = found["call"].split("(")[0]
+        return f"{_path(before)} is a class: got {found['call']}; give {name} alone, each argument as its own option"
+    value = _VALUE.search(text)
+    is_abstract = "instantiatable" in found[0]
+    given = (
+        found["name"] or found["missing"] or found["path"] or found["abstract"] or (is_abstract and value and value[1])
+    )
     name = (given or f"{found['module']}.{found['attribute']}").strip("'\".,")
     bases = _bases(before, options)
     known = sorted({c.__name__ for base in bases for c in _concrete(base)} - {base.__name__ for base in bases})
     what = " or ".join(sorted({base.__name__ for base in bases})) or "class"
-    problem = "is abstract" if found["abstract"] else f"is no {what} known here"
+    problem = "is abstract" if is_abstract else f"is no {what} known here"
     nearest = choices(name.rsplit(".", 1)[-1], known) if known else ""
     return f"{_path(before) or 'class_path'}: {name} {problem}{nearest}; for a class of your own add --import MODULE"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fdistill.checkpoints import load_model
-from fdistill.commands.checked import require_writable
+from fdistill.commands.checked import require_replaceable
 from fdistill.commands.sampling import resampled
 from fdistill.export import export_folder
 from fdistill.export.folder import loads_in_stock_diffusers
@@ -31,7 +31,7 @@ def export(
 
     Args:
         checkpoint: a run's .ckpt file, or an exported folder whose card is to be written again.
-        folder: the folder to write; one that is there already is replaced.
+        folder: the folder to write; an exported model that is there already is replaced.
         report: report.json of fdistill evaluate, whose numbers the model card then tells.
         sampler: of a teacher, in place of its own: Heun, Euler, DDIM, GDDIM, PredictorCorrector, Renoising, Restart.
         steps: of a teacher, on EDM's grid between its own first and last noise levels.
@@ -40,7 +40,7 @@ def export(
         guidance_interval: two noise levels, low and high, between which guidance acts.
         guide: a worse teacher of the same samples, for autoguidance; the folder then holds it too.
     """
-    require_writable(Path(folder) / "README.md")
+    require_replaceable(Path(folder), *_inputs(checkpoint, report, guide))
     loaded = load_model(checkpoint)
     model = resampled(loaded, sampler, steps, grid, guidance, guidance_interval, guide)
     if report is not None and model is not loaded:
@@ -54,6 +54,12 @@ def export(
     loader = "stock diffusers (ConsistencyModelPipeline)" if loads_in_stock_diffusers(model) else "fdistill"
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
     print(f"wrote {target}: a {model.kind} of {evaluations} per sample, loaded by {loader}")
+
+
+def _inputs(checkpoint: str, *others: str | None) -> list[Path]:
+    """All that is read, but for an exported folder itself, whose card may be written again."""
+    source = Path(checkpoint)
+    return [Path(other) for other in others if other is not None] + ([] if source.is_dir() else [source])
 
 
 def _numbers(path: Path, model: GenerativeModel, checkpoint: str) -> dict[str, Any]:

@@ -223,9 +223,10 @@ class GenerativeModule(L.LightningModule):
         found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if expected != found:
             differ = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
-            shown = "; ".join(f"{k} expected {expected.get(k)}, got {found.get(k)}" for k in differ[:3])
+            shown = "; ".join(f"{k} expected {expected.get(k, 'none')}, got {found.get(k, 'none')}" for k in differ[:3])
             raise CheckpointError(
-                f"this checkpoint is of another architecture or configuration ({len(differ)} tensors differ): {shown}"
+                f"this checkpoint is of another architecture or configuration ({len(differ)} tensors differ): {shown}; "
+                "continue with the configuration that it was made with"
             )
         self._random_states = checkpoint.get("random_states")
         self._seconds_before = checkpoint[RECORD]["facts"]["train_seconds"]

@@ -54,8 +54,8 @@ def collapse_verdict(report: Mapping[str, Any]) -> tuple[bool, str]:
         found = "No collapse found: deterministic samples crowd no more than stochastic ones, or than real data."
     if narrow["sde"] and not says:
         found += (
-            f" The stochastic samples are no good yardstick here, as {' and '.join(narrow['sde'])} of theirs say: "
-            "few steps of first order narrow its samples; more --steps tell whether that is all."
+            f" The stochastic samples are no good yardstick here: see their {' and '.join(narrow['sde'])}. "
+            "Few steps of first order narrow them; more --steps tell whether that is all."
         )
     return bool(says), f"{found} {_cause(report, amiss=bool(says or farther))}"
 

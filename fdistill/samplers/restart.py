@@ -41,7 +41,7 @@ class Restart(Heun):
         if low >= self.sigma_high:
             raise ValueError(
                 "Restart goes back up from a level that the grid comes down to: expected one in "
-                f"[{self.sigma_low}, {self.sigma_high}), got {levels}"
+                f"[{self.sigma_low}, {self.sigma_high}), got {', '.join(f'{level:.3g}' for level in levels)}"
             )
         again = karras_grid(self.num_steps + 1, low, self.sigma_high)[:-1].tolist()
         again = [self.sigma_high, *again[1:-1], low]  # the powers of a grid round its ends
