@@ -1,6 +1,6 @@
 """Sums over the ranks of a job; with one process they cost nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,11 @@ from torch import Tensor
 def world_size() -> int:
     """Number of processes of the job."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def global_sum(value: Tensor) -> Tensor:
@@ -34,16 +39,52 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """
     if world_size() == 1:
         return
-    learning = [p for p in parameters if p.requires_grad]
+    gradients = gradients_of(parameters)
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    write_gradients(gradients, flat / world_size())
+
+
+def gradients_of(parameters: Iterable[torch.nn.Parameter]) -> list[Tensor]:
+    """The gradients of the parameters that learn; one of zeros where a parameter has none."""
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in learning:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    gradients = [p.grad for p in learning]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    return [parameter.grad for parameter in learning]
+
+
+def whole(value: Tensor) -> Tensor:
+    """All of a tensor that is sharded over the ranks, each of which has to ask for it; any other as it is."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # importing DTensor to ask takes a second
+
+
+def write_gradients(gradients: Sequence[Tensor], flat: Tensor) -> None:
+    """Fill each gradient with its part of one vector [n], in their order."""
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def all_ranks(value: Tensor) -> Tensor:
+    """The values of all ranks, of one shape, [ranks, *shape], on every rank."""
+    parts = [value] if world_size() == 1 else [torch.empty_like(value) for _ in range(world_size())]
+    if world_size() > 1:
+        dist.all_gather(parts, value.contiguous())
+    return torch.stack(parts)
+
+
+def rows_on_first(value: Tensor) -> Tensor | None:
+    """The values of all ranks, of one shape, [ranks, *shape], on the CPU of rank 0; None on the others.
+
+    One rank after another sends, so that no device holds more than two of them.
+    """
+    rows = []
+    for source in range(world_size()):
+        row = value.clone()
+        if world_size() > 1:
+            dist.broadcast(row, src=source)
+        rows.append(row.cpu() if rank() == 0 else None)
+    return torch.stack(rows) if rank() == 0 else None
 
 
 def gather_objects(mine: Any) -> list[Any]:

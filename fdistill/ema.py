@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from fdistill.distributed import whole
+
 
 class EMA(nn.Module):
     """Holds the averaged copy as `average`; update it after the network's own steps only.
@@ -29,7 +31,7 @@ class EMA(nn.Module):
     def update(self, network: nn.Module, updates_before: int) -> None:
         """Move towards the network's present parameters; buffers are copied."""
         decay = min(self.decay, (1 + updates_before) / (10 + updates_before))
-        current = [parameter.float() for parameter in network.parameters()]
+        current = [whole(parameter).float() for parameter in network.parameters()]
         get_ema_multi_avg_fn(decay)(list(self.average.parameters()), current, None)
         for averaged, buffer in zip(self.average.buffers(), network.buffers(), strict=True):
             averaged.copy_(buffer)

@@ -142,11 +142,14 @@ class RatioEstimator(nn.Module):
         return self.discriminator(x, sigma, labels, self.sigma_data)
 
     @torch.no_grad()
-    def log_ratio(self, logit: Tensor, sigma: Tensor) -> Tensor:
-        """Stage 1, [B]: clip, learn the mean ratio of each noise bin from these q-samples, subtract its log."""
+    def log_ratio(self, logit: Tensor, sigma: Tensor, continues: bool = False) -> Tensor:
+        """Stage 1, [B]: clip, learn the mean ratio of each noise bin from these q-samples, subtract its log.
+
+        Where they continue the batch of the last call, the averages forget nothing and end as with both at once.
+        """
         raw, bins = self._clipped(logit), self.bin_of(sigma)
-        self._average(self.ratio_sum, torch.zeros_like(self.ratio_sum).index_add_(0, bins, raw.exp()))
-        self._average(self.count, torch.zeros_like(self.count).index_add_(0, bins, torch.ones_like(raw)))
+        self._average(self.ratio_sum, torch.zeros_like(self.ratio_sum).index_add_(0, bins, raw.exp()), continues)
+        self._average(self.count, torch.zeros_like(self.count).index_add_(0, bins, torch.ones_like(raw)), continues)
         return self.centred(logit, sigma)
 
     @torch.no_grad()
@@ -167,8 +170,11 @@ class RatioEstimator(nn.Module):
     def _clipped(self, logit: Tensor) -> Tensor:
         return logit.detach().float().clamp(*self.log_clip)
 
-    def _average(self, average: Tensor, batch_sum: Tensor) -> None:
-        average.lerp_(global_sum(batch_sum), 1 - self.decay)
+    def _average(self, average: Tensor, batch_sum: Tensor, continues: bool) -> None:
+        if continues:
+            average.add_(global_sum(batch_sum), alpha=1 - self.decay)
+        else:
+            average.lerp_(global_sum(batch_sum), 1 - self.decay)
 
 
 def gradient_penalty(

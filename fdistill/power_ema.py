@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fdistill.distributed import whole
+
 LONGEST = 12**-0.5
 """sigma_rel of the even average, gamma = 0."""
 SHORTEST = 1e-3
@@ -67,13 +69,13 @@ class PowerEMA:
         self.lengths, self.updates = checked_lengths(lengths), 0
         self._gammas = [gamma_of(length) for length in self.lengths]
         self.names = [name for name, _ in network.named_parameters()]
-        self.averages = [[p.detach().float().clone() for p in network.parameters()] for _ in lengths]
+        self.averages = [[whole(p).detach().float().clone() for p in network.parameters()] for _ in lengths]
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move every average towards the network's present parameters."""
         self.updates += 1
-        current = [parameter.float() for parameter in network.parameters()]
+        current = [whole(parameter).float() for parameter in network.parameters()]
         for gamma, average in zip(self._gammas, self.averages, strict=True):
             torch._foreach_lerp_(average, current, 1 - kept_share(self.updates, gamma))
 

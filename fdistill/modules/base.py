@@ -1,7 +1,8 @@
 """What teacher training and distillation share: a guarded step, counter-based noise, self-describing checkpoints."""
 
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from fdistill.checkpoints import RECORD, model_record
 from fdistill.data import GenerativeDataModule
 from fdistill.denoiser import Denoiser
-from fdistill.distributed import average_gradients, gather_objects, global_sum, world_size
+from fdistill.distributed import gather_objects, global_sum, whole, world_size
 from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import JsonlLogger
 from fdistill.random_streams import fold_seed, generator_for
@@ -24,22 +25,34 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient is NaN or infinite; no optimiser has moved."""
 
 
+class MicroBatch(NamedTuple):
+    """Rows of a turn's batch, and the streams of their noise."""
+
+    rows: slice
+    whole: torch.Generator  # the turn's: numbers are drawn for the whole batch, and `rows` of them taken
+    own: torch.Generator  # for what is drawn for these rows alone; the turn's where they are the whole batch
+
+
 class GenerativeModule(L.LightningModule):
     """Base of `TeacherModule` and `DistillationModule`.
 
     Each batch takes exactly one counted optimiser step, so ``global_step`` is the number of turns, and the noise of a
-    turn is a function of (seed, turn, rank). Gradients are averaged over ranks here, before they are clipped and
-    checked: one device or `ReplicatedStrategy`, and no strategy that wraps or shards the networks.
+    turn is a function of (seed, turn, rank). The strategy averages gradients over the ranks before they are clipped and
+    checked: one device, `ReplicatedStrategy` or `ShardedStrategy`, and none that expects to wrap the module.
     """
 
     frozen_prefixes: tuple[str, ...] = ()
     """Names of sub-modules whose weights are not saved, because they are loaded from elsewhere."""
 
-    def __init__(self, seed: int, gradient_clip: float) -> None:
+    def __init__(self, seed: int, gradient_clip: float, accumulate: int = 1) -> None:
         super().__init__()
         if not gradient_clip > 0:
             raise ValueError(f"gradient_clip is the largest gradient norm of a step and positive: got {gradient_clip}")
-        self.seed, self.gradient_clip = seed, gradient_clip
+        if accumulate < 1:
+            raise ValueError(
+                f"accumulate is a number of micro-batches in a turn: expected at least 1, got {accumulate}"
+            )
+        self.seed, self.gradient_clip, self.accumulate = seed, gradient_clip, accumulate
         self.automatic_optimization = False
         self.strict_loading = False  # the teacher is not in the checkpoint; on_load_checkpoint checks all else
         self._random_states: list[dict[str, Tensor]] | None = None
@@ -76,7 +89,7 @@ class GenerativeModule(L.LightningModule):
         if not isinstance(strategy, SingleDeviceStrategy | ReplicatedStrategy):
             raise ValueError(
                 "turns in which networks alternate, and gradients that are averaged here, break other strategies: "
-                f"use --trainer.strategy replicated, got {type(strategy).__name__}"
+                f"use --trainer.strategy replicated or sharded, got {type(strategy).__name__}"
             )
         if precision not in ("32-true", "bf16-mixed"):
             raise ValueError(
@@ -85,6 +98,7 @@ class GenerativeModule(L.LightningModule):
             )
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, GenerativeDataModule):
+            check_divides(self.accumulate, data.batch_size)
             for name, denoiser in self.denoisers().items():
                 check_fits(name, denoiser, data)
 
@@ -95,6 +109,24 @@ class GenerativeModule(L.LightningModule):
     def noise_source(self) -> torch.Generator:
         """The generator of this turn on this rank."""
         return generator_for(self.seed, self.global_step, self.global_rank, device=self.device)
+
+    def micro_batches(self, batch_size: int) -> Iterator[MicroBatch]:
+        """The micro-batches of this turn: `accumulate` of them, of equal size.
+
+        Raises:
+            ValueError: where the batch has no such parts.
+        """
+        check_divides(self.accumulate, batch_size)
+        size = batch_size // self.accumulate
+        for index in range(self.accumulate):
+            whole = self.noise_source()
+            counters = (self.global_step, self.global_rank, index)
+            own = whole if self.accumulate == 1 else generator_for(self.seed, *counters, device=self.device)
+            yield MicroBatch(slice(index * size, (index + 1) * size), whole, own)
+
+    def backward_share(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-batch's loss to that of the turn, which is the mean over its micro-batches."""
+        self.manual_backward(loss / self.accumulate)
 
     def normal(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Standard normal float32 noise on this device."""
@@ -116,11 +148,11 @@ class GenerativeModule(L.LightningModule):
         Raises:
             NonFiniteError: on every rank, before any optimiser moved, naming the terms.
         """
+        if isinstance(self.trainer.strategy, ReplicatedStrategy):
+            self.trainer.strategy.average_gradients(networks)
         norms = {}
         for name, network in networks.items():
-            parameters = list(network.parameters())
-            average_gradients(parameters)
-            norms[name] = torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip).detach()
+            norms[name] = whole(torch.nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)).detach()
         self._check_finite({**losses, **{f"gradient of {name}": norm for name, norm in norms.items()}})
         for index, optimizer in enumerate(optimizers):
             if index == 0:
@@ -150,6 +182,8 @@ class GenerativeModule(L.LightningModule):
         """Send scalars to every logger under the turn's number, and the losses to the progress bar."""
         detached = {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
         numbers = {name: float(value) for name, value in detached.items()} | self._speed(turn)
+        compression = getattr(self.trainer.strategy, "compression", None)
+        numbers |= {} if compression is None else compression.log()
         for logger in self.loggers:
             logger.log_metrics(numbers, step=turn)
         for name, value in numbers.items():
@@ -203,11 +237,29 @@ class GenerativeModule(L.LightningModule):
         states = self._random_states
         if states is None and world_size() > 1:  # seed_everything gives every rank the same dropout masks
             torch.manual_seed(fold_seed(self.seed, self.global_rank))
+        if states is not None and self.global_rank >= len(states):  # saved by fewer processes
+            torch.manual_seed(fold_seed(self.seed, self.global_rank, self.global_step))
         if states is not None and self.global_rank < len(states):
             torch.set_rng_state(states[self.global_rank]["cpu"])
             if self.device.type == "cuda" and "cuda" in states[self.global_rank]:
                 torch.cuda.set_rng_state(states[self.global_rank]["cuda"], self.device)
         self._random_states = None
+
+
+def mean_of(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Numbers of the micro-batches of a turn, averaged by name, without gradient."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.stack([part[name].detach() for part in parts]).mean(0) for name in parts[0]}
+
+
+def check_divides(accumulate: int, batch_size: int) -> None:
+    """Raises ValueError where a batch has no such number of equal parts."""
+    if batch_size % accumulate:
+        raise ValueError(
+            f"a turn splits its batch into accumulate equal micro-batches: expected a divisor of {batch_size}, got "
+            f"{accumulate}; change model.accumulate or data.batch_size"
+        )
 
 
 def check_fits(name: str, denoiser: Denoiser, data: GenerativeDataModule) -> None:

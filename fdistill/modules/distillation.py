@@ -82,6 +82,12 @@ class DistillationModule(DistillationTurn):
             the student's; 1 for none.
         ratio_bins: noise bins of equal probability in which the ratio is centred.
         ratio_decay: of the bins' moving averages.
+        accumulate: micro-batches that a turn splits its batch into, with the memory of one; a divisor of
+            data.batch_size. Losses that are means over samples make the step of the whole batch, up to rounding.
+            Within a micro-batch stay: the mean weight h(r) that others are divided by, the root mean square that
+            UniInstruct normalises, the Monge gap. The ratio's bins end a turn as with the whole batch, but a
+            micro-batch is centred by itself and those before it. Instance noise, pairs, the directions of r1_step
+            and random skews are drawn for each micro-batch: other numbers of the same law.
         seed: of all noise; set by seed_everything on the command line.
 
     Raises:
@@ -124,9 +130,10 @@ class DistillationModule(DistillationTurn):
         imitation: float = 1.0,
         ratio_bins: int = 10,
         ratio_decay: float = 0.99,
+        accumulate: int = 1,
         seed: int = 0,
     ) -> None:
-        super().__init__(seed, gradient_clip)
+        super().__init__(seed, gradient_clip, accumulate)
         check_choices(turn, discriminator, fake_noise_levels, fake_label_dropout, reuse_generated)
         check_numbers(fake_updates_per_student, fake_score_warmup, fake_label_dropout=fake_label_dropout)
         check_needs(objective, discriminator, pairs, r1_weight, r1_step)

@@ -11,6 +11,7 @@ from fdistill.distributed import gather_objects
 from fdistill.ema import EMA
 from fdistill.guidance import Guidance
 from fdistill.log_ratio import RatioEstimator
+from fdistill.modules.base import MicroBatch, mean_of
 from fdistill.modules.consult import Opinion
 from fdistill.modules.discrimination import Reads, Shown, consult_and_show, logit_of, r1_penalty, shown
 from fdistill.modules.generation import Generated, drawn_steps, dropped_labels, simulate
@@ -49,17 +50,37 @@ class DistillationTurn(StudentValidation):
     r1_step: float
     instance_noise: float | Schedule
     last_ratio: tuple[Tensor, Tensor, Tensor] | None = None
-    """sigma, log ratio and weight h(r) [B] of the last student update on this rank; None where h needs no ratio."""
+    """sigma, log ratio and weight h(r) [B] of the last micro-batch that the student learnt from on this rank.
+
+    None where h needs no ratio.
+    """
     last_generated: tuple[Tensor, Tensor | None] | None = None
     """Samples and labels of the last student turn on this rank, for fake turns that reuse them."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         turn = self.global_step
         student_learns, fake_learns = self.rhythm.learns(turn)
+        self._fresh: list[tuple[Tensor, Tensor | None]] = []
+        parts = [self._learn(batch, part, student_learns, fake_learns) for part in self.micro_batches(len(batch.x))]
+        if self.reuse_generated and self._fresh:
+            x, labels = zip(*self._fresh, strict=True)
+            self.last_generated = torch.cat(x), None if labels[0] is None else torch.cat(labels)
+        losses, log = (mean_of(numbers) for numbers in zip(*parts, strict=True))
+        norms = self._step(losses, student_learns, fake_learns)
+        if student_learns:
+            self._follow_student(turn)
+        if self.is_logging_turn(turn):
+            log |= {f"grad_norm/{name}": norm for name, norm in norms.items()} | balance(log)
+            self.write_log({**losses, **log}, turn)
+
+    def _learn(
+        self, batch: Batch, part: MicroBatch, student_learns: bool, fake_learns: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses of a micro-batch, whose gradients are in the networks now, and numbers for the loggers."""
         objective = self.objective.at(self.updates)
         needs = objective.needs if student_learns else Needs()
-        generator = self.noise_source()
-        generated = self._generate(batch, generator, student_learns)
+        generator = part.own
+        generated = self._generate(batch, part.whole, student_learns, part.rows)
         x = generated.x.detach().requires_grad_(student_learns)
         x_t = generated.noised(x if needs.input_gradient else x.detach())
         reads = self.ratio is not None and (needs.discriminator or fake_learns)
@@ -68,7 +89,7 @@ class DistillationTurn(StudentValidation):
         fake = self._ask_fake_score(x_t, seen, generated, needs, fake_learns)
         losses, log = {}, {}
         if student_learns:
-            regression_x, at, log = self._noised_samples(x, x_t, seen, generated, teacher, fake, needs, generator)
+            regression_x, at, log = self._noised_samples(x, x_t, seen, generated, teacher, fake, needs, part)
             loss = objective.loss(at)
             gradient = student_gradient(loss, at)
             losses |= gradient.losses
@@ -77,32 +98,34 @@ class DistillationTurn(StudentValidation):
                 self.last_ratio = (at.sigma, at.log_ratio, loss.sample_weight)
                 log |= ratio_log(loss.sample_weight, at.log_ratio)
         if fake_learns:
-            fake_losses = self._fake_losses(batch, generated, seen, teacher, fake, generator)
-            self.manual_backward(sum(fake_losses.values()))
+            fake_losses = self._fake_losses(batch, generated, seen, teacher, fake, part)
+            self.backward_share(sum(fake_losses.values()))
             losses |= fake_losses
         if student_learns:
-            self.manual_backward(_descent(generated.x, gradient.x) + _descent(regression_x, gradient.regression))
-        norms = self._step(losses, student_learns, fake_learns)
-        if student_learns:
-            self._follow_student(turn)
-        if self.is_logging_turn(turn):
-            log |= {f"grad_norm/{name}": norm for name, norm in norms.items()} | balance(log)
-            self.write_log({**losses, **log}, turn)
+            self.backward_share(_descent(generated.x, gradient.x) + _descent(regression_x, gradient.regression))
+        return losses, log
 
-    def _generate(self, batch: Batch, generator: torch.Generator, student_learns: bool) -> Generated:
-        labels, latents = batch.labels if self.student.num_classes else None, [None]
+    def _generate(
+        self, batch: Batch, generator: torch.Generator, student_learns: bool, rows: slice = slice(None)
+    ) -> Generated:
+        """Samples of these rows; the noise is drawn for all, so that no row's depends on how they are split."""
+        labels, latents, old = batch.labels if self.student.num_classes else None, None, None
         if not student_learns and self._can_reuse(len(batch.x)):
-            x, labels = self.last_generated
+            old, labels = self.last_generated
         else:
             steps = drawn_steps(self.seed, self.global_step, len(self.levels))
-            latents = [self.normal(batch.x.shape, generator) for _ in range(steps)]
-            x = simulate(self.student, latents, self.levels, labels, student_learns)
-            self.last_generated = (x.detach(), labels) if self.reuse_generated else None
+            latents = [self.normal(batch.x.shape, generator)[rows] for _ in range(steps)]
         levels = self.noise_levels if student_learns else self.fake_noise_levels
-        sigma = levels.sample(len(x), generator, self.device)
-        noise, fake_labels = self.normal(batch.x.shape, generator), labels
+        sigma = levels.sample(len(batch.x), generator, self.device)[rows]
+        noise, fake_labels = self.normal(batch.x.shape, generator)[rows], labels
         if self.fake_label_dropout and not student_learns:
             fake_labels = dropped_labels(labels, self.fake_score.num_classes, self.fake_label_dropout, generator)
+        if labels is not None:
+            labels, fake_labels = labels[rows], fake_labels[rows]
+        if latents is None:
+            return Generated(old[rows], noise, sigma, labels, fake_labels)
+        x = simulate(self.student, latents, self.levels, labels, student_learns)
+        self._fresh.append((x.detach(), labels))
         return Generated(x, noise, sigma, labels, fake_labels, latents[0])
 
     def _can_reuse(self, n: int) -> bool:
@@ -143,7 +166,7 @@ class DistillationTurn(StudentValidation):
         teacher: Opinion,
         fake: Opinion,
         needs: Needs,
-        generator: torch.Generator,
+        part: MicroBatch,
     ) -> tuple[Tensor | None, NoisedSamples, dict[str, Tensor]]:
         """The student's samples of pairs, with its graph; what the objective asked for; numbers for the loggers."""
         at = NoisedSamples(x, x_t, generated.sigma, self.sigma_data, generated.labels)
@@ -158,18 +181,18 @@ class DistillationTurn(StudentValidation):
             with torch.set_grad_enabled(needs.logit):
                 logit = self.ratio.logit(half, *seen, at.labels)
             if needs.ratio:
-                at = at._replace(log_ratio=self.ratio.log_ratio(logit, at.sigma))
+                at = at._replace(log_ratio=self.ratio.log_ratio(logit, at.sigma, continues=part.rows.start > 0))
                 log["ratio/clipped_fraction"] = self.ratio.clipped_fraction(logit)
             if needs.logit:
                 at = at._replace(logit=logit.float())  # bf16 under mixed precision
         regression_x = None
         if needs.pairs:
-            latents, target, labels = self.pairs.draw(len(x), generator)
+            latents, target, labels = self.pairs.draw(len(x), part.own)
             regression_x = simulate(self.student, [latents], self.levels, labels, True)
             at = at._replace(regression=Regression(regression_x.detach().requires_grad_(), target))
         if needs.latents:
             at = at._replace(latents=generated.latents)
-        return regression_x, at._replace(update=self.updates, generator=generator), log
+        return regression_x, at._replace(update=self.updates, generator=part.own), log
 
     def _fake_losses(
         self,
@@ -178,7 +201,7 @@ class DistillationTurn(StudentValidation):
         seen: Shown,
         teacher: Opinion,
         fake: Opinion,
-        generator: torch.Generator,
+        part: MicroBatch,
     ) -> dict[str, Tensor]:
         """Denoising on the student's samples; discrimination of them from real ones at the same noise levels."""
         losses, sigma = {}, generated.sigma
@@ -190,11 +213,11 @@ class DistillationTurn(StudentValidation):
         half = {"teacher": teacher, "fake_score": fake}.get(self.reads, Opinion()).half
         if self.reads == "teacher":
             half = half.detach_features()
-        real_t = generated._replace(noise=self.normal(batch.x.shape, generator)).noised(batch.x)
-        real, level = self._shown(real_t, sigma, generator)
+        noise = self.normal(batch.x.shape, part.whole)[part.rows]
+        real, level = self._shown(generated._replace(noise=noise).noised(batch.x[part.rows]), sigma, part.own)
         real_labels = labels
         if self.reuse_generated and labels is not None:  # of this batch, and "no class" where that is asked
-            real_labels = torch.where(labels == generated.labels, batch.labels, labels)
+            real_labels = torch.where(labels == generated.labels, batch.labels[part.rows], labels)
         fake_logit, real_logit = (
             self.ratio.logit(half, seen.x_t.detach(), level, labels),
             self.logit(real, level, real_labels),
@@ -202,7 +225,7 @@ class DistillationTurn(StudentValidation):
         losses["loss/discriminator"] = discriminator_loss(fake_logit, real_logit)
         if self.r1_weight:
             penalty = r1_penalty(
-                lambda x: self.logit(x, level, real_labels), real, level, self.sigma_data, generator, self.r1_step
+                lambda x: self.logit(x, level, real_labels), real, level, self.sigma_data, part.own, self.r1_step
             )
             losses["loss/r1"] = self.r1_weight / 2 * penalty
         return losses

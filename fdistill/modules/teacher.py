@@ -10,7 +10,7 @@ from fdistill.ema import EMA
 from fdistill.generative_model import GenerativeModel
 from fdistill.grids import SamplingGrid
 from fdistill.loss_weights import EDMWeight, LossWeight
-from fdistill.modules.base import GenerativeModule
+from fdistill.modules.base import GenerativeModule, MicroBatch, mean_of
 from fdistill.networks import Network
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import weighted_denoising_loss
@@ -39,6 +39,7 @@ class TeacherModule(GenerativeModule):
         loss_weight: LossWeight | None = None,
         sampler: Sampler | None = None,
         grid: SamplingGrid | None = None,
+        accumulate: int = 1,
         seed: int = 0,
     ) -> None:
         """Args:
@@ -59,9 +60,11 @@ class TeacherModule(GenerativeModule):
             loss compares runs of the same noise levels.
         sampler: how the teacher is sampled; Heun where not given.
         grid: noise levels at which it is sampled, in place of num_steps, sigma_min and sigma_max.
+        accumulate: micro-batches that a turn splits its batch into: the memory of one, and up to rounding the step of
+            the whole batch. It divides data.batch_size.
         seed: of all noise; set by seed_everything on the command line.
         """
-        super().__init__(seed, gradient_clip)
+        super().__init__(seed, gradient_clip, accumulate)
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout is a probability in [0, 1]: got {label_dropout}")
         if label_dropout and network.num_classes and not network.knows_no_class:
@@ -100,13 +103,17 @@ class TeacherModule(GenerativeModule):
         return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        turn, generator = self.global_step, self.noise_source()
-        loss = self._loss(self.denoiser, batch, generator, self.label_dropout, self.loss_weight)
-        self.manual_backward(loss)
-        norms = self.guarded_step({"loss/teacher": loss}, self.learning(), [self.optimizers()])
+        turn = self.global_step
+        losses = mean_of([self._learn(batch, part) for part in self.micro_batches(len(batch.x))])
+        norms = self.guarded_step(losses, self.learning(), [self.optimizers()])
         self.ema.update(self.denoiser, turn)
         if self.is_logging_turn(turn):
-            self.write_log({"loss/teacher": loss} | {f"grad_norm/{name}": norm for name, norm in norms.items()}, turn)
+            self.write_log(losses | {f"grad_norm/{name}": norm for name, norm in norms.items()}, turn)
+
+    def _learn(self, batch: Batch, part: MicroBatch) -> dict[str, Tensor]:
+        loss = self._loss(self.denoiser, batch, part.whole, self.label_dropout, self.loss_weight, part.rows)
+        self.backward_share(loss)
+        return {"loss/teacher": loss}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         generator = generator_for(self.seed, batch_idx, self.global_rank, device=self.device)
@@ -123,12 +130,21 @@ class TeacherModule(GenerativeModule):
         return model.sample(torch.randn(batch.x.shape, generator=generator), batch.labels)
 
     def _loss(
-        self, denoiser: Denoiser, batch: Batch, generator: torch.Generator, dropout: float, weight: LossWeight
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        generator: torch.Generator,
+        dropout: float,
+        weight: LossWeight,
+        rows: slice = slice(None),
     ) -> Tensor:
+        """The mean loss of these rows; the noise is drawn for all, so that no row's depends on how they are split."""
         x_0, labels = batch
         sigma = self.noise_levels.sample(len(x_0), generator, self.device)
-        x = x_0 + sigma.reshape(-1, *[1] * (x_0.ndim - 1)) * self.normal(x_0.shape, generator)
+        noise = self.normal(x_0.shape, generator)
         if dropout > 0 and denoiser.num_classes:
             dropped = torch.rand(len(x_0), generator=generator, device=self.device) < dropout
             labels = torch.where(dropped, denoiser.num_classes, labels)
+        x_0, sigma, labels = x_0[rows], sigma[rows], labels[rows]
+        x = x_0 + sigma.reshape(-1, *[1] * (x_0.ndim - 1)) * noise[rows]
         return weighted_denoising_loss(denoiser(x, sigma, labels), x_0, sigma, weight)

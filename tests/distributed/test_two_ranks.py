@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 import two_ranks
+from compressed_ranks import KINDS
+from sharded_ranks import SHARDED
 from tiny_runs import fit, ring, weights
 from torch.testing import assert_close
 
+from fdistill.compression import EF21
 from fdistill.log_ratio import unit_mean
-from fdistill.modules import DistillationModule
-from fdistill.modules.generation import Generated
 
-SECONDS = 60
+SECONDS = 300
 
 
 def free_port():
@@ -41,6 +42,8 @@ def ranks(tmp_path_factory):
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")]),
     }
+    alone = two_ranks.with_the_batches_of_both(two_ranks.comparable(lr=0.1))
+    fit(alone, 2, ring(batch_size=64)).save_checkpoint(folder / "one_process.ckpt")
     logs = [(folder / f"rank{rank}.log").open("w+") for rank in range(two_ranks.RANKS)]
     processes = [
         subprocess.Popen(
@@ -109,10 +112,10 @@ def test_rows_are_gathered_in_the_order_of_the_ranks_also_when_they_are_unequal(
         assert torch.equal(gathered, torch.cat([two_ranks.rows(rank) for rank in range(2)]))
 
 
-@pytest.mark.parametrize("turn", ["fused", "alternating"])
-def test_ranks_hold_equal_networks_averages_and_ratios_after_twenty_turns(ranks, turn):
+@pytest.mark.parametrize("turn", ["teacher", "fused", "alternating"])
+def test_ranks_hold_equal_networks_averages_and_ratios_after_fifty_turns(ranks, turn):
     first, second = both(ranks, turn, "weights")
-    assert both(ranks, turn, "global_step") == [20, 20]
+    assert both(ranks, turn, "global_step") == [50, 50]
     assert first.keys() == second.keys()
     assert {name for name in first if not torch.equal(first[name], second[name])} == set()
 
@@ -126,35 +129,42 @@ def test_ranks_hold_equal_networks_whatever_the_objective_and_make_equally_many_
     assert len(set(steps)) == (3 if name == "several steps" else 1)
 
 
-@pytest.mark.parametrize("turn", ["fused", "alternating"])
+@pytest.mark.parametrize("turn", ["teacher", "fused", "alternating"])
 def test_every_rank_and_turn_has_noise_of_its_own(ranks, turn):
-    noise = torch.stack(both(ranks, turn, "noise"))  # [rank, turn, B, 2]
-    assert len({tuple(batch.flatten().tolist()) for rank in noise for batch in rank}) == 40
+    noise = torch.stack(both(ranks, turn, "noise"))  # [rank, turn, B]
+    assert len({tuple(sigma.tolist()) for rank in noise for sigma in rank}) == 2 * two_ranks.TURNS
 
 
-def test_the_students_update_is_that_of_one_process_with_both_batches(ranks, monkeypatch):
-    draw = DistillationModule._generate
-
-    def of_both_ranks(self, batch, generator, with_graph):
-        parts = []
-        for rank, x in enumerate(batch.x.chunk(2)):
-            monkeypatch.setattr(DistillationModule, "global_rank", rank)
-            parts.append(draw(self, batch._replace(x=x), self.noise_source(), with_graph))
-        monkeypatch.setattr(DistillationModule, "global_rank", 0)
-        x, noise, sigma = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:3])
-        return Generated(x, noise, sigma, None)
-
-    monkeypatch.setattr(DistillationModule, "_generate", of_both_ranks)
-    alone = two_ranks.comparable()
+@pytest.mark.parametrize("name", two_ranks.COMPARABLE)
+def test_two_processes_make_the_step_of_one_with_both_batches(ranks, name):
+    turns, build = two_ranks.COMPARABLE[name]
+    alone = two_ranks.with_the_batches_of_both(build())
     before = weights(alone)
-    fit(alone, 1, ring(batch_size=64))
+    fit(alone, turns, ring(batch_size=64))
+    expected = {part: after - before[part] for part, after in weights(alone).items() if after.is_floating_point()}
+    assert any(change.abs().max() > 1e-3 for change in expected.values())
     for results in ranks[0]:
-        apart = results["one_turn"]
-        for name, after in weights(alone).items():
-            if name.startswith("student."):
-                found, expected = apart["after"][name] - apart["before"][name], after - before[name]
-                assert_close(found, expected, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
-        assert_close(apart["after"]["ratio.ratio_sum"], alone.ratio.ratio_sum)
+        apart = results[f"one turn: {name}"]
+        for part, change in expected.items():
+            found = apart["after"][part] - apart["before"][part]
+            assert_close(found, change, rtol=1e-3, atol=1e-5, msg=lambda text, part=part: f"{part}: {text}")
+
+
+def test_one_process_continues_two_and_two_continue_one(ranks):
+    alone = two_ranks.with_the_batches_of_both(two_ranks.comparable(lr=0.1))
+    run = fit(alone, 4, ring(batch_size=64), resume_from=ranks[1] / "two_ranks.ckpt")
+    assert run.global_step == 4
+    assert both(ranks, "elastic", "global_step") == [4, 4]
+    for results in ranks[0]:
+        assert_close(results["elastic"]["joined"], results["elastic"]["whole"], rtol=1e-4, atol=1e-5)
+    assert_close(weights(alone), results["elastic"]["whole"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_rank_without_a_saved_random_state_has_one_of_its_own(ranks):
+    (saved,) = torch.load(ranks[1] / "one_process.ckpt", weights_only=True)["random_states"]
+    first, second = both(ranks, "elastic", "random_state")
+    assert torch.equal(first, saved["cpu"])
+    assert not torch.equal(first, second)
 
 
 def test_a_checkpoint_holds_the_random_state_of_each_rank_and_resumes_bit_for_bit(ranks):
@@ -194,3 +204,66 @@ def test_diversity_and_alarm_are_those_of_one_process(ranks):
         assert results["measured"]["values"] == pytest.approx(alone["values"], rel=1e-6, nan_ok=True)
         assert results["measured"]["margins"] == pytest.approx(alone["margins"], rel=1e-6)
         assert results["measured"]["alarm"] == alone["alarm"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_compressed_means_and_runs_have_the_same_bits_on_both_ranks(ranks, name):
+    first, second = both(ranks, "compressed", name)
+    assert all(map(torch.equal, first["means"], second["means"]))
+    first, second = (turns[name] for turns in both(ranks, "compressed", "turns"))
+    assert {part for part in first if not torch.equal(first[part], second[part])} == set()
+
+
+def test_power_sgd_is_that_of_torch(ranks):
+    ours, theirs = ranks[0][0]["compressed"]["PowerSGD"]["means"], ranks[0][0]["compressed"]["torch"]
+    assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_nan_of_one_rank_reaches_all_and_no_memory(ranks):
+    for name in KINDS:
+        for found in both(ranks, "compressed", name):
+            assert not found["broken"].isfinite().all()
+            assert all(torch.equal(value, found["after"][key]) for key, value in found["before"].items())
+
+
+def test_feedback_finds_the_minimum_that_greedy_ranks_never_approach(ranks):
+    for found in both(ranks, "compressed", "greedy"):
+        assert found.tolist() == [0.0, 0.0]
+    for found in both(ranks, "compressed", "feedback"):
+        for x in found:
+            assert_close(x, torch.tensor([0.0, 1.0]), rtol=0, atol=0.1)
+
+
+def test_a_compressed_run_resumes_bit_for_bit_and_another_number_of_ranks_shares_the_memory(ranks):
+    saved = torch.load(ranks[1] / "compressed.ckpt", weights_only=True)["compression"]
+    for rank, found in enumerate(both(ranks, "compressed", "resume")):
+        resumed, uninterrupted = found["resumed"], found["uninterrupted"]
+        assert {name for name in resumed if not torch.equal(resumed[name], uninterrupted[name])} == set()
+        assert torch.equal(saved["memory"]["student"]["estimate"][rank], found["memory"]["student"]["estimate"])
+        assert torch.equal(saved["memory"]["student"]["mean"], found["memory"]["student"]["mean"])
+    alone = EF21(0.1, 0.9)
+    alone.load_state_dict(saved)
+    assert_close(alone._memory["student"]["estimate"], alone._memory["student"]["mean"])
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_networks_learn_what_replicated_ones_do(ranks, name):
+    for results in ranks[0]:
+        found = results["sharded"][name]
+        assert_close(found["sharded"], found["replicated"], rtol=1e-5, atol=1e-5)
+    held = [results["sharded"][name]["held"] for results in ranks[0]]
+    networks = {part.split(".")[0] for part in held[0]}
+    assert networks == ({"denoiser"} if name == "teacher" else {"student", "fake_score"})
+    for part, (first, all_of_it) in held[0].items():
+        assert first + held[1][part][0] == all_of_it
+
+
+def test_a_checkpoint_of_sharded_networks_is_whole_and_goes_on_sharded_or_alone(ranks):
+    saved = torch.load(ranks[1] / "sharded.ckpt", weights_only=True)
+    for results in ranks[0]:
+        found = results["sharded"]
+        assert_close({k: v for k, v in found["saved"].items() if not k.startswith("teacher.")}, saved["state_dict"])
+        assert_close(found["resumed"], found["fused"]["sharded"], rtol=1e-6, atol=1e-6)
+    alone = SHARDED["fused"]()
+    assert fit(alone, 5, resume_from=ranks[1] / "sharded.ckpt").global_step == 5
+    assert {file.name for file in (ranks[1] / "sharded" / "samples").iterdir()} == {"0000002.png"}

@@ -1,5 +1,6 @@
 """What each of two processes does and writes down; started by test_two_ranks.py with the variables of torchrun."""
 
+import copy
 import functools
 import os
 import sys
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from compressed_ranks import compressed
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from sharded_ranks import sharded
 from tiny_runs import GivenData, Recorded, distillation, fit, mlp, ring, teacher_training, weights
 from torch import nn
 
 from fdistill.callbacks import CollapseCallback, DiversityCallback, LastCheckpoint, SampleGrid, StudentDistance
+from fdistill.data import Batch
 from fdistill.denoiser import Denoiser
 from fdistill.distributed import average_gradients, gather_rows, global_mean, global_sum, world_size
 from fdistill.divergences import JensenShannon
@@ -20,7 +24,7 @@ from fdistill.loggers import JsonlLogger
 from fdistill.modules import NonFiniteError
 from fdistill.networks import DiffusersUNet
 from fdistill.noise_levels import LogNormal
-from fdistill.objectives import ScoreOfMixture, UniInstruct
+from fdistill.objectives import DMD2, ScoreOfMixture, UniInstruct
 from fdistill.preconditioning import EDM
 from fdistill.random_streams import generator_for
 
@@ -53,10 +57,47 @@ def rows(rank):
     return torch.arange(ROWS[rank] * 2.0).reshape(-1, 2) + 100 * rank
 
 
-def comparable(**changes):
-    """A run of one turn whose student's change is its gradient."""
-    arguments = {"adversarial_weight": 0.3, "gradient_clip": 1e9, "student_optimizer": Recorded, "seed": 4}
-    return distillation(student=mlp(seed=1), fake_score=mlp(seed=2), **arguments | changes)
+def comparable(lr=1.0, **changes):
+    """A run in which each network's change in a turn is its gradient."""
+    sgd = functools.partial(Recorded, lr=lr)
+    arguments = {"adversarial_weight": 0.3, "student_optimizer": sgd, "fake_score_optimizer": sgd}
+    arguments |= {"gradient_clip": 1e9, "seed": 4, "student": mlp(seed=1), "fake_score": mlp(seed=2)}
+    return distillation(**arguments | changes)
+
+
+COMPARABLE = {
+    "teacher": (1, lambda **more: teacher_training(optimizer=Recorded, gradient_clip=1e9, seed=4, **more)),
+    "normalised ratio": (1, comparable),
+    "normalised coefficient": (
+        1,
+        functools.partial(comparable, objective=UniInstruct(JensenShannon(), "normalised"), discriminator="sample"),
+    ),
+    "alternating": (2, functools.partial(comparable, turn="alternating", fake_updates_per_student=1)),
+    "two micro-batches": (1, functools.partial(comparable, objective=DMD2(0.3, "sigma"), r1_weight=0.1)),
+}
+"""Number of turns, and what both the two processes and the one train."""
+
+
+def with_the_batches_of_both(module):
+    """The same module, whose turns draw the noise of both ranks and put their samples one after the other."""
+    step, levels = module.training_step, copy.copy(module.noise_levels)
+
+    def of_both(draw):
+        return lambda count, streams: torch.cat([draw(count // RANKS, stream) for stream in streams])
+
+    def normal(shape, streams):
+        return of_both(lambda n, stream: torch.randn(n, *shape[1:], generator=stream))(shape[0], streams)
+
+    def training_step(batch, batch_idx):
+        order = torch.cat([torch.arange(rank, len(batch.x), RANKS) for rank in range(RANKS)])
+        return step(Batch(batch.x[order], batch.labels[order]), batch_idx)
+
+    sample = of_both(module.noise_levels.sample)
+    levels.sample = lambda count, streams, device: sample(count, streams)
+    module.noise_levels = module.fake_noise_levels = levels
+    module.noise_source = lambda: [generator_for(module.seed, module.global_step, rank) for rank in range(RANKS)]
+    module.normal, module.training_step = normal, training_step
+    return module
 
 
 def unet_with_dropout():
@@ -88,15 +129,22 @@ def sums_over_ranks(rank):
     }
 
 
-def turns(rank, turn):
-    """Twenty turns from a start that differs between the ranks, until the strategy makes it the same."""
-    module = distillation(turn=turn, fake_updates_per_student=2, adversarial_weight=0.1)
+TURNS = 50
+
+
+def turns(rank, kind):
+    """Fifty turns from a start that differs between the ranks, until the strategy makes it the same."""
+    if kind == "teacher":
+        module = teacher_training()
+    else:
+        module = distillation(turn=kind, fake_updates_per_student=2, adversarial_weight=0.1)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.01 * rank)
     seen = []
-    module.fake_score.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
-    run = fit(module, 20, **REPLICATED)
+    learning = module.denoiser if kind == "teacher" else module.fake_score
+    learning.register_forward_pre_hook(lambda _, given: seen.append(given[1].clone()))
+    run = fit(module, TURNS, **REPLICATED)
     return {"weights": weights(module), "noise": torch.stack(seen), "global_step": run.global_step}
 
 
@@ -118,11 +166,31 @@ def objective_turns(rank, name):
     return {"weights": weights(module), "steps": steps}
 
 
-def one_turn():
-    module = comparable()
+def comparable_turns(name):
+    turns, build = COMPARABLE[name]
+    module = build(accumulate=2) if name == "two micro-batches" else build()
     before = weights(module)
-    fit(module, 1, ring(batch_size=32), **REPLICATED)
+    fit(module, turns, ring(batch_size=32), **REPLICATED)
     return {"before": before, "after": weights(module)}
+
+
+class RandomStates(Callback):
+    """Torch's random state at the start of the first turn."""
+
+    def on_train_batch_start(self, trainer, module, *_):
+        self.__dict__.setdefault("first", torch.get_rng_state())
+
+
+def elastic(folder):
+    """Four turns of two processes; a checkpoint after two of them; and two turns from the checkpoint of one process."""
+    path, watch = folder / "two_ranks.ckpt", RandomStates()
+    whole = comparable(lr=0.1)
+    fit(whole, 4, ring(batch_size=32), **REPLICATED)
+    fit(comparable(lr=0.1), 2, ring(batch_size=32), **REPLICATED).save_checkpoint(path)
+    joined = comparable(lr=0.1)
+    run = fit(joined, 4, ring(batch_size=32), resume_from=folder / "one_process.ckpt", callbacks=[watch], **REPLICATED)
+    seen = {"global_step": run.global_step, "random_state": watch.first}
+    return {"whole": weights(whole), "joined": weights(joined), **seen}
 
 
 def resume(rank, folder):
@@ -201,10 +269,14 @@ def main(folder):
     dist.init_process_group("gloo")
     parts = {
         "sums": lambda: sums_over_ranks(rank),
+        "teacher": lambda: turns(rank, "teacher"),
         "fused": lambda: turns(rank, "fused"),
         "alternating": lambda: turns(rank, "alternating"),
         **{name: functools.partial(objective_turns, rank, name) for name in OBJECTIVES},
-        "one_turn": one_turn,
+        **{f"one turn: {name}": functools.partial(comparable_turns, name) for name in COMPARABLE},
+        "elastic": lambda: elastic(folder),
+        "compressed": lambda: compressed(rank, folder),
+        "sharded": lambda: sharded(rank, folder),
         "resume": lambda: resume(rank, folder),
         "one_rank_fails": lambda: one_rank_fails(rank),
         "callbacks": lambda: callbacks(folder),
