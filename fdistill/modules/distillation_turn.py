@@ -81,6 +81,8 @@ class DistillationTurn(StudentValidation):
         needs = objective.needs if student_learns else Needs()
         generator = part.own
         generated = self._generate(batch, part.whole, student_learns, part.rows)
+        if generated.latents is not None:
+            self._fresh.append((generated.x.detach(), generated.labels))
         x = generated.x.detach().requires_grad_(student_learns)
         x_t = generated.noised(x if needs.input_gradient else x.detach())
         reads = self.ratio is not None and (needs.discriminator or fake_learns)
@@ -125,7 +127,6 @@ class DistillationTurn(StudentValidation):
         if latents is None:
             return Generated(old[rows], noise, sigma, labels, fake_labels)
         x = simulate(self.student, latents, self.levels, labels, student_learns)
-        self._fresh.append((x.detach(), labels))
         return Generated(x, noise, sigma, labels, fake_labels, latents[0])
 
     def _can_reuse(self, n: int) -> bool:
