@@ -5,10 +5,12 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
+from fdistill.checkpoint_io import SafeCheckpointIO
 from fdistill.checkpoints import RECORD, model_record
 from fdistill.data import GenerativeDataModule
 from fdistill.denoiser import Denoiser
@@ -71,8 +73,10 @@ class GenerativeModule(L.LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Check what only the run can tell: data against networks, precision."""
+        """Check what only the run can tell: data against networks, precision; read and write checkpoints safely."""
         strategy, precision = self.trainer.strategy, self.trainer.precision
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # one that the user chose stays
+            strategy.checkpoint_io = SafeCheckpointIO()
         if not isinstance(strategy, SingleDeviceStrategy | ReplicatedStrategy):
             raise ValueError(
                 "turns in which networks alternate, and gradients that are averaged here, break other strategies: "
