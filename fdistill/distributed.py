@@ -1,10 +1,40 @@
 """Sums over the ranks of a job; with one process they cost nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class LostRankError(RuntimeError):
+    """Another process of the job is gone, or does not answer in time."""
+
+
+@contextmanager
+def in_touch() -> Iterator[None]:
+    """Around collectives: their failure says in one line what it means.
+
+    Raises:
+        LostRankError: in place of what the backend says of its sockets.
+    """
+    try:
+        yield
+    except dist.DistError as error:
+        raise _lost(error) from error
+    except RuntimeError as error:
+        if world_size() == 1 or "gloo" not in str(error).lower():
+            raise
+        raise _lost(error) from error
+
+
+def _lost(error: Exception) -> LostRankError:
+    return LostRankError(
+        f"rank {dist.get_rank()} of {world_size()} lost another rank: its process died, or did not answer in time; see "
+        "what it printed last, and continue with --ckpt_path last (a rank that only needs longer: raise timeout_s of "
+        "the strategy)"
+    )
 
 
 def world_size() -> int:
@@ -17,7 +47,8 @@ def global_sum(value: Tensor) -> Tensor:
     value = value.detach()
     if world_size() > 1:
         value = value.clone()
-        dist.all_reduce(value)
+        with in_touch():
+            dist.all_reduce(value)
     return value
 
 
@@ -32,7 +63,8 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
+    with in_touch():
+        dist.all_reduce(flat)
     flat /= world_size()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))

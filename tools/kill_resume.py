@@ -127,10 +127,10 @@ def differences(first: Any, second: Any, at: str = "") -> list[str]:
     return [] if both_nan or (type(first) is type(second) and first == second) else [at]
 
 
-def compare_runs(first: Path, second: Path) -> list[str]:
-    """Where the last checkpoints, the best ones and the logs of two run folders differ."""
+def compare_runs(first: Path, second: Path, names: Sequence[str] = ("last.ckpt", "best.ckpt")) -> list[str]:
+    """Where the checkpoints and the logs of two run folders differ."""
     found = []
-    for name in ("last.ckpt", "best.ckpt"):
+    for name in names:
         pair = [read_run_checkpoint(folder / "checkpoints" / name) for folder in (first, second)]
         found += differences(*pair, name)
     logs = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (first, second)]

@@ -80,6 +80,7 @@ class DistillationModule(DistillationTurn):
             the student's; 1 for none.
         ratio_bins: noise bins of equal probability in which the ratio is centred.
         ratio_decay: of the bins' moving averages.
+        skip_nonfinite: turns in a row with a NaN or an infinity that are skipped and counted; 0 stops at the first.
         seed: of all noise; set by seed_everything on the command line.
 
     Raises:
@@ -121,9 +122,10 @@ class DistillationModule(DistillationTurn):
         imitation: float = 1.0,
         ratio_bins: int = 10,
         ratio_decay: float = 0.99,
+        skip_nonfinite: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(seed, gradient_clip)
+        super().__init__(seed, gradient_clip, skip_nonfinite)
         check_choices(turn, discriminator, fake_noise_levels, fake_label_dropout)
         check_numbers(fake_updates_per_student, fake_score_warmup, fake_label_dropout=fake_label_dropout)
         check_needs(objective, discriminator, pairs, r1_weight, r1_step)

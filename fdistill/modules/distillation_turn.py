@@ -11,6 +11,7 @@ from fdistill.log_ratio import RatioEstimator
 from fdistill.modules.consult import Opinion
 from fdistill.modules.discrimination import Reads, Shown, consult_and_show, logit_of, r1_penalty, shown
 from fdistill.modules.generation import Generated, drawn_steps, dropped_labels, simulate
+from fdistill.modules.guard import Samples
 from fdistill.modules.rhythm import Rhythm
 from fdistill.modules.student_gradient import balance, ratio_log, student_gradient
 from fdistill.modules.student_validation import StudentValidation
@@ -76,7 +77,10 @@ class DistillationTurn(StudentValidation):
             losses |= fake_losses
         if student_learns:
             self.manual_backward(_descent(generated.x, gradient.x) + _descent(regression_x, gradient.regression))
-        norms = self._step(losses, student_learns, fake_learns)
+        values = [value for value in (x, x_t, teacher.denoised, fake.denoised) if value is not None]
+        norms = self._step(losses, student_learns, fake_learns, Samples(generated.sigma, values))
+        if norms is None:
+            return
         if student_learns:
             self._follow_student(turn)
         if self.is_logging_turn(turn):
@@ -199,13 +203,15 @@ class DistillationTurn(StudentValidation):
         source = {"teacher": self.teacher, "fake_score": self.fake_score}.get(self.reads)
         return logit_of(self.ratio, source, x_t, sigma, labels, source_learns=self.reads == "fake_score")
 
-    def _step(self, losses: dict[str, Tensor], student_learns: bool, fake_learns: bool) -> dict[str, Tensor]:
+    def _step(
+        self, losses: dict[str, Tensor], student_learns: bool, fake_learns: bool, samples: Samples
+    ) -> dict[str, Tensor] | None:
         student_optimizer, fake_optimizer = self.optimizers()
         fake_side = {"fake_score": self.fake_score, "discriminator": self.ratio} if fake_learns else {}
         networks = {"student": self.student} if student_learns else {}
         networks |= {name: network for name, network in fake_side.items() if network is not None}
         moving = [student_optimizer] * student_learns + [fake_optimizer] * fake_learns
-        return self.guarded_step(losses, networks, moving)
+        return self.guarded_step(losses, networks, moving, samples)
 
     @torch.no_grad()
     def _follow_student(self, turn: int) -> None:

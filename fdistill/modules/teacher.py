@@ -11,6 +11,7 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.grids import SamplingGrid
 from fdistill.loss_weights import EDMWeight, LossWeight
 from fdistill.modules.base import GenerativeModule
+from fdistill.modules.guard import Samples
 from fdistill.networks import Network
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import weighted_denoising_loss
@@ -39,6 +40,7 @@ class TeacherModule(GenerativeModule):
         loss_weight: LossWeight | None = None,
         sampler: Sampler | None = None,
         grid: SamplingGrid | None = None,
+        skip_nonfinite: int = 0,
         seed: int = 0,
     ) -> None:
         """Args:
@@ -59,9 +61,10 @@ class TeacherModule(GenerativeModule):
             loss compares runs of the same noise levels.
         sampler: how the teacher is sampled; Heun where not given.
         grid: noise levels at which it is sampled, in place of num_steps, sigma_min and sigma_max.
+        skip_nonfinite: turns in a row with a NaN or an infinity that are skipped and counted; 0 stops at the first.
         seed: of all noise; set by seed_everything on the command line.
         """
-        super().__init__(seed, gradient_clip)
+        super().__init__(seed, gradient_clip, skip_nonfinite)
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout is a probability in [0, 1]: got {label_dropout}")
         self.denoiser = Denoiser(network, preconditioning)
@@ -96,16 +99,18 @@ class TeacherModule(GenerativeModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         turn, generator = self.global_step, self.noise_source()
-        loss = self._loss(self.denoiser, batch, generator, self.label_dropout, self.loss_weight)
+        loss, samples = self._loss(self.denoiser, batch, generator, self.label_dropout, self.loss_weight)
         self.manual_backward(loss)
-        norms = self.guarded_step({"loss/teacher": loss}, self.learning(), [self.optimizers()])
+        norms = self.guarded_step({"loss/teacher": loss}, self.learning(), [self.optimizers()], samples)
+        if norms is None:
+            return
         self.ema.update(self.denoiser, turn)
         if self.is_logging_turn(turn):
             self.write_log({"loss/teacher": loss} | {f"grad_norm/{name}": norm for name, norm in norms.items()}, turn)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         generator = generator_for(self.seed, batch_idx, self.global_rank, device=self.device)
-        loss = self._loss(self.ema.average, batch, generator, 0.0, self.validation_weight)
+        loss, _ = self._loss(self.ema.average, batch, generator, 0.0, self.validation_weight)
         self.log("validation/loss", loss, batch_size=len(batch.x), sync_dist=True, prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -119,11 +124,12 @@ class TeacherModule(GenerativeModule):
 
     def _loss(
         self, denoiser: Denoiser, batch: Batch, generator: torch.Generator, dropout: float, weight: LossWeight
-    ) -> Tensor:
+    ) -> tuple[Tensor, Samples]:
         x_0, labels = batch
         sigma = self.noise_levels.sample(len(x_0), generator, self.device)
         x = x_0 + sigma.reshape(-1, *[1] * (x_0.ndim - 1)) * self.normal(x_0.shape, generator)
         if dropout > 0 and denoiser.num_classes:
             dropped = torch.rand(len(x_0), generator=generator, device=self.device) < dropout
             labels = torch.where(dropped, denoiser.num_classes, labels)
-        return weighted_denoising_loss(denoiser(x, sigma, labels), x_0, sigma, weight)
+        denoised = denoiser(x, sigma, labels)
+        return weighted_denoising_loss(denoised, x_0, sigma, weight), Samples(sigma, [x, denoised])
