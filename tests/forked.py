@@ -16,20 +16,15 @@ def fork(work, output, **environment):
         return process
     status = 70
     try:
-        file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
         os.environ.update(environment)
-        signal.set_wakeup_fd(-1)
-        status = work() or 0
+        with output.open("w") as file:
+            sys.stdout = sys.stderr = file
+            status = work() or 0
     except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
+        status = stop.code
     except BaseException:
-        traceback.print_exc()
+        output.write_text(traceback.format_exc())
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
 
 

@@ -42,10 +42,11 @@ def refused_or_harmless(path, good, places):
         flipped[place // 8] ^= 1 << place % 8
         path.write_bytes(flipped)
         try:
-            assert same(read_run_checkpoint(path), HELD), f"bit {place % 8} of byte {place // 8} went unnoticed"
-        except CheckpointError as error:
-            assert "\n" not in str(error)
+            found = read_run_checkpoint(path)
+        except CheckpointError:
             refused += 1
+        else:
+            assert same(found, HELD), f"bit {place % 8} of byte {place // 8} went unnoticed"
     return refused
 
 
