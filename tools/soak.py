@@ -3,7 +3,7 @@
     python tools/soak.py --out runs/soak                                            # 20,000 turns, hours
     python tools/soak.py --out runs/soak --turns 2000 --kills 4 --longest 60        # what docs/reliability.md shows
 
-The run of tools/kill_resume.py with small networks, a checkpoint every 50 turns, killed at random moments and continued.
+The run of tools/kill_resume.py, networks small, a checkpoint every 50 turns, killed at random moments and continued.
 Once a second the resident memory of the process is read (Linux). Each life is judged by the median of its last quarter
 over that of its second quarter, the first one being warm-up; lives of less than --settle seconds of training are not
 judged. Writes results.json, and exits with status 1 where the end differs or memory grew by more than 2% in a life.
