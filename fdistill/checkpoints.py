@@ -24,7 +24,7 @@ def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
     """The whole dictionary of a .ckpt file, on the CPU.
 
     torch.load checks no sum of the bytes of a tensor, and one flipped bit would pass for a weight. So every member of
-    the archive is read once more and held against its CRC-32 before it is loaded: about .3 s a GiB on one core.
+    the archive is read once more and held against its CRC-32 before it is loaded, about half of what loading takes.
 
     Raises:
         CheckpointError: if the file is missing, truncated, altered in a single bit, no checkpoint, or would have to

@@ -42,13 +42,13 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+@in_touch()
 def global_sum(value: Tensor) -> Tensor:
     """Sum of `value` over the ranks, on every rank, without gradient."""
     value = value.detach()
     if world_size() > 1:
         value = value.clone()
-        with in_touch():
-            dist.all_reduce(value)
+        dist.all_reduce(value)
     return value
 
 
@@ -57,19 +57,20 @@ def global_mean(values: Tensor) -> Tensor:
     return global_sum(values.mean()) / world_size()
 
 
+@in_touch()
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace each gradient by its mean over the ranks: one all-reduce of all of them laid end to end."""
     if world_size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    with in_touch():
-        dist.all_reduce(flat)
+    dist.all_reduce(flat)
     flat /= world_size()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
 
+@in_touch()
 def gather_rows(value: Tensor) -> Tensor:
     """All ranks' rows below each other, in the order of the ranks.
 
@@ -94,6 +95,7 @@ def gather_rows(value: Tensor) -> Tensor:
     return torch.cat([part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)])
 
 
+@in_touch()
 def same_on_all_ranks(module: torch.nn.Module) -> None:
     """Give every rank the parameters and buffers of rank 0, in place."""
     if world_size() == 1:

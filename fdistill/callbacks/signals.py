@@ -7,7 +7,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from fdistill.distributed import world_size
+from fdistill.distributed import in_touch, world_size
 
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2")  # the last two are missing on Windows
 
@@ -60,7 +60,8 @@ class EndSignals:
         if self._asked is None:
             return 0
         (work, answer), self._asked = self._asked, None
-        work.wait()
+        with in_touch():
+            work.wait()
         return int(answer)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
