@@ -6,7 +6,7 @@ Builds the run again and again with another --data.batch_size, and takes one who
 optimiser has its state after its first step). Doubles from --first until the device is out of memory, then halves the
 gap until it is below a sixteenth. Nothing is logged or saved, and callbacks are left out: pictures and metrics need
 memory of their own. Several devices: run it on one, the others need the same. Lightning's BatchSizeFinder is not used:
-it saves and restores this run's state between trials, and asks an endless stream of data for its length.
+it stops at the length of the data, which an endless stream does not care about, and takes that batch untried.
 """
 
 import argparse
