@@ -1,11 +1,41 @@
 """Sums over the ranks of a job; with one process they cost nothing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class LostRankError(RuntimeError):
+    """Another process of the job is gone, or does not answer in time."""
+
+
+@contextmanager
+def in_touch() -> Iterator[None]:
+    """Around collectives: their failure says in one line what it means.
+
+    Raises:
+        LostRankError: in place of what the backend says of its sockets.
+    """
+    try:
+        yield
+    except dist.DistError as error:
+        raise _lost(error) from error
+    except RuntimeError as error:
+        if world_size() == 1 or "gloo" not in str(error).lower():
+            raise
+        raise _lost(error) from error
+
+
+def _lost(error: Exception) -> LostRankError:
+    return LostRankError(
+        f"rank {dist.get_rank()} of {world_size()} lost another rank: its process died, or did not answer in time; see "
+        "what it printed last, and continue with --ckpt_path last (a rank that only needs longer: raise timeout_s of "
+        "the strategy)"
+    )
 
 
 def world_size() -> int:
@@ -18,6 +48,7 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+@in_touch()
 def global_sum(value: Tensor) -> Tensor:
     """Sum of `value` over the ranks, on every rank, without gradient."""
     value = value.detach()
@@ -32,6 +63,7 @@ def global_mean(values: Tensor) -> Tensor:
     return global_sum(values.mean()) / world_size()
 
 
+@in_touch()
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace each gradient by its mean over the ranks: one all-reduce of all of them laid end to end.
 
@@ -65,6 +97,7 @@ def write_gradients(gradients: Sequence[Tensor], flat: Tensor) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+@in_touch()
 def all_ranks(value: Tensor) -> Tensor:
     """The values of all ranks, of one shape, [ranks, *shape], on every rank."""
     parts = [value] if world_size() == 1 else [torch.empty_like(value) for _ in range(world_size())]
@@ -73,6 +106,7 @@ def all_ranks(value: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
+@in_touch()
 def rows_on_first(value: Tensor) -> Tensor | None:
     """The values of all ranks, of one shape, [ranks, *shape], on the CPU of rank 0; None on the others.
 
@@ -87,6 +121,7 @@ def rows_on_first(value: Tensor) -> Tensor | None:
     return torch.stack(rows) if rank() == 0 else None
 
 
+@in_touch()
 def gather_objects(mine: Any) -> list[Any]:
     """What each rank gave, in the order of the ranks, on every rank; plain values and CPU tensors."""
     found = [mine] * world_size()
@@ -95,6 +130,7 @@ def gather_objects(mine: Any) -> list[Any]:
     return found
 
 
+@in_touch()
 def gather_rows(value: Tensor) -> Tensor:
     """All ranks' rows below each other, in the order of the ranks.
 
@@ -118,6 +154,7 @@ def gather_rows(value: Tensor) -> Tensor:
     return torch.cat([part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)])
 
 
+@in_touch()
 def same_on_all_ranks(module: torch.nn.Module) -> None:
     """Give every rank the parameters and buffers of rank 0, in place."""
     if world_size() == 1:

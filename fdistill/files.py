@@ -1,11 +1,15 @@
 """Files and folders that appear whole or not at all, whatever interrupts the writing."""
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+_LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # what `_hidden_sibling` calls a file that is being written
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
@@ -17,21 +21,47 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
         OSError: in one line, when `path` cannot be written; nothing is left behind.
     """
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
+    with replace_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield an empty file that becomes `path` when the block ends, and vanishes when the block raises.
+
+    Until then an existing `path` stays as it is. The content is on the disk before it takes the name, and the name
+    before this returns, so that neither a kill nor a power cut leaves half a file. Missing parent folders are made.
+
+    Raises:
+        OSError: in one line, when `path` cannot be written; nothing is left behind.
+    """
+    path = Path(path)
     temporary = _hidden_sibling(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise _explained(error, path) from error
     finally:
         if temporary.is_file():  # `replace` has taken it away when all went well
             temporary.unlink()
-    return path
+
+
+def remove_left_overs(folder: str | Path) -> list[Path]:
+    """Remove the half-written files that a killed process left in a folder; returns their names.
+
+    Nobody else may be writing into the folder: what it writes is taken for a left-over.
+    """
+    found = [path for path in Path(folder).glob(".*.tmp") if path.is_file() and _LEFT_OVER.fullmatch(path.name)]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
 
 
 @contextmanager
@@ -72,6 +102,18 @@ def _swap(temporary: Path, target: Path, old: Path) -> None:
         if old.exists() and not target.exists():
             old.rename(target)
         raise _explained(error, target) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _hidden_sibling(path: Path, ending: str) -> Path:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fdistill.checkpoints import CheckpointError
-from fdistill.files import atomic_write
+from fdistill.files import atomic_write, remove_left_overs
 from fdistill.generative_model import GenerativeModel
 from fdistill.power_ema import Combination, Profile, combine
 
@@ -55,7 +55,8 @@ def write_snapshot(
 
 
 def drop_later(folder: Path, updates: int) -> None:
-    """Remove the snapshots of a folder that were taken after an update: those of a branch that is left."""
+    """Remove the snapshots of a folder that were taken after an update, of a branch that is left, and half-written."""
+    remove_left_overs(folder)
     for file in _files(folder):
         if int(file.stem) > updates:
             file.unlink()

@@ -14,7 +14,6 @@ from typing import Any
 import lightning.pytorch as L
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
@@ -36,7 +35,6 @@ from fdistill import (  # noqa: F401
     samplers,
     schedules,
 )
-from fdistill.checkpoints import read_run_checkpoint
 from fdistill.commands import UsageError, explain
 from fdistill.commands.explain import raised_by_class
 from fdistill.data import GenerativeDataModule
@@ -55,14 +53,6 @@ _NOISE = (  # beginnings of warnings that are true of every run of ours and need
     r'\.fit\(ckpt_path="last"\) is set, but there is no last checkpoint',  # the first run of the same command
 )
 _CHATTER = ("Seed set to", "GPU available: False", "TPU available: False", "\N{ELECTRIC LIGHT BULB} Tip:")
-
-
-class SafeCheckpointIO(TorchCheckpointIO):
-    """Loads with weights_only and explains a broken file in one line."""
-
-    def load_checkpoint(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The checkpoint, on the CPU."""
-        return read_run_checkpoint(path)
 
 
 class TrainingConfig(SaveConfigCallback):
@@ -105,7 +95,7 @@ class TrainerCLI(LightningCLI):
             raise raised_by_class(error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """With safe checkpoint reading, and metrics.jsonl in the run folder, which only training writes."""
+        """With metrics.jsonl in the run folder, which only training writes."""
         settings = self._get(self.config_init, "trainer")
         if settings.get("enable_progress_bar") is False and isinstance(settings.get("callbacks"), list):
             kwargs["callbacks"] = [c for c in settings["callbacks"] if not isinstance(c, ProgressBar)]
@@ -113,7 +103,6 @@ class TrainerCLI(LightningCLI):
         _place(trainer, is_fit=self.subcommand in (None, "fit"))
         if self.subcommand not in (None, "fit"):
             trainer.loggers = [logger for logger in trainer.loggers if not isinstance(logger, JsonlLogger)]
-        trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
 
 

@@ -38,7 +38,7 @@ BROKEN = {
     "cut by a byte": (lambda path, good: path.write_bytes(good[:-1]), "is truncated or no checkpoint"),
     "empty": (lambda path, good: path.write_bytes(b""), "is truncated or no checkpoint"),
     "junk": (lambda path, good: path.write_bytes(bytes(range(128, 256)) * 9), "is truncated or no checkpoint"),
-    "damaged": (lambda path, good: path.write_bytes(good[:2000] + b"0" * 900 + good[2900:]), "is damaged, or holds"),
+    "damaged": (lambda path, good: path.write_bytes(good[:2000] + b"0" * 900 + good[2900:]), "is damaged, the CRC-32"),
     "a list": (lambda path, good: torch.save([1, 2], path), "is no Lightning checkpoint: expected a state_dict inside"),
     "a folder": (lambda path, good: path.mkdir(), "model_index.json: expected a file of an exported model"),
     "mischief": (

@@ -12,8 +12,8 @@ FLOORS = {
     "weight_files weight_fitting collapse schedules",
     1: "compression decoders networks data metrics features rewards loss_weights",
     2: "denoiser log_ratio",
-    3: "objectives guidance samplers generative_model ema power_ema snapshots checkpoints report diagnosis pairs "
-    "calibration kinetic",
+    3: "objectives guidance samplers generative_model ema power_ema snapshots checkpoints checkpoint_io report "
+    "diagnosis pairs calibration kinetic",
     4: "importing modules export strategies loggers sources evaluation length_choice teacher_diagnosis diversity",
     5: "callbacks",
     6: "cli trainer_cli commands __main__",

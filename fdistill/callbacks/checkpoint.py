@@ -1,11 +1,22 @@
-"""checkpoints/last.ckpt, kept up to date and written at the end as well."""
+"""checkpoints/last.ckpt, kept up to date, and written at the end and before a signal ends the run as well."""
+
+import signal
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from fdistill.callbacks.signals import EndSignals
+from fdistill.files import remove_left_overs
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Saves last.ckpt every n turns and at the end, and nothing when a turn fails; continue with --ckpt_path last."""
+    """Saves last.ckpt every n turns and at the end, and nothing when a turn fails; continue with --ckpt_path last.
+
+    SIGTERM, SIGUSR1 and SIGUSR2 (pre-emption and time limits) save at the end of the turn, with several ranks of the
+    next one, and end the run with status 128 + the signal's number: 143 for SIGTERM. It stands behind all other
+    callbacks, so that what they did in a turn is in their state, and their files are written, before last.ckpt says so.
+    """
 
     def __init__(self, every_n_turns: int = 200) -> None:
         """Args:
@@ -18,16 +29,40 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_exception=False,
             enable_version_counter=False,
         )
+        self._signals = EndSignals()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Go to the end of the callbacks, and clear away what a killed run was writing."""
+        super().setup(trainer, pl_module, stage)
+        trainer.callbacks = [other for other in trainer.callbacks if other is not self] + [self]
+        if stage == "fit" and trainer.is_global_zero:
+            remove_left_overs(self.dirpath)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen; Lightning has listened for SIGTERM up to here."""
+        super().on_train_start(trainer, pl_module)
+        self._signals.listen(signal.SIGTERM if trainer.received_sigterm else 0)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: object) -> None:
-        """Save on schedule."""
-        if trainer.global_step % self._every_n_train_steps == 0 and trainer.global_step != self._last_global_step_saved:
+        """Save on schedule, or because a signal asks for the end."""
+        number = self._signals.agreed()
+        if (number or trainer.global_step % self._every_n_train_steps == 0) and self._is_new(trainer):
             self._save_last_checkpoint(trainer, {})
+        if number:
+            rank_zero_info(
+                f"{signal.Signals(number).name}: saved turn {trainer.global_step} to {self.last_model_path} and ended; "
+                "continue with --ckpt_path last"
+            )
+            raise SystemExit(128 + number)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what came after the last scheduled save."""
-        if trainer.global_step != self._last_global_step_saved:
+        self._signals.close()
+        if self._is_new(trainer):
             self._save_last_checkpoint(trainer, {})
+
+    def _is_new(self, trainer: L.Trainer) -> bool:
+        return trainer.global_step != self._last_global_step_saved
 
     @property
     def state_key(self) -> str:

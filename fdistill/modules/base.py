@@ -6,23 +6,22 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
+from fdistill.checkpoint_io import SafeCheckpointIO
 from fdistill.checkpoints import RECORD, model_record
 from fdistill.data import GenerativeDataModule
 from fdistill.denoiser import Denoiser
-from fdistill.distributed import gather_objects, global_sum, whole, world_size
+from fdistill.distributed import gather_objects, whole, world_size
 from fdistill.generative_model import GenerativeModel
-from fdistill.loggers import JsonlLogger
+from fdistill.loggers import JsonlLogger, log_numbers
+from fdistill.modules.guard import Check, Guard, Samples
 from fdistill.random_streams import fold_seed, generator_for
 from fdistill.strategies import ReplicatedStrategy
 from fdistill.weight_files import CheckpointError
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient is NaN or infinite; no optimiser has moved."""
 
 
 class MicroBatch(NamedTuple):
@@ -44,7 +43,10 @@ class GenerativeModule(L.LightningModule):
     frozen_prefixes: tuple[str, ...] = ()
     """Names of sub-modules whose weights are not saved, because they are loaded from elsewhere."""
 
-    def __init__(self, seed: int, gradient_clip: float, accumulate: int = 1) -> None:
+    checks_later: tuple[str, ...] = ("cuda",)
+    """Devices on which the host does not wait in every turn to know that it is finite."""
+
+    def __init__(self, seed: int, gradient_clip: float, accumulate: int = 1, skip_nonfinite: int = 0) -> None:
         super().__init__()
         if not gradient_clip > 0:
             raise ValueError(f"gradient_clip is the largest gradient norm of a step and positive: got {gradient_clip}")
@@ -53,6 +55,7 @@ class GenerativeModule(L.LightningModule):
                 f"accumulate is a number of micro-batches in a turn: expected at least 1, got {accumulate}"
             )
         self.seed, self.gradient_clip, self.accumulate = seed, gradient_clip, accumulate
+        self.guard = Guard(skip_nonfinite)
         self.automatic_optimization = False
         self.strict_loading = False  # the teacher is not in the checkpoint; on_load_checkpoint checks all else
         self._random_states: list[dict[str, Tensor]] | None = None
@@ -84,8 +87,10 @@ class GenerativeModule(L.LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Check what only the run can tell: data against networks, precision."""
+        """Check what only the run can tell: data against networks, precision; read and write checkpoints safely."""
         strategy, precision = self.trainer.strategy, self.trainer.precision
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # one that the user chose stays
+            strategy.checkpoint_io = SafeCheckpointIO()
         if not isinstance(strategy, SingleDeviceStrategy | ReplicatedStrategy):
             raise ValueError(
                 "turns in which networks alternate, and gradients that are averaged here, break other strategies: "
@@ -133,45 +138,66 @@ class GenerativeModule(L.LightningModule):
         return torch.randn(shape, generator=generator, device=self.device)
 
     def guarded_step(
-        self, losses: dict[str, Tensor], networks: dict[str, nn.Module], optimizers: list[LightningOptimizer]
-    ) -> dict[str, Tensor]:
+        self,
+        losses: dict[str, Tensor],
+        networks: dict[str, nn.Module],
+        optimizers: list[LightningOptimizer],
+        samples: Samples | None = None,
+    ) -> dict[str, Tensor] | None:
         """Average, clip and check the gradients of all networks that move this turn, then step their optimisers.
+
+        On CUDA, fused optimisers read on the device whether they may move, and the host reads it one turn later, or
+        before a checkpoint is written: it never waits. Everything else waits for the check.
 
         Args:
             losses: the scalar terms of the turn, for the check.
             networks: what moves, by name; each is clipped on its own.
             optimizers: the first one's step is the turn's counted step, the others move below the counter.
+            samples: of the turn, for the noise levels in the message.
 
         Returns:
-            Gradient norms before clipping, by name of the network.
+            Gradient norms before clipping, by name of the network; None where the turn is skipped.
 
         Raises:
             NonFiniteError: on every rank, before any optimiser moved, naming the terms.
         """
+        self.guard.settle()
         if isinstance(self.trainer.strategy, ReplicatedStrategy):
             self.trainer.strategy.average_gradients(networks)
         norms = {}
         for name, network in networks.items():
             norms[name] = whole(torch.nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)).detach()
-        self._check_finite({**losses, **{f"gradient of {name}": norm for name, norm in norms.items()}})
+        terms = {**losses, **{f"gradient of {name}": norm for name, norm in norms.items()}}
+        check, skipped = Check.of(self.global_step, terms, samples), False
+        if self._checks_later(optimizers):
+            flag = self.guard.look_later(check)
+            for optimizer in optimizers:
+                optimizer.optimizer.found_inf = flag  # what torch's GradScaler gives a fused optimiser
+        elif skipped := self.guard.skips(check):
+            log_numbers(self.loggers, {"guard/skipped_turns": self.guard.skipped}, self.global_step + 1)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)  # no optimiser moves a weight without gradient
         for index, optimizer in enumerate(optimizers):
             if index == 0:
                 optimizer.step()
             else:
                 self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None, model=self)
             optimizer.zero_grad(set_to_none=True)
-        return norms
+        return None if skipped else norms
 
-    def _check_finite(self, terms: dict[str, Tensor]) -> None:
-        broken = (~torch.stack([term.detach().float() for term in terms.values()]).isfinite()).float()
-        if global_sum(broken).any():
-            names = [name for name, bad in zip(terms, broken.tolist(), strict=True) if bad] or [
-                "a term of another rank"
-            ]
-            raise NonFiniteError(
-                f"{', '.join(names)} became NaN or infinite in turn {self.global_step}; no weight was changed: "
-                "lower the learning rate, check the data, or resume from the last checkpoint"
-            )
+    def _checks_later(self, optimizers: list[LightningOptimizer]) -> bool:
+        """Whether nothing moves in a broken turn although the host does not know yet; no turn is skipped so."""
+        if self.guard.allowed or self.device.type not in self.checks_later:
+            return False
+        return all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Remember what a turn may have to give back."""
+        self.guard.remember(b for name, b in self.named_buffers() if not name.startswith(self.frozen_prefixes))
+
+    def on_train_end(self) -> None:
+        """Know that the last turn was finite."""
+        self.guard.settle()
 
     def is_logging_turn(self, turn: int) -> bool:
         """Whether the values of this turn go to the loggers."""
@@ -207,7 +233,13 @@ class GenerativeModule(L.LightningModule):
         return {name: value for name, value in state.items() if not name.startswith(self.frozen_prefixes)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the description of the model and the random states of every rank (for networks with dropout)."""
+        """Add the description of the model and the random states of every rank (for networks with dropout).
+
+        Raises:
+            NonFiniteError: where the turn that just ended was broken, so that nothing of it is saved.
+        """
+        self.guard.settle()
+        checkpoint["guard"] = self.guard.state_dict()
         checkpoint[RECORD] = model_record(self.generative_model())
         mine = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -226,6 +258,7 @@ class GenerativeModule(L.LightningModule):
                 "continue with the configuration that it was made with"
             )
         self._random_states = checkpoint.get("random_states")
+        self.guard.load_state_dict(checkpoint.get("guard", {"skipped": 0, "in_a_row": 0}))
         self._seconds_before = checkpoint[RECORD]["facts"]["train_seconds"]
 
     def on_train_start(self) -> None:

@@ -27,6 +27,7 @@ from fdistill.modules.start import (
     check_one_step,
     check_real,
     described_source,
+    fitting_pairs,
     guidance_facts,
     known_sigma_data,
     learners,
@@ -35,7 +36,6 @@ from fdistill.modules.start import (
 )
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import Objective
-from fdistill.pairs import TeacherPairs
 from fdistill.schedules import Schedule
 
 
@@ -88,6 +88,7 @@ class DistillationModule(DistillationTurn):
             UniInstruct normalises, the Monge gap. The ratio's bins end a turn as with the whole batch, but a
             micro-batch is centred by itself and those before it. Instance noise, pairs, the directions of r1_step
             and random skews are drawn for each micro-batch: other numbers of the same law.
+        skip_nonfinite: turns in a row with a NaN or an infinity that are skipped and counted; 0 stops at the first.
         seed: of all noise; set by seed_everything on the command line.
 
     Raises:
@@ -131,9 +132,10 @@ class DistillationModule(DistillationTurn):
         ratio_bins: int = 10,
         ratio_decay: float = 0.99,
         accumulate: int = 1,
+        skip_nonfinite: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(seed, gradient_clip, accumulate)
+        super().__init__(seed, gradient_clip, accumulate, skip_nonfinite)
         check_choices(turn, discriminator, fake_noise_levels, fake_label_dropout, reuse_generated)
         check_numbers(fake_updates_per_student, fake_score_warmup, fake_label_dropout=fake_label_dropout)
         check_needs(objective, discriminator, pairs, r1_weight, r1_step)
@@ -161,9 +163,7 @@ class DistillationModule(DistillationTurn):
         self.fake_guidance, self.fake_label_dropout = fake_guidance, fake_label_dropout
         self.discriminator_lr, self.imitation, self.reuse_generated = discriminator_lr, imitation, reuse_generated
         self.r1_weight, self.r1_step, self.instance_noise = r1_weight, r1_step, instance_noise
-        self.pairs = None if pairs is None else TeacherPairs.load(pairs)
-        if self.pairs is not None:
-            self.pairs.check_fits(self.student.sample_shape, self.student.num_classes, self.guidance)
+        self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)
         self.ratio: RatioEstimator | None = None
         if needs.discriminator:
             network = build_discriminator(self.reads, self.teacher, self.student, self.fake_score, seed)

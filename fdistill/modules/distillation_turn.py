@@ -15,6 +15,7 @@ from fdistill.modules.base import MicroBatch, mean_of
 from fdistill.modules.consult import Opinion
 from fdistill.modules.discrimination import Reads, Shown, consult_and_show, logit_of, r1_penalty, shown
 from fdistill.modules.generation import Generated, drawn_steps, dropped_labels, simulate
+from fdistill.modules.guard import Samples
 from fdistill.modules.rhythm import Rhythm
 from fdistill.modules.student_gradient import balance, ratio_log, student_gradient
 from fdistill.modules.student_validation import StudentValidation
@@ -62,11 +63,13 @@ class DistillationTurn(StudentValidation):
         student_learns, fake_learns = self.rhythm.learns(turn)
         self._fresh: list[tuple[Tensor, Tensor | None]] = []
         parts = [self._learn(batch, part, student_learns, fake_learns) for part in self.micro_batches(len(batch.x))]
+        losses, log = (mean_of([part[i] for part in parts]) for i in (0, 1))
+        norms = self._step(losses, student_learns, fake_learns, Samples.joined([part[2] for part in parts]))
+        if norms is None:
+            return
         if self.reuse_generated and self._fresh:
             x, labels = zip(*self._fresh, strict=True)
             self.last_generated = torch.cat(x), None if labels[0] is None else torch.cat(labels)
-        losses, log = (mean_of(numbers) for numbers in zip(*parts, strict=True))
-        norms = self._step(losses, student_learns, fake_learns)
         if student_learns:
             self._follow_student(turn)
         if self.is_logging_turn(turn):
@@ -75,8 +78,8 @@ class DistillationTurn(StudentValidation):
 
     def _learn(
         self, batch: Batch, part: MicroBatch, student_learns: bool, fake_learns: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses of a micro-batch, whose gradients are in the networks now, and numbers for the loggers."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Samples]:
+        """Losses of a micro-batch, whose gradients are in the networks now, numbers for the loggers, its samples."""
         objective = self.objective.at(self.updates)
         needs = objective.needs if student_learns else Needs()
         generator = part.own
@@ -105,7 +108,8 @@ class DistillationTurn(StudentValidation):
             losses |= fake_losses
         if student_learns:
             self.backward_share(_descent(generated.x, gradient.x) + _descent(regression_x, gradient.regression))
-        return losses, log
+        values = [value for value in (x, x_t, teacher.denoised, fake.denoised) if value is not None]
+        return losses, log, Samples(generated.sigma, values)
 
     def _generate(
         self, batch: Batch, generator: torch.Generator, student_learns: bool, rows: slice = slice(None)
@@ -254,13 +258,15 @@ class DistillationTurn(StudentValidation):
         if mine is not None:
             self.last_generated = tuple(None if value is None else value.to(self.device) for value in mine)
 
-    def _step(self, losses: dict[str, Tensor], student_learns: bool, fake_learns: bool) -> dict[str, Tensor]:
+    def _step(
+        self, losses: dict[str, Tensor], student_learns: bool, fake_learns: bool, samples: Samples
+    ) -> dict[str, Tensor] | None:
         student_optimizer, fake_optimizer = self.optimizers()
         fake_side = {"fake_score": self.fake_score, "discriminator": self.ratio} if fake_learns else {}
         networks = {"student": self.student} if student_learns else {}
         networks |= {name: network for name, network in fake_side.items() if network is not None}
         moving = [student_optimizer] * student_learns + [fake_optimizer] * fake_learns
-        return self.guarded_step(losses, networks, moving)
+        return self.guarded_step(losses, networks, moving, samples)
 
     @torch.no_grad()
     def _follow_student(self, turn: int) -> None:

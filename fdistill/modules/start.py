@@ -15,6 +15,7 @@ from fdistill.modules.discrimination import Reads
 from fdistill.modules.rhythm import Turn
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import Objective
+from fdistill.pairs import TeacherPairs
 from fdistill.preconditioning import EDM
 from fdistill.schedules import Schedule
 
@@ -247,3 +248,10 @@ def _trainable(denoiser: Denoiser, name: str) -> Denoiser:
             f"the teacher has no parameters to start the {name} from: give {name} as a denoiser of its own"
         )
     return copied
+
+
+def fitting_pairs(file: str, student: Denoiser, guidance: float | Guidance) -> TeacherPairs:
+    """The pairs of a file, made for such a student and guidance; raises as `TeacherPairs` does."""
+    pairs = TeacherPairs.load(file)
+    pairs.check_fits(student.sample_shape, student.num_classes, guidance)
+    return pairs

@@ -11,6 +11,7 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.grids import SamplingGrid
 from fdistill.loss_weights import EDMWeight, LossWeight
 from fdistill.modules.base import GenerativeModule, MicroBatch, mean_of
+from fdistill.modules.guard import Samples
 from fdistill.networks import Network
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import weighted_denoising_loss
@@ -40,6 +41,7 @@ class TeacherModule(GenerativeModule):
         sampler: Sampler | None = None,
         grid: SamplingGrid | None = None,
         accumulate: int = 1,
+        skip_nonfinite: int = 0,
         seed: int = 0,
     ) -> None:
         """Args:
@@ -62,9 +64,10 @@ class TeacherModule(GenerativeModule):
         grid: noise levels at which it is sampled, in place of num_steps, sigma_min and sigma_max.
         accumulate: micro-batches that a turn splits its batch into: the memory of one, and up to rounding the step of
             the whole batch. It divides data.batch_size.
+        skip_nonfinite: turns in a row with a NaN or an infinity that are skipped and counted; 0 stops at the first.
         seed: of all noise; set by seed_everything on the command line.
         """
-        super().__init__(seed, gradient_clip, accumulate)
+        super().__init__(seed, gradient_clip, accumulate, skip_nonfinite)
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout is a probability in [0, 1]: got {label_dropout}")
         if label_dropout and network.num_classes and not network.knows_no_class:
@@ -104,20 +107,23 @@ class TeacherModule(GenerativeModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         turn = self.global_step
-        losses = mean_of([self._learn(batch, part) for part in self.micro_batches(len(batch.x))])
-        norms = self.guarded_step(losses, self.learning(), [self.optimizers()])
+        parts = [self._learn(batch, part) for part in self.micro_batches(len(batch.x))]
+        losses, samples = mean_of([part[0] for part in parts]), Samples.joined([part[1] for part in parts])
+        norms = self.guarded_step(losses, self.learning(), [self.optimizers()], samples)
+        if norms is None:
+            return
         self.ema.update(self.denoiser, turn)
         if self.is_logging_turn(turn):
             self.write_log(losses | {f"grad_norm/{name}": norm for name, norm in norms.items()}, turn)
 
-    def _learn(self, batch: Batch, part: MicroBatch) -> dict[str, Tensor]:
-        loss = self._loss(self.denoiser, batch, part.whole, self.label_dropout, self.loss_weight, part.rows)
+    def _learn(self, batch: Batch, part: MicroBatch) -> tuple[dict[str, Tensor], Samples]:
+        loss, samples = self._loss(self.denoiser, batch, part.whole, self.label_dropout, self.loss_weight, part.rows)
         self.backward_share(loss)
-        return {"loss/teacher": loss}
+        return {"loss/teacher": loss}, samples
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         generator = generator_for(self.seed, batch_idx, self.global_rank, device=self.device)
-        loss = self._loss(self.ema.average, batch, generator, 0.0, self.validation_weight)
+        loss, _ = self._loss(self.ema.average, batch, generator, 0.0, self.validation_weight)
         self.log("validation/loss", loss, batch_size=len(batch.x), sync_dist=True, prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -137,7 +143,7 @@ class TeacherModule(GenerativeModule):
         dropout: float,
         weight: LossWeight,
         rows: slice = slice(None),
-    ) -> Tensor:
+    ) -> tuple[Tensor, Samples]:
         """The mean loss of these rows; the noise is drawn for all, so that no row's depends on how they are split."""
         x_0, labels = batch
         sigma = self.noise_levels.sample(len(x_0), generator, self.device)
@@ -147,4 +153,5 @@ class TeacherModule(GenerativeModule):
             labels = torch.where(dropped, denoiser.num_classes, labels)
         x_0, sigma, labels = x_0[rows], sigma[rows], labels[rows]
         x = x_0 + sigma.reshape(-1, *[1] * (x_0.ndim - 1)) * noise[rows]
-        return weighted_denoising_loss(denoiser(x, sigma, labels), x_0, sigma, weight)
+        denoised = denoiser(x, sigma, labels)
+        return weighted_denoising_loss(denoised, x_0, sigma, weight), Samples(sigma, [x, denoised])

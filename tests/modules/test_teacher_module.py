@@ -35,7 +35,7 @@ def test_the_loss_comes_down_to_its_minimum_in_closed_form():
 
     def loss_of(denoiser):
         with torch.no_grad():
-            return float(module._loss(denoiser, test, generator_for(7), 0.0, module.loss_weight))
+            return float(module._loss(denoiser, test, generator_for(7), 0.0, module.loss_weight)[0])
 
     exact_loss = loss_of(exact([[0.0, 0.0]], [STD]))
     assert exact_loss == pytest.approx(optimal_loss(), rel=0.01)
@@ -97,7 +97,7 @@ def test_the_checkpoint_is_the_average_with_its_sampler(tmp_path):
 
 
 def loss_and_gradient(module, batch):
-    loss = module._loss(module.denoiser, batch, generator_for(5), 0.0, module.loss_weight)
+    loss, _ = module._loss(module.denoiser, batch, generator_for(5), 0.0, module.loss_weight)
     return loss.detach(), torch.autograd.grad(loss, list(module.denoiser.parameters()))
 
 

@@ -1,0 +1,47 @@
+"""How a run writes and reads its checkpoints: whole or not at all, and nothing that was altered or would execute."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from fdistill.checkpoints import read_run_checkpoint
+from fdistill.files import replace_file
+from fdistill.weight_files import CheckpointError
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Writes beside the old file and renames; reads with weights_only and explains a broken file in one line.
+
+    Lightning's own writes to the system's temporary folder, keeps two copies in memory, and moves the file with a copy
+    where that folder is another disk: a kill there leaves half a checkpoint in place of the old one. Nothing is synced,
+    and a folder that may not be written to goes unnoticed (lightning 2.6.6, `_atomic_save`).
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write it to the disk, then let it take the name.
+
+        Raises:
+            CheckpointError: in one line, when it cannot be written; the old file is as it was.
+        """
+        try:
+            with replace_file(path) as file:
+                _save(checkpoint, file)
+        except OSError as error:
+            left = "the one before it is as it was" if Path(path).is_file() else "there is none before it"
+            raise CheckpointError(f"{error}; {left}") from error
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The checkpoint, on the CPU."""
+        return read_run_checkpoint(path)
+
+
+def _save(checkpoint: dict[str, Any], file: Any) -> None:
+    """torch.save, with the reason of a failed write in place of torch's own remark about it."""
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
