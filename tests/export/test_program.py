@@ -13,7 +13,7 @@ from fdistill.checkpoints import load_model
 from fdistill.denoiser import Denoiser
 from fdistill.export.program import FILES, Generator, write_program
 from fdistill.generative_model import GenerativeModel
-from fdistill.networks import EDM2UNet, SmallUNet, SongUNet
+from fdistill.networks import DiffusersUNet, EDM2UNet, SmallUNet, SongUNet
 from fdistill.preconditioning import EDM
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -22,6 +22,7 @@ NETWORKS = {
     "SmallUNet": lambda: SmallUNet(8, 1, (8, 8), num_classes=3),
     "SongUNet": lambda: SongUNet(model_channels=8, channel_mult=[1, 1], **ATTENDS),
     "EDM2UNet": lambda: EDM2UNet(model_channels=64, channel_mult=[1, 1], **ATTENDS),
+    "DiffusersUNet": lambda: DiffusersUNet(8, 1, (8, 8), num_classes=3),
     "MLP": lambda: mlp().network,
 }
 
@@ -54,7 +55,7 @@ def test_the_generator_is_the_model_s_own_map(network, sigmas):
         assert torch.equal(Generator(model)(*made(model, 5).arguments), made(model, 5).samples)
 
 
-@pytest.mark.parametrize(("network", "sigmas"), [("SongUNet", 5.0), ("MLP", [5.0, 1.0, 0.5])])
+@pytest.mark.parametrize(("network", "sigmas"), [("DiffusersUNet", 5.0), ("SongUNet", 5.0), ("MLP", [5.0, 1.0, 0.5])])
 def test_torch_export_is_the_model_for_every_batch_size(network, sigmas, tmp_path):
     model = student(network, sigmas)
     program = torch.export.load(write_program(model, "torch_export", tmp_path)).module()
@@ -63,7 +64,7 @@ def test_torch_export_is_the_model_for_every_batch_size(network, sigmas, tmp_pat
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="the onnx extra is not installed")
-@pytest.mark.parametrize(("network", "sigmas"), [("SongUNet", 5.0), ("MLP", [5.0, 1.0, 0.5])])
+@pytest.mark.parametrize(("network", "sigmas"), [("DiffusersUNet", 5.0), ("SongUNet", 5.0), ("MLP", [5.0, 1.0, 0.5])])
 def test_onnx_is_the_model_for_every_batch_size(network, sigmas, tmp_path):
     import onnxruntime
 
