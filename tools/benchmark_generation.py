@@ -1,9 +1,10 @@
-"""Images per second of a student by every way to run it, beside its bare network and its teacher, in one run.
+"""Images a second of a student by every way to run it, beside its bare network and its teacher, in one run.
 
     python tools/benchmark_generation.py --student checkpoints/digits-student --teacher checkpoints/digits-teacher
     python tools/benchmark_generation.py --student checkpoints/digits-student --cifar --batches 1 8 --repeats 3
 
-Ways are timed in turn within each repeat, so that a slow moment of the machine meets all of them; rates are medians.
+Ways are timed in turn within each repeat, so that a slow moment of the machine meets all of them; shares are medians of
+the repeats' ratios. On the CPU seconds are those that the process computed, so that others' load does not count.
 Writes results.json and prints a Markdown table: images/s of the bare network, and the share of it of each way.
 """
 
@@ -74,19 +75,23 @@ def artefacts(student: GenerativeModel, latents: Tensor, labels: Tensor | None, 
     return found
 
 
-def rates(found: dict[str, Way], n: int, repeats: int) -> dict[str, float]:
-    """Median images per second of each way; one untimed call before."""
+def rates(found: dict[str, Way], n: int, repeats: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Of the first way median images per second, of the others the median share of it; one untimed call before."""
     for way in found.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for _ in tqdm(range(repeats), desc=f"batch {n}", leave=False):
         for name, way in found.items():
             _wait()
-            started = time.perf_counter()
+            started = clock()
             way()
             _wait()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: n / statistics.median(taken) for name, taken in seconds.items()}
+            seconds[name].append(clock() - started)
+    bare, *others = found
+    shares = {
+        name: statistics.median(b / a for a, b in zip(seconds[name], seconds[bare], strict=True)) for name in others
+    }
+    return {bare: n / statistics.median(seconds[bare])} | shares
 
 
 def _wait() -> None:
@@ -115,22 +120,21 @@ def main() -> None:
     student, teacher = cifar_models() if arguments.cifar else map(load_model, (arguments.student, arguments.teacher))
     student.to(arguments.device)
     teacher.to(arguments.device)
-    results = {}
+    results, clock = {}, time.process_time if arguments.device == "cpu" else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
         for n in arguments.batches:
             programs = arguments.device == "cpu" and not arguments.no_programs
             found = ways(student, n, Path(folder), programs)
             latents, labels = teacher.noise(n, 0), teacher.labels(n)
             found[f"teacher, {teacher.evaluations} evaluations"] = lambda z=latents, y=labels: teacher.sample(z, y)
-            results[n] = rates(found, n, arguments.repeats)
+            results[n] = rates(found, n, arguments.repeats, clock)
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "results.json", {str(n): row for n, row in results.items()})
     names = list(results[arguments.batches[0]])
     print("| batch | bare network, images/s | " + " | ".join(names[1:]) + " |")
     print("|---" * (len(names) + 1) + "|")
     for n, row in results.items():
-        bare = row[names[0]]
-        print(f"| {n} | {bare:,.4g} | " + " | ".join(f"{row[name] / bare:.1%}" for name in names[1:]) + " |")
+        print(f"| {n} | {row[names[0]]:,.4g} | " + " | ".join(f"{row[name]:.1%}" for name in names[1:]) + " |")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@
 # a process dies, at most RESTARTS times. The run folder is on a file system that all machines see.
 set -euo pipefail
 
+# a store of each attempt's own: in the shared one torch 2.13 leaves the addresses of dead processes to the next attempt
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
 exec torchrun \
     --nnodes "${NODES:-1}" \
     --nproc-per-node "${GPUS:-8}" \
