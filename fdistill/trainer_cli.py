@@ -113,7 +113,7 @@ def run_trainer(arguments: Sequence[str] | None, run: bool = True) -> TrainerCLI
         UsageError: for everything that is wrong with arguments or configuration, in one line.
     """
     try:
-        with _quiet():
+        with quiet():
             return TrainerCLI(
                 GenerativeModule,
                 GenerativeDataModule,
@@ -175,7 +175,7 @@ def _broken_file(arguments: Sequence[str]) -> str | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the lines that every run of ours would print and nobody needs; all other warnings stay."""
     talkative = [
         logging.getLogger(f"lightning.{name}") for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed")

@@ -14,9 +14,10 @@ FLOORS = {
     2: "denoiser log_ratio",
     3: "objectives guidance samplers generative_model ema power_ema snapshots checkpoints checkpoint_io report "
     "diagnosis pairs calibration kinetic",
-    4: "importing modules export strategies loggers sources evaluation length_choice teacher_diagnosis diversity",
+    4: "importing modules export strategies loggers sources evaluation length_choice teacher_diagnosis diversity "
+    "planning",
     5: "callbacks",
-    6: "cli trainer_cli commands __main__",
+    6: "cli trainer_cli plan_cli commands __main__",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 

@@ -2,7 +2,8 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from fdistill.commands.explain import explain, raised_by_class
@@ -26,6 +27,8 @@ class Verb(NamedTuple):
     """The function's list of numbers that takes all arguments after its option."""
     function: str | None = None
     """Where Python keeps the command's name for itself."""
+    of_fit: str | None = None
+    """The function's list that takes all other arguments, which are those of fit."""
 
 
 VERBS = {
@@ -52,6 +55,11 @@ VERBS = {
         positional=True,
         listed="lengths",
     ),
+    "plan": Verb(
+        "memory, FLOPs and days of a fit on a kind and number of GPUs, before it is started",
+        "fdistill.plan_cli",
+        of_fit="settings",
+    ),
     "diagnose": Verb(
         "do a teacher's deterministic samples crowd together, and why", "fdistill.commands.diagnose", positional=True
     ),
@@ -67,7 +75,7 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
     verb = VERBS[name]
     function: Callable[..., None] = getattr(importlib.import_module(verb.module), verb.function or name)
     parser = ArgumentParser(prog=f"fdistill {name}", exit_on_error=False)
-    skipped = {verb.several, verb.listed} - {None}
+    skipped = {verb.several, verb.listed, verb.of_fit} - {None}
     parser.add_function_arguments(function, as_positional=verb.positional, skip=skipped, sub_configs=True)
     if verb.several is not None:
         parser.add_argument(verb.several, nargs="*", type=str, help="one or several")
@@ -75,6 +83,9 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
         parser.add_argument(f"--{verb.listed}", nargs="+", type=float, help="one or several, a blank between them")
     options = {option: parameter.annotation for option, parameter in inspect.signature(function).parameters.items()}
     switches = {f"--{option}" for option, annotation in options.items() if annotation is bool}
+    passed = {}
+    if verb.of_fit is not None:
+        arguments, passed[verb.of_fit] = _own_and_others(arguments, options)
     try:
         values = parser.parse_args([f"{given}=true" if given in switches else given for given in arguments])
     except (ArgumentError, TypeError) as error:
@@ -83,5 +94,20 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
         built = parser.instantiate_classes(values).as_dict()
     except Exception as error:
         raise raised_by_class(error) from error
-    function(**built)
+    function(**built, **passed)
     return 0
+
+
+def _own_and_others(arguments: Sequence[str], options: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The arguments that belong to these options (and --help), and all others, each in order."""
+    own, others, rest = [], [], iter(arguments)
+    for argument in rest:
+        name = argument.partition("=")[0]
+        if name in ("-h", "--help"):
+            own.append(argument)
+        elif name.removeprefix("--") in options:
+            own.append(argument)
+            own.extend(itertools.islice(rest, "=" not in argument))
+        else:
+            others.append(argument)
+    return own, others

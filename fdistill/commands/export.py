@@ -9,6 +9,7 @@ from fdistill.commands.checked import require_replaceable
 from fdistill.commands.sampling import resampled
 from fdistill.export import export_folder
 from fdistill.export.folder import loads_in_stock_diffusers
+from fdistill.export.program import FILES
 from fdistill.generative_model import GenerativeModel
 from fdistill.grids import SamplingGrid
 from fdistill.report import print_table
@@ -26,6 +27,8 @@ def export(
     guidance: float | None = None,
     guidance_interval: list[float] | None = None,
     guide: str | None = None,
+    onnx: bool = False,
+    torch_export: bool = False,
 ) -> None:
     """Write a folder that diffusers loads: the averaged weights as safetensors, configuration and model card.
 
@@ -39,6 +42,8 @@ def export(
         guidance: scale of a teacher's guidance; 1 for none.
         guidance_interval: two noise levels, low and high, between which guidance acts.
         guide: a worse teacher of the same samples, for autoguidance; the folder then holds it too.
+        onnx: of a student, also write generator.onnx: latents and labels to samples, for any batch size.
+        torch_export: of a student, also write generator.pt2, the same for torch.export.load.
     """
     require_replaceable(Path(folder), *_inputs(checkpoint, report, guide))
     loaded = load_model(checkpoint)
@@ -48,12 +53,17 @@ def export(
             f"{report} measured the teacher as it was sampled before: export it first, then evaluate the folder"
         )
     numbers = None if report is None else _numbers(Path(report), model, checkpoint)
-    target = export_folder(model, folder, numbers)
+    programs = [program for program, wanted in (("onnx", onnx), ("torch_export", torch_export)) if wanted]
+    target = export_folder(model, folder, numbers, programs)
     if numbers is not None and model.kind == "student":
         print_table(numbers)
     loader = "stock diffusers (ConsistencyModelPipeline)" if loads_in_stock_diffusers(model) else "fdistill"
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
     print(f"wrote {target}: a {model.kind} of {evaluations} per sample, loaded by {loader}")
+    for program in programs:
+        print(
+            f"wrote {target / FILES[program]}: its map from latents{' and labels' * (model.num_classes > 0)} to samples"
+        )
 
 
 def _inputs(checkpoint: str, *others: str | None) -> list[Path]:

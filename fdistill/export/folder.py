@@ -6,6 +6,7 @@ ours. All weights are safetensors.
 """
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from fdistill.checkpoints import RECORD, model_from_record, model_record, model_weights
 from fdistill.denoiser import Denoiser
 from fdistill.export.model_card import model_card
+from fdistill.export.program import Program, check_program, write_program
 from fdistill.export.stock_levels import stock_levels
 from fdistill.files import replace_folder
 from fdistill.generative_model import GenerativeModel
@@ -38,21 +40,30 @@ __all__ = ["{name}"]
 '''
 
 
-def export_folder(model: GenerativeModel, target: Path | str, report: dict[str, Any] | None = None) -> Path:
+def export_folder(
+    model: GenerativeModel,
+    target: Path | str,
+    report: dict[str, Any] | None = None,
+    programs: Sequence[Program] = (),
+) -> Path:
     """Write the model as a folder; an existing folder is replaced only once the new one is whole.
 
     Args:
         model: student or teacher.
         target: the folder.
         report: an evaluation report, for the model card.
+        programs: artefacts of a student's map that the folder holds beside its weights.
 
     Returns:
         The folder.
 
     Raises:
         OSError: if it cannot be written.
+        ValueError: for programs of a teacher, or whose packages are missing.
     """
     target = Path(target)
+    for program in programs:
+        check_program(model, program)
     stock = loads_in_stock_diffusers(model)
     with replace_folder(target) as folder:
         if stock:
@@ -64,6 +75,8 @@ def export_folder(model: GenerativeModel, target: Path | str, report: dict[str, 
             model.decoder.save(folder / _DECODER)
             record["decoder"] = _DECODER
         (folder / f"{RECORD}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for program in programs:
+            write_program(model, program, folder)
         card = folder / "README.md"
         card.write_text(model_card(model, target.name, stock, report), encoding="utf-8")
         for weights in folder.rglob("*.safetensors"):  # safetensors writes for the owner only

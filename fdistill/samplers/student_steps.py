@@ -1,5 +1,7 @@
 """The steps of a student, of the samplers' signature: D, and D of its last sample noised anew."""
 
+import itertools
+
 from torch import Tensor
 
 from fdistill.denoiser import Denoiser
@@ -65,7 +67,8 @@ def renoise(x: Tensor | None, z: Tensor, sigma: Tensor | float) -> Tensor:
 
 def check_grid(sigmas: Tensor) -> list[float]:
     """The levels of a sampling grid, or ValueError where they do not fall strictly from a positive one to >= 0."""
-    falls = sigmas.ndim == 1 and len(sigmas) and sigmas[0] > 0 and (sigmas.diff() < 0).all() and sigmas[-1] >= 0
-    if not falls:  # a nan falls nowhere
+    levels = sigmas.tolist() if sigmas.ndim == 1 else []
+    falls = all(high > low for high, low in itertools.pairwise(levels))  # a nan falls nowhere
+    if not (levels and levels[0] > 0 and falls and levels[-1] >= 0):
         raise ValueError(f"a sampling grid falls strictly from a positive level to >= 0: got {sigmas.tolist()}")
-    return sigmas.tolist()
+    return levels

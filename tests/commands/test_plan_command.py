@@ -1,0 +1,87 @@
+"""fdistill plan: the configuration of fit, a table, plan.json, and nothing else written or trained."""
+
+import json
+
+import pytest
+import torch
+from cli_runs import CONFIGS, fdistill, one_error_line, succeeds
+
+from fdistill.checkpoints import load_model
+
+STUDENT = ["plan", "--config", CONFIGS / "trainer.yaml", "--config", CONFIGS / "quickstart" / "student.yaml"]
+
+
+def test_plan_tells_memory_turns_and_time_and_writes_only_its_file(teacher_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = succeeds(*STUDENT, f"--model.teacher={teacher_checkpoint}", "--gpu=A100", "--gpus", 4, "--out", "plan.json")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    weights = sum(p.numel() for p in load_model(teacher_checkpoint).denoiser.parameters())
+    assert plan["parameters"]["student"] == plan["parameters"]["teacher"] == weights
+    assert plan["turns"]["fused"]["count"] == 1200
+    assert plan["turns"]["fused"]["all_reduce_bytes"] == 4 * (2 * weights + plan["parameters"]["discriminator"])
+    assert plan["hardware"]["gpu"] == "A100"
+    assert plan["batch_size"] == 128
+    for words in ("4 x A100, tf32 at 40%", "optimiser states", "fused", "fits", "an update of the generator costs"):
+        assert words in out
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_overrides_of_fit_are_those_of_plan(teacher_checkpoint, tmp_path):
+    more = [
+        "--data.batch_size=16",
+        "--trainer.precision=bf16-mixed",
+        "--trainer.max_steps",
+        60,
+        "--model.turn=alternating",
+    ]
+    out = succeeds(*STUDENT, f"--model.teacher={teacher_checkpoint}", *more, "--mfu", 0.5)
+    assert "1 x H100, bf16 at 50% of 989 TFLOP/s, batch 16 each" in out
+    assert [line.split()[:2] for line in out.splitlines() if line.startswith(("student", "fake"))] == [
+        ["student", "10"],
+        ["fake", "50"],
+    ]
+
+
+def test_a_recipe_is_planned_without_a_teacher_s_weights(tmp_path):
+    """56 million parameters, of which none gets numbers."""
+    recipe = [CONFIGS / "recipes" / "cifar10_sid.yaml", CONFIGS / "cluster" / "cifar10_teacher.yaml"]
+    out = tmp_path / "plan.json"
+    configs = [part for path in (CONFIGS / "trainer.yaml", *recipe) for part in ("--config", path)]
+    succeeds("plan", *configs, "--out", out)
+    plan = json.loads(out.read_text())
+    assert plan["parameters"]["student"] == pytest.approx(55.7e6, rel=0.01)
+    assert plan["turns"]["student"]["forwards"] == pytest.approx(7, rel=0.01)
+
+
+def test_measured_turns_stand_beside_their_bound(teacher_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    small = ["--data.batch_size=4", "--model.turn=alternating", "--model.fake_updates_per_student=1"]
+    succeeds(*STUDENT, f"--model.teacher={teacher_checkpoint}", *small, "--measure=10", "--out=measured.json")
+    measured = json.loads((tmp_path / "measured.json").read_text())
+    assert measured["threads"] == threads
+    assert {name: row["turns"] for name, row in measured["turns"].items()} == {"fake": 3, "student": 4}
+    assert all(row["bound"] > 0 and 0 < row["fastest"] <= row["median"] for row in measured["turns"].values())
+    assert [path.name for path in tmp_path.iterdir()] == ["measured.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--gpu", "H10"], "there is no GPU 'H10' in the table; did you mean H100?"),
+        (["--gpus", 0], "gpus is positive: got 0"),
+        (["--mfu", 2], "mfu is the share of the peak rate"),
+        (["--measure", 3], "measure is 0 for no turns, or at least 10: got 3"),
+        (["--trainer.max_steps=-1"], "trainer.max_steps is the number of turns"),
+        (["--data.batch_sise=3"], "batch_sise"),
+        (["--gpus", "many"], "gpus is a whole number: got many"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, named, teacher_checkpoint, tmp_path):
+    outcome = fdistill(*STUDENT, f"--model.teacher={teacher_checkpoint}", *arguments, "--out", tmp_path / "plan.json")
+    assert named in one_error_line(outcome)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_configuration_is_asked_for():
+    assert "give --config FILE" in one_error_line(fdistill("plan"))

@@ -1,0 +1,73 @@
+"""configs/cluster: two processes of torchrun, and two of a stand-in of srun, make the same run and continue it."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from cli_runs import CONFIGS, last, weights_of
+
+CLUSTER = CONFIGS / "cluster"
+SRUN = """#!/usr/bin/env bash
+# Two machines of one process each, as srun would start them; its own options are left out.
+while [[ $1 == --* ]]; do shift; done
+SLURM_PROCID=0 SLURM_NODEID=0 SLURM_LOCALID=0 "$@" & first=$!
+SLURM_PROCID=1 SLURM_NODEID=1 SLURM_LOCALID=0 "$@" & second=$!
+wait $first && wait $second
+"""
+SLURM = {
+    "SLURM_NTASKS": "2",
+    "SLURM_NTASKS_PER_NODE": "1",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_JOB_NAME": "fdistill",
+    "SLURM_JOB_ID": "12345",
+    "SLURM_NODELIST": "localhost",
+}
+
+
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def run(script, folder, teacher, turns, tmp_path, **environment):
+    """A few turns of the quick start's student on two processes of the CPU."""
+    trainer = {"accelerator": "cpu", "precision": "32-true", "limit_val_batches": 0, "enable_progress_bar": False}
+    trainer |= {"callbacks": [{"class_path": "LastCheckpoint", "init_args": {"every_n_turns": 2}}]}
+    trainer |= {"default_root_dir": str(folder), "max_steps": turns}
+    small = tmp_path / "small.yaml"
+    small.write_text(yaml.safe_dump({"trainer": trainer}))
+    configs = [CONFIGS / "trainer.yaml", CONFIGS / "quickstart" / "student.yaml", CLUSTER / "replicated.yaml", small]
+    arguments = [part for config in configs for part in ("--config", str(config))]
+    paths = {"PATH": os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])}
+    package = {"PYTHONPATH": os.pathsep.join([str(CONFIGS.parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        ["bash", str(script), *arguments, f"--model.teacher={teacher}", "--data.batch_size=8"],
+        env=os.environ | paths | package | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Starting with 2 processes" in done.stderr
+    return weights_of(folder)
+
+
+@pytest.mark.slow
+def test_torchrun_and_srun_make_the_same_run_and_continue_it(teacher_checkpoint, tmp_path):
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    torchrun, slurm = CLUSTER / "torchrun.sh", CLUSTER / "slurm.sbatch"
+    by_torchrun = {"GPUS": "2", "HEAD": f"localhost:{port()}"}
+    by_slurm = SLURM | {"MASTER_PORT": port()}
+    whole = run(torchrun, tmp_path / "whole", teacher_checkpoint, 4, tmp_path, **by_torchrun)
+    run(slurm, tmp_path / "parts", teacher_checkpoint, 2, tmp_path, **by_slurm)
+    assert torch.load(last(tmp_path / "parts"), weights_only=True)["global_step"] == 2
+    parts = run(slurm, tmp_path / "parts", teacher_checkpoint, 4, tmp_path, **by_slurm)
+    assert whole.keys() == parts.keys()
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []

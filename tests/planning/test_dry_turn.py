@@ -1,0 +1,219 @@
+"""Counted turns: a dry turn is a real one without its arithmetic, and a turn is so many forward passes."""
+
+import copy
+
+import lightning.pytorch as L
+import pytest
+import torch
+from tiny_runs import GivenData, distillation, fit, teacher_training
+from torch.utils.flop_counter import FlopCounterMode
+
+from fdistill.denoiser import Denoiser
+from fdistill.divergences import JensenShannon, ReverseKL
+from fdistill.networks import SmallUNet, SongUNet
+from fdistill.objectives import DMD2, FDistill, SiD, UniInstruct
+from fdistill.planning import dry_turn, forward_flops, turns_of_run
+from fdistill.planning.dry_turn import Meter
+from fdistill.preconditioning import EDM
+
+B = 4
+K = 5
+
+
+def denoiser(widths=(16, 16), num_classes=3, resolution=8):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Denoiser(SmallUNet(resolution, 1, widths, num_classes=num_classes), EDM(0.5))
+
+
+def images(teacher):
+    return GivenData(torch.zeros(3 * B, *teacher.sample_shape), teacher.num_classes, batch_size=B)
+
+
+class NoModules:
+    """In place of torch's module tracker, which fails on modules that see a leaf with gradient under no_grad."""
+
+    parents = ("Global",)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        pass
+
+
+class CountedTurns(L.Callback):
+    """FLOPs of every real turn."""
+
+    def __init__(self):
+        self.flops = []
+
+    def on_train_batch_start(self, *args):
+        self.counter = FlopCounterMode(display=False)
+        self.counter.mod_tracker = NoModules()
+        self.counter.__enter__()
+
+    def on_train_batch_end(self, *args):
+        self.counter.__exit__(None, None, None)
+        self.flops.append(self.counter.get_total_flops())
+
+
+RUNS = {
+    "f-distill, fused": {"objective": FDistill(JensenShannon(), 0.1), "turn": "fused"},
+    "f-distill, alternating": {"objective": FDistill(JensenShannon(), 0.1), "turn": "alternating"},
+    "f-distill on samples": {"objective": FDistill(JensenShannon()), "discriminator": "sample"},
+    "reverse KL, warm-up": {"objective": FDistill(ReverseKL()), "turn": "alternating", "fake_score_warmup": 1},
+    "DMD2, fake score's features": {"objective": DMD2(), "turn": "alternating", "discriminator": "fake_score"},
+    "DMD2, R1": {"objective": DMD2(), "turn": "alternating", "r1_weight": 1.0},
+    "DMD2, guided, instance noise": {"objective": DMD2(), "turn": "fused", "guidance": 2.0, "instance_noise": 0.1},
+    "SiD": {"objective": SiD(), "turn": "alternating"},
+    "Uni-Instruct, fused": {"objective": UniInstruct(JensenShannon()), "turn": "fused"},
+    "several steps": {"objective": DMD2(), "turn": "alternating", "renoise_levels": [1.0, 0.5]},
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_dry_turns_cost_what_real_ones_do(run):
+    """Exactly; a student of several steps on average, since each turn draws how many it makes."""
+    module = distillation(denoiser(), fake_updates_per_student=2, **RUNS[run])
+    turns = 4 + module.rhythm.warmup
+    kinds = turns_of_run(module, turns)
+    dry = {name: dry_turn(module, B, kind.example).flops for name, kind in kinds.items()}
+    counted = CountedTurns()
+    fit(module, turns, images(module.student), callbacks=[counted])
+    learns = [module.rhythm.learns(turn) for turn in range(turns)]
+    names = {(True, True): "fused", (True, False): "student", (False, True): "fake"}
+    expected = [dry[names[sides]] for sides in learns]
+    if len(module.levels) > 1:
+        forward, _ = forward_flops(module.student, B)
+        missing = [(real - mean) / forward for real, mean in zip(counted.flops, expected, strict=True)]
+        assert set(missing) <= {-1.0, 0.0, 1.0}
+    else:
+        assert counted.flops == expected
+
+
+def test_teacher_training_is_three_forward_passes_less_the_input_s_gradient():
+    module = teacher_training(denoiser().network, label_dropout=0.1)
+    counted = CountedTurns()
+    cost = dry_turn(module, B, 0)
+    fit(module, 1, images(module.denoiser), callbacks=[counted])
+    forward, _ = forward_flops(module.denoiser, B)
+    assert counted.flops == [cost.flops]
+    assert 2.9 < cost.flops / forward < 3
+
+
+def heads(module, batch):
+    """FLOPs of the discriminator's heads for one batch of features."""
+    ratio = copy.deepcopy(module.ratio)
+    half = module.teacher.encode(
+        torch.zeros(batch, *module.teacher.sample_shape), torch.ones(batch), torch.zeros(batch, dtype=torch.long)
+    )
+    with FlopCounterMode(display=False) as counter:
+        ratio.logit(half, None, None, None)
+    return counter.get_total_flops()
+
+
+def anatomy(objective, turn="alternating", **more):
+    """Of each kind of turn: FLOPs; F, E and the heads H; on widths at which the first convolution weighs nothing."""
+    module = distillation(denoiser((16, 32, 64), resolution=16), objective=objective, turn=turn, **more)
+    forward, encoder = forward_flops(module.student, B)
+    kinds = turns_of_run(module, 60)
+    costs = {name: dry_turn(module, B, kind.example).flops for name, kind in kinds.items()}
+    return costs, forward, encoder, heads(module, B) if module.ratio is not None else 0
+
+
+def test_turns_have_the_published_anatomy():
+    """Student turn 5 F + E, fake turn 4 F + 2 E, and the heads: 2 H (to the sample), 4 H (two batches).
+
+    Within 1 %: a backward pass costs twice its forward one but for the gradient of the first layer's input.
+    """
+    costs, forward, encoder, head = anatomy(FDistill(JensenShannon(), 0.1))
+    assert costs["student"] == pytest.approx(5 * forward + encoder + 2 * head, rel=0.01)
+    assert costs["fake"] == pytest.approx(4 * forward + 2 * encoder + 4 * head, rel=0.01)
+
+
+def test_a_fused_turn_shares_the_samples_and_what_is_said_of_them():
+    costs, forward, encoder, head = anatomy(FDistill(JensenShannon(), 0.1), "fused")
+    assert costs["fused"] == pytest.approx(7 * forward + 2 * encoder + 6 * head, rel=0.01)
+
+
+def test_without_a_ratio_no_features_are_computed():
+    costs, forward, _, _ = anatomy(FDistill(ReverseKL()))
+    assert costs["student"] == pytest.approx(5 * forward, rel=0.01)
+    assert costs["fake"] == pytest.approx(4 * forward, rel=0.01)
+
+
+def test_the_fisher_side_goes_back_through_both_networks():
+    costs, forward, _, _ = anatomy(SiD())
+    assert costs["student"] == pytest.approx(7 * forward, rel=0.01)
+
+
+def test_a_cycle_of_five_costs_25_forward_passes_11_encoders_and_the_heads():
+    """Every turn draws its own samples: 20 F + 11 E would be left if a cycle shared those of its student turn."""
+    costs, forward, encoder, head = anatomy(FDistill(JensenShannon(), 0.1))
+    cycle = costs["student"] + K * costs["fake"]
+    assert cycle == pytest.approx(25 * forward + 11 * encoder + (4 * K + 2) * head, rel=0.01)
+
+
+def test_flops_are_proportional_to_the_batch():
+    module = distillation(denoiser(), objective=DMD2())
+    assert dry_turn(module, 12, 5).flops == 3 * dry_turn(module, 4, 5).flops
+
+
+def test_parameters_on_the_meta_device_serve_as_well_and_the_module_stays_as_it_is():
+    module = distillation(denoiser(), objective=DMD2())
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    cost = dry_turn(module, B, 5)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert dry_turn(copy.deepcopy(module).to("meta"), B, 5) == cost
+
+
+def test_a_turn_that_must_see_numbers_is_computed_and_scaled():
+    class Deciding(DMD2):
+        def loss(self, at):
+            assert at.sigma.min() > 0
+            return super().loss(at)
+
+    plain, deciding = (distillation(denoiser(), objective=objective()) for objective in (DMD2, Deciding))
+    assert dry_turn(deciding, 6, 5).flops == dry_turn(plain, 6, 5).flops
+
+
+def test_gradients_are_those_of_what_learns():
+    module = distillation(denoiser(), objective=DMD2(), turn="alternating", fake_updates_per_student=2)
+    size = sum(p.nbytes for p in module.student.parameters())
+    assert dry_turn(module, B, 2).gradients == {"student": size}
+    assert dry_turn(module, B, 0).gradients == {
+        "fake_score": size,
+        "ratio": sum(p.nbytes for p in module.ratio.parameters()),
+    }
+
+
+def test_live_bytes_grow_and_fall_with_tensors():
+    with Meter() as live:
+        a = torch.empty(10, device="meta")
+        b = a + 1
+        assert live.now == 80
+        del b
+        c = torch.empty(5, device="meta")
+        view = c[:2]
+        assert (live.now, live.peak) == (60, 80)
+    del a, c, view
+    assert live.now == 0
+
+
+def test_attention_is_counted():
+    teacher = Denoiser(SongUNet(8, 1, model_channels=8, blocks_per_level=1, attention_resolutions=[8]), EDM(0.5))
+    module = distillation(teacher, objective=DMD2(), turn="fused")
+    counted = CountedTurns()
+    cost = dry_turn(module, B, 0)
+    fit(module, 1, images(teacher), callbacks=[counted])
+    assert cost.flops == pytest.approx(counted.flops[0], rel=0.05)  # the kernel of attention depends on the device
+
+
+def test_bad_input_is_refused_in_one_line():
+    module = distillation()
+    with pytest.raises(ValueError, match=r"batch_size .* got 0"):
+        dry_turn(module, 0, 0)
+    with pytest.raises(ValueError, match="at least one turn: got 0"):
+        turns_of_run(module, 0)
