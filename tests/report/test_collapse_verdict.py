@@ -49,7 +49,7 @@ def test_what_the_sde_or_real_data_show_too_is_no_collapse_of_the_sampler(shared
 def test_stochastic_samples_that_are_narrow_themselves_are_no_yardstick():
     """With few steps the SDE loses variance, and would hide a collapse of the ODE."""
     _, says = collapse_verdict(report(sde_count_ratio=2.0))
-    assert "no good yardstick here, as count_ratio of theirs say" in says
+    assert "no good yardstick here: see their count_ratio." in says
     assert "yardstick" not in collapse_verdict(report())[1]
     assert "yardstick" not in collapse_verdict(report(ode_recall=-0.9, sde_tid=2.0))[1]  # found out all the same
 

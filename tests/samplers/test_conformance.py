@@ -151,7 +151,10 @@ def test_a_grid_that_does_not_fall_to_zero_is_refused(sampler, grid):
         (lambda: Restart(1.0, math.inf), "got 1.0 and inf"),
         (lambda: Restart(0.1, 1.0, times=0), "times and num_steps of Restart are at least 1: got 0 and 4"),
         (lambda: Restart(0.1, 1.0, num_steps=0), "got 1 and 0"),
-        (lambda: Restart(0.1, 0.2).visits(torch.tensor([1.0, 0.5, 0.0])), r"expected one in \[0.1, 0.2\), got \[1.0"),
+        (
+            lambda: Restart(0.1, 0.2).visits(torch.tensor([1.0, 0.5, 0.0])),
+            r"expected one in \[0.1, 0.2\), got 1, 0.5, 0",
+        ),
         (lambda: Restart(0.1, 2.0).visits(torch.tensor([1.0, 0.0])), r"comes down to: expected one in \[0.1, 2.0\)"),
     ],
 )
