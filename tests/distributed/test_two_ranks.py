@@ -99,6 +99,11 @@ def test_the_ratio_is_normalised_over_the_concatenated_batch(ranks):
         assert_close(buffers, dict(alone.named_buffers()))
 
 
+def test_an_expert_that_a_rank_did_not_ask_gets_no_share_of_a_gradient_from_it(ranks):
+    for gradients in both(ranks, "sums", "experts"):
+        assert [gradient.tolist() for gradient in gradients] == [[0.5, 0.5], [1.0, 1.0, 1.0]]
+
+
 def test_averaged_gradients_are_those_of_the_concatenated_batch(ranks):
     network = two_ranks.small_network()
     network[0].bias.requires_grad_(False)

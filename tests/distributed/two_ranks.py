@@ -117,7 +117,11 @@ def sums_over_ranks(rank):
     network[0].bias.requires_grad_(False)  # a parameter without gradient is passed over
     network(inputs(rank)).square().mean().backward()
     average_gradients(network.parameters())
+    experts = torch.nn.ParameterList([torch.ones(2), torch.ones(3)])
+    (experts[rank] * (rank + 1)).sum().backward()  # no sample of this rank asked the other one
+    average_gradients(experts.parameters())
     return {
+        "experts": [p.grad for p in experts.parameters()],
         "world_size": world_size(),
         "sum": global_sum(torch.tensor([1.0, rank])),
         "mean": global_mean(half(rank)[0]),
