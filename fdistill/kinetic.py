@@ -1,4 +1,4 @@
-"""Kinetic energy of Gaussian paths, and a teacher's own path of least energy (arXiv 2306.06626)."""
+"""Kinetic energy of Gaussian paths, and what a teacher knows of its own path of least energy (arXiv 2306.06626)."""
 
 import math
 from collections.abc import Sequence
@@ -106,21 +106,6 @@ def _loss(
 def _power(x: Tensor) -> Tensor:
     """Mean square over the entries of each sample."""
     return x.square().flatten(1).mean(dim=1).cpu().double()
-
-
-def kinetic_optimal(
-    denoiser: Denoiser,
-    x_0: Tensor,
-    labels: Tensor | None,
-    sigma_data: float,
-    generator: torch.Generator,
-    num_angles: int = 64,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-) -> KineticOptimal:
-    """A teacher's path of least kinetic energy; arguments and errors are those of `estimate_shares`."""
-    found = estimate_shares(denoiser, x_0, labels, sigma_data, generator, num_angles, sigma_min, sigma_max)
-    return KineticOptimal(found.angles.tolist(), found.shares.tolist(), sigma_data)
 
 
 def kinetic_energy(

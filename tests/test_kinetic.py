@@ -7,7 +7,7 @@ import torch
 from tiny_runs import exact, mlp
 from torch.testing import assert_close
 
-from fdistill.kinetic import Shares, estimate_shares, kinetic_energy, kinetic_optimal
+from fdistill.kinetic import Shares, estimate_shares, kinetic_energy
 from fdistill.paths import KineticOptimal, Path, RectifiedFlow, TrigFlow, VPCosine, VPLinear
 
 ANGLES = torch.linspace(0, math.pi / 2, 801, dtype=torch.float64)
@@ -200,15 +200,6 @@ def test_angles_lie_in_the_middle_of_equal_parts_and_pieces_of_a_batch_do_not_ma
 def test_neighbouring_angles_share_their_noise(mixture):
     fine = estimated(mixture, num_angles=41, sigma_min=0.4, sigma_max=0.46)
     assert float(fine.shares.diff().diff().abs().max()) < float(fine.standard_errors.max()) / 20
-
-
-def test_a_path_is_made_of_the_estimate(mixture):
-    teacher, x_0 = mixture
-    path = kinetic_optimal(teacher, x_0, None, mixture_power(), torch.Generator().manual_seed(0), 15, 0.02, 20.0)
-    again = KineticOptimal(estimated(mixture).angles.tolist(), estimated(mixture).shares.tolist(), mixture_power())
-    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
-    assert_close(path.noise_ratio(t), again.noise_ratio(t))
-    assert path.spec()["init_args"]["sigma_data"] == mixture_power()
 
 
 def test_a_teacher_of_classes_is_asked_about_the_class():
