@@ -31,7 +31,7 @@ def import_model(
         source: folder of a diffusers pipeline or of its network alone, a .safetensors file, or a .pkl of EDM or EDM2.
         target: the folder to write, which fdistill sample, evaluate and fit take as a teacher.
         scheduler: scheduler_config.json of a network that has none beside it.
-        vae: folder of the VAE of a network that makes latents and has none beside it.
+        vae: folder of the VAE, for a network that makes latents and is imported alone.
         config: YAML file with a denoiser section (network and preconditioning), for a .safetensors file.
         num_steps: steps of the teacher's sampler; 18 where not given.
         guidance: classifier-free guidance scale of the teacher's samples; none where not given.
