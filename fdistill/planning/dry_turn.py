@@ -145,6 +145,8 @@ def _counted(module: GenerativeModule, batch_size: int) -> TurnCost:
     networks = dict(module.named_children())
     x, _, labels = _batch_of(next(iter(module.denoisers().values())), batch_size, module.device)
     labels = torch.zeros(batch_size, dtype=torch.int64, device=module.device) if labels is None else labels
+    if isinstance(module, DistillationModule) and module.reuse_generated:  # all cycles but the first have samples
+        module.last_generated = (x, labels if module.student.num_classes else None)
     with Meter() as meter:
         module.training_step(Batch(x, labels), 0)
     gradients = {

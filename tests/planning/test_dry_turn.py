@@ -148,11 +148,12 @@ def test_the_fisher_side_goes_back_through_both_networks():
     assert costs["student"] == pytest.approx(7 * forward, rel=0.01)
 
 
-def test_a_cycle_of_five_costs_25_forward_passes_11_encoders_and_the_heads():
-    """Every turn draws its own samples: 20 F + 11 E would be left if a cycle shared those of its student turn."""
-    costs, forward, encoder, head = anatomy(FDistill(JensenShannon(), 0.1))
+@pytest.mark.parametrize(("reuse_generated", "passes"), [(False, 25), (True, 20)])
+def test_a_cycle_of_five_costs_so_many_forward_passes_11_encoders_and_the_heads(reuse_generated, passes):
+    """Every fake turn draws its own samples, or takes those of the last student turn."""
+    costs, forward, encoder, head = anatomy(FDistill(JensenShannon(), 0.1), reuse_generated=reuse_generated)
     cycle = costs["student"] + K * costs["fake"]
-    assert cycle == pytest.approx(25 * forward + 11 * encoder + (4 * K + 2) * head, rel=0.01)
+    assert cycle == pytest.approx(passes * forward + 11 * encoder + (4 * K + 2) * head, rel=0.01)
 
 
 def test_flops_are_proportional_to_the_batch():
