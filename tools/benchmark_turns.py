@@ -26,7 +26,11 @@ TURNS = {
     "fused": ["--model.turn", "fused"],
     "alternating 1:1": ["--model.turn", "alternating", "--model.fake_updates_per_student", "1"],
     "alternating 5:1": ["--model.turn", "alternating", "--model.fake_updates_per_student", "5"],
+    "alternating 5:1, samples reused": [
+        *("--model.turn", "alternating", "--model.fake_updates_per_student", "5", "--model.reuse_generated", "true")
+    ],
 }
+COLOURS = dict(zip(TURNS, ("#2a66b0", "#d1782c", "#6b9a3f", "#7b4fa3"), strict=True))
 
 
 class Stopwatch(L.Callback):
@@ -83,16 +87,15 @@ def run(
 
 def picture(rows: dict[str, dict[int, list[dict[str, Any]]]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.4), facecolor="white", layout="constrained")
-    colours = dict(zip(rows, ("#2a66b0", "#d1782c", "#6b9a3f"), strict=True))
     for axes, column in zip(figure.subplots(1, 2), ("frechet_distance", "recall"), strict=True):
         for name, seeds in rows.items():
             for found in seeds.values():
-                axes.plot([r["seconds"] for r in found], [r[column] for r in found], color=colours[name], alpha=0.35)
+                axes.plot([r["seconds"] for r in found], [r[column] for r in found], color=COLOURS[name], alpha=0.35)
             middle = [
                 statistics.median(values)
                 for values in zip(*([r[column] for r in f] for f in seeds.values()), strict=True)
             ]
-            axes.plot([r["seconds"] for r in found], middle, color=colours[name], linewidth=2, label=name)
+            axes.plot([r["seconds"] for r in found], middle, color=COLOURS[name], linewidth=2, label=name)
         axes.set(xlabel="training seconds", ylabel=column.replace("_", " "))
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -102,6 +105,7 @@ def picture(rows: dict[str, dict[int, list[dict[str, Any]]]], path: Path) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True)
+    parser.add_argument("--only", nargs="+", choices=TURNS, default=list(TURNS), metavar="TURN")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--every", type=float, default=10)
@@ -111,15 +115,15 @@ def main() -> None:
     data = Digits()
     extractor = default_extractor(data.sample_shape, data.num_classes)
     extractor.prepare(data.train_split.x, data.train_split.labels, data.num_classes, 0)
-    rows: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in TURNS}
+    rows: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in options.only}
     for seed in options.seeds:
-        for name in TURNS:
+        for name in options.only:
             rows[name][seed] = run(name, seed, options, extractor, data)
             last = rows[name][seed][-1]
             print(f"{name}, seed {seed}: {last['turns']} turns, distance {last['frechet_distance']:.3f}", flush=True)
     write_json(options.out / "results.json", {"threads": torch.get_num_threads(), "rows": rows})
     picture(rows, options.out / "picture.png")
-    times = [row["seconds"] for row in next(iter(rows["fused"].values()))]
+    times = [row["seconds"] for row in next(iter(rows[options.only[0]].values()))]
     print("| seconds | " + " | ".join(f"{t:.0f}" for t in times) + " |\n|---" + "|---" * len(times) + "|")
     for name, seeds in rows.items():
         for column in ("frechet_distance", "recall"):
