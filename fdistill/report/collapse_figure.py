@@ -16,12 +16,12 @@ from fdistill.report.figure_file import BLUE, INK, save_figure
 from fdistill.report.grid import image_block, point_limits
 from fdistill.report.intervals import STANDARD_ERRORS
 
-RED = "#b3402a"
+AMBER = "#c28f2c"
 DPI = 110
-WIDTH = 11.0  # inches
+WIDTH, UPPER, TITLE = 11.0, 4.4, 0.4  # inches: all across, and the heights of the numbers and of a title
 IMAGES = (90, 10)  # of each row, and side by side
 POINTS = 1500
-ROWS = {"real": ("real", INK), "sde": ("stochastic", BLUE), "ode": ("deterministic", RED)}
+ROWS = {"real": ("real", INK), "sde": ("stochastic", BLUE), "ode": ("deterministic", AMBER)}
 DRAWN = {
     "anchored_tid": "anchored TID (0; up: crowded)",
     "tid": "TID (0; up: crowded)",
@@ -51,11 +51,13 @@ def collapse_figure(
         samples: "real", "sde", "ode": images [n, C, H, W] in [-1, 1], or points [n, d].
         path: the file to write; missing folders are made.
     """
-    figure = Figure(figsize=(WIDTH, 8.6), facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 0.955))
+    lower_height = WIDTH / len(ROWS) * _aspect(samples["real"]) + TITLE
+    height = TITLE + UPPER + lower_height
+    figure = Figure(figsize=(WIDTH, height), facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - TITLE / height))
     title = "Collapse of deterministic sampling" if report["collapse"] else "No collapse of deterministic sampling"
-    figure.text(0.01, 0.99, title, fontsize=12, fontweight="bold", color=INK, va="top")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 0.95))
+    figure.text(0.01, 1 - 0.2 * TITLE / height, title, fontsize=12, fontweight="bold", color=INK, va="top")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(UPPER, lower_height))
     left, right = upper.subfigures(1, 2, width_ratios=(1, 1.15))
     axes = left.subplots()
     draw_see_saw(axes, curve, best)
@@ -68,6 +70,14 @@ def collapse_figure(
         panel.set_title(name if count is None else f"{name}, {count} evaluations", fontsize=9, loc="left", color=colour)
         _samples(panel, samples, row, colour)
     return save_figure(figure, path, DPI)
+
+
+def _aspect(x: Tensor) -> float:
+    """Height over width of what is drawn of samples."""
+    if x.ndim < 4:
+        return 1.0
+    rows, columns = -(-min(len(x), IMAGES[0]) // IMAGES[1]), min(len(x), IMAGES[1])
+    return rows * x.shape[2] / (columns * x.shape[3])
 
 
 def _numbers(axes: Axes, report: Mapping[str, Any], metric: str, name: str) -> None:
