@@ -29,7 +29,7 @@ demonstrations: $(STAMP)
 	$(BIN)/python tools/demonstrate.py configs/quickstart/mode_dropping.yaml --out runs/demonstrations/mode_dropping
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest --cov=fdistill --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=fdistill --cov-report=term --cov-fail-under=90
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -169,7 +169,7 @@ def test_every_reward_is_rebuilt_from_its_description(reward):
         (lambda: ClassifierReward().prepare(GaussianMixtureData(num_samples=99)), "square images"),
         (lambda: ClassifierReward().prepare(LatentsOnly([1, 8, 8], 10)), "no real samples"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_mistake_is_told_in_one_line(mistake, words):
     with pytest.raises(ValueError, match=words) as error:

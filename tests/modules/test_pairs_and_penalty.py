@@ -99,7 +99,7 @@ class Idle(Objective):
         ({"objective": Adversarial(), "r1_step": float("nan")}, "r1_step is finite and not negative: got nan"),
         ({"objective": Idle()}, "Idle needs neither a fake score nor a discriminator, so nothing would learn beside"),
     ],
-    ids=lambda value: ", ".join(map(str, value.values())) if isinstance(value, dict) else "",
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
 def test_an_objective_without_what_it_needs_is_refused_when_it_is_built(changes, message):
     with pytest.raises(ValueError, match=message):
