@@ -29,7 +29,7 @@ demonstrations: $(STAMP)
 	$(BIN)/python tools/demonstrate.py configs/quickstart/mode_dropping.yaml --out runs/demonstrations/mode_dropping
 
 # their processes are forked, which a test process with threads of its own must not do
-FORKING = tests/distributed tests/test_interrupted_runs.py
+FORKING = tests/distributed tests/test_interrupted_runs.py tests/test_checkpoint_io.py
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(FORKING:%=--ignore=%) --cov=fdistill --cov-report=
