@@ -36,7 +36,7 @@ def raw(tmp_path):
     return of
 
 
-def refused(path, says="."):
+def assert_refused(path, says="."):
     with pytest.raises(CheckpointError, match=says) as raised:
         read_snapshot(path)
     assert "\n" not in str(raised.value)
@@ -133,7 +133,7 @@ def test_the_calls_of_these_tests_do_something_where_they_are_unpickled(call, tm
 @pytest.mark.parametrize("call", CALLS)
 def test_a_file_that_calls_anything_is_refused_by_name_and_nothing_runs(written, tmp_path, call, place):
     path = tmp_path / "ran.npy"
-    message = refused(written(PLACES[place](CALLS[call](str(path)))), "none of them executed: got the name '")
+    message = assert_refused(written(PLACES[place](CALLS[call](str(path)))), "none of them executed: got the name '")
     assert message.split("got the name '")[1].split("'")[0].split(".")[-1] in call
     assert not path.exists()
 
@@ -177,7 +177,7 @@ def text(value):
     ],
 )
 def test_tricks_with_opcodes_are_refused(raw, body, says):
-    refused(raw(frame(body)), says)
+    assert_refused(raw(frame(body)), says)
 
 
 LAYERS = "torch.nn.modules.container"
@@ -211,7 +211,7 @@ LAYERS = "torch.nn.modules.container"
     ],
 )
 def test_recipes_with_other_arguments_and_broken_opcodes_are_refused(raw, body):
-    refused(raw(frame(body)))
+    assert_refused(raw(frame(body)))
 
 
 class Tensor:
@@ -248,7 +248,7 @@ def test_a_tensor_lies_inside_its_storage(written, offset, size, stride):
     assert weights_of(
         read_snapshot(written({"ema": Persistent("Net", {"_parameters": {"w": Tensor(1, (3,), (1,))}})}))["ema"]
     )
-    refused(
+    assert_refused(
         written({"ema": Persistent("Net", {"_parameters": {"w": Tensor(offset, size, stride)}})}),
         "expected a tensor|one stride",
     )
@@ -262,15 +262,15 @@ def test_a_storage_is_read_as_it_says_or_not_at_all(raw):
         body = text("torch.storage") + text("_load_from_bytes") + b"\x93B" + len(data).to_bytes(4, "little") + data
         return raw(frame(b"}" + text("ema") + body + b"\x85Rs"))
 
-    assert "no snapshot of EDM" in refused(of(whole))  # what it refers to is no network, and was read
+    assert "no snapshot of EDM" in assert_refused(of(whole))  # what it refers to is no network, and was read
     for length in [*range(0, len(whole) - 40, 5), *range(len(whole) - 40, len(whole))]:
-        refused(of(whole[:length]), "truncated or no pickle|in a storage")
-    refused(of(whole + b"\0\0\0\0"), "expected 5 elements")
-    refused(of(whole.replace(b"FloatStorage", b"QuintStorage")), "the name 'torch.QuintStorage' in a storage")
-    refused(of(whole.replace(b"little_endian", b"little_indian")), "little-endian")
+        assert_refused(of(whole[:length]), "truncated or no pickle|in a storage")
+    assert_refused(of(whole + b"\0\0\0\0"), "expected 5 elements")
+    assert_refused(of(whole.replace(b"FloatStorage", b"QuintStorage")), "the name 'torch.QuintStorage' in a storage")
+    assert_refused(of(whole.replace(b"little_endian", b"little_indian")), "little-endian")
     evil = pickle.dumps(Call(os.system, "exit 1"))
-    refused(of(evil), "system' in a storage")
-    refused(of(whole[: whole.index(b"\x80\x02}")] + evil), "system' in a storage")
+    assert_refused(of(evil), "system' in a storage")
+    assert_refused(of(whole[: whole.index(b"\x80\x02}")] + evil), "system' in a storage")
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage")
@@ -280,15 +280,15 @@ def test_bytes_that_are_recalled_again_and_again_do_not_fill_the_memory(raw):
     stored = b"B" + len(data).to_bytes(4, "little") + data + b"\x94"
     path = raw(frame(b"(", load, stored, b"h\x00h\x01\x85R" * 2000, b"t"))
     tracemalloc.start()
-    refused(path, "storages no larger than the file")
+    assert_refused(path, "storages no larger than the file")
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
 
 
 def test_nested_values_that_double_at_every_level_are_read_in_no_time(raw):
     pairs = b"".join(b"h" + bytes([level]) + b"h" + bytes([level]) + b"\x86\x94" for level in range(200))
-    assert "no snapshot" in refused(raw(frame(b"()\x94", pairs, b"t")))
-    assert "no snapshot" in refused(raw(frame(b"]" * 20_000, b"a" * 19_999)))
+    assert "no snapshot" in assert_refused(raw(frame(b"()\x94", pairs, b"t")))
+    assert "no snapshot" in assert_refused(raw(frame(b"]" * 20_000, b"a" * 19_999)))
 
 
 def test_a_network_is_a_tree_of_modules(written):
@@ -305,15 +305,15 @@ def test_a_network_is_a_tree_of_modules(written):
 def test_a_truncated_file_is_refused_wherever_it_ends(written, raw):
     whole = written({"ema": as_module("ema", {"a.weight": torch.ones(3), "b.freqs": torch.ones(2)})}).read_bytes()
     for end in [*range(0, len(whole) - 40, 7), *range(len(whole) - 40, len(whole))]:
-        refused(raw(whole[:end]), "truncated or no pickle")
+        assert_refused(raw(whole[:end]), "truncated or no pickle")
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"\0", b"PK\x03\x04 a zip archive", b"<html>not found</html>", b"\x80\x04N.", b"\x80\x63N."]
 )
 def test_other_files_are_refused_in_one_line(raw, data):
-    refused(raw(data))
+    assert_refused(raw(data))
 
 
 def test_a_missing_file_is_told(tmp_path):
-    refused(tmp_path / "none.pkl", "there is no .*none.pkl: expected a .pkl snapshot")
+    assert_refused(tmp_path / "none.pkl", "there is no .*none.pkl: expected a .pkl snapshot")

@@ -28,7 +28,7 @@ def feed(monkeypatch):
     return into
 
 
-def compare(sampler, grid, theirs, tolerance):
+def assert_same_steps(sampler, grid, theirs, tolerance):
     """`theirs` runs their loop with a denoiser, from sigma z; what is asked must agree as well as what comes out."""
     ours, other = exact(**MIXTURE), exact(**MIXTURE)
     samples = sampler(ours, latents(), grid)
@@ -72,7 +72,7 @@ def test_schedulers_in_variance_exploding_coordinates(scheduler, sampler, tolera
     grid = once(theirs.sigmas)
     feed(theirs.__module__.split(".")[-1])
     start = grid[0] * latents()
-    compare(sampler, grid, lambda denoise: ve_loop(theirs, theirs.timesteps, start, denoise), tolerance)
+    assert_same_steps(sampler, grid, lambda denoise: ve_loop(theirs, theirs.timesteps, start, denoise), tolerance)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_heun_with_churn_is_algorithm_2_of_edm(churn, feed):
                 x = scheduler.step_correct(output, hat, there, x_hat, x, step.derivative).prev_sample
         return x
 
-    compare(Heun(**churn, churn_noise=1.02), grid, loop, 1e-11)
+    assert_same_steps(Heun(**churn, churn_noise=1.02), grid, loop, 1e-11)
 
 
 def vp_scheduler(cls, **options):
@@ -140,13 +140,13 @@ def vp_loop(scheduler, grid, alphas, denoise, **step):
 def test_ddim_is_diffusers_ddim(eta, feed):
     scheduler, grid, alphas = vp_scheduler(diffusers.DDIMScheduler)
     feed("scheduling_ddim")
-    compare(DDIM(eta), grid, lambda denoise: vp_loop(scheduler, grid, alphas, denoise, eta=eta), 1e-9)
+    assert_same_steps(DDIM(eta), grid, lambda denoise: vp_loop(scheduler, grid, alphas, denoise, eta=eta), 1e-9)
 
 
 def test_gddim_of_eta_one_is_ddpm(feed):
     scheduler, grid, alphas = vp_scheduler(diffusers.DDPMScheduler)
     feed("scheduling_ddpm")
-    compare(GDDIM(1.0), grid, lambda denoise: vp_loop(scheduler, grid, alphas, denoise), 1e-9)
+    assert_same_steps(GDDIM(1.0), grid, lambda denoise: vp_loop(scheduler, grid, alphas, denoise), 1e-9)
 
 
 @pytest.mark.parametrize("sampler", [DDIM(1.0), GDDIM(1.0)], ids=lambda s: type(s).__name__)
@@ -175,7 +175,7 @@ def test_renoising_is_the_scheduler_of_consistency_models(feed):
             x = scheduler.step((denoise(x, sigma) - skip * x) / out, t, x).prev_sample
         return x
 
-    compare(Renoising(), scheduler.sigmas, loop, 1e-9)
+    assert_same_steps(Renoising(), scheduler.sigmas, loop, 1e-9)
 
 
 @pytest.mark.parametrize("corrections", [1, 3])
