@@ -30,12 +30,6 @@ class Profile(NamedTuple):
     length: float
     updates: int
 
-    def density(self, time: Tensor) -> Tensor:
-        """p(tau) at times [n] in updates, float64; 0 outside [0, t]."""
-        gamma, share = gamma_of(self.length), time.double() / self.updates
-        inside = (share >= 0) & (share <= 1)
-        return torch.where(inside, (gamma + 1) * share.clamp(0, 1) ** gamma / self.updates, 0.0)
-
 
 class Combination(NamedTuple):
     """A linear combination of stored averages that stands for another one.
@@ -122,11 +116,6 @@ def gamma_of(length: float) -> float:
     return max(2 * math.sqrt(-p / 3) * math.cos(math.acos(cosine) / 3) - 7 / 3, 0.0)
 
 
-def length_of(gamma: float) -> float:
-    """sigma_rel = (gamma + 1)^1/2 (gamma + 2)^-1 (gamma + 3)^-1/2 for gamma >= 0."""
-    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
-
-
 def kept_share(updates: int, gamma: float) -> float:
     """beta = (1 - 1/t)^(gamma + 1): the share of the old average that stays at update t >= 1; 0 at the first.
 
@@ -134,11 +123,6 @@ def kept_share(updates: int, gamma: float) -> float:
     profile over (k - 1, k], with no error of discretisation.
     """
     return (1 - 1 / updates) ** (gamma + 1)
-
-
-def inner_product(first: Profile, second: Profile) -> float:
-    """The integral of the product of two profiles."""
-    return float(_inner_products(_columns([first]), _columns([second])))
 
 
 def combine(stored: Sequence[Profile], wanted: Profile) -> Combination:

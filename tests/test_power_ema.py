@@ -13,15 +13,31 @@ from fdistill.power_ema import (
     POOR,
     PowerEMA,
     Profile,
+    _columns,
+    _inner_products,
     combine,
     gamma_of,
-    inner_product,
     kept_share,
-    length_of,
     lengths_within,
 )
 
 LENGTHS = (0.02, 0.05, 0.1, 0.2, LONGEST)
+
+
+def density(profile, time):
+    """The profile (gamma + 1) tau^gamma / t^(gamma + 1) at times tau; 0 outside [0, t]."""
+    gamma, share = gamma_of(profile.length), time.double() / profile.updates
+    inside = (share >= 0) & (share <= 1)
+    return torch.where(inside, (gamma + 1) * share.clamp(0, 1) ** gamma / profile.updates, 0.0)
+
+
+def length_of(gamma):
+    """Standard deviation of tau / t under that density."""
+    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
+
+
+def inner_product(first, second):
+    return float(_inner_products(_columns([first]), _columns([second])))
 
 
 class Weights(nn.Module):
@@ -60,14 +76,14 @@ def evenly(updates, number, lengths=(0.05, 0.1)):
 def test_a_profile_integrates_to_one_and_its_deviation_over_the_run_is_its_length(length):
     end = 1000
     time = midpoints(end)
-    mass = Profile(length, end).density(time) * end / len(time)
+    mass = density(Profile(length, end), time) * end / len(time)
     mean = (mass * time).sum()
     assert_close(mass.sum(), torch.tensor(1.0, dtype=torch.float64), rtol=1e-6, atol=0)
     assert_close((mass * (time - mean) ** 2).sum().sqrt() / end, torch.tensor(length).double(), rtol=1e-6, atol=0)
 
 
 def test_a_profile_is_nothing_outside_the_run():
-    assert Profile(0.1, 100).density(torch.tensor([-1.0, 100.5, 1e9])).tolist() == [0, 0, 0]
+    assert density(Profile(0.1, 100), torch.tensor([-1.0, 100.5, 1e9])).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("length", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
@@ -95,8 +111,8 @@ def test_a_length_that_no_profile_has_is_refused(length):
 def test_the_recursion_weighs_each_update_with_the_integral_of_the_profile(length):
     updates, fine = 40, 5000
     weights = tracked(torch.eye(updates, dtype=torch.float64), [length])[-1, 0]
-    density = Profile(length, updates).density(midpoints(updates, updates * fine))
-    assert_close(weights, density.reshape(updates, fine).mean(1), rtol=1e-6, atol=1e-9)
+    parts = density(Profile(length, updates), midpoints(updates, updates * fine))
+    assert_close(weights, parts.reshape(updates, fine).mean(1), rtol=1e-6, atol=1e-9)
 
 
 def test_in_the_limit_of_many_updates_the_average_of_a_function_is_its_integral_at_first_order():
@@ -121,7 +137,7 @@ def test_the_even_average_is_the_mean():
 def test_inner_products_are_those_of_quadrature(first, second):
     first, second = Profile(*first), Profile(*second)
     time = midpoints(900, 1_800_000)
-    expected = float((first.density(time) * second.density(time)).mean() * 900)
+    expected = float((density(first, time) * density(second, time)).mean() * 900)
     assert inner_product(first, second) == pytest.approx(expected, rel=1e-6)
     assert inner_product(second, first) == pytest.approx(inner_product(first, second), rel=1e-14)
 
@@ -187,8 +203,8 @@ def test_the_residual_and_the_gain_are_those_of_the_combined_profile():
     stored, wanted = evenly(500, 6), Profile(0.03, 500)
     found = combine(stored, wanted)
     time = midpoints(500)
-    made = sum(weight * p.density(time) for weight, p in zip(found.weights.tolist(), stored, strict=True))
-    missed = (made - wanted.density(time)).norm() / wanted.density(time).norm()
+    made = sum(weight * density(p, time) for weight, p in zip(found.weights.tolist(), stored, strict=True))
+    missed = (made - density(wanted, time)).norm() / density(wanted, time).norm()
     assert found.residual == pytest.approx(float(missed), rel=1e-4)
     assert found.gain == pytest.approx(float(found.weights.norm()))
 
@@ -212,10 +228,10 @@ def test_weights_that_do_not_move_come_out_as_they_are(number):
 def test_no_other_weights_of_sum_one_are_nearer():
     stored, wanted = evenly(1000, 4), Profile(0.07, 1000)
     found, time = combine(stored, wanted), midpoints(1000, 20_000)
-    densities = torch.stack([p.density(time) for p in stored])
+    densities = torch.stack([density(p, time) for p in stored])
 
     def missed(weights):
-        return float((weights @ densities - wanted.density(time)).norm())
+        return float((weights @ densities - density(wanted, time)).norm())
 
     for seed in range(20):
         step = torch.randn(len(stored), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
