@@ -60,6 +60,9 @@ def sample(
     model.to(usable_device(device))
     wanted = _labels(model, n, labels)
     samples = model.decode(model.sample(model.noise(n, seed), wanted))
+    broken = int((~samples.flatten(1).isfinite().all(1)).sum())
+    if broken:
+        raise ValueError(f"{broken} of {n} samples are not finite: nothing was written; check the weights and the grid")
     if path.suffix == ".npz":
         atomic_write(path, _npz(samples, wanted))
     elif samples.ndim == 4:

@@ -152,3 +152,13 @@ def test_nothing_but_a_model_of_ours_is_replaced(folders, tmp_path, monkeypatch)
     succeeds("export", model, tmp_path / "new")
     succeeds("export", model, tmp_path / "new", "--steps", "3")
     assert len(load_model(tmp_path / "new").sigmas) == 4
+
+
+def test_samples_that_are_not_finite_are_not_written(tmp_path):
+    denoiser = mlp()
+    with torch.no_grad():
+        denoiser.network.output.bias.fill_(torch.nan)
+    folder = export_folder(GenerativeModel.student(denoiser, 3.0), tmp_path / "broken")
+    result = fdistill("sample", "--checkpoint", folder, "--n", "3", "--out", tmp_path / "a.npz")
+    assert "3 of 3 samples are not finite: nothing was written" in one_error_line(result)
+    assert not (tmp_path / "a.npz").exists()
