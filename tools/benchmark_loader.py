@@ -16,6 +16,7 @@ import torch
 
 from fdistill.commands.yaml_section import data_of_file
 from fdistill.data import Digits, GenerativeDataModule, InMemorySplit, StackedDigits
+from fdistill.report import write_json
 
 STRETCHES = 5
 
@@ -60,12 +61,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=200, help="of each of five stretches")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     options = parser.parse_args()
     if options.data is None:
         sets = [Digits(batch_size=options.batch), StackedDigits(batch_size=options.batch)]
         sets += [Pictures(32, 10_000, options.batch), Pictures(64, 4_000, options.batch)]
     else:
         sets = [data_of_file(str(options.data))]
+    found = []
     print("| data | sample | workers | ms a batch | images a second |\n|---|---|---|---|---|")
     for data in sets:
         for workers in options.workers:
@@ -74,6 +77,9 @@ def main() -> None:
             shape = " x ".join(map(str, data.sample_shape))
             name, speed = type(data).__name__, 1000 * data.batch_size / ms
             print(f"| {name} | {shape} | {workers} | {ms:.2f} | {speed:,.0f} |", flush=True)
+            found.append({"data": name, "sample": shape, "workers": workers, "ms": ms, "images_per_second": speed})
+    if options.out is not None:
+        write_json(options.out / "results.json", found)
 
 
 if __name__ == "__main__":
