@@ -125,7 +125,9 @@ def test_a_file_that_changed_is_refused_in_one_line(real, tmp_path):
         whole = path.read_bytes()
         for spoiled in (whole[:-3], whole[:-1] + bytes([whole[-1] ^ 1]), b"", whole[:40]):
             path.write_bytes(spoiled)
-            with pytest.raises(ValueError, match=f"{path} keeps features .*: remove it, and it is made again$") as error:
+            with pytest.raises(
+                ValueError, match=f"{path} keeps features .*: remove it, and it is made again$"
+            ) as error:
                 features(PixelFeatures().keep_in(tmp_path), real)
             assert "\n" not in str(error.value)
         path.unlink()
