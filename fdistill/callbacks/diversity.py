@@ -122,7 +122,8 @@ class DiversityCallback(L.Callback):
             data = trainer.datamodule
             shown = data.in_pixels(pl_module.device)
             extractor = self.extractor or default_extractor(tuple(shown.sample_shape), data.num_classes)
-            extractor.keep_in(self.feature_cache)
+            if self.feature_cache is not None:
+                extractor.keep_in(self.feature_cache)
             metrics = standard_metrics(data.num_modes) if self.metrics is None else self.metrics
             self.probe = DiversityProbe(data, extractor.to(pl_module.device), metrics, self.num_samples, self.seed)
         return self.probe
