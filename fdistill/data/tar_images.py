@@ -95,6 +95,8 @@ def _members(shard: int, file: Path) -> Iterator[_Member]:
         with tarfile.open(file, "r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # it would keep them all
+                if member.size < 0:  # it would go back, and never end
+                    raise ValueError("a size below 0")
                 name = _checked_name(member, file)
                 if name is None:
                     continue

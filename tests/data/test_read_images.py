@@ -148,6 +148,15 @@ def test_a_tar_that_is_cut_off_or_compressed_is_refused(tars, tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_that_leads_back_to_its_beginning_is_refused(form, tmp_path):
+    member = tarfile.TarInfo("notes.txt")
+    member.size = -1024
+    (tmp_path / "000.tar").write_bytes(member.tobuf(form) + bytes(4096))
+    with pytest.raises(ValueError, match=r"whole, uncompressed \.tar of images"):
+        _ = ImageFolder(tmp_path, 6).num_classes
+
+
 def test_tars_beside_images_are_refused(folder, tars, tmp_path):
     mixed = pictures(tmp_path, 2)
     (mixed / "000.tar").write_bytes((tars / "000.tar").read_bytes())
