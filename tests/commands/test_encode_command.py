@@ -7,6 +7,7 @@ import torch
 from cli_runs import CONFIGS, fdistill, one_error_line, succeeds, tiny_trainer, write_yaml
 from latent_folders import pictures
 from stock_models import dit, save, vae
+from tiny_runs import fit, teacher_training
 
 from fdistill import encoding
 from fdistill.callbacks import sample_grid
@@ -14,6 +15,7 @@ from fdistill.callbacks.sample_grid import nearest_images
 from fdistill.checkpoints import load_model
 from fdistill.data import LatentFolder
 from fdistill.decoders import Decoder
+from fdistill.networks import DiffusersUNet
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +206,12 @@ def test_a_report_compares_images(student, teacher):
     assert one == again
     assert one["data"]["class_path"] == "fdistill.data.DecodedLatents"
     assert one["student"]["frechet_distance"] > 0
+
+
+def test_a_teacher_trained_on_latents_knows_their_vae(encoded):
+    module = teacher_training(DiffusersUNet(resolution=8, channels=4, widths=[8, 8], groups=4), num_steps=2)
+    run = fit(module, 1, LatentFolder(str(encoded[0]), batch_size=4))
+    model = module.generative_model()
+    assert model.decoder.folder == encoded[0] / "vae"
+    assert (model.sample_shape, model.image_shape) == ((4, 8, 8), (3, 16, 16))
+    assert run.global_step == 1
