@@ -111,9 +111,9 @@ class GenerativeModule(L.LightningModule):
         """The networks by role."""
         return {name: child for name, child in self.named_children() if isinstance(child, Denoiser)}
 
-    def noise_source(self) -> torch.Generator:
-        """The generator of this turn on this rank."""
-        return generator_for(self.seed, self.global_step, self.global_rank, device=self.device)
+    def noise_source(self, *counters: int) -> torch.Generator:
+        """The generator of this turn on this rank, or of a part of it that counters name."""
+        return generator_for(self.seed, self.global_step, self.global_rank, *counters, device=self.device)
 
     def micro_batches(self, batch_size: int) -> Iterator[MicroBatch]:
         """The micro-batches of this turn: `accumulate` of them, of equal size.
@@ -125,8 +125,7 @@ class GenerativeModule(L.LightningModule):
         size = batch_size // self.accumulate
         for index in range(self.accumulate):
             whole = self.noise_source()
-            counters = (self.global_step, self.global_rank, index)
-            own = whole if self.accumulate == 1 else generator_for(self.seed, *counters, device=self.device)
+            own = whole if self.accumulate == 1 else self.noise_source(index)
             yield MicroBatch(slice(index * size, (index + 1) * size), whole, own)
 
     def backward_share(self, loss: Tensor) -> None:
@@ -214,7 +213,8 @@ class GenerativeModule(L.LightningModule):
             logger.log_metrics(numbers, step=turn)
         for name, value in numbers.items():
             if name.startswith("loss/"):
-                self.log(name.removeprefix("loss/"), value, prog_bar=True, logger=False)
+                # on the CPU: the progress bar reads it in other turns too, which then wait for no device
+                self.log(name.removeprefix("loss/"), torch.tensor(value), prog_bar=True, logger=False)
 
     def _speed(self, turn: int) -> dict[str, float]:
         """Milliseconds a turn and images a second since the last log line; nothing on the first."""
