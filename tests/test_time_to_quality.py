@@ -29,9 +29,9 @@ def test_a_goal_is_reached_by_distance_and_recall_together(goal, seconds):
 
 def test_the_table_compares_medians_over_seeds_at_the_published_records():
     published = medians({"0": curve((2.0, 0.5), (1.0, 0.6)), "1": curve((4.0, 0.7), (3.0, 0.8))})
-    ours = medians({"0": curve((2.0, 0.7), (2.0, 0.9))})
+    fused = medians({"0": curve((2.0, 0.7), (2.0, 0.9))})
     assert [row["frechet"] for row in published] == [3.0, 2.0]
-    assert table({"published": published, "ours": ours}).splitlines()[2:] == [
+    assert table({"published": published, "fused": fused}).splitlines()[2:] == [
         "| 10 | 3.000 | 0.600 | 10 (1.0 times as fast) |",
         "| 20 | 2.000 | 0.700 | 10 (2.0 times as fast) |",
     ]
