@@ -2,15 +2,10 @@
 
 import dataclasses
 import statistics
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fdistill.commands.checked import require_writable
 from fdistill.commands.explain import choices
@@ -20,6 +15,7 @@ from fdistill.planning.turn_clock import TurnClock
 from fdistill.report import write_json
 from fdistill.report.plan_table import print_measured, print_plan
 from fdistill.trainer_cli import TrainerCLI, quiet, run_trainer
+from fdistill.weightless import without_weights
 
 _BUILT_HERE = {  # of the trainer that the configuration is for, what this machine may lack, or that would write files
     "accelerator": "cpu",
@@ -73,7 +69,7 @@ def plan(
     if measure:
         _measured(settings, measure, out)
         return
-    with _without_weights():
+    with without_weights():
         cli = _built(settings)
     mixed = cli.trainer.precision == "bf16-mixed"
     used = arithmetic or ("bf16" if mixed else "tf32")
@@ -103,22 +99,6 @@ def _turns(cli: TrainerCLI) -> int:
             f"trainer.max_steps is the number of turns of the run and positive: got {cli.trainer.max_steps}"
         )
     return cli.trainer.max_steps
-
-
-@contextmanager
-def _without_weights() -> Iterator[None]:
-    """Modules built inside have parameters of their shape without numbers: a large network costs nothing."""
-
-    def bare(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        return None if parameter is None else nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-
-    hook = register_module_parameter_registration_hook(bare)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
-            yield
-    finally:
-        hook.remove()
 
 
 def _plain(made: Plan) -> dict[str, Any]:

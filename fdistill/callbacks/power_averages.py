@@ -95,8 +95,9 @@ class PowerAverages(L.Callback):
         updates = self._averages.updates
         if updates > self._written:
             self._written = updates
+            named = self._averages.named()
             if trainer.is_global_zero:
-                write_snapshot(self._folder, self._averages.named(), updates, self.storage)
+                write_snapshot(self._folder, named, updates, self.storage)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages, on the CPU."""
@@ -104,7 +105,7 @@ class PowerAverages(L.Callback):
             return self._restored or {}
         return {
             "lengths": list(self.lengths),
-            "averages": [[value.to("cpu", copy=True) for value in average] for average in self._averages.averages],
+            "averages": self._averages.wholes(),
             "updates": self._averages.updates,
             "before": self._before,
         }

@@ -46,19 +46,24 @@ class SampleGrid(L.Callback):
             return
         # log_dir is broadcast from rank 0, so every rank has to ask for it
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
-        if not trainer.is_global_zero:
-            return
+        is_first = trainer.is_global_zero
         if self._teacher is None:
             compare = isinstance(pl_module, DistillationModule)
-            self._teacher = self._drawn(pl_module.teacher_model()) if compare else {}
-        rows = self._drawn(pl_module.generative_model()) | self._teacher
+            self._teacher = self._drawn(pl_module.teacher_model(), is_first) if compare else {}
+        rows = self._drawn(pl_module.generative_model(), is_first) | self._teacher
+        if not is_first:
+            return
         path, title = folder / f"{trainer.global_step:07d}.png", f"after {trainer.global_step:,} turns"
         self._draw(rows, title, path, trainer)
         log_picture(trainer.loggers, "samples/grid", path, trainer.global_step)
 
-    def _drawn(self, model: GenerativeModel) -> dict[str, Tensor]:
-        """The samples under the model's name."""
-        samples = model.decode(model.sample(model.noise(self.num_samples, self.seed), model.labels(self.num_samples)))
+    def _drawn(self, model: GenerativeModel, is_first: bool) -> dict[str, Tensor]:
+        """The samples under the model's name; nothing on ranks that only help to gather its weights."""
+        with model.whole():
+            if not is_first:
+                return {}
+            samples = model.sample(model.noise(self.num_samples, self.seed), model.labels(self.num_samples))
+        samples = model.decode(samples)
         return {f"{model.kind}\n{model.evaluations} evaluation{'s' * (model.evaluations > 1)}": samples}
 
     def _draw(self, rows: dict[str, Tensor], title: str, path: Path, trainer: L.Trainer) -> None:

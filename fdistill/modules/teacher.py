@@ -12,6 +12,7 @@ from fdistill.grids import SamplingGrid
 from fdistill.loss_weights import EDMWeight, LossWeight
 from fdistill.modules.base import GenerativeModule, MicroBatch, mean_of
 from fdistill.modules.guard import Samples
+from fdistill.modules.start import start_at_rank_0
 from fdistill.networks import Network
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import weighted_denoising_loss
@@ -42,6 +43,7 @@ class TeacherModule(GenerativeModule):
         grid: SamplingGrid | None = None,
         accumulate: int = 1,
         skip_nonfinite: int = 0,
+        meta_start: bool = False,
         seed: int = 0,
     ) -> None:
         """Args:
@@ -65,6 +67,8 @@ class TeacherModule(GenerativeModule):
         accumulate: micro-batches that a turn splits its batch into: the memory of one, and up to rounding the step of
             the whole batch. It divides data.batch_size.
         skip_nonfinite: turns in a row with a NaN or an infinity that are skipped and counted; 0 stops at the first.
+        meta_start: whether rank 0 alone keeps the weights on the CPU when they are built, and sends the others theirs,
+            or their parts of them, when the run starts.
         seed: of all noise; set by seed_everything on the command line.
         """
         super().__init__(seed, gradient_clip, accumulate, skip_nonfinite)
@@ -75,8 +79,9 @@ class TeacherModule(GenerativeModule):
                 f'{type(network).__name__} has no weights for "no class", which dropped labels ask for: '
                 f"expected label_dropout 0, got {label_dropout}"
             )
-        self.denoiser = Denoiser(network, preconditioning)
-        self.ema = EMA(self.denoiser, ema_decay)
+        with start_at_rank_0(self, meta_start):
+            self.denoiser = Denoiser(network, preconditioning)
+            self.ema = EMA(self.denoiser, ema_decay)
         self.noise_levels, self.optimizer = noise_levels, optimizer
         self.label_dropout = label_dropout
         self.validation_weight = EDMWeight(sigma_data)

@@ -13,7 +13,7 @@ from fdistill.objectives import DMD2, Fisher
 
 SHARDED = {
     "teacher": lambda: teacher_training(loss_weight=LearnedUncertainty(1.0)),
-    "fused": lambda: distillation(adversarial_weight=0.1, student=mlp(seed=1), r1_weight=0.1),
+    "fused": lambda: distillation(adversarial_weight=0.1, student=mlp(seed=1), r1_weight=0.1, r1_step=0.1),
     "alternating": lambda: distillation(adversarial_weight=0.1, turn="alternating", fake_updates_per_student=1),
     "features of the fake score": lambda: distillation(
         adversarial_weight=0.1, discriminator="fake_score", r1_weight=0.1, r1_step=0.1
