@@ -105,14 +105,18 @@ def part_of(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
+def is_sharded(network: torch.nn.Module) -> bool:
+    """Whether this rank has only a part of the network's weights now."""
+    return any(hasattr(parameter, "full_tensor") for parameter in network.parameters())
+
+
 @contextmanager
 def gathered(*networks: torch.nn.Module) -> Iterator[None]:
     """Inside, every rank has all weights of these networks, and may ask them as often as it likes, or never.
 
     All ranks enter and leave together. It does nothing for networks that are whole already.
     """
-    sharded = [net for net in networks if any(hasattr(parameter, "full_tensor") for parameter in net.parameters())]
-    parts = [part for network in sharded for part in network.modules() if hasattr(part, "unshard")]
+    parts = [part for net in networks if is_sharded(net) for part in net.modules() if hasattr(part, "unshard")]
     try:
         for part in parts:
             part.set_reshard_after_forward(False, recurse=False)

@@ -21,7 +21,6 @@ _BUILT_HERE = {  # of the trainer that the configuration is for, what this machi
     "accelerator": "cpu",
     "devices": "1",
     "num_nodes": "1",
-    "strategy": "auto",
     "logger": "false",
     "callbacks": "[]",
     "enable_progress_bar": "false",
@@ -74,7 +73,8 @@ def plan(
     mixed = cli.trainer.precision == "bf16-mixed"
     used = arithmetic or ("bf16" if mixed else "tf32")
     link = device.link if gpus <= gpus_per_node else min(device.link, network_gbit * 1e9 / 8)
-    made = plan_run(cli.model, cli.datamodule.batch_size, _turns(cli), device, gpus, link, used, mfu, mixed)
+    strategy = cli.trainer.strategy
+    made = plan_run(cli.model, cli.datamodule.batch_size, _turns(cli), device, gpus, link, used, mfu, mixed, strategy)
     hardware = {"gpu": gpu, "memory": device.memory, "arithmetic": used, "peak": device.peak(used), "link": link}
     content = {"hardware": hardware | {"mfu": mfu}, **_plain(made)}
     print_plan(content)
@@ -117,7 +117,7 @@ def _plain(made: Plan) -> dict[str, Any]:
 
 def _measured(settings: list[str], turns: int, out: str | None) -> None:
     """Real turns of this process beside the bound by its fastest matrix products."""
-    cli = _built(settings, max_steps=str(turns), limit_val_batches="0", log_every_n_steps="0")
+    cli = _built(settings, strategy="auto", max_steps=str(turns), limit_val_batches="0", log_every_n_steps="0")
     clock = TurnClock(_UNCOUNTED)
     cli.trainer.callbacks = [clock]
     ceiling = measured_ceiling()

@@ -3,6 +3,7 @@
 import lightning.pytorch as L
 import torch
 
+from fdistill.distributed import is_sharded
 from fdistill.modules import GenerativeModule
 
 
@@ -37,7 +38,7 @@ class FastNetworks(L.Callback):
             torch.set_float32_matmul_precision("high")
         for denoiser in pl_module.denoisers().values():
             network = denoiser.network
-            if self.channels_last:
+            if self.channels_last and not is_sharded(network):  # FSDP2 keeps its parts in their own order
                 network.to(memory_format=torch.channels_last)
             if self.backend != "none":
                 network.encode = torch.compile(network.encode, backend=self.backend, mode=self.mode, dynamic=False)

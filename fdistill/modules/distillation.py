@@ -149,13 +149,12 @@ class DistillationModule(DistillationTurn):
         check_numbers(fake_updates_per_student, fake_score_warmup, fake_label_dropout=fake_label_dropout)
         check_needs(objective, discriminator, pairs, r1_weight, r1_step)
         check_instance_noise(instance_noise, objective)
-        self.objective, self.noise_levels, needs = objective, noise_levels, objective.needs
-        self.levels = check_levels(sigma_init, renoise_levels)
+        self.objective, self.levels, needs = objective, check_levels(sigma_init, renoise_levels), objective.needs
+        self.noise_levels, self.fake_noise_levels = noise_levels, fake_noise_levels or noise_levels
         check_one_step(objective, self.levels)
         self.rhythm = Rhythm(turn, fake_updates_per_student, fake_score_warmup)
         self.reads = discriminator if needs.discriminator else "none"
         self.teacher_source, dtype = described_source(teacher), check_stored(teacher_dtype, self.reads, r1_weight)
-        self.fake_noise_levels = fake_noise_levels or noise_levels
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
         self.guidance_facts = guidance_facts(guidance, guidance_interval, guide)
         self.fake_guidance, self.fake_label_dropout = fake_guidance, fake_label_dropout
@@ -175,10 +174,11 @@ class DistillationModule(DistillationTurn):
             self.guidance = teacher_guidance(guidance, guidance_interval, guide, self.teacher, dtype)
             self.guide = Guidance.of(self.guidance).guide
             self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)
-            self.ratio: RatioEstimator | None = None
-            if needs.discriminator:
-                network = build_discriminator(self.reads, self.teacher, self.student, self.fake_score, seed)
-                self.ratio = RatioEstimator(network, noise_levels, self.sigma_data, ratio_bins, ratio_decay)
+            self.ratio = self._ratio(ratio_bins, ratio_decay) if needs.discriminator else None
+
+    def _ratio(self, bins: int, decay: float) -> RatioEstimator:
+        network = build_discriminator(self.reads, self.teacher, self.student, self.fake_score, self.seed)
+        return RatioEstimator(network, self.noise_levels, self.sigma_data, bins, decay)
 
     def generative_model(self) -> GenerativeModel:
         facts = {

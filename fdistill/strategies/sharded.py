@@ -27,6 +27,8 @@ from fdistill.networks import EDM2UNet, TwoExperts
 from fdistill.strategies.replicated import ReplicatedStrategy
 from fdistill.weightless import make_room
 
+_TEACHERS = ("teacher", "guide")  # what a distillation reads and does not move
+
 
 class ShardedStrategy(ReplicatedStrategy):
     """Each network is sharded on its own (FSDP2): what learns, with gradients and optimiser, its average, the teacher.
@@ -57,15 +59,11 @@ class ShardedStrategy(ReplicatedStrategy):
         Raises:
             ValueError: for networks whose passes FSDP2 would spoil.
         """
-        found = {}
-        for name, child in module.named_children():
-            network = _network_of(child)
-            if network is None:
-                continue
-            if _learns(network):
-                _check_learner(name, network)
-            if _learns(network) or isinstance(child, EMA) or self.shard_teacher:
-                found[name] = network
+        found = {name: _network_of(child) for name, child in module.named_children()}
+        left_out = () if self.shard_teacher else _TEACHERS
+        found = {name: net for name, net in found.items() if net is not None and name not in left_out}
+        for name in sorted(found, key=lambda name: not _learns(found[name])):  # what learns cannot stay whole
+            _check_network(name, found[name])
         _check_penalty(module, found)
         return found
 
@@ -84,10 +82,13 @@ class ShardedStrategy(ReplicatedStrategy):
         for child in self._small_children():
             same_on_all_ranks(child)
         mesh = init_device_mesh(self.root_device.type, (world_size(),))
+        mixed = self.precision_plugin.precision == "bf16-mixed"
+        in_bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         on_cpu = CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")
         self._sharded = self.shards(self.model)
         for name, network in self._sharded.items():
-            _shard(network, mesh, self._gathered_as(name, network), on_cpu if self.cpu_offload else OffloadPolicy())
+            gathered_as = in_bf16 if mixed and self.gathers_in_bf16(self.model, name) else MixedPrecisionPolicy()
+            _shard(network, mesh, gathered_as, on_cpu if self.cpu_offload else OffloadPolicy())
 
     def _get_process_group_backend(self) -> str:
         """One that sums numbers of the CPU too, where parts lie there."""
@@ -103,12 +104,13 @@ class ShardedStrategy(ReplicatedStrategy):
         sharded = self.shards(self.model)
         return [child for name, child in self.model.named_children() if name not in sharded]
 
-    def _gathered_as(self, name: str, network: Denoiser) -> MixedPrecisionPolicy:
-        """In bf16 where every pass is under autocast: what learns, but R1 reads features without it."""
-        read_by_r1 = getattr(self.model, "r1_weight", 0) and self.model.reads == name
-        if self.precision_plugin.precision != "bf16-mixed" or not _learns(network) or read_by_r1:
-            return MixedPrecisionPolicy()
-        return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    def gathers_in_bf16(self, module: nn.Module, name: str) -> bool:
+        """Whether bf16-mixed gathers this network of `shards` so: where every pass is under autocast.
+
+        That is what learns, if R1 does not read its features, in float32. A teacher is gathered as it is held.
+        """
+        read_by_r1 = getattr(module, "r1_weight", 0) and module.reads == name
+        return _learns(getattr(module, name)) and not read_by_r1
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Forget the passes of the turn before."""
@@ -151,11 +153,17 @@ def _learns(network: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in network.parameters())
 
 
-def _check_learner(name: str, denoiser: Denoiser) -> None:
-    if isinstance(denoiser.network, EDM2UNet | TwoExperts):
+def _check_network(name: str, denoiser: Denoiser) -> None:
+    network, remedy = denoiser.network, "--trainer.strategy replicated"
+    if _learns(denoiser) and isinstance(network, EDM2UNet | TwoExperts):
         raise ValueError(
             f"a sharded network neither writes its weights while it is asked nor leaves some of them out: "
-            f"expected another {name} than {type(denoiser.network).__name__}, or --trainer.strategy replicated"
+            f"expected another {name} than {type(network).__name__}, or {remedy}"
+        )
+    if any(parameter.ndim == 0 for parameter in network.parameters()):
+        raise ValueError(
+            f"FSDP2 shards no weight that is a single number: expected another {name} than {type(network).__name__}, "
+            f"{'shard_teacher false, ' if name in _TEACHERS else ''}or {remedy}"
         )
 
 
