@@ -17,11 +17,18 @@ def without_weights() -> Iterator[None]:
     """
     hook = register_module_parameter_registration_hook(lambda module, name, parameter: _bare(parameter))
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+        with loading_drops():
             yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def loading_drops() -> Iterator[None]:
+    """Inside, weights that are loaded where there is no room for them are not warned of, one by one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+        yield
 
 
 def drop_weights(module: nn.Module) -> None:

@@ -19,8 +19,9 @@ class PowerAverages(L.Callback):
 
     It follows a student, or a teacher that trains, and moves after the generator's own updates only. `fdistill average`
     then makes the average of any length of the snapshots. The run's EMA is not touched. Each average is a float32 copy
-    of the network on its device, and lies in every checkpoint: a resumed run is bit-equal to an uninterrupted one. A
-    snapshot takes lengths x parameters x 4 bytes (2 as float16): 32 of two lengths take 256 bytes a parameter.
+    of the network, or of this rank's part of it, on its device, and lies whole in every checkpoint: a resumed run is
+    bit-equal to an uninterrupted one. A snapshot takes lengths x parameters x 4 bytes (2 as float16): 32 of two lengths
+    take 256 bytes a parameter.
 
     A run that starts or continues removes the snapshots of later updates than its own: they are of a branch that is
     left. Rank 0 writes.

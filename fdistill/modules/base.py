@@ -112,9 +112,9 @@ class GenerativeModule(L.LightningModule):
         """The networks by role."""
         return {name: child for name, child in self.named_children() if isinstance(child, Denoiser)}
 
-    def noise_source(self) -> torch.Generator:
-        """The generator of this turn on this rank."""
-        return generator_for(self.seed, self.global_step, self.global_rank, device=self.device)
+    def noise_source(self, *part: int) -> torch.Generator:
+        """The generator of this turn on this rank, or of what is drawn for one of its micro-batches alone."""
+        return generator_for(self.seed, self.global_step, self.global_rank, *part, device=self.device)
 
     def micro_batches(self, batch_size: int) -> Iterator[MicroBatch]:
         """The micro-batches of this turn: `accumulate` of them, of equal size.
@@ -126,8 +126,7 @@ class GenerativeModule(L.LightningModule):
         size = batch_size // self.accumulate
         for index in range(self.accumulate):
             whole = self.noise_source()
-            counters = (self.global_step, self.global_rank, index)
-            own = whole if self.accumulate == 1 else generator_for(self.seed, *counters, device=self.device)
+            own = whole if self.accumulate == 1 else self.noise_source(index)
             yield MicroBatch(slice(index * size, (index + 1) * size), whole, own)
 
     def backward_share(self, loss: Tensor) -> None:

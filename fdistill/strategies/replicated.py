@@ -14,7 +14,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from fdistill.compression import Compression
 from fdistill.distributed import average_gradients, in_touch, same_on_all_ranks
-from fdistill.weightless import make_room
+from fdistill.weightless import loading_drops, make_room
 
 _MEMORY = "compression"  # key of a checkpoint
 _PATIENCE = timedelta(minutes=30)  # at the start, and at barriers, where all wait for one that writes a checkpoint
@@ -49,6 +49,11 @@ class ReplicatedStrategy(DDPStrategy):
         """With room for the weights that only rank 0 has yet."""
         make_room(self.model, self.root_device)
         super().model_to_device()
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """On a rank without numbers its buffers alone; the weights come from rank 0."""
+        with loading_drops():
+            super().load_model_state_dict(checkpoint, strict)
 
     def configure_ddp(self) -> None:
         """Copy rank 0's parameters and buffers to all ranks."""
