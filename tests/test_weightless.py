@@ -3,7 +3,6 @@
 import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from test_resume import SaveAt
 from tiny_runs import distillation, fit, mlp, teacher_training
 
 from fdistill.weightless import drop_weights, make_room, without_weights
@@ -50,7 +49,7 @@ def test_a_second_rank_checks_the_checkpoint_that_it_leaves_to_the_first(tmp_pat
     path = tmp_path / "teacher.ckpt"
     with pytest.MonkeyPatch.context() as first_rank:
         first_rank.setattr(rank_zero_only, "rank", 0)
-        fit(teacher_training(), 1, callbacks=[SaveAt(1, path)])
+        fit(teacher_training(), 1).save_checkpoint(path)
     module = distillation(str(path), student=str(path), meta_start=True)
     assert all(parameter.is_meta for parameter in module.parameters())
     path.write_bytes(path.read_bytes()[:-500])

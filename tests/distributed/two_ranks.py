@@ -198,8 +198,8 @@ def elastic(folder):
 
 
 def joined_in_parts(folder):
-    """The last two turns of `elastic` from the checkpoint of one process, in parts."""
-    module, path = comparable(lr=0.1), folder / "one_process.ckpt"
+    """The last two turns of `elastic` from the checkpoint of one process, in parts, started with numbers on rank 0."""
+    module, path = comparable(lr=0.1, meta_start=True), folder / "one_process.ckpt"
     fit(module, 4, ring(batch_size=32), resume_from=path, strategy="sharded", devices=RANKS)
     return whole_weights(module)
 
