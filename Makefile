@@ -6,7 +6,7 @@ RUN := runs/quickstart
 FIT := $(BIN)/fdistill fit --config configs/trainer.yaml
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart demonstrations test slow lint clean
+.PHONY: quickstart demonstrations test slow gpu lint clean
 
 # torch comes first and exactly: a range would pull another build.
 $(STAMP): pyproject.toml constraints.txt
@@ -37,6 +37,10 @@ test: $(STAMP) lint
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# on a machine with a CUDA device; a part of it: make gpu PARTS='tests imagenet64-fast'
+gpu: $(STAMP)
+	$(BIN)/python tools/check_gpu.py --out runs/gpu $(if $(PARTS),--parts $(PARTS))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

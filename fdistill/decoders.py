@@ -1,6 +1,7 @@
-"""From latents to images: the VAE of a latent diffusion model, in the form that diffusers saves."""
+"""From latents to images and back: the VAE of a latent diffusion model, in the form that diffusers saves."""
 
 import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fdistill.fingerprints import fingerprint
 from fdistill.weight_files import (
     BUILD_ERRORS,
     CheckpointError,
@@ -27,7 +29,7 @@ _WRITTEN_ONLY = {"AutoencoderTiny": "block_out_channels"}  # of its own making: 
 
 
 class Decoder:
-    """The decoder half of a VAE in a folder, whose weights are read when the first latent comes.
+    """A VAE in a folder, whose weights are read when the first latent or image comes.
 
     A model sees latents of about one scale, which its VAE undoes: it decodes latents / scaling_factor + shift_factor,
     with latents_std and latents_mean by channel as further factor and shift where its configuration has them.
@@ -83,18 +85,47 @@ class Decoder:
         Raises:
             CheckpointError: where the VAE is, see `vae`, or its images would be larger than 4096 pixels a side.
         """
-        vae = self.vae.to(self._device)
+        vae, (factor, shift) = self.vae.to(self._device), self.scale
         side = max(latents.shape[2:]) << len(vae.config.block_out_channels) - 1  # each level but one doubles it
         if side > _LARGEST_SIDE:
             raise CheckpointError(
                 f"{self.folder} makes images of at most {_LARGEST_SIDE:,} pixels a side: got {side:,}"
             )
-        std, mean = (
-            _by_channel(vae.config.get(name), of) for name, of in (("latents_std", 1.0), ("latents_mean", 0.0))
-        )
-        shift = mean + (vae.config.get("shift_factor") or 0.0)
-        parts = (latents.float().cpu() * std / vae.config.scaling_factor + shift).split(batch_size)
+        parts = (latents.float().cpu() / factor + shift).split(batch_size)
         return torch.cat([vae.decode(part.to(self._device)).sample.clamp(-1, 1).cpu() for part in parts])
+
+    @property
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Factor and shift by channel, [C, 1, 1] or [1, 1, 1]: the VAE's own latents are latents / factor + shift."""
+        config = self.vae.config
+        std, mean = (_by_channel(config.get(name), of) for name, of in (("latents_std", 1.0), ("latents_mean", 0.0)))
+        return config.scaling_factor / std, mean + (config.get("shift_factor") or 0.0)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Latents as a model sees them: their mean and, of an AutoencoderKL, their standard deviation given the image.
+
+        Both are [B, C, h, w] float32 on the CPU.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+
+        Raises:
+            CheckpointError: where the VAE is, see `vae`, or the latents are not finite.
+        """
+        coded, (factor, shift) = self.vae.to(self._device).encode(images.to(self._device)), self.scale
+        posterior = getattr(coded, "latent_dist", None)
+        mean = ((coded.latents if posterior is None else posterior.mean).float().cpu() - shift) * factor
+        std = None if posterior is None else posterior.std.float().cpu() * factor.abs()
+        if not (mean.isfinite().all() and (std is None or std.isfinite().all())):
+            raise CheckpointError(f"{self.folder} makes latents that are not finite: use another VAE")
+        return mean, std
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of its configuration, scaling included, and its weights."""
+        plain = {name: value for name, value in dict(self.vae.config).items() if name[:1] != "_"}
+        return fingerprint(json.loads(json.dumps(plain, default=str)), self.vae.state_dict())
 
     def save(self, folder: Path) -> None:
         """Write the VAE as diffusers does, its weights as safetensors."""

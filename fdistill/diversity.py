@@ -83,22 +83,23 @@ class DiversityProbe:
         Raises:
             ValueError: where there are too few real samples, or none that differ.
         """
+        self.n, self._decoder = compared_samples(data, num_samples), data.decoder
+        data = data.in_pixels(extractor.device)
         train = data.train_split
-        self.n = compared_samples(data, num_samples)
         self.data, self.extractor, self.metrics, self.seed = data, extractor, dict(metrics), seed
         labels = train.labels if data.num_classes > 1 else None
         extractor.prepare(train.x, labels, data.num_classes, seed)
         same_on_all_ranks(extractor)  # training on a GPU differs a little from rank to rank
         chosen = torch.randperm(len(train.x), generator=generator_for(seed))[: 2 * self.n]
-        self._pool = self.rows(train.x[chosen], None if labels is None else labels[chosen])
+        self._pool = self.rows(train.x[chosen], None if labels is None else labels[chosen], keep=True)
         # every other sample of each class: generators are asked for the reference's classes, so the floor has them too
         order = torch.arange(2 * self.n) if labels is None else labels[chosen].argsort(stable=True)
         shuffled = torch.randperm(self.n, generator=generator_for(seed, 2))
         self.reference, self.other_half = (self._pool[order[part::2][shuffled]] for part in (0, 1))
         self._training = self._held_out = None
         if any(metric.reads == "training" for metric in self.metrics.values()):
-            self._training = extractor.extract(train.x)
-            self._held_out = extractor.extract(data.held_out_split.x[: self.n])
+            self._training = extractor.extract(train.x, keep=True)
+            self._held_out = extractor.extract(data.held_out_split.x[: self.n], keep=True)
 
     @property
     def labels(self) -> Tensor:
@@ -106,9 +107,9 @@ class DiversityProbe:
         wanted = self.reference.wanted
         return torch.zeros(self.n, dtype=torch.int64) if wanted is None else wanted.cpu()
 
-    def rows(self, samples: Tensor, wanted: Tensor | None) -> Rows:
-        """Read samples [m, ...] once."""
-        features = self.extractor.extract(samples)
+    def rows(self, samples: Tensor, wanted: Tensor | None, keep: bool = False) -> Rows:
+        """Read samples [m, ...] once; the features of real ones may be kept, see `FeatureExtractor.extract`."""
+        features = self.extractor.extract(samples, keep=keep)
         modes = self.data.read_modes(samples)  # its own oracle, where it has one, reads better than any features
         if modes is None:
             modes = self.extractor.classify(features)
@@ -120,6 +121,9 @@ class DiversityProbe:
         mine = torch.arange(self.n)[rank::world_size]
         wanted = self.labels if model.num_classes else None
         samples = model.sample(model.noise(self.n, self.seed)[mine], None if wanted is None else wanted[mine])
+        if tuple(samples.shape[1:]) != tuple(self.data.sample_shape):  # latents, and the data's images are compared
+            decoder = model.decoder or self._decoder
+            samples = samples if decoder is None else decoder.to(self.extractor.device)(samples)
         part = self.rows(samples, None if wanted is None else wanted[mine])
         if world_size == 1:
             return part

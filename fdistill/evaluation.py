@@ -80,7 +80,7 @@ def evaluate_models(
     Args:
         student: what is judged.
         teacher: what it was distilled from, where known.
-        data: real samples.
+        data: real samples; the images of latents.
         n: samples of each row, >= 12.
         seed: of all draws and of the features.
         repeats: draws that the numbers are means of, >= 1.
@@ -91,7 +91,7 @@ def evaluate_models(
         ValueError: if n is larger than a split or a fixed set, a source does not fit the data, or its samples are
             broken.
     """
-    started = time.perf_counter()
+    started, data = time.perf_counter(), data.in_pixels()
     sources = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     _check(sources, data, n, repeats)
     check_splits(bootstrap)
@@ -137,20 +137,20 @@ class _Bench:
         self.data, self.extractor, self.n, self.seed = data, extractor, n, seed
         self.training_labels = train.labels if data.num_classes > 1 else None
         extractor.prepare(train.x, self.training_labels, data.num_classes, seed)
-        self.training = extractor.extract(train.x)
+        self.training = extractor.extract(train.x, keep=True)
         chosen = torch.randperm(len(held_out.x), generator=generator_for(seed))[:n]
         self.labels = held_out.labels[chosen]
-        self.reference = self.read("reference", held_out.x[chosen], self.labels)
+        self.reference = self.read("reference", held_out.x[chosen], self.labels, keep=True)
 
-    def read(self, name: str, x: Tensor, labels: Tensor | None) -> Samples:
+    def read(self, name: str, x: Tensor, labels: Tensor | None, keep: bool = False) -> Samples:
         """Read samples [n, ...] once; an error says whose they are."""
-        return read_samples(self.data, self.extractor, name.replace("_", " "), x, labels)
+        return read_samples(self.data, self.extractor, name.replace("_", " "), x, labels, keep)
 
     def floor(self, repeat: int) -> Samples:
         """n training samples of a draw."""
         train = self.data.train_split
         real = torch.randperm(len(train.x), generator=generator_for(self.seed, repeat))[: self.n]
-        return self.read("floor", train.x[real], train.labels[real])
+        return self.read("floor", train.x[real], train.labels[real], keep=True)
 
     def draw(self, name: str, source: Source, repeat: int) -> Samples:
         """n samples of a source, of the reference's classes where it can be asked for them."""
@@ -213,11 +213,19 @@ class _Bench:
 
 
 def read_samples(
-    data: GenerativeDataModule, extractor: FeatureExtractor, name: str, x: Tensor, labels: Tensor | None
+    data: GenerativeDataModule,
+    extractor: FeatureExtractor,
+    name: str,
+    x: Tensor,
+    labels: Tensor | None,
+    keep: bool = False,
 ) -> Samples:
-    """What the metrics read of samples [n, ...] of some data, by a prepared extractor; an error says whose they are."""
+    """What the metrics read of samples [n, ...] of some data, by a prepared extractor; an error says whose they are.
+
+    The features of real ones may be kept, see `FeatureExtractor.extract`.
+    """
     try:
-        features = extractor.extract(x)
+        features = extractor.extract(x, keep=keep)
         modes = data.read_modes(x)  # its own oracle, where it has one, reads better than any features
         modes = extractor.classify(features) if modes is None else modes
     except ValueError as error:

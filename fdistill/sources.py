@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fdistill.checkpoints import RECORD, load_model
-from fdistill.data.image_folder import SUFFIXES, list_images, read_image
+from fdistill.data.image_files import SUFFIXES, list_images, read_image
 from fdistill.generative_model import GenerativeModel, check_labels
 from fdistill.weight_files import CheckpointError, read_json
 

@@ -271,7 +271,7 @@ def test_pictures_keep_their_values_and_their_classes(pictures):
 
 
 def test_pictures_are_cropped_and_resized_as_training_images_are(tmp_path):
-    from fdistill.data.image_folder import read_image
+    from fdistill.data.image_files import read_image
 
     pixels = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
     for name in ("a.png", "b.PNG"):

@@ -1,6 +1,7 @@
 """What watching a run costs: every part of DiversityCallback and CollapseCallback, beside the quick start's training.
 
     python tools/benchmark_callback.py --n 2000
+    python tools/benchmark_callback.py --n 2000 --only_features --threads 1
 
 One run measures both: milliseconds a turn of the quick start's teacher and student (with the shipped teacher), and the
 seconds of each part of the callbacks at n samples. Digits have 1,297 training images, of which n = 648 is the most; for
@@ -67,21 +68,48 @@ def step_ms(config: str, *options: str) -> float:
     return statistics.median(line["perf/step_ms"] for line in lines if line["step"] > 40 and "perf/step_ms" in line)
 
 
+def probe_of(data: Digits, n: int, kept: str | None = None) -> DiversityProbe:
+    """What DiversityCallback prepares at the start of a run."""
+    extractor = ClassifierFeatures(epochs=20).keep_in(kept)
+    return DiversityProbe(data, extractor, standard_metrics(10), n, seed=0)
+
+
+def compare_cache(data: Digits, n: int, repeats: int = 3) -> None:
+    """Print the seconds of preparing features without a cache, into an empty one and from a full one, interleaved."""
+    times: dict[str, list[float]] = {"computed": [], "computed and kept": [], "read again": []}
+    values = []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, found in times.items():
+                began = time.perf_counter()
+                probe = probe_of(data, n, None if name == "computed" else folder)
+                found.append(time.perf_counter() - began)
+                values.append(probe.floor())
+    assert all(value == values[0] for value in values)
+    seconds = {name: statistics.median(found) for name, found in times.items()}
+    for name, found in seconds.items():
+        print(f"  features {name:18s} {found:8.3f} s, {found / seconds['computed']:.4f} of computing them")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only_features", action="store_true", help="with and without a feature cache, nothing else")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    data = (Digits if arguments.n <= 648 else MovedDigits)(batch_size=128)
+    data.train_split  # noqa: B018  loading is not what is measured
+    if arguments.only_features:
+        compare_cache(data, arguments.n)
+        return
     teacher_ms = step_ms("configs/quickstart/teacher.yaml")
     student_ms = step_ms("configs/quickstart/student.yaml", "--model.teacher=checkpoints/digits-teacher")
     training = (teacher_ms * TEACHER_TURNS + student_ms * STUDENT_UPDATES) / 1000
     print(f"a turn: {teacher_ms:.1f} ms of the teacher, {student_ms:.1f} ms of the student; {training:.0f} s in all")
 
-    data = (Digits if arguments.n <= 648 else MovedDigits)(batch_size=128)
-    data.train_split  # noqa: B018  loading is not what is measured
     began = time.perf_counter()
-    probe = DiversityProbe(data, ClassifierFeatures(epochs=20), standard_metrics(10), arguments.n, seed=0)
+    probe = probe_of(data, arguments.n)
     once = {"features learned": time.perf_counter() - began}
     student, teacher = (load_model(f"checkpoints/digits-{kind}") for kind in ("student", "teacher"))
     once["teacher sampled"] = seconds_of(lambda: probe.draw(teacher), 1)

@@ -2,14 +2,16 @@
 
     python tools/benchmark_step.py --network digits --batch 64
     python tools/benchmark_step.py --network cifar10 --batch 4 --cycles 3
-    python tools/benchmark_step.py --network imagenet64 --batch 64 --device cuda --precision bf16-mixed --fast
+    python tools/benchmark_step.py --network imagenet64 --batch 64 --device cuda --precision bf16-mixed --fast --fused
+    python tools/benchmark_step.py --network imagenet64 --batch 64 --device cuda --tf32 --fused
     python tools/benchmark_step.py --other my_module:turns
 
 f-distill (Jensen-Shannon, adversarial term on the teacher's features) in alternating turns, five of the fake side for
 each of the student. The bare loop has the same networks, optimisers, clipping and moving average, and nothing around
-them: no Lightning, loader, checks, loggers. --other names a function of a `Parts` that returns the two turns of another
-implementation on such networks. All take cycles in turn in one process; medians, and ratios to the bare loop.
-FLOPs are counted over a bare cycle, and the ceiling is a matrix product of the same precision in the same run.
+them: no Lightning, loader, checks, loggers; with --fast there is a second one, of compiled networks. --other names a
+function of a `Parts` that returns the two turns of another implementation on such networks. All take cycles in turn in
+one process; medians, and ratios to the bare loop. FLOPs are counted over a bare cycle, and the ceiling is a matrix
+product of the same precision in the same run. Peak memory is what a cycle needs above what lies there at its start.
 """
 
 import argparse
@@ -146,14 +148,25 @@ def bare_turns(parts: Parts) -> tuple[Turn, Turn]:
                 x = generated(real, labels)
                 x_t, sigma = noised(x)
                 real_t = real + (x_t - x)
-                halves = [parts.teacher.encode(each, sigma, labels) for each in (x_t, real_t)]
+                twice = None if labels is None else labels.repeat(2)
+                half = parts.teacher.encode(torch.cat([x_t, real_t]), sigma.repeat(2), twice)
             loss = denoising_loss(parts.fake_score(x_t, sigma, labels), x, sigma, SIGMA_DATA)
-            logits = [parts.ratio.logit(half, x_t, sigma, labels) for half in halves]
-            loss = loss + discriminator_loss(*logits)
+            logits = parts.ratio.logit(half, x_t, sigma, labels)  # the last three are not read: it sees features
+            loss = loss + discriminator_loss(*logits.chunk(2))
         loss.backward()
         step([parts.fake_score, parts.ratio], parts.fake_optimizer)
 
     return student_turn, fake_turn
+
+
+def begun(turn: Turn, fast: FastNetworks) -> Turn:
+    """The turn, after what CUDA graphs are told at its start."""
+
+    def run(real: Tensor, labels: Tensor | None) -> None:
+        fast.on_train_batch_start()
+        turn(real, labels)
+
+    return run
 
 
 class Stopwatch(L.Callback):
@@ -165,6 +178,7 @@ class Stopwatch(L.Callback):
             name: {"fake": [], "student": [], "cycle": []} for name in ("trainer", *others)
         }
         self.peak: dict[str, int] = {}
+        self._base = 0
         self._turns: list[float] = []
         self._started: float | None = None
 
@@ -201,8 +215,9 @@ class Stopwatch(L.Callback):
 
     def _peak(self, name: str) -> None:
         if self.device.type == "cuda":
-            self.peak[name] = max(self.peak.get(name, 0), torch.cuda.max_memory_allocated(self.device))
+            self.peak[name] = max(self.peak.get(name, 0), torch.cuda.max_memory_allocated(self.device) - self._base)
             torch.cuda.reset_peak_memory_stats(self.device)
+            self._base = torch.cuda.memory_allocated(self.device)
 
 
 def module_of(network: nn.Module, options: argparse.Namespace) -> DistillationModule:
@@ -214,19 +229,29 @@ def module_of(network: nn.Module, options: argparse.Namespace) -> DistillationMo
     )
 
 
-def parts_of(module: DistillationModule, options: argparse.Namespace) -> Parts:
+def fast_networks(options: argparse.Namespace) -> FastNetworks:
+    return FastNetworks(options.backend, options.compile_mode)
+
+
+def parts_of(module: DistillationModule, options: argparse.Namespace, fast: bool = False) -> Parts:
     """Copies of a module's networks, with optimisers of their own."""
     kind = torch.device(options.device).type
     teacher, student, fake, ratio, ema = (
         copy.deepcopy(part) for part in (module.teacher, module.student, module.fake_score, module.ratio, module.ema)
     )
+    for part in (teacher, student.train(), fake.train(), ratio, ema):
+        part.to(kind)
+    if fast:
+        for denoiser in (teacher, student, fake):
+            fast_networks(options).hasten(denoiser)
+        ema.average.to(memory_format=torch.channels_last)
     fake_parameters = [{"params": list(fake.parameters())}, {"params": list(ratio.parameters())}]
     return Parts(
-        teacher.to(kind),
-        student.to(kind).train(),
-        fake.to(kind).train(),
-        ratio.to(kind),
-        ema.to(kind),
+        teacher,
+        student,
+        fake,
+        ratio,
+        ema,
         module.student_optimizer(student.parameters()),
         module.fake_score_optimizer(fake_parameters),
         lambda: torch.autocast(kind, torch.bfloat16) if options.precision == "bf16-mixed" else nullcontext(),
@@ -251,7 +276,18 @@ def ceiling(device: str, precision: str) -> float:
     return 2 * side**3 / best
 
 
+def cycle_flops(turns: tuple[Turn, Turn], x: Tensor, labels: Tensor) -> int:
+    """Of one cycle, counted while it is made."""
+    student_turn, fake_turn = turns
+    with FlopCounterMode(display=False) as counter:
+        for turn in (*[fake_turn] * K, student_turn):
+            turn(x, labels)
+    return counter.get_total_flops()
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
+    if options.tf32:
+        torch.set_float32_matmul_precision("high")
     network = NETWORKS[options.network]()
     module = module_of(network, options)
     parameters = sum(p.numel() for p in network.parameters())
@@ -262,11 +298,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     data = Noise(module.teacher, options.batch)
     split = data.load_splits()[0]
     x, labels = (t[: options.batch].to(options.device) for t in (split.x, split.labels))
-    with FlopCounterMode(display=False) as counter:
-        for turn in (*[others["bare loop"][1]] * K, others["bare loop"][0]):
-            turn(x, labels)
+    flops = cycle_flops(others["bare loop"], x, labels)
+    if options.fast:
+        compiled = bare_turns(parts_of(module, options, fast=True))
+        others["bare loop, compiled"] = tuple(begun(turn, fast_networks(options)) for turn in compiled)
     watch = Stopwatch(others, torch.device(options.device))
-    callbacks = [watch, *([FastNetworks(mode=options.compile_mode)] if options.fast else [])]
+    callbacks = [watch, *([fast_networks(options)] if options.fast else [])]
     trainer = L.Trainer(
         accelerator=torch.device(options.device).type,
         devices=1,
@@ -283,10 +320,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )
     trainer.fit(module, datamodule=data)
     top = ceiling(options.device, options.precision)
-    flops, rows = counter.get_total_flops(), {}
+    rows = {}
     for name, found in watch.seconds.items():
         ms = {turn: 1000 * statistics.median(values[K if turn == "fake" else 1 :]) for turn, values in found.items()}
-        rows[name] = {**ms, "mfu": flops / (ms["cycle"] / 1000) / top, "peak_bytes": watch.peak.get(name)}
+        speed = {
+            "mfu": flops / (ms["cycle"] / 1000) / top,
+            "images_per_second": 1000 * (K + 1) * options.batch / ms["cycle"],
+        }
+        rows[name] = {**ms, **speed, "peak_bytes": watch.peak.get(name)}
     facts = {"network": options.network, "parameters": parameters, "batch": options.batch, "cycles": options.cycles}
     facts |= {"precision": options.precision, "device": torch.device(options.device).type, "fast": options.fast}
     facts |= {
@@ -317,7 +358,9 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=10, help="measured ones; one more warms up")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
-    parser.add_argument("--fast", action="store_true", help="the trainer with FastNetworks; the bare loop stays eager")
+    parser.add_argument("--tf32", action="store_true", help="float32 matrix products in TF32, as --fast does too")
+    parser.add_argument("--fast", action="store_true", help="the trainer with FastNetworks, and a second bare loop")
+    parser.add_argument("--backend", default="inductor", help="of torch.compile, with --fast")
     parser.add_argument("--compile-mode", help="of inductor, with --fast")
     parser.add_argument("--fused", action="store_true", help="fused AdamW, for all")
     parser.add_argument("--other", metavar="MODULE:FUNCTION")

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from fdistill.callbacks.measured import publish
 from fdistill.data import GenerativeDataModule
 from fdistill.diversity import DiversityProbe, Rows, compared_samples
-from fdistill.features import FeatureExtractor, default_extractor
+from fdistill.features import FeatureCache, FeatureExtractor, default_extractor
 from fdistill.loggers import log_numbers
 from fdistill.metrics import FeatureMetric, standard_metrics
 from fdistill.modules import DistillationModule, GenerativeModule
@@ -33,6 +33,7 @@ class DiversityCallback(L.Callback):
         metrics: dict[str, FeatureMetric] | None = None,
         teacher: bool = True,
         seed: int = 0,
+        feature_cache: str | None = None,
     ) -> None:
         """Args:
         every_n_updates: student updates (teacher training: turns) between two measurements.
@@ -41,11 +42,13 @@ class DiversityCallback(L.Callback):
         metrics: what to measure, by name; None for the standard ones.
         teacher: whether a student's teacher is measured too.
         seed: of latents, reference and extractor.
+        feature_cache: folder in which the extractor and the features of real samples are kept for the next start.
         """
         if every_n_updates < 1 or num_samples < 1:
             raise ValueError(f"DiversityCallback needs positive numbers: got {every_n_updates} and {num_samples}")
         self.every_n_updates, self.num_samples, self.seed = every_n_updates, num_samples, seed
         self.extractor, self.metrics, self.measure_teacher = extractor, metrics, teacher
+        self.feature_cache = feature_cache
         self.probe: DiversityProbe | None = None
         self.latest: tuple[int, dict[str, float], list[int]] | None = None
         """Student updates, metrics and missing modes of the last measurement, on every rank."""
@@ -69,6 +72,8 @@ class DiversityCallback(L.Callback):
             )
         if stage == "fit":
             compared_samples(data, self.num_samples)
+            if self.feature_cache is not None:
+                FeatureCache(self.feature_cache)  # a folder that cannot be made is told now
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GenerativeModule) -> None:
         """Start the clock."""
@@ -115,7 +120,10 @@ class DiversityCallback(L.Callback):
     def _prepared(self, trainer: L.Trainer, pl_module: GenerativeModule) -> DiversityProbe:
         if self.probe is None:
             data = trainer.datamodule
-            extractor = self.extractor or default_extractor(tuple(data.sample_shape), data.num_classes)
+            shown = data.in_pixels(pl_module.device)
+            extractor = self.extractor or default_extractor(tuple(shown.sample_shape), data.num_classes)
+            if self.feature_cache is not None:
+                extractor.keep_in(self.feature_cache)
             metrics = standard_metrics(data.num_modes) if self.metrics is None else self.metrics
             self.probe = DiversityProbe(data, extractor.to(pl_module.device), metrics, self.num_samples, self.seed)
         return self.probe

@@ -1,12 +1,14 @@
 """Pictures of the EMA generator while it trains, always from the same latents, above what they should look like."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning.pytorch as L
 import torch
 from torch import Tensor
 
 from fdistill.data import GenerativeDataModule
+from fdistill.decoders import Decoder
 from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import log_histogram, log_picture
 from fdistill.modules import DistillationModule, GenerativeModule
@@ -18,6 +20,11 @@ SEARCHED = 50_000  # training samples among which the nearest one is looked for
 CHUNK = 1024  # of them at a time
 
 
+class _Row(NamedTuple):
+    samples: Tensor  # [n, ...], latents where the model makes them
+    shown: Tensor  # what a picture holds of them
+
+
 class SampleGrid(L.Callback):
     """Writes samples/<turn>.png into the run folder and logs it as samples/grid.
 
@@ -26,7 +33,8 @@ class SampleGrid(L.Callback):
     student has noise of its own; distillation matches their distributions, so the two agree in class and often in
     style, and need not agree in more. Images that are their nearest training images are memorised:
     samples/nearest_distance is the histogram of the distances. Points are scatter panels instead, beside training data.
-    The teacher is sampled once a run. There is no row of training images without real data, or where data is latents.
+    The teacher is sampled once a run. Latents are shown as the images that their VAE makes; the nearest training image
+    is then that of the nearest latents. There is no row of training images without real data.
     """
 
     def __init__(self, every_n_turns: int = 500, num_samples: int = 50, seed: int = 0) -> None:
@@ -38,7 +46,7 @@ class SampleGrid(L.Callback):
         if every_n_turns < 1 or num_samples < 1:
             raise ValueError(f"SampleGrid needs positive numbers: got {every_n_turns} and {num_samples}")
         self.every_n_turns, self.num_samples, self.seed = every_n_turns, num_samples, seed
-        self._teacher: dict[str, Tensor] | None = None
+        self._teacher: dict[str, _Row] | None = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
         """Sample on schedule."""
@@ -46,42 +54,49 @@ class SampleGrid(L.Callback):
             return
         # log_dir is broadcast from rank 0, so every rank has to ask for it
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
-        is_first = trainer.is_global_zero
         if self._teacher is None:
             compare = isinstance(pl_module, DistillationModule)
-            self._teacher = self._drawn(pl_module.teacher_model(), is_first) if compare else {}
-        rows = self._drawn(pl_module.generative_model(), is_first) | self._teacher
-        if not is_first:
+            self._teacher = self._drawn(pl_module.teacher_model(), trainer) if compare else {}
+        rows = self._drawn(pl_module.generative_model(), trainer) | self._teacher
+        if not trainer.is_global_zero:
             return
         path, title = folder / f"{trainer.global_step:07d}.png", f"after {trainer.global_step:,} turns"
         self._draw(rows, title, path, trainer)
         log_picture(trainer.loggers, "samples/grid", path, trainer.global_step)
 
-    def _drawn(self, model: GenerativeModel, is_first: bool) -> dict[str, Tensor]:
+    def _drawn(self, model: GenerativeModel, trainer: L.Trainer) -> dict[str, _Row]:
         """The samples under the model's name; nothing on ranks that only help to gather its weights."""
         with model.whole():
-            if not is_first:
+            if not trainer.is_global_zero:
                 return {}
             samples = model.sample(model.noise(self.num_samples, self.seed), model.labels(self.num_samples))
-        samples = model.decode(samples)
-        return {f"{model.kind}\n{model.evaluations} evaluation{'s' * (model.evaluations > 1)}": samples}
+        decoder = model.decoder or getattr(trainer.datamodule, "decoder", None)
+        name = f"{model.kind}\n{model.evaluations} evaluation{'s' * (model.evaluations > 1)}"
+        return {name: _row(samples, decoder, trainer)}
 
-    def _draw(self, rows: dict[str, Tensor], title: str, path: Path, trainer: L.Trainer) -> None:
-        (name, samples), *others = rows.items()
-        data = trainer.datamodule
+    def _draw(self, rows: dict[str, _Row], title: str, path: Path, trainer: L.Trainer) -> None:
+        (name, first), *others = rows.items()
+        samples, data = first.samples, trainer.datamodule
         has_real = isinstance(data, GenerativeDataModule) and data.has_real and data.sample_shape == samples.shape[1:]
         train = data.train_split.x if has_real else None
         if samples.ndim != 4:
-            panels = {f"{name}, {title}": samples, **dict(others)}
+            panels = {f"{name}, {title}": samples, **{other: row.samples for other, row in others}}
             if train is not None:
                 chosen = torch.randperm(len(train), generator=generator_for(self.seed))[: len(samples)]
                 panels["training data"] = train[chosen]
             sample_grid_figure({panel.replace("\n", ", "): points for panel, points in panels.items()}, path)
             return
         if train is not None:
-            rows["nearest\ntraining image"], distances = nearest_images(samples, train[:SEARCHED])
+            nearest, distances = nearest_images(samples, train[:SEARCHED])
+            rows["nearest\ntraining image"] = _row(nearest, data.decoder, trainer)
             log_histogram(trainer.loggers, "samples/nearest_distance", distances, trainer.global_step)
-        compared_grid_figure(rows, title, path)
+        compared_grid_figure({name: row.shown for name, row in rows.items()}, title, path)
+
+
+def _row(samples: Tensor, decoder: Decoder | None, trainer: L.Trainer) -> _Row:
+    if decoder is None:
+        return _Row(samples, samples)
+    return _Row(samples, decoder.to(trainer.strategy.root_device)(samples, batch_size=4))
 
 
 def nearest_images(samples: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,9 @@ VERBS = {
         function="import_model",
     ),
     "pairs": Verb("latents and what a teacher makes of them, for DMD", "fdistill.commands.pairs", positional=True),
+    "encode": Verb(
+        "a folder of images becomes latents of a VAE, to train on", "fdistill.commands.encode", positional=True
+    ),
     "average": Verb(
         "another average of a run's weights, of a length given or measured",
         "fdistill.commands.average",

@@ -75,7 +75,7 @@ def average(
     better(metric)
     combinations = {wanted: snapshots.combination(wanted) for wanted in sorted(lengths or _grid(snapshots))}
     extractor = None if features is None else features_of_file(features, place)
-    real = remembered_data(model.facts) if data is None else data_of_file(data)
+    real = (remembered_data(model.facts) if data is None else data_of_file(data)).in_pixels()
     halves = TwoHalves(real, extractor or default_extractor(real.sample_shape, real.num_classes), n, seed or 0, repeats)
     choice = _measured(model, snapshots, combinations, halves, metric)
     report = _report(choice, halves, combinations, snapshots)

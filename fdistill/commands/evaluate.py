@@ -5,6 +5,7 @@ from pathlib import Path
 from fdistill.commands.checked import require_writable, usable_device
 from fdistill.commands.yaml_section import data_of_file, features_of_file, remembered_data
 from fdistill.evaluation import Evaluation, evaluate_models
+from fdistill.features import default_extractor
 from fdistill.loggers import FILE_NAME
 from fdistill.report import html_page, print_table, sample_grid_figure, training_curves_figure, write_json
 from fdistill.report.evidence_figures import class_bars_figure, copies_figure, intervals_figure, spectra_figure
@@ -38,6 +39,7 @@ def evaluate(
     device: str = "cpu",
     features: str | None = None,
     bootstrap: int | None = None,
+    feature_cache: str | None = None,
 ) -> None:
     """Measure a generator against held-out real data; writes report.json, index.html and its pictures.
 
@@ -57,12 +59,15 @@ def evaluate(
             classifier trained on the data, or the values themselves, where not given.
         bootstrap: splits into random halves that the intervals come from, 0 for none; 30, or 10 above 256 features,
             where not given.
+        feature_cache: folder in which the classifier and the features of real samples are kept for the next evaluation.
     """
     folder, place = require_writable(Path(out) / "report.json").parent, usable_device(device)
-    given = None if data is None else data_of_file(data)
+    given = None if data is None else data_of_file(data).in_pixels(place)
     extractor = None if features is None else features_of_file(features, place)
     student = open_source(checkpoint, place, None if given is None else given.sample_shape, steps)
-    real = remembered_data(student.facts) if given is None else given
+    real = remembered_data(student.facts).in_pixels(place) if given is None else given
+    if feature_cache is not None:
+        extractor = (extractor or default_extractor(real.sample_shape, real.num_classes)).keep_in(feature_cache)
     teacher_path = teacher or _remembered_teacher(student)
     teacher_source = None if teacher_path is None else open_source(teacher_path, place, real.sample_shape, steps)
     if steps is not None and not any(isinstance(source, DiffusersSource) for source in (student, teacher_source)):

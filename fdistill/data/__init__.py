@@ -1,11 +1,12 @@
-"""Data modules: what is learned from, in memory, with an endless resumable stream and a held-out split."""
+"""Data modules: what is learned from, in memory or read as needed; an endless resumable stream and a held-out split."""
 
 from fdistill.data.base import Batch, GenerativeDataModule
 from fdistill.data.batch_stream import EndlessBatchSampler
-from fdistill.data.batches import InMemorySplit
+from fdistill.data.batches import InMemorySplit, ReadSplit, Split
 from fdistill.data.chequerboard import Chequerboard
 from fdistill.data.digits import Digits
 from fdistill.data.image_folder import ImageFolder
+from fdistill.data.latent_folder import DecodedLatents, LatentFolder
 from fdistill.data.latents_only import LatentsOnly
 from fdistill.data.mixtures import (
     GaussianMixtureData,
@@ -22,14 +23,18 @@ from fdistill.data.stacked_digits import StackedDigits
 __all__ = [
     "Batch",
     "Chequerboard",
+    "DecodedLatents",
     "Digits",
     "EndlessBatchSampler",
     "GaussianMixtureData",
     "GenerativeDataModule",
     "ImageFolder",
     "InMemorySplit",
+    "LatentFolder",
     "LatentsOnly",
     "MixtureParameters",
+    "ReadSplit",
+    "Split",
     "StackedDigits",
     "forty_modes",
     "grid",

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from fdistill.data.batch_stream import EndlessBatchSampler
-from fdistill.data.batches import Batch, InMemorySplit
+from fdistill.data.batches import Batch, Split
+from fdistill.decoders import Decoder
 from fdistill.networks import Network
 from fdistill.random_streams import generator_for
 
@@ -17,7 +18,7 @@ __all__ = ["Batch", "GenerativeDataModule"]
 
 
 class GenerativeDataModule(L.LightningDataModule, ABC):
-    """Samples of a distribution, in memory, split into a training and a held-out part.
+    """Samples of a distribution, split into a training and a held-out part.
 
     A subclass gives ``sample_shape``, ``num_classes`` and ``load_splits``, and keeps every argument of its ``__init__``
     as an attribute of the same name: ``spec`` reads them there.
@@ -48,7 +49,7 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
         require_at_least("seed", seed, 0)
         require_at_least("num_workers", num_workers, 0)
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
-        self._splits: tuple[InMemorySplit, InMemorySplit] | None = None
+        self._splits: tuple[Split, Split] | None = None
         self._data_std: float | None = None
         self._resume_at: int | None = None  # loaded position that no stream has taken up yet
         self._shift = 0  # position of the stream minus the trainer's count; 0 in every run that the trainer resumed
@@ -64,7 +65,7 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
         """Number of classes or modes; 0 where the data is unlabelled."""
 
     @abstractmethod
-    def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
+    def load_splits(self) -> tuple[Split, Split]:
         """Return the training and the held-out split; called once, on first use."""
 
     @property
@@ -87,17 +88,26 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
         return None
 
     @property
+    def decoder(self) -> Decoder | None:
+        """What makes images of samples that are latents; None where samples are what people look at."""
+        return None
+
+    def in_pixels(self, device: torch.device | str = "cpu") -> "GenerativeDataModule":
+        """Return the data that people and metrics look at: itself, or the images of latents, decoded on a device."""
+        return self
+
+    @property
     def train_split(self) -> Batch:
-        """The whole training split."""
+        """The training split; an even part of it where it does not lie in memory (`ReadSplit`)."""
         return self._loaded()[0].whole()
 
     @property
     def held_out_split(self) -> Batch:
-        """The whole held-out split."""
+        """The held-out split; as `train_split`."""
         return self._loaded()[1].whole()
 
     def data_std(self) -> float:
-        """Return the standard deviation over all entries of the training split (EDM's sigma_data)."""
+        """Return the standard deviation over all entries of `train_split` (EDM's sigma_data)."""
         if self._data_std is None:
             self._data_std = self._loaded()[0].std()
         return self._data_std
@@ -147,8 +157,8 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
         if self._resume_at is not None:
             self._shift, self._resume_at = self._resume_at - self._batches_processed_by_trainer(), None
         split, (rank, world_size) = self._loaded()[0], self._rank_and_world_size()
-        sampler = EndlessBatchSampler(len(split), self.batch_size, self.seed, rank, world_size, self.batches_seen)
-        return self._loader(split, batch_sampler=sampler)
+        size, order = len(split), (self.batch_size, self.seed, rank, world_size, self.batches_seen)
+        return self._loader(split, batch_sampler=EndlessBatchSampler(size, *order, split.drawn_anew))
 
     def val_dataloader(self) -> DataLoader:
         """Return this rank's part of the held-out split: in order, none dropped, none twice."""
@@ -182,7 +192,7 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
             raise ValueError(f"a data state holds batches_seen: expected an integer >= 0, got {seen!r}; start afresh")
         self._resume_at = seen
 
-    def _loaded(self) -> tuple[InMemorySplit, InMemorySplit]:
+    def _loaded(self) -> tuple[Split, Split]:
         if self._splits is None:
             self._splits = self.load_splits()
             for name, split in zip(("training", "held-out"), self._splits, strict=True):
@@ -221,8 +231,8 @@ def require_at_least(name: str, value: int, minimum: int) -> None:
         raise ValueError(f"{name} is out of range: expected {name} >= {minimum}, got {value}; use {minimum} or more")
 
 
-def _check_split(name: str, split: InMemorySplit, sample_shape: tuple[int, ...], num_classes: int) -> None:
-    shape, lowest, highest = tuple(split.x.shape[1:]), int(split.labels.min()), int(split.labels.max())
+def _check_split(name: str, split: Split, sample_shape: tuple[int, ...], num_classes: int) -> None:
+    shape, lowest, highest = split.sample_shape, int(split.labels.min()), int(split.labels.max())
     if shape != tuple(sample_shape):
         raise ValueError(
             f"samples have sample_shape: expected {tuple(sample_shape)}, got {shape} in the {name} split; correct one"

@@ -24,6 +24,7 @@ class EndlessBatchSampler(Sampler[list[int]]):
         rank: r, in [0, world_size).
         world_size: W, the number of ranks.
         first_batch: Called when an iteration begins; returns the number of its first batch.
+        tells_epoch: Give index + (epoch + 1) N in place of the index, for a split that is drawn anew in every epoch.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class EndlessBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         first_batch: Callable[[], int] = lambda: 0,
+        tells_epoch: bool = False,
     ) -> None:
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.world_size, self.first_batch = rank, world_size, first_batch
+        self.tells_epoch = tells_epoch
         self._permutations: dict[int, Tensor] = {}
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -50,7 +53,8 @@ class EndlessBatchSampler(Sampler[list[int]]):
         epochs, offsets = positions // self.num_samples, positions % self.num_samples
         needed = range(int(epochs[0]), int(epochs[-1]) + 1)
         self._permutations = {e: self._permutation(e) for e in needed}  # forgets the epochs that are over
-        return torch.cat([self._permutations[e][offsets[epochs == e]] for e in needed])
+        indices = torch.cat([self._permutations[e][offsets[epochs == e]] for e in needed])
+        return indices + (epochs + 1) * self.num_samples if self.tells_epoch else indices
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch in self._permutations:

@@ -1,11 +1,18 @@
-"""A batch, and a split of a data set that lies in memory and hands out whole batches at once."""
+"""A batch, and the splits of a data set that hand out whole batches at once: in memory, or read when it is fetched."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from fdistill.random_streams import generator_for
+
+PROGRESS_BAR_FROM = 1000  # samples; fewer are read before a bar is worth its line
+_READ_AT_ONCE = 64
 
 
 class Batch(NamedTuple):
@@ -15,7 +22,46 @@ class Batch(NamedTuple):
     labels: Tensor  # [B] int64 in [0, num_classes)
 
 
-class InMemorySplit(Dataset[Batch]):
+class Split(Dataset[Batch], ABC):
+    """Samples with labels.
+
+    Attributes:
+        labels: [N] int64, without mirror images.
+        drawn_anew: whether a sample is another one in every epoch; its index is then index + (epoch + 1) len(self) in
+            the training stream, and index alone names a draw that is always the same.
+    """
+
+    labels: Tensor
+    drawn_anew = False
+
+    @property
+    @abstractmethod
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples, mirror images included."""
+
+    @abstractmethod
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Return the samples with these indices, in this order; a DataLoader calls this once per batch."""
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return sample ``index`` without its batch dimension."""
+        batch = self.__getitems__([index])
+        return Batch(batch.x[0], batch.labels[0])
+
+    @abstractmethod
+    def whole(self) -> Batch:
+        """Return what metrics read of the split, in order and without mirror images: all N samples if in memory."""
+
+    @abstractmethod
+    def std(self) -> float:
+        """Return the standard deviation over all entries of those samples (divisor: the number of entries)."""
+
+
+class InMemorySplit(Split):
     """Samples in memory, fetched by one ``index_select`` per batch.
 
     Args:
@@ -44,16 +90,14 @@ class InMemorySplit(Dataset[Batch]):
             )
         self.x, self.labels, self.mirrored = x, labels.long(), mirrored
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
     def __len__(self) -> int:
         return len(self.x) * (2 if self.mirrored else 1)
 
-    def __getitem__(self, index: int) -> Batch:
-        """Return sample ``index`` without its batch dimension."""
-        batch = self.__getitems__([index])
-        return Batch(batch.x[0], batch.labels[0])
-
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Return the samples with these indices, in this order; a DataLoader calls this once per batch."""
         index = torch.as_tensor(indices, dtype=torch.long)
         mirror = index >= len(self.x)  # never true unless mirrored: index_select refuses the index
         index = index - len(self.x) * mirror if self.mirrored else index
@@ -63,14 +107,58 @@ class InMemorySplit(Dataset[Batch]):
         return Batch(x, self.labels.index_select(0, index))
 
     def whole(self) -> Batch:
-        """Return all N samples in order, without mirror images."""
         return Batch(_as_float(self.x), self.labels)
 
     def std(self) -> float:
-        """Return the standard deviation over all entries of all samples (divisor: the number of entries)."""
         mean = sum(float(_as_float(chunk).double().sum()) for chunk in self.x.split(4096)) / self.x.numel()
         squares = sum(float((_as_float(chunk).double() - mean).square().sum()) for chunk in self.x.split(4096))
         return (squares / self.x.numel()) ** 0.5
+
+
+class ReadSplit(Split):
+    """Samples that are read from files when a batch is fetched: memory holds a batch, and what metrics read.
+
+    A subclass gives ``sample_shape`` and ``read``.
+
+    Args:
+        labels: [N] int64, N >= 1.
+        mirrored: The split also holds the left-right mirror image of sample i, as sample N + i.
+        metric_samples: Samples that metrics read, >= 1; an even part of the split where it has more.
+    """
+
+    def __init__(self, labels: Tensor, mirrored: bool, metric_samples: int) -> None:
+        self.labels, self.mirrored, self.metric_samples = labels, mirrored, metric_samples
+        self._for_metrics: InMemorySplit | None = None
+
+    @abstractmethod
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Return samples [n, *sample_shape] by their indices: float32, or uint8 pixels."""
+
+    def __len__(self) -> int:
+        return len(self.labels) * (2 if self.mirrored else 1)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        index = torch.as_tensor(indices, dtype=torch.long) % len(self) % len(self.labels)
+        return Batch(_as_float(self.read(indices)), self.labels[index])
+
+    def whole(self) -> Batch:
+        return self._read_once().whole()
+
+    def std(self) -> float:
+        return self._read_once().std()
+
+    def _read_once(self) -> InMemorySplit:
+        if self._for_metrics is None:
+            chosen = torch.arange(len(self.labels))
+            if len(chosen) > self.metric_samples:
+                chosen = torch.randperm(len(chosen), generator=generator_for(0))[: self.metric_samples].sort().values
+            parts = tqdm(chosen.split(_READ_AT_ONCE), desc="reading samples", disable=len(chosen) <= PROGRESS_BAR_FROM)
+            x = torch.cat([self.read(part.tolist()) for part in parts])
+            self._for_metrics = InMemorySplit(x, self.labels[chosen])
+        return self._for_metrics
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_for_metrics": None}  # worker processes read for themselves
 
 
 def _as_float(x: Tensor) -> Tensor:

@@ -1,30 +1,33 @@
-"""A folder of PNG and JPEG files as square images in memory, with class sub-folders or without."""
+"""A folder of PNG and JPEG files as square images, in memory or read as they are needed, with classes or without."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 from fdistill.data.base import GenerativeDataModule, require_at_least
-from fdistill.data.batches import InMemorySplit
+from fdistill.data.batches import PROGRESS_BAR_FROM, InMemorySplit, ReadSplit, Split
+from fdistill.data.image_files import SUFFIXES, ImageFiles, Images, Listing, list_images
 from fdistill.data.splits import stratified_split
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
-PROGRESS_BAR_FROM = 1000  # images; fewer decode before a bar is worth its line
+from fdistill.data.tar_images import list_tars, tars_in
+from fdistill.fingerprints import fingerprint
 
 
 class ImageFolder(GenerativeDataModule):
     """The images of one folder, or of its sub-folders, whose sorted names are then the classes; values in [-1, 1].
 
     Each image is turned upright by its EXIF tag, cropped to the central square, resized with antialiasing, and kept as
-    8-bit pixels. The held-out split is stratified by class.
+    8-bit pixels. The held-out split is stratified by class. A folder of uncompressed ``*.tar`` files is read like the
+    folder that they would unpack to, without unpacking them (`list_tars`).
+
+    Where they do not fit in memory, ``in_memory: false`` decodes the images of a batch when it is fetched, in
+    ``num_workers`` processes: the same samples in the same order, bit for bit.
 
     Args:
-        folder: Folder with ``*.png``, ``*.jpg``, ``*.jpeg``, or with one sub-folder of them per class.
+        folder: Folder with ``*.png``, ``*.jpg``, ``*.jpeg``, or with one sub-folder of them per class, or ``*.tar``.
         resolution: Height and width in pixels, >= 1.
         channels: 3 for colour, 1 for grey.
         held_out_fraction: Part of the images that is held out, in (0, 1); at least one image is.
@@ -33,10 +36,13 @@ class ImageFolder(GenerativeDataModule):
         split_seed: Chooses the held-out images, >= 0.
         seed: Seed of the order of the training stream, >= 0.
         num_workers: Processes that fetch batches, >= 0.
+        in_memory: Decode all images on first use and keep them; otherwise each one whenever it is needed.
+        metric_samples: Images of each split that metrics read where not all are in memory, >= 1.
 
     Raises:
         ValueError: An argument is out of its range; or, on first use of the data, the folder is missing, mixes images
-            and class folders, has too few images, or holds a file that is not a readable image.
+            and class folders, has too few images, or holds a file that is not a readable image (met in training where
+            not all are in memory).
     """
 
     def __init__(
@@ -50,9 +56,12 @@ class ImageFolder(GenerativeDataModule):
         split_seed: int = 0,
         seed: int = 0,
         num_workers: int = 0,
+        in_memory: bool = True,
+        metric_samples: int = 10_000,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
         require_at_least("resolution", resolution, 1)
+        require_at_least("metric_samples", metric_samples, 1)
         require_at_least("split_seed", split_seed, 0)
         if channels not in (1, 3):
             raise ValueError(f"channels is 3 for colour or 1 for grey: expected 1 or 3, got {channels}; choose one")
@@ -60,7 +69,8 @@ class ImageFolder(GenerativeDataModule):
             raise ValueError(f"held_out_fraction is a part: expected (0, 1), got {held_out_fraction}; 0.1 is usual")
         self.folder, self.resolution, self.channels = str(folder), resolution, channels
         self.held_out_fraction, self.horizontal_flip, self.split_seed = held_out_fraction, horizontal_flip, split_seed
-        self._listing: _Listing | None = None
+        self.in_memory, self.metric_samples = in_memory, metric_samples
+        self._listing: Listing | None = None
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -77,88 +87,95 @@ class ImageFolder(GenerativeDataModule):
         """Sorted names of the class sub-folders; the label is the position in this list."""
         return self._listed().class_names
 
-    def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
-        """Decode all images and split them."""
-        files, labels, _ = self._listed()
-        num_held_out = max(1, round(self.held_out_fraction * len(files)))
-        train, held_out = stratified_split(labels, min(num_held_out, len(files) - 1), self.split_seed)
-        if len(held_out) == 0:
-            raise ValueError(
-                f"a training and a held-out split need two images of some class: got {len(files)} images in"
-                f" {max(self.num_classes, 1)} classes in {self.folder}; add images"
-            )
-        x = torch.empty((len(files), *self.sample_shape), dtype=torch.uint8)
-        for i, file in enumerate(tqdm(files, desc="decoding images", disable=len(files) <= PROGRESS_BAR_FROM)):
-            x[i] = read_image(file, self.resolution, self.channels)
+    def load_splits(self) -> tuple[Split, Split]:
+        """Split the images; decode them all where they are kept in memory."""
+        images, labels, _ = self._listed()
+        train, held_out = held_out_part(labels, self.held_out_fraction, self.split_seed, self.folder)
+        if not self.in_memory:
+            return self._read_split(train, self.horizontal_flip), self._read_split(held_out)
+        x = torch.empty((len(images), *self.sample_shape), dtype=torch.uint8)
+        for i in tqdm(range(len(images)), desc="decoding images", disable=len(images) <= PROGRESS_BAR_FROM):
+            x[i] = images.read(i, self.resolution, self.channels)
         return InMemorySplit(x[train], labels[train], self.horizontal_flip), InMemorySplit(
             x[held_out], labels[held_out]
         )
 
-    def _listed(self) -> "_Listing":
+    def everything(self) -> "ImageSplit":
+        """All images in the order of their names, before they are split; none is read yet."""
+        return self._read_split(torch.arange(len(self._listed().images)))
+
+    def _read_split(self, chosen: Tensor, mirrored: bool = False) -> "ImageSplit":
+        images, labels, _ = self._listed()
+        return ImageSplit(images, chosen, labels[chosen], mirrored, self.sample_shape, self.metric_samples)
+
+    def _listed(self) -> Listing:
         if self._listing is None:
-            self._listing = list_images(Path(self.folder))
+            self._listing = list_folder(Path(self.folder))
         return self._listing
 
 
-def read_image(file: Path, resolution: int, channels: int) -> Tensor:
-    """Decode one image, crop it to the central square and resize it: uint8 [channels, resolution, resolution].
+class ImageSplit(ReadSplit):
+    """Those of the images with the numbers `chosen`, decoded when they are fetched."""
+
+    def __init__(
+        self,
+        images: Images,
+        chosen: Tensor,
+        labels: Tensor,
+        mirrored: bool,
+        sample_shape: tuple[int, ...],
+        metric_samples: int,
+    ) -> None:
+        super().__init__(labels, mirrored, metric_samples)
+        self.images, self.chosen, self._sample_shape = images, chosen, sample_shape
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self._sample_shape
+
+    def files_fingerprint(self) -> str:
+        """Of names and sizes of the files."""
+        return fingerprint([self.images.told(i) for i in self.chosen.tolist()])
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        channels, resolution, _ = self.sample_shape
+        x = torch.empty((len(indices), *self.sample_shape), dtype=torch.uint8)
+        for place, index in enumerate(indices):
+            mirror, number = divmod(index, len(self.labels))
+            pixels = self.images.read(int(self.chosen[number]), resolution, channels)
+            x[place] = pixels.flip(-1) if mirror else pixels
+        return x
+
+
+def list_folder(folder: Path) -> Listing:
+    """Find the images of a folder: its files, those of its class sub-folders, or those in its .tar files.
 
     Raises:
-        ValueError: The file is broken, truncated, no image, or has more than 8 bits per channel.
+        ValueError: As `list_images` and `list_tars`, or where the folder holds both.
     """
-    try:
-        with Image.open(file) as source:
-            image = ImageOps.exif_transpose(source)
-            image.load()
-    except Exception as error:  # decoders of broken files raise anything: OSError, SyntaxError, zlib.error, ...
-        raise ValueError(f"an image file is readable: cannot decode {file} ({error}); repair or remove it") from error
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"images have 8 bits per channel: got mode {image.mode} in {file}; convert it to 8 bits")
-    image = image.convert("RGB" if channels == 3 else "L")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    if side != resolution:
-        image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels.view(resolution, resolution, channels).permute(2, 0, 1)
-
-
-class _Listing(NamedTuple):
-    files: list[Path]
-    labels: Tensor  # [N] int64
-    class_names: list[str]
-
-
-def list_images(folder: Path) -> _Listing:
-    """Find the images of a folder, or of its sub-folders, in the order of their names; no image is read.
-
-    Raises:
-        ValueError: The folder is missing, mixes images and class folders, or has too few images.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"folder is an existing folder of images: got {folder}, which is none; check the path")
-    top_level = _images_in(folder)
-    in_classes = {
-        child.name: _images_in(child) for child in sorted(folder.iterdir()) if child.is_dir() and child.name[0] != "."
-    }
-    filled = [name for name, files in in_classes.items() if files]
-    if top_level and filled:
+    tars = tars_in(folder)
+    if not tars:
+        files, labels, names = list_images(folder)
+        return Listing(ImageFiles(folder, files), labels, names)
+    strays = [file.name for depth in ("*", "*/*") for file in folder.glob(depth) if file.suffix.lower() in SUFFIXES]
+    if strays:
         raise ValueError(
-            f"images lie either in the folder or in class sub-folders: got {len(top_level)} images and class folders"
-            f" {filled[:3]} in {folder}; move the images into classes, or the sub-folders away"
+            f"images lie either in files or in .tar files: got {min(strays)} and {tars[0].name} in {folder};"
+            " move one away"
         )
-    if not top_level and not filled:
-        raise ValueError(f"folder holds images: expected files {', '.join(SUFFIXES)}, got none in {folder}; add some")
-    empty = sorted(set(in_classes) - set(filled))
-    if filled and empty:
-        raise ValueError(f"class sub-folders hold images: got none in {empty[:3]} of {folder}; fill or remove them")
-    files = top_level or [file for name in filled for file in in_classes[name]]
-    labels = [0] * len(top_level) or [c for c, name in enumerate(filled) for _ in in_classes[name]]
-    if len(files) < 2:
-        raise ValueError(f"two splits need two images: expected >= 2, got {len(files)} in {folder}; add images")
-    return _Listing(files, torch.tensor(labels), filled)
+    return list_tars(folder)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and f.name[0] != ".")
+def held_out_part(labels: Tensor, fraction: float, seed: int, folder: str) -> tuple[Tensor, Tensor]:
+    """Divide images with these labels [N]: numbers of the training ones and of the held-out ones, ascending.
+
+    Raises:
+        ValueError: There are no two images of any class.
+    """
+    train, held_out = stratified_split(labels, min(max(1, round(fraction * len(labels))), len(labels) - 1), seed)
+    if len(held_out) == 0:
+        raise ValueError(
+            f"a training and a held-out split need two images of some class: got {len(labels)} images in"
+            f" {int(labels.max()) + 1} classes in {folder}; add images"
+        )
+    return train, held_out

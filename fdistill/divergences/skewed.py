@@ -21,7 +21,9 @@ def skewed_weight(log_ratio: Tensor, skew: Tensor | float) -> Tensor:
     Returns:
         The weight, of log_ratio's dtype; differentiable in log_ratio.
     """
-    skew = torch.as_tensor(skew, dtype=torch.float64, device=log_ratio.device)  # 1 - skew must not round
+    if not isinstance(skew, Tensor):
+        skew = torch.full((), skew, dtype=torch.float64, device=log_ratio.device)  # a copy would have the host wait
+    skew = skew.double()  # 1 - skew must not round
     alone = skew == 0  # forward KL, where a sigmoid would be 0/0
     skew = torch.where(alone, 1.0, skew)
     mixed = (log_ratio + skew.logit().to(log_ratio.dtype)).sigmoid() / skew.to(log_ratio.dtype)

@@ -1,6 +1,7 @@
 """Where samples are compared: extractors that turn samples into features, fitted to the real training samples."""
 
 from fdistill.features.base import FeatureExtractor
+from fdistill.features.cache import FeatureCache
 from fdistill.features.classifier import ClassifierFeatures
 from fdistill.features.default import default_extractor
 from fdistill.features.module import ModuleFeatures
@@ -9,6 +10,7 @@ from fdistill.features.pretrained import InceptionFeatures, OpenClipFeatures, Ti
 
 __all__ = [
     "ClassifierFeatures",
+    "FeatureCache",
     "FeatureExtractor",
     "InceptionFeatures",
     "ModuleFeatures",

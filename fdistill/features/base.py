@@ -1,11 +1,15 @@
 """What every feature extractor shares: fitted once to real training samples, then samples in, scaled features out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from fdistill.features.cache import FeatureCache
 
 PROGRESS_BAR_FROM = 20  # batches; fewer are through before a bar is worth its line
 
@@ -18,8 +22,8 @@ class FeatureExtractor(nn.Module, ABC):
     the cosine Vendi score needs. A Fréchet distance times scale^2 is the one in the raw features, which is what the
     literature calls FID where they are Inception's.
 
-    A subclass gives `what` and `raw_features`, and `fit` where it has something to learn. Everything happens on the
-    extractor's own device, in evaluation mode and without gradient.
+    A subclass gives `what` and `raw_features`, and `fit` where it has something to learn; `learned` and `fit_again` too
+    where that takes long. Everything happens on the extractor's own device, in evaluation mode and without gradient.
 
     Attributes:
         mean: of the real training samples' raw features [d]; a number before `prepare`.
@@ -36,6 +40,16 @@ class FeatureExtractor(nn.Module, ABC):
         self.register_buffer("mean", torch.zeros(()), persistent=False)  # fitted again from the data, never loaded
         self.register_buffer("scale", torch.ones(()), persistent=False)
         self._sample_shape: tuple[int, ...] | None = None
+        self._cache: FeatureCache | None = None
+
+    def keep_in(self, folder: str | Path | None) -> Self:
+        """Keep what real samples give in a folder, and read it there at the next start; None for nowhere.
+
+        Raises:
+            OSError: where the folder cannot be made.
+        """
+        self._cache = None if folder is None else FeatureCache(folder)
+        return self
 
     @property
     @abstractmethod
@@ -52,6 +66,16 @@ class FeatureExtractor(nn.Module, ABC):
         Raises:
             ValueError: if these samples are not of the kind that the extractor reads.
         """
+
+    def learned(self) -> dict[str, Tensor]:
+        """What `fit` learned, for `fit_again`; nothing where it learns nothing, or learns fast."""
+        return {}
+
+    def fit_again(
+        self, learned: Mapping[str, Tensor], x: Tensor, labels: Tensor | None, num_classes: int | None, seed: int
+    ) -> None:
+        """What `fit` with the same arguments did, whose `learned` this is."""
+        self.fit(x, labels, num_classes, seed)
 
     def classify(self, features: Tensor) -> Tensor | None:
         """The class int64 [n] that the extractor reads from its own `features` [n, d]; None where it has no classes."""
@@ -86,16 +110,31 @@ class FeatureExtractor(nn.Module, ABC):
             raise ValueError(f"a feature space needs real samples [N, ...] with N >= 2, got {list(x.shape)}")
         _require_finite(x)
         self._sample_shape = None  # what fails below leaves nothing half prepared
-        self.fit(x, labels, num_classes, seed)
-        mean, scale = self._moments(x)
-        if not scale > 0:
-            raise ValueError(f"a feature space needs samples that differ: got {len(x)} of equal features; check them")
-        self.mean, self.scale = mean.float().to(self.device), scale.float().to(self.device)
+        fitted = (x, labels, num_classes, seed)
+        key = None if self._cache is None else self._cache.key("fitted", self, {"x": x, "labels": labels}, *fitted[2:])
+        kept = None if key is None else self._cache.read(key)
+        if kept is None:
+            self.fit(*fitted)
+            kept = dict(zip(("mean", "scale"), self._moments(x), strict=True)) | self.learned()
+            if not kept["scale"] > 0:
+                raise ValueError(
+                    f"a feature space needs samples that differ: got {len(x)} of equal features; check them"
+                )
+            if key is not None:
+                self._cache.write(key, kept)
+        else:
+            self.fit_again({name: kept[name] for name in kept.keys() - {"mean", "scale"}}, *fitted)
+        self.mean, self.scale = (kept[name].float().to(self.device) for name in ("mean", "scale"))
         self._sample_shape = tuple(x.shape[1:])
 
     @torch.no_grad()
-    def extract(self, x: Tensor, batch_size: int | None = None) -> Tensor:
+    def extract(self, x: Tensor, batch_size: int | None = None, keep: bool = False) -> Tensor:
         """The features [n, d] of samples [n, *shape], float32 on the extractor's device.
+
+        Args:
+            x: samples.
+            batch_size: of them at once.
+            keep: they are real ones, whose features are kept where `keep_in` named a folder.
 
         Raises:
             ValueError: before `prepare`, for samples of another shape than it saw, none at all, or a NaN.
@@ -107,7 +146,14 @@ class FeatureExtractor(nn.Module, ABC):
                 f"with n >= 1, got {list(x.shape)}"
             )
         _require_finite(x)
-        return torch.cat([(raw - self.mean) / self.scale for raw in self._batches(x, batch_size)])
+        key = self._cache.key("features", self, {"x": x}, batch_size) if keep and self._cache is not None else None
+        kept = None if key is None else self._cache.read(key)
+        if kept is not None:
+            return kept["features"].to(self.device)
+        features = torch.cat([(raw - self.mean) / self.scale for raw in self._batches(x, batch_size)])
+        if key is not None:
+            self._cache.write(key, {"features": features})
+        return features
 
     @property
     def device(self) -> torch.device:

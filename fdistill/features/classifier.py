@@ -1,5 +1,7 @@
 """The penultimate features of a small classifier trained on the real training images, and the classes it reads."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,11 +42,28 @@ class ClassifierFeatures(FeatureExtractor):
                 "ClassifierFeatures learns the classes of real images: expected labels and num_classes, got none; "
                 "use PixelFeatures or a pretrained extractor for unlabelled data"
             )
-        low, high = EPOCHS
-        epochs = self.epochs or min(high, max(low, IMAGES_SEEN // len(x)))
+        epochs = self._told(x, seed)
         with torch.inference_mode(False):  # in which a trainer may be, and in which nothing learns
             self.classifier = train_classifier(x.to(self.device), labels, num_classes, seed, epochs=epochs)
+
+    def learned(self) -> dict[str, Tensor]:
+        return {f"classifier.{name}": value for name, value in self.classifier.state_dict().items()}
+
+    def fit_again(
+        self, learned: Mapping[str, Tensor], x: Tensor, labels: Tensor | None, num_classes: int | None, seed: int
+    ) -> None:
+        self._told(x, seed)
+        with torch.inference_mode(False), torch.device("meta"):
+            self.classifier = ConvClassifier(x.shape[1], num_classes, x.shape[2]).eval()
+        weights = {name.removeprefix("classifier."): value.to(self.device) for name, value in learned.items()}
+        self.classifier.load_state_dict(weights, assign=True)
+
+    def _told(self, x: Tensor, seed: int) -> int:
+        """The epochs of a training, which the features' name tells."""
+        low, high = EPOCHS
+        epochs = self.epochs or min(high, max(low, IMAGES_SEEN // len(x)))
         self._trained = f"for {epochs} epochs on {len(x):,} real images with seed {seed}"
+        return epochs
 
     def raw_features(self, x: Tensor) -> Tensor:
         return self.classifier.features(x)

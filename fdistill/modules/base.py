@@ -112,9 +112,9 @@ class GenerativeModule(L.LightningModule):
         """The networks by role."""
         return {name: child for name, child in self.named_children() if isinstance(child, Denoiser)}
 
-    def noise_source(self, *part: int) -> torch.Generator:
-        """The generator of this turn on this rank, or of what is drawn for one of its micro-batches alone."""
-        return generator_for(self.seed, self.global_step, self.global_rank, *part, device=self.device)
+    def noise_source(self, *counters: int) -> torch.Generator:
+        """The generator of this turn on this rank, or of a part of it that counters name."""
+        return generator_for(self.seed, self.global_step, self.global_rank, *counters, device=self.device)
 
     def micro_batches(self, batch_size: int) -> Iterator[MicroBatch]:
         """The micro-batches of this turn: `accumulate` of them, of equal size.
@@ -225,7 +225,8 @@ class GenerativeModule(L.LightningModule):
             logger.log_metrics(numbers, step=turn)
         for name, value in numbers.items():
             if name.startswith("loss/"):
-                self.log(name.removeprefix("loss/"), value, prog_bar=True, logger=False)
+                # on the CPU: the progress bar reads it in other turns too, which then wait for no device
+                self.log(name.removeprefix("loss/"), torch.tensor(value), prog_bar=True, logger=False)
 
     def _speed(self, turn: int) -> dict[str, float]:
         """Milliseconds a turn and images a second since the last log line; nothing on the first."""

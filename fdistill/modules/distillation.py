@@ -70,7 +70,7 @@ class DistillationModule(DistillationTurn):
         instance_noise: standard deviation of noise that real and generated samples get beside sigma before the
             discriminator sees them; falling to 0, as a rule. Its ratio, which weighs the student's samples, is then
             that of the laws noised at sqrt(sigma^2 + instance_noise^2).
-        pairs: file of `fdistill pairs`, for an objective that regresses to them.
+        pairs: file of `fdistill pairs`, for an objective that regresses to them; they lie on the device.
         guidance: scale of the teacher's guidance; classifier-free where there is no guide.
         guidance_interval: the noise levels, low and high, between which the teacher is guided; None for all.
         guide: a weaker denoiser or a checkpoint of one, away from which the teacher is guided.
@@ -205,7 +205,13 @@ class DistillationModule(DistillationTurn):
             check_real(self.objective, data)
 
     def on_fit_start(self) -> None:
-        """Let the objective see the data, with its networks on their device already."""
+        """Let the objective see the data, with its networks on their device already, and bring there what else it has.
+
+        A checkpoint is read before its networks have moved; pairs that stayed behind would be copied in every turn.
+        """
+        self.pairs = None if self.pairs is None else self.pairs.to(self.device)
+        if self.last_generated is not None:
+            self.last_generated = tuple(None if t is None else t.to(self.device) for t in self.last_generated)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, GenerativeDataModule):
             self.objective.prepare(data)

@@ -13,7 +13,15 @@ from fdistill.guidance import Guidance
 from fdistill.log_ratio import RatioEstimator
 from fdistill.modules.base import MicroBatch, mean_of
 from fdistill.modules.consult import Opinion
-from fdistill.modules.discrimination import Reads, Shown, consult_and_show, logit_of, r1_penalty, shown
+from fdistill.modules.discrimination import (
+    Reads,
+    Shown,
+    consult_and_show,
+    logit_of,
+    logits_of_both,
+    r1_penalty,
+    shown,
+)
 from fdistill.modules.generation import Generated, drawn_steps, dropped_labels, simulate
 from fdistill.modules.guard import Samples
 from fdistill.modules.rhythm import Rhythm
@@ -108,7 +116,7 @@ class DistillationTurn(StudentValidation):
             losses |= fake_losses
         if student_learns:
             self.backward_share(_descent(generated.x, gradient.x) + _descent(regression_x, gradient.regression))
-        values = [value for value in (x, x_t, teacher.denoised, fake.denoised) if value is not None]
+        values = [v.detach() for v in (x, x_t, teacher.denoised, fake.denoised) if v is not None]  # the graph may go
         return losses, log, Samples(generated.sigma, values)
 
     def _generate(
@@ -140,8 +148,13 @@ class DistillationTurn(StudentValidation):
         return shown(x_t, sigma, value_at(self.instance_noise, self.updates), generator)
 
     def _ask_teacher(self, x_t: Tensor, seen: Shown, generated: Generated, needs: Needs, fake_learns: bool) -> Opinion:
-        """Only what this turn reads: features for the discriminator, the guided value for the student."""
+        """Only what this turn reads: features for the discriminator, the guided value for the student.
+
+        Where the fake side alone learns, features wait for those of real samples, to be read in one batch.
+        """
         features = self._features_of("teacher", needs, fake_learns)
+        if needs.teacher == "nothing" and not needs.discriminator:
+            return Opinion()
         sigma, labels = generated.sigma, generated.labels
         return consult_and_show(self.teacher, x_t, sigma, seen, labels, needs.teacher, features, self.guidance)
 
@@ -215,19 +228,18 @@ class DistillationTurn(StudentValidation):
         if self.ratio is None:
             return losses
         labels = generated.fake_labels if self.reads == "fake_score" else generated.labels
-        half = {"teacher": teacher, "fake_score": fake}.get(self.reads, Opinion()).half
-        if self.reads == "teacher":
-            half = half.detach_features()
         noise = self.normal(batch.x.shape, part.whole)[part.rows]
         real, level = self._shown(generated._replace(noise=noise).noised(batch.x[part.rows]), sigma, part.own)
         real_labels = labels
         if self.reuse_generated and labels is not None:  # of this batch, and "no class" where that is asked
             real_labels = torch.where(labels == generated.labels, batch.labels[part.rows], labels)
-        fake_logit, real_logit = (
-            self.ratio.logit(half, seen.x_t.detach(), level, labels),
-            self.logit(real, level, real_labels),
-        )
-        losses["loss/discriminator"] = discriminator_loss(fake_logit, real_logit)
+        if self.reads == "teacher" and teacher.half is None:
+            logits = logits_of_both(self.ratio, self.teacher, (seen.x_t, real), level, (labels, real_labels))
+        else:
+            half = {"teacher": teacher, "fake_score": fake}.get(self.reads, Opinion()).half
+            half = half.detach_features() if self.reads == "teacher" else half
+            logits = self.ratio.logit(half, seen.x_t.detach(), level, labels), self.logit(real, level, real_labels)
+        losses["loss/discriminator"] = discriminator_loss(*logits)
         if self.r1_weight:
             penalty = r1_penalty(
                 lambda x: self.logit(x, level, real_labels), real, level, self.sigma_data, part.own, self.r1_step
@@ -256,7 +268,7 @@ class DistillationTurn(StudentValidation):
         found = checkpoint.get("last_generated", [])
         mine = found[self.global_rank] if self.global_rank < len(found) else None
         if mine is not None:
-            self.last_generated = tuple(None if value is None else value.to(self.device) for value in mine)
+            self.last_generated = tuple(mine)
 
     def _step(
         self, losses: dict[str, Tensor], student_learns: bool, fake_learns: bool, samples: Samples

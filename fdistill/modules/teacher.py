@@ -93,7 +93,9 @@ class TeacherModule(GenerativeModule):
         )  # an impossible grid is refused now, not after training
 
     def generative_model(self) -> GenerativeModel:
-        return GenerativeModel.teacher(self.ema.average, **self.sampling, facts=self.run_facts())
+        model = GenerativeModel.teacher(self.ema.average, **self.sampling, facts=self.run_facts())
+        model.decoder = getattr(getattr(self._trainer, "datamodule", None), "decoder", None)  # of data that is latents
+        return model
 
     def setup(self, stage: str) -> None:
         """Check what only the run can tell: real samples to learn from."""

@@ -113,7 +113,7 @@ class _Dry:
     def global_rank(self) -> int:
         return 0
 
-    def noise_source(self, *part: int) -> torch.Generator:
+    def noise_source(self, *counters: int) -> torch.Generator:
         return torch.Generator()  # on the CPU: the meta device has none, and takes this one
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

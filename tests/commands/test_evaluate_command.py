@@ -115,7 +115,10 @@ def test_mistake(flags, words, student_checkpoint, tmp_path):
         ("model: {}", "is no YAML file with a data section"),
         ("data: 3", "is no YAML file with a data section"),
         ("data: {class_path: '${nothing}'}", "has a reference that does not resolve"),
-        ("data: {class_path: Digist}", "expected one of ['fdistill.data.Chequerboard', 'fdistill.data.Digits'"),
+        (
+            "data: {class_path: Digist}",
+            "'fdistill.data.DecodedLatents', 'fdistill.data.Digits', 'fdistill",
+        ),
         ("data: {class_path: os.system, init_args: {command: ls}}", "class_path names an imported data module"),
         ("data: {class_path: Digits, init_args: {colour: red}}", "got also ['colour']"),
         (

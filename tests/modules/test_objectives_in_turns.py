@@ -164,7 +164,7 @@ NEEDED = {  # student, teacher, fake score (encoder/decoder runs), discriminator
         Adversarial,
         "teacher",
         ("1/1", "2/0", "0/0", 3),
-        ("1/1", "2/0", "0/0", 2),
+        ("1/1", "1/0", "0/0", 1),
         ("1/1", "1/0", "0/0", 1),
     ),
     "Adversarial on the sample": (
@@ -178,7 +178,7 @@ NEEDED = {  # student, teacher, fake score (encoder/decoder runs), discriminator
         lambda: FDistill(JensenShannon(), 0.3),
         "teacher",
         ("1/1", "2/1", "1/1", 3),
-        ("1/1", "2/0", "1/1", 2),
+        ("1/1", "1/0", "1/1", 1),
         ("1/1", "1/1", "1/1", 1),
     ),
     "SiDA": (SiDA, "fake_score", ("1/1", "1/1", "2/1", 3), ("1/1", "0/0", "2/1", 2), ("1/1", "1/1", "1/1", 1)),
@@ -186,7 +186,7 @@ NEEDED = {  # student, teacher, fake score (encoder/decoder runs), discriminator
         lambda: UniInstruct(ForwardKL()),
         "teacher",
         ("1/1", "2/1", "1/1", 3),
-        ("1/1", "2/0", "1/1", 2),
+        ("1/1", "1/0", "1/1", 1),
         ("1/1", "1/1", "1/1", 1),
     ),
 }

@@ -1,0 +1,133 @@
+"""Latents of images in safetensors files: what `fdistill encode` writes, and how one sample is read from it."""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fdistill.weight_files import CheckpointError, checked_number, file_size, read_json
+
+DESCRIPTION, DECODER = "latents.json", "vae"
+MEAN, STD, FLIPPED, LABELS = "mean", "std", "flipped_", "labels"
+FORMAT = 1
+_REMEDY = "write it again with fdistill encode"
+_MOST = 2**40
+
+
+class LatentDescription(NamedTuple):
+    """What `latents.json` says.
+
+    Attributes:
+        sample_shape: of one latent, (C, h, w).
+        posterior: whether there is a standard deviation beside each mean (AutoencoderKL).
+        flips: whether the latent of each mirror image is there too.
+        class_names: sorted; empty without classes.
+        files: name of each file, images in it and its bytes.
+        made: how they were made, for people: VAE, scaling, resolution.
+        request: fingerprint of all that decides what is in the files.
+        format: of this description.
+    """
+
+    sample_shape: list[int]
+    posterior: bool
+    flips: bool
+    class_names: list[str]
+    files: list[dict[str, Any]]
+    made: dict[str, Any]
+    request: str
+    format: int = FORMAT
+
+
+def read_description(folder: Path) -> LatentDescription:
+    """What the latents of a folder are.
+
+    Raises:
+        CheckpointError: with one line, where the folder holds none, or its description is not understood.
+    """
+    path = folder / DESCRIPTION
+    found = read_json(path, "the description of latents that fdistill encode writes last")
+    if found.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is of format {found.get('format')!r}: expected {FORMAT}; {_REMEDY}")
+    try:
+        described = LatentDescription(**found)
+        if len(described.sample_shape) != 3 or not described.files:
+            raise ValueError("sample_shape is [C, h, w], and there are files")
+        for size in described.sample_shape:
+            checked_number(size, "a size of sample_shape", 1, 2**16, whole=True)
+        for file in described.files:
+            checked_number(file["images"], "images", 1, _MOST, whole=True)
+            checked_number(file["bytes"], "bytes", 1, _MOST, whole=True)
+            if file["name"] != Path(file["name"]).name:
+                raise ValueError("a file lies beside the description")
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} describes no latents ({error}): {_REMEDY}") from error
+    return described
+
+
+class LatentFiles:
+    """Samples of a folder of latents, read by number from memory-mapped files.
+
+    Args:
+        folder: what fdistill encode wrote.
+
+    Raises:
+        CheckpointError: with one line, where a file is missing, cut off, or not what the description says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.description = folder, read_description(folder)
+        self._first = torch.tensor([0, *(file["images"] for file in self.description.files)]).cumsum(0)
+        parts = [self._checked(number) for number in range(len(self.description.files))]
+        self.labels = torch.cat(parts)
+        self._opened: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int, flipped: bool) -> tuple[Tensor, Tensor | None]:
+        """Mean and, where there is a posterior, standard deviation of one latent, [C, h, w] float32."""
+        number = int(torch.searchsorted(self._first, index, right=True)) - 1
+        if number not in self._opened:
+            self._opened[number] = self._slices(number)
+        slices, place = self._opened[number], index - int(self._first[number])
+        prefix = FLIPPED * flipped
+        mean = slices[prefix + MEAN][place].float()
+        return mean, slices[prefix + STD][place].float() if self.description.posterior else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": {}}
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        kinds = [MEAN, *([STD] if self.description.posterior else [])]
+        return [prefix + kind for prefix in ["", *([FLIPPED] if self.description.flips else [])] for kind in kinds]
+
+    def _slices(self, number: int) -> dict[str, Any]:
+        opened = safe_open(self.folder / self.description.files[number]["name"], framework="pt")
+        return {name: opened.get_slice(name) for name in self._names}
+
+    def _checked(self, number: int) -> Tensor:
+        """The labels of one file that is what the description says."""
+        file = self.description.files[number]
+        path = self.folder / file["name"]
+        shape = [file["images"], *self.description.sample_shape]
+        try:
+            size = file_size(path)
+            if size != file["bytes"]:
+                raise CheckpointError(f"{path} is cut off or changed: expected {file['bytes']:,} bytes, got {size:,}")
+            with safe_open(path, framework="pt") as opened:
+                request = (opened.metadata() or {}).get("request")
+                shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+                labels = opened.get_tensor(LABELS)
+        except (SafetensorError, OSError, KeyError) as error:
+            raise CheckpointError(f"{path} is missing, damaged or no file of latents: {_REMEDY}") from error
+        expected = {name: shape for name in self._names} | {LABELS: shape[:1]}
+        if shapes != expected or request != self.description.request:
+            raise CheckpointError(f"{path} holds other latents than {DESCRIPTION} beside it says: {_REMEDY}")
+        classes = max(len(self.description.class_names), 1)
+        if labels.dtype != torch.int64 or int(labels.min()) < 0 or int(labels.max()) >= classes:
+            raise CheckpointError(f"{path} holds labels outside its {classes} classes: {_REMEDY}")
+        return labels

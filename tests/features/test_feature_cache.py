@@ -1,0 +1,165 @@
+"""What real samples give is the same from the folder that keeps it, and not found again where anything differs."""
+
+import copy
+
+import pytest
+import torch
+from tiny_runs import GivenData
+from torch import nn
+
+from fdistill.data import Digits
+from fdistill.diversity import DiversityProbe
+from fdistill.features import ClassifierFeatures, FeatureCache, ModuleFeatures, PixelFeatures
+from fdistill.features import classifier as classifier_file
+from fdistill.metrics import FrechetDistance, MemorizedFraction
+
+
+class Powers(nn.Module):
+    """Features whose argument is no weight."""
+
+    def __init__(self, power):
+        super().__init__()
+        self.power = power
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.0, 64))
+
+    def forward(self, x):
+        return (x.flatten(1) * self.weight).abs() ** self.power
+
+
+EXTRACTORS = {
+    "classifier": lambda: ClassifierFeatures(epochs=1),
+    "pixels": lambda: PixelFeatures(),
+    "module": lambda: ModuleFeatures(Powers(2)),
+}
+every_extractor = pytest.mark.parametrize("build", EXTRACTORS.values(), ids=EXTRACTORS)
+
+
+@pytest.fixture(scope="module")
+def real():
+    train = Digits().train_split
+    return train.x[:96], train.labels[:96]
+
+
+def features(extractor, real, seed=0, n=70):
+    extractor.prepare(*real, 10, seed)
+    return extractor.extract(real[0][:n], keep=True)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@every_extractor
+def test_kept_features_are_those_that_are_computed_bit_for_bit(build, real, tmp_path, monkeypatch):
+    plain, state = build(), torch.random.get_rng_state()
+    expected = features(plain, real)
+    first = build().keep_in(tmp_path)
+    assert torch.equal(features(first, real), expected)
+    assert len(names(tmp_path)) == 2
+    monkeypatch.setattr(classifier_file, "train_classifier", None)
+    again = build().keep_in(tmp_path)
+    monkeypatch.setattr(type(again), "raw_features", None)
+    assert torch.equal(features(again, real), expected)
+    monkeypatch.undo()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert (again.name, again.sample_shape) == (plain.name, plain.sample_shape)
+    other = real[0][70:]
+    assert torch.equal(again.extract(other), plain.extract(other))
+    if plain.classify(expected) is not None:
+        assert torch.equal(again.classify(expected), plain.classify(expected))
+
+
+def test_generated_samples_are_not_kept(real, tmp_path):
+    extractor = PixelFeatures().keep_in(tmp_path)
+    extractor.prepare(*real, 10, 0)
+    extractor.extract(real[0][:8])
+    assert len(names(tmp_path)) == 1
+
+
+CHANGES = {
+    "samples": lambda build, real: features(build(), (real[0] * 0.999, real[1])),
+    "one label": lambda build, real: features(build(), (real[0], real[1].roll(1))),
+    "seed": lambda build, real: features(build(), real, seed=1),
+    "argument": lambda build, real: features(build(epochs=2), real),
+    "threads": lambda build, real: with_threads(2, lambda: features(build(), real)),
+}
+
+
+def with_threads(n, compute):
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        return compute()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_whatever_the_features_depend_on_makes_other_ones(change, real, tmp_path):
+    def build(epochs=1):
+        return ClassifierFeatures(epochs).keep_in(tmp_path)
+
+    features(build(), real)
+    before = names(tmp_path)
+    features(build(), real)
+    assert names(tmp_path) == before
+    change(build, real)
+    assert len(names(tmp_path)) == 2 * len(before)
+
+
+def test_modules_are_told_apart_by_weights_arguments_and_layer(real, tmp_path):
+    def count(module, **arguments):
+        features(ModuleFeatures(module, **arguments).keep_in(tmp_path), real)
+        return len(names(tmp_path))
+
+    other = Powers(2)
+    other.weight.data[3] += 1e-6
+    assert [count(Powers(2)), count(Powers(2)), count(Powers(3)), count(other)] == [2, 2, 4, 6]
+    chain = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Tanh())
+    assert [count(chain, layer="0"), count(copy.deepcopy(chain), layer="1"), count(chain, std=(0.4,))] == [8, 10, 12]
+
+
+def test_a_file_that_changed_is_refused_in_one_line(real, tmp_path):
+    expected = features(PixelFeatures().keep_in(tmp_path), real)
+    for path in sorted(tmp_path.iterdir()):
+        whole = path.read_bytes()
+        for spoiled in (whole[:-3], whole[:-1] + bytes([whole[-1] ^ 1]), b"", whole[:40]):
+            path.write_bytes(spoiled)
+            with pytest.raises(
+                ValueError, match=f"{path} keeps features .*: remove it, and it is made again$"
+            ) as error:
+                features(PixelFeatures().keep_in(tmp_path), real)
+            assert "\n" not in str(error.value)
+        path.unlink()
+        assert torch.equal(features(PixelFeatures().keep_in(tmp_path), real), expected)
+
+
+def test_a_file_under_another_name_is_refused(real, tmp_path):
+    features(PixelFeatures().keep_in(tmp_path), real)
+    first, second = sorted(tmp_path.iterdir())
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(ValueError, match="changed since they were written"):
+        features(PixelFeatures().keep_in(tmp_path), real)
+
+
+def test_a_folder_that_cannot_be_made_is_told_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        PixelFeatures().keep_in(tmp_path / "file" / "below")
+    assert FeatureCache(tmp_path / "new" / "folder").read("nothing") is None
+
+
+def test_a_run_measures_the_same_with_what_was_kept(tmp_path, real, monkeypatch):
+    data = GivenData(real[0], num_classes=10)
+    metrics = {"frechet_distance": FrechetDistance(), "memorized_fraction": MemorizedFraction()}
+
+    def measured(extractor):
+        probe = DiversityProbe(data, extractor, metrics, 40, seed=0)
+        return probe.measure(probe.other_half), probe.floor(), probe.reference.features
+
+    expected = measured(ClassifierFeatures(epochs=1))
+    measured(ClassifierFeatures(epochs=1).keep_in(tmp_path))
+    monkeypatch.setattr(classifier_file.ConvClassifier, "features", None)
+    again = measured(ClassifierFeatures(epochs=1).keep_in(tmp_path))
+    assert again[:2] == expected[:2]
+    assert torch.equal(again[2], expected[2])

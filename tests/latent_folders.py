@@ -1,0 +1,39 @@
+"""Folders of small images, and their latents of tiny VAEs of random weights."""
+
+import numpy as np
+from diffusers import AutoencoderTiny
+from PIL import Image
+from stock_models import built, save, vae, vq
+
+from fdistill.decoders import Decoder
+from fdistill.encoding import Encoding, encode_folder
+
+TINY = {
+    "encoder_block_out_channels": [8] * 2,
+    "decoder_block_out_channels": [8] * 2,
+    "num_encoder_blocks": [1, 1],
+    "num_decoder_blocks": [1, 1],
+}
+VAES = {
+    "AutoencoderKL": lambda: vae(scaling_factor=0.4, shift_factor=0.3),
+    "by channel": lambda: vae(latents_std=[0.5, 1.0, 2.0, 3.0], latents_mean=[0.1, 0.2, 0.3, -0.4]),
+    "VQModel": lambda: vq(),
+    "AutoencoderTiny": lambda: built(AutoencoderTiny, TINY),
+}
+
+
+def pictures(folder, count=20, classes=0, side=8, suffix="png"):
+    """Noise, in class sub-folders a, b, ... in turn where there are classes."""
+    for i in range(count):
+        path = folder / ("abcdef"[i % classes] if classes else "") / f"{i:03}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def latents(folder, kind="AutoencoderKL", images=None, count=20, classes=0, **asked):
+    """A folder of latents, beside its VAE (`own_vae`) and its images."""
+    images = pictures(folder / "images", count, classes) if images is None else images
+    save(VAES[kind](), folder / "own_vae")
+    encode_folder(Encoding(images, Decoder(folder / "own_vae"), 8, **asked), folder / "latents")
+    return folder / "latents"
