@@ -11,9 +11,11 @@ from torch.distributed.tensor import DTensor
 from fdistill.callbacks import DiversityCallback, MongeGap, PowerAverages, SampleGrid, SeeSaw, StudentDistance
 from fdistill.denoiser import Denoiser
 from fdistill.distributed import gathered, is_sharded, whole
+from fdistill.ema import EMA
 from fdistill.loss_weights import LearnedUncertainty
 from fdistill.networks import MLP, DiffusersUNet, EDM2UNet, SmallUNet, SongUNet, StockDiT, TwoExperts
 from fdistill.objectives import DMD2, Fisher
+from fdistill.power_ema import PowerEMA
 from fdistill.preconditioning import EDM
 from fdistill.strategies import ShardedStrategy
 
@@ -129,6 +131,31 @@ def watched():
     return {"most": max(watch.most), "asked": len(watch.most), "passes": watch.passes}
 
 
+class WholeAverages(Callback):
+    """Averages of the whole student, beside those that move part by part."""
+
+    def on_train_start(self, trainer, module):
+        self.student = mlp(seed=1)
+        self.ema, self.power = EMA(self.student, module.ema.decay), PowerEMA(self.student, [0.1])
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.student.load_state_dict({name: whole(value) for name, value in module.student.state_dict().items()})
+        self.ema.update(self.student, trainer.global_step - 1)
+        self.power.update(self.student)
+
+
+def averaged():
+    """The averages of a run in parts, and those of the whole weights that it had after each turn."""
+    module, tracked, beside = (
+        distillation(student=mlp(seed=1)),
+        PowerAverages([0.1], every_n_updates=9),
+        WholeAverages(),
+    )
+    fit(module, 4, devices=2, strategy="sharded", callbacks=[tracked, beside])
+    parts = [*whole_weights(module.ema.average).values(), *tracked.state_dict()["averages"][0]]
+    return {"parts": parts, "whole": [*weights(beside.ema.average).values(), *beside.power.wholes()[0]]}
+
+
 def measured(strategy, folder):
     """What all callbacks that sample see of a run, in unequal batches and on one rank; and the average itself."""
     module = distillation(adversarial_weight=0.1)
@@ -217,6 +244,7 @@ def sharded(rank, folder):
         "saved": whole_weights(first),
         "starts": {name: starts(name, rank) for name in NETWORKS},
         "watched": watched(),
+        "averaged": averaged(),
         "measured": {strategy: measured(strategy, folder / "measured") for strategy in ("replicated", "sharded")},
         "skips": skips(rank),
         "mixed": mixed(),

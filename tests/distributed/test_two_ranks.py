@@ -299,6 +299,11 @@ def test_one_block_is_whole_at_a_time_and_passes_are_forgotten(ranks):
         assert found["passes"][1:] == [found["passes"][1]] * 3
 
 
+def test_averages_move_part_by_part_with_the_bits_of_whole_ones(ranks):
+    for found in both(ranks, "sharded", "averaged"):
+        assert all(torch.equal(part, all_of_it) for part, all_of_it in zip(found["parts"], found["whole"], strict=True))
+
+
 def test_callbacks_see_the_whole_average_on_any_rank_and_in_any_batch(ranks):
     for results in ranks[0]:
         plain, parts = (results["sharded"]["measured"][strategy] for strategy in ("replicated", "sharded"))
