@@ -144,14 +144,14 @@ class WholeAverages(Callback):
         self.power.update(self.student)
 
 
-def averaged():
+def averaged(folder):
     """The averages of a run in parts, and those of the whole weights that it had after each turn."""
     module, tracked, beside = (
         distillation(student=mlp(seed=1)),
         PowerAverages([0.1], every_n_updates=9),
         WholeAverages(),
     )
-    fit(module, 4, devices=2, strategy="sharded", callbacks=[tracked, beside])
+    fit(module, 4, devices=2, strategy="sharded", callbacks=[tracked, beside], folder=str(folder / "averaged"))
     parts = [*whole_weights(module.ema.average).values(), *tracked.state_dict()["averages"][0]]
     return {"parts": parts, "whole": [*weights(beside.ema.average).values(), *beside.power.wholes()[0]]}
 
@@ -236,7 +236,8 @@ def sharded(rank, folder):
     run = fit(first, 3, devices=devices, strategy="sharded", callbacks=watching, folder=str(folder / "sharded"))
     run.save_checkpoint(path)
     resumed, again = build(), PowerAverages([0.1], every_n_updates=2)
-    five(resumed, strategy=ShardedStrategy(cpu_offload=True), resume_from=path, callbacks=[again])
+    more = {"resume_from": path, "callbacks": [again], "folder": str(folder / "resumed")}
+    five(resumed, strategy=ShardedStrategy(cpu_offload=True), **more)
     averages = again.state_dict()["averages"][0]
     return found | {
         "resumed": whole_weights(resumed),
@@ -244,7 +245,7 @@ def sharded(rank, folder):
         "saved": whole_weights(first),
         "starts": {name: starts(name, rank) for name in NETWORKS},
         "watched": watched(),
-        "averaged": averaged(),
+        "averaged": averaged(folder),
         "measured": {strategy: measured(strategy, folder / "measured") for strategy in ("replicated", "sharded")},
         "skips": skips(rank),
         "mixed": mixed(),
