@@ -20,6 +20,8 @@ from fdistill.preconditioning import Preconditioning
 from fdistill.random_streams import generator_for
 from fdistill.samplers import Sampler
 
+_STEPS, _SIGMA_MIN, _SIGMA_MAX = 18, 0.002, 80.0  # of EDM's grid
+
 
 class TeacherModule(GenerativeModule):
     """A denoiser learns E[x_0 | x_0 + sigma eps] from data; its EMA is the teacher."""
@@ -34,9 +36,9 @@ class TeacherModule(GenerativeModule):
         label_dropout: float = 0.1,
         ema_decay: float = 0.999,
         gradient_clip: float = 1.0,
-        num_steps: int = 18,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
+        num_steps: int = _STEPS,
+        sigma_min: float = _SIGMA_MIN,
+        sigma_max: float = _SIGMA_MAX,
         guidance: float = 1.0,
         loss_weight: LossWeight | None = None,
         sampler: Sampler | None = None,
@@ -86,8 +88,8 @@ class TeacherModule(GenerativeModule):
         self.label_dropout = label_dropout
         self.validation_weight = EDMWeight(sigma_data)
         self.loss_weight = self.validation_weight if loss_weight is None else loss_weight
-        self.sampling = {"num_steps": num_steps, "sigma_min": sigma_min, "sigma_max": sigma_max, "guidance": guidance}
-        self.sampling |= {"sampler": sampler, "sigmas": None if grid is None else grid.levels()}
+        edm_grid = {"num_steps": num_steps, "sigma_min": sigma_min, "sigma_max": sigma_max}
+        self.sampling = {**edm_grid, "guidance": guidance, "sampler": sampler, "sigmas": _levels(grid, edm_grid)}
         GenerativeModel.teacher(
             self.ema.average, **self.sampling
         )  # an impossible grid is refused now, not after training
@@ -162,3 +164,15 @@ class TeacherModule(GenerativeModule):
         x = x_0 + sigma.reshape(-1, *[1] * (x_0.ndim - 1)) * noise[rows]
         denoised = denoiser(x, sigma, labels)
         return weighted_denoising_loss(denoised, x_0, sigma, weight), Samples(sigma, [x, denoised])
+
+
+def _levels(grid: SamplingGrid | None, edm_grid: dict[str, float]) -> Tensor | None:
+    """The noise levels that a grid names, which leaves nothing to say for the numbers of EDM's."""
+    if grid is None:
+        return None
+    if tuple(edm_grid.values()) != (_STEPS, _SIGMA_MIN, _SIGMA_MAX):
+        raise ValueError(
+            "grid names every noise level of the teacher's sampling: expected no other num_steps, sigma_min or "
+            f"sigma_max beside it, got {edm_grid}; set them in the grid"
+        )
+    return grid.levels()
