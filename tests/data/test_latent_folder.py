@@ -10,6 +10,7 @@ import torch
 from latent_folders import VAES, latents
 from safetensors.torch import load_file, save_file
 
+from fdistill.cli import one_line
 from fdistill.data import DecodedLatents, ImageFolder, LatentFolder
 from fdistill.decoders import Decoder
 from fdistill.weight_files import CheckpointError
@@ -160,18 +161,52 @@ def test_a_split_goes_to_a_worker_without_its_open_files(encoded):
         (lambda folder: change(folder, labels=lambda x: x + 1), "labels outside its 2 classes"),
         (lambda folder: change(folder, std=lambda x: x[:, :2]), "holds other latents than latents.json"),
         (lambda folder: describe(folder, sample_shape=[4, 4]), "describes no latents"),
-        (lambda folder: describe(folder, files=[{"name": "../x", "images": 1, "bytes": 1}]), "lies beside the descr"),
+        (lambda folder: describe(folder, files=[{"name": "../x", "images": 1, "bytes": 1}]), "describes no latents"),
+        (lambda folder: describe(folder, files=[{"name": "a\0\n", "images": 1, "bytes": 1}]), "got 'a.*'"),
+        (lambda folder: describe(folder, files=2 * files_of(folder)), "each file is there once"),
+        (lambda folder: describe(folder, class_names="ab"), "class_names is a list of names: got 'ab'"),
+        (lambda folder: describe(folder, class_names=[1, 2]), "class_names is a list of names"),
+        (lambda folder: describe(folder, class_names=None), "class_names is a list of names: got None"),
+        (lambda folder: describe(folder, posterior="no"), "posterior and flips are true or false"),
+        (lambda folder: change(folder, mean=lambda x: x.long()), "holds other latents than latents.json"),
     ],
 )
 def test_broken_latents_are_refused_in_one_line(spoil, words, encoded, tmp_path):
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for file in encoded.glob("latents*"):
-        (folder / file.name).write_bytes(file.read_bytes())
+    folder = copied(encoded, tmp_path)
     spoil(folder)
     with pytest.raises(CheckpointError, match=words) as error:
         LatentFolder(str(folder)).setup()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_breaks_while_it_is_read_is_told_in_one_line(num_workers, encoded, tmp_path):
+    folder = copied(encoded, tmp_path)
+    change(folder, std=lambda x: x / 0)
+    data = LatentFolder(str(folder), batch_size=36, num_workers=num_workers)
+    with pytest.raises(CheckpointError) as error:
+        stream(data, 1)
+    assert one_line(error.value) == f"{folder} holds latents that are not finite: encode them again"
+    (folder / "latents-00000.safetensors").unlink()
+    data = LatentFolder(str(encoded), num_workers=num_workers)
+    data.setup()
+    data.load_splits()[0].files.folder = folder
+    with pytest.raises(CheckpointError) as error:
+        stream(data, 1)
+    assert "latents-00000.safetensors is missing, damaged or no file of latents" in one_line(error.value)
+    assert "Traceback" not in one_line(error.value)
+
+
+def copied(encoded, target):
+    folder = target / "copy"
+    folder.mkdir()
+    for file in encoded.glob("latents*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def files_of(folder):
+    return json.loads((folder / "latents.json").read_text())["files"]
 
 
 def cut(file):
