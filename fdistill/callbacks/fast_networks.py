@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from torch import nn
+from torch._functorch import config as functorch_config
 
 from fdistill.denoiser import Denoiser
 from fdistill.modules import GenerativeModule
@@ -78,7 +79,7 @@ class FastNetworks(L.Callback):
 
     def _compile(self, network: nn.Module) -> None:
         # several terms of a loss go back through a network one after the other, and each needs all that it has kept
-        torch._functorch.config.donated_buffer = False
+        functorch_config.donated_buffer = False
         if isinstance(network, EDM2UNet):  # reads versions of its weights, which change in every turn
             network.normalise_weights = torch.compiler.disable(network.normalise_weights)
         network.encode = torch.compile(network.encode, backend=self.backend, mode=self.mode, dynamic=False)
