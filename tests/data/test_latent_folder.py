@@ -9,10 +9,12 @@ import pytest
 import torch
 from latent_folders import VAES, latents
 from safetensors.torch import load_file, save_file
+from stock_models import save, vae
 
 from fdistill.cli import one_line
 from fdistill.data import DecodedLatents, ImageFolder, LatentFolder
 from fdistill.decoders import Decoder
+from fdistill.modules.start import check_latents
 from fdistill.weight_files import CheckpointError
 
 
@@ -225,6 +227,20 @@ def change(folder, **changes):
 def describe(folder, **changes):
     file = folder / "latents.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_latents_of_another_scale_than_the_teacher_s_are_refused(encoded, tmp_path):
+    data = LatentFolder(str(encoded))
+    check_latents(Decoder(encoded.parent / "own_vae"), data)
+    check_latents(None, data)
+    check_latents(Decoder(encoded / "vae"), images_of(encoded))
+    with pytest.raises(ValueError, match=r"expected the factor 0\.5 of .*own_vae, got 0\.4 of .*vae; encode"):
+        check_latents(Decoder(encoded.parent / "own_vae", {"scaling_factor": 0.5}), data)
+    by_channel = save(vae(latents_std=[0.5, 1.0, 2.0, 3.0], latents_mean=[0.3] * 4), tmp_path / "vae")
+    with pytest.raises(ValueError, match=r"expected the factor .*, .*, .*, .* of .*vae, got 0\.4 of"):
+        check_latents(Decoder(by_channel), data)
+    with pytest.raises(ValueError, match=r"expected the shift 0 of .*own_vae, got 0\.3 of"):
+        check_latents(Decoder(encoded.parent / "own_vae", {"shift_factor": 0.0}), data)
 
 
 @pytest.mark.parametrize("bad", [{"held_out_fraction": 1.0}, {"metric_samples": 0}, {"split_seed": -1}])
