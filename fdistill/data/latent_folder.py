@@ -154,7 +154,7 @@ class _LatentSplit(ReadSplit):
                 draw = generator_for(self.seed if time else 0, time, image, flipped)  # time 0: the same for every seed
                 mean = torch.addcmul(mean, std, torch.randn(self.sample_shape, generator=draw))
             x[place] = mean
-        if not x.isfinite().all():
+        if not x.sum().isfinite():  # much less time than asking each number
             raise CheckpointError(f"{self.files.folder} holds latents that are not finite: encode them again")
         return x
 
