@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from torch import nn
+from torch._functorch import config as functorch_config
 
 from fdistill.denoiser import Denoiser
 from fdistill.distributed import is_sharded
@@ -80,7 +81,7 @@ class FastNetworks(L.Callback):
 
     def _compile(self, network: nn.Module) -> None:
         # several terms of a loss go back through a network one after the other, and each needs all that it has kept
-        torch._functorch.config.donated_buffer = False
+        functorch_config.donated_buffer = False
         if isinstance(network, EDM2UNet):  # reads versions of its weights, which change in every turn
             network.normalise_weights = torch.compiler.disable(network.normalise_weights)
         network.encode = torch.compile(network.encode, backend=self.backend, mode=self.mode, dynamic=False)

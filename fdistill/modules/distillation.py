@@ -23,6 +23,7 @@ from fdistill.modules.start import (
     check_guidance,
     check_imitation,
     check_instance_noise,
+    check_latents,
     check_needs,
     check_numbers,
     check_one_step,
@@ -198,11 +199,12 @@ class DistillationModule(DistillationTurn):
         return GenerativeModel(self.teacher, "teacher", self._teacher_grid, **how)
 
     def setup(self, stage: str) -> None:
-        """Check what only the run can tell: real data where the objective needs it."""
+        """Check what only the run can tell: real data where the objective needs it, latents of the teacher's scale."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, GenerativeDataModule) and stage == "fit":
             check_real(self.objective, data)
+            check_latents(self._decoder, data)
 
     def on_fit_start(self) -> None:
         """Let the objective see the data, with its networks on their device already, and bring there what else it has.

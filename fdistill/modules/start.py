@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 
 from fdistill.checkpoints import load_model
 from fdistill.data import GenerativeDataModule
+from fdistill.decoders import Decoder
 from fdistill.denoiser import Denoiser
 from fdistill.generative_model import GenerativeModel
 from fdistill.guidance import Guidance
@@ -137,6 +138,24 @@ def check_real(objective: Objective, data: GenerativeDataModule) -> None:
             f"{type(objective).__name__} needs real data for its discriminator: {type(data).__name__} has none; give a "
             "dataset, or use an objective without ratio and adversarial term (DiffInstruct, SiD)"
         )
+
+
+def check_latents(teacher: Decoder | None, data: GenerativeDataModule) -> None:
+    """Raises ValueError where latents of the data have another scale than those of the teacher; reads both VAEs."""
+    made = data.decoder
+    if teacher is None or made is None:
+        return
+    for name, one, other in zip(("factor", "shift"), teacher.scale, made.scale, strict=True):
+        sizes = {one.numel(), other.numel()} - {1}  # 1: the same for all channels
+        if len(sizes) > 1 or not bool((one == other).all()):
+            raise ValueError(
+                f"latents are of the teacher's VAE: expected the {name} {_numbers(one)} of {teacher.folder}, got "
+                f"{_numbers(other)} of {made.folder}; encode the images with the teacher's"
+            )
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:.4g}" for value in values.flatten().tolist())
 
 
 def check_guidance(guidance: float, fake_guidance: float, fake_dropout: float, fake_score: Denoiser | None) -> None:
