@@ -140,6 +140,8 @@ class Decoder:
             raise OSError(
                 f"cannot write the VAE to {folder}: {reason(error)}; name a place with room for it"
             ) from error
+        for weights in folder.glob("*.safetensors"):  # safetensors lets nobody but the owner read
+            weights.chmod((folder / "config.json").stat().st_mode)
 
 
 def _by_channel(values: Sequence[float] | None, otherwise: float) -> Tensor:
