@@ -37,7 +37,7 @@ def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
     if fault is not None:
         raise CheckpointError(f"{path} is {fault}: {_instead_of(path)}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged, or holds objects other than tensors and plain values, which are never executed: "

@@ -1,6 +1,7 @@
 """The front door: `fdistill fit|validate|test|predict` (LightningCLI) and `sample`, `evaluate`, `export`, `doctor`."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -94,9 +95,17 @@ def one_line(error: BaseException) -> str:
     """The message of an error on one line, with its kind where the message alone would not tell."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror.lower()}; name a file or folder that you may use"
-    text = " ".join(str(error).split())
+    text = " ".join(_without_traceback(str(error)).split())
     known = isinstance(error, ValueError | OSError | RuntimeError | UsageError) or _is_from_lightning(error)
     return text if known and text else f"{type(error).__name__}: {text} (run again with --debug for the traceback)"
+
+
+def _without_traceback(message: str) -> str:
+    """What was raised in a worker process of a DataLoader, whose message is a traceback that ends with it."""
+    lines = message.strip().splitlines()
+    if not lines or not re.match(r"Caught \w+ in DataLoader worker process", lines[0]):
+        return message
+    return re.sub(r"^[\w.]+: ", "", lines[-1])
 
 
 def _is_from_lightning(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fdistill.fingerprints import fingerprint
@@ -128,8 +129,19 @@ class Decoder:
         return fingerprint(json.loads(json.dumps(plain, default=str)), self.vae.state_dict())
 
     def save(self, folder: Path) -> None:
-        """Write the VAE as diffusers does, its weights as safetensors."""
-        self.vae.cpu().save_pretrained(folder, safe_serialization=True)
+        """Write the VAE as diffusers does, its weights as safetensors.
+
+        Raises:
+            OSError: in one line, where it cannot be written.
+        """
+        try:
+            self.vae.cpu().save_pretrained(folder, safe_serialization=True)
+        except SafetensorError as error:  # of a full disk, too
+            raise OSError(
+                f"cannot write the VAE to {folder}: {reason(error)}; name a place with room for it"
+            ) from error
+        for weights in folder.glob("*.safetensors"):  # safetensors lets nobody but the owner read
+            weights.chmod((folder / "config.json").stat().st_mode)
 
 
 def _by_channel(values: Sequence[float] | None, otherwise: float) -> Tensor:

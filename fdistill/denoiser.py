@@ -1,6 +1,7 @@
 """A network, whatever it predicts, becomes D(x, sigma, labels) in variance-exploding coordinates."""
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class Denoiser(nn.Module, Described):
         """
         super().__init__()
         self.network, self.preconditioning = network, preconditioning
+        self.halved = False  # whether it computes in bfloat16 by itself
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -55,7 +57,8 @@ class Denoiser(nn.Module, Described):
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """The denoised sample, [B, *sample_shape]."""
-        return self.finish(self.encode(x, sigma, labels))
+        cls = type(self)  # a sharded denoiser gathers its weights around each half, and here once around both
+        return cls.finish(self, cls.encode(self, x, sigma, labels))
 
     def encode(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> HalfDenoised:
         """The encoder half, for its features."""
@@ -66,14 +69,35 @@ class Denoiser(nn.Module, Described):
         if x.shape[1:] != self.sample_shape:
             raise ValueError(f"this network sees samples of {self.sample_shape}: got {tuple(x.shape[1:])}")
         coefficients = self.preconditioning.coefficients(sigma)
-        encoding = self.network.encode(_expand(coefficients.input, x) * x, coefficients.noise, labels)
+        with self._arithmetic(x):
+            encoding = self.network.encode(_expand(coefficients.input, x) * x, coefficients.noise, labels)
+        if self.halved and not torch.is_autocast_enabled(x.device.type):
+            encoding = encoding._replace(features=tuple(tap.to(x.dtype) for tap in encoding.features))
         return HalfDenoised(encoding, x, coefficients)
 
     def finish(self, half: HalfDenoised) -> Tensor:
         """The decoder half; [B, *sample_shape]."""
-        output = self.network.decode(half.encoding)
+        with self._arithmetic(half.x):
+            output = self.network.decode(half.encoding)
         skip, out = (_expand(value, half.x) for value in half.coefficients[:2])
         return skip * half.x + out * output.to(half.x.dtype)
+
+    def hold_in(self, dtype: torch.dtype) -> Self:
+        """Keep the matrices and kernels of a network that does not learn in bfloat16, or in float32 again; in place.
+
+        In bfloat16 they are multiplied in it, as under autocast; vectors, tables of embeddings and all that goes in and
+        out stay float32. Under bf16 autocast, which rounds weights for every product, nothing changes but where a
+        network scales its weights before it uses them (EDM2).
+        """
+        for module in self.network.modules():
+            for parameter in () if isinstance(module, nn.Embedding) else module.parameters(recurse=False):
+                if parameter.ndim > 1:
+                    parameter.data = parameter.data.to(dtype)
+        self.halved = dtype == torch.bfloat16
+        return self
+
+    def _arithmetic(self, x: Tensor) -> AbstractContextManager[object]:
+        return torch.autocast(x.device.type, torch.bfloat16) if self.halved else nullcontext()
 
     def no_class(self, x: Tensor) -> Tensor:
         """The labels that mean "no class", int64 [B].

@@ -91,6 +91,44 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value  # importing DTensor to ask takes a second
 
 
+def local(value: Tensor) -> Tensor:
+    """This rank's part of a tensor that is sharded, in its own memory; any other as it is."""
+    return value.to_local() if hasattr(value, "to_local") else value
+
+
+def part_of(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which all ranks have, sharded as `like` is."""
+    if not hasattr(like, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def is_sharded(network: torch.nn.Module) -> bool:
+    """Whether this rank has only a part of the network's weights now."""
+    return any(hasattr(parameter, "full_tensor") for parameter in network.parameters())
+
+
+@contextmanager
+def gathered(*networks: torch.nn.Module) -> Iterator[None]:
+    """Inside, every rank has all weights of these networks, and may ask them as often as it likes, or never.
+
+    All ranks enter and leave together. It does nothing for networks that are whole already.
+    """
+    parts = [part for net in networks if is_sharded(net) for part in net.modules() if hasattr(part, "unshard")]
+    try:
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            with in_touch():
+                part.unshard()
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
 def write_gradients(gradients: Sequence[Tensor], flat: Tensor) -> None:
     """Fill each gradient with its part of one vector [n], in their order."""
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):

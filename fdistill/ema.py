@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fdistill.distributed import whole
+from fdistill.distributed import local
 
 
 class EMA(nn.Module):
@@ -29,10 +29,10 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module, updates_before: int) -> None:
-        """Move towards the network's present parameters; buffers are copied."""
+        """Move towards the network's present parameters, both sharded in the same way or not; buffers are copied."""
         decay = min(self.decay, (1 + updates_before) / (10 + updates_before))
-        current = [whole(parameter).float() for parameter in network.parameters()]
-        get_ema_multi_avg_fn(decay)(list(self.average.parameters()), current, None)
+        average, current = ([local(p) for p in net.parameters()] for net in (self.average, network))
+        get_ema_multi_avg_fn(decay)(average, [value.float() for value in current], None)
         for averaged, buffer in zip(self.average.buffers(), network.buffers(), strict=True):
             averaged.copy_(buffer)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from fdistill.data.image_folder import ImageSplit
 from fdistill.data.latent_files import (
     DECODER,
     DESCRIPTION,
+    FILE_NAME,
     FLIPPED,
     LABELS,
     MEAN,
@@ -26,14 +28,14 @@ from fdistill.data.latent_files import (
     LatentFiles,
 )
 from fdistill.decoders import Decoder
-from fdistill.files import atomic_write, remove_left_overs, replace_folder
+from fdistill.files import atomic_write, replace_folder
 from fdistill.fingerprints import fingerprint
 from fdistill.random_streams import generator_for
 from fdistill.weight_files import CheckpointError
 
 FILE_BYTES = 256 * 2**20  # of latents in a file; an interrupted command loses at most one
 _NAME = "latents-{:05}.safetensors"
-_OURS = re.compile(r"latents-\d{5,}\.safetensors|\.latents.*\.tmp")
+_OURS = re.compile(FILE_NAME.pattern + r"|\.latents.*\.tmp|\.vae\.[0-9a-f]{12}\.(tmp|old)")
 
 
 class Encoding(NamedTuple):
@@ -149,12 +151,13 @@ def _make_room(target: Path, request: str, overwrite: bool) -> None:
     present = sorted(path.name for path in target.iterdir())
     begun = [name for name in present if _OURS.fullmatch(name)]
     foreign = [name for name in present if name not in (*begun, DESCRIPTION, DECODER)]
-    if foreign or (DECODER in present and not begun):
+    if foreign or (DECODER in present and not begun and DESCRIPTION not in present):
         raise ValueError(f"{target} holds {(foreign or [DECODER])[0]}: latents go to a new folder; name another one")
-    if overwrite:
-        for name in (DESCRIPTION, *begun):  # the description first: it never tells of files that are gone
-            (target / name).unlink(missing_ok=True)
-    remove_left_overs(target)
+    left_over = [name for name in begun if name[0] == "."]
+    if overwrite:  # the description first: it never tells of files that are gone; what shows that they are ours last
+        left_over = [name for name in (DESCRIPTION, DECODER) if name in present] + begun
+    for name in left_over:
+        shutil.rmtree(target / name) if (target / name).is_dir() else (target / name).unlink()
     for path in target.glob("latents-*.safetensors"):
         if _request_of(path) != request:
             raise ValueError(f"{path} is of other latents: name another folder, or give --overwrite")

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fdistill.decoders import Decoder
 from fdistill.denoiser import Denoiser
+from fdistill.distributed import gathered
 from fdistill.guidance import Guidance
 from fdistill.noise_levels import karras_grid
 from fdistill.samplers import Heun, Sampler, generate, multi_step, one_step
@@ -162,8 +164,15 @@ class GenerativeModel:
         """The default conditions: classes in turn, int64 [n]; None for an unconditional model."""
         return torch.arange(n) % self.num_classes if self.num_classes else None
 
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, this rank may sample by itself; all ranks enter and leave together, where weights are sharded."""
+        guide = Guidance.of(self.guidance).guide
+        return gathered(*(network for network in (self.denoiser, guide) if network is not None))
+
     def sample(self, noise: Tensor, labels: Tensor | None = None, batch_size: int = 500) -> Tensor:
         """Samples on the CPU, [B, *sample_shape] float32.
+
+        Where weights are sharded, all ranks have to ask equally often, for any number of samples, or be inside `whole`.
 
         Args:
             noise: standard normal, [B, *latent_shape].
@@ -178,12 +187,14 @@ class GenerativeModel:
                 f"latents of this {self.kind} are [n, {', '.join(map(str, self.latent_shape))}]: "
                 f"got {list(noise.shape)}; draw them by noise or latents of the model"
             )
-        labels = check_labels(labels, self.num_classes).to(self.device) if self.num_classes else None
+        labels = check_labels(labels, self.num_classes) if self.num_classes else None
         few_steps = one_step if self._blocks == 1 else multi_step
         sampler = few_steps if self.kind == "student" else self.sampler
-        return generate(
-            sampler, self.denoiser, noise.to(self.device), self.sigmas, labels, self.guidance, batch_size
-        ).cpu()
+        with self.whole():
+            labels, device = None if labels is None else labels.to(self.device), self.device
+            return generate(
+                sampler, self.denoiser, noise.to(device), self.sigmas, labels, self.guidance, batch_size
+            ).cpu()
 
     def decode(self, samples: Tensor) -> Tensor:
         """Images [B, C, H, W] of samples that are latents; without a decoder, the samples as they are."""

@@ -2,15 +2,10 @@
 
 import dataclasses
 import statistics
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fdistill.commands.checked import require_writable
 from fdistill.commands.explain import choices
@@ -20,12 +15,12 @@ from fdistill.planning.turn_clock import TurnClock
 from fdistill.report import write_json
 from fdistill.report.plan_table import print_measured, print_plan
 from fdistill.trainer_cli import TrainerCLI, quiet, run_trainer
+from fdistill.weightless import without_weights
 
 _BUILT_HERE = {  # of the trainer that the configuration is for, what this machine may lack, or that would write files
     "accelerator": "cpu",
     "devices": "1",
     "num_nodes": "1",
-    "strategy": "auto",
     "logger": "false",
     "callbacks": "[]",
     "enable_progress_bar": "false",
@@ -73,12 +68,13 @@ def plan(
     if measure:
         _measured(settings, measure, out)
         return
-    with _without_weights():
+    with without_weights():
         cli = _built(settings)
     mixed = cli.trainer.precision == "bf16-mixed"
     used = arithmetic or ("bf16" if mixed else "tf32")
     link = device.link if gpus <= gpus_per_node else min(device.link, network_gbit * 1e9 / 8)
-    made = plan_run(cli.model, cli.datamodule.batch_size, _turns(cli), device, gpus, link, used, mfu, mixed)
+    strategy = cli.trainer.strategy
+    made = plan_run(cli.model, cli.datamodule.batch_size, _turns(cli), device, gpus, link, used, mfu, mixed, strategy)
     hardware = {"gpu": gpu, "memory": device.memory, "arithmetic": used, "peak": device.peak(used), "link": link}
     content = {"hardware": hardware | {"mfu": mfu}, **_plain(made)}
     print_plan(content)
@@ -105,22 +101,6 @@ def _turns(cli: TrainerCLI) -> int:
     return cli.trainer.max_steps
 
 
-@contextmanager
-def _without_weights() -> Iterator[None]:
-    """Modules built inside have parameters of their shape without numbers: a large network costs nothing."""
-
-    def bare(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        return None if parameter is None else nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-
-    hook = register_module_parameter_registration_hook(bare)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
-            yield
-    finally:
-        hook.remove()
-
-
 def _plain(made: Plan) -> dict[str, Any]:
     turns = {
         name: dataclasses.asdict(turn) | {"bound": turn.bound, "in_sequence": turn.in_sequence}
@@ -137,7 +117,7 @@ def _plain(made: Plan) -> dict[str, Any]:
 
 def _measured(settings: list[str], turns: int, out: str | None) -> None:
     """Real turns of this process beside the bound by its fastest matrix products."""
-    cli = _built(settings, max_steps=str(turns), limit_val_batches="0", log_every_n_steps="0")
+    cli = _built(settings, strategy="auto", max_steps=str(turns), limit_val_batches="0", log_every_n_steps="0")
     clock = TurnClock(_UNCOUNTED)
     cli.trainer.callbacks = [clock]
     ceiling = measured_ceiling()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fdistill.distributed import whole
+from fdistill.distributed import local, part_of, whole
 
 LONGEST = 12**-0.5
 """sigma_rel of the even average, gamma = 0."""
@@ -52,7 +52,8 @@ class PowerEMA:
     Attributes:
         lengths: sigma_rel of each.
         updates: so far.
-        averages: for each length the parameters' averages, in the order of `network.named_parameters()`.
+        averages: for each length the parameters' averages, in the order of `network.named_parameters()`, and sharded
+            as these are.
     """
 
     def __init__(self, network: nn.Module, lengths: Sequence[float]) -> None:
@@ -63,28 +64,32 @@ class PowerEMA:
         self.lengths, self.updates = checked_lengths(lengths), 0
         self._gammas = [gamma_of(length) for length in self.lengths]
         self.names = [name for name, _ in network.named_parameters()]
-        self.averages = [[whole(p).detach().float().clone() for p in network.parameters()] for _ in lengths]
+        self.averages = [[p.detach().float().clone() for p in network.parameters()] for _ in lengths]
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move every average towards the network's present parameters."""
         self.updates += 1
-        current = [whole(parameter).float() for parameter in network.parameters()]
+        current = [local(parameter).float() for parameter in network.parameters()]
         for gamma, average in zip(self._gammas, self.averages, strict=True):
-            torch._foreach_lerp_(average, current, 1 - kept_share(self.updates, gamma))
+            torch._foreach_lerp_([local(a) for a in average], current, 1 - kept_share(self.updates, gamma))
 
     def restore(self, averages: Sequence[Sequence[Tensor]], updates: int) -> None:
         """Continue from the averages of a checkpoint, on any device."""
         for mine, saved in zip(self.averages, averages, strict=True):
             for average, value in zip(mine, saved, strict=True):
-                average.copy_(value)
+                average.copy_(part_of(value, average))
         self.updates = updates
 
+    def wholes(self) -> list[list[Tensor]]:
+        """Copies of the averages, whole, on the CPU; every rank has to ask."""
+        return [[whole(value).to("cpu", copy=True) for value in average] for average in self.averages]
+
     def named(self) -> dict[float, dict[str, Tensor]]:
-        """For each length the averages by the parameter's name."""
+        """For each length the averages by the parameter's name, like `wholes`."""
         return {
             length: dict(zip(self.names, average, strict=True))
-            for length, average in zip(self.lengths, self.averages, strict=True)
+            for length, average in zip(self.lengths, self.wholes(), strict=True)
         }
 
 

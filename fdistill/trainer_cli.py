@@ -48,6 +48,7 @@ _NOISE = (  # beginnings of warnings that are true of every run of ours and need
     "LightningCLI's args parameter is intended to run from within Python",  # we take --debug and --import out first
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 under torch 2.13
     r"Found \d+ module\(s\) in eval mode at the start of training",  # the teacher and the moving average
+    "FSDP2-wrapped module",  # its halves return the sample that they were given, which nobody writes to
     "Using ModelCheckpoint with manual optimization and every_n_train_steps",  # after the turn is what we want
     r"The '\w+' does not have many workers",  # data in memory is fastest without any
     r'\.fit\(ckpt_path="last"\) is set, but there is no last checkpoint',  # the first run of the same command

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,16 @@ def test_a_part_that_fails_or_takes_too_long_is_told_and_stops_no_other(tool, tm
     report = (tmp_path / "report.md").read_text()
     assert "**first failed (3):**\n\n```\nit broke\n```" in report
     assert "### last" in report
+
+
+def test_the_processes_of_a_part_that_takes_too_long_end_with_it(tool, tmp_path):
+    sleeps = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}])"
+    writes = f"import time; time.sleep(1.5); open({str(tmp_path / 'alive')!r}, 'w')"
+    with pytest.raises(subprocess.TimeoutExpired):
+        tool.ended([sys.executable, "-c", sleeps.format(writes)], 0.7)
+    time.sleep(2)
+    assert not (tmp_path / "alive").exists()
+    assert tool.ended([sys.executable, "-c", "raise SystemExit(3)"], 20) == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -48,6 +48,8 @@ def test_images_do_not_depend_on_the_batch_or_on_being_saved_again(build, tmp_pa
     decoder = Decoder(save(build(), tmp_path / "first"))
     z = latents(decoder.vae)
     decoder.save(tmp_path / "second")
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "second").iterdir()}
+    assert len(modes) == 1, "whoever reads the configuration reads the weights"
     assert all(path.suffix in (".json", ".safetensors") for path in (tmp_path / "second").iterdir())
     again = Decoder(tmp_path / "second")
     torch.testing.assert_close(again(z, batch_size=2), decoder(z), rtol=0, atol=1e-5)

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from tiny_runs import GivenData, distillation, fit, mlp, teacher_training, weights
+from tiny_runs import GivenData, distillation, exact, fit, mlp, teacher_training, weights
 from torch.testing import assert_close
 
-from fdistill.distributed import whole
-from fdistill.networks import EDM2UNet, TwoExperts
+from fdistill.denoiser import Denoiser
+from fdistill.distributed import gathered, is_sharded, whole
+from fdistill.networks import EDM2UNet, SmallUNet, TwoExperts
+from fdistill.preconditioning import EDM
+from fdistill.strategies import ShardedStrategy
 
 
 def edm2():
@@ -14,6 +17,10 @@ def edm2():
         resolution=4, channels=1, model_channels=8, channel_mult=(1,), blocks_per_level=1, channels_per_head=4
     )
     return teacher_training(network), GivenData(torch.randn(8, 1, 4, 4))
+
+
+def images():
+    return Denoiser(SmallUNet(4, 1, (4,)), EDM(1.0))
 
 
 @pytest.mark.parametrize(
@@ -25,8 +32,16 @@ def edm2():
             lambda: (distillation(adversarial_weight=0.1, discriminator="fake_score", r1_weight=0.1), None),
             r"set r1_step > 0 \(0.1, say\), got 0",
         ),
+        (
+            lambda: (distillation(adversarial_weight=0.1, r1_weight=0.1), None),
+            r"features of the teacher asks for: set r1_step > 0 \(0.1, say\), or shard_teacher false, got 0",
+        ),
+        (
+            lambda: (distillation(edm2()[0].denoiser, student=images(), fake_score=images()), edm2()[1]),
+            "single number: expected another teacher than EDM2UNet, shard_teacher false, or --trainer.strategy",
+        ),
     ],
-    ids=["writes its weights", "leaves weights out", "second derivatives"],
+    ids=["writes its weights", "leaves weights out", "second derivatives", "of the teacher", "single numbers"],
 )
 def test_what_sharding_would_spoil_is_refused(build, message):
     module, data = build()
@@ -39,3 +54,21 @@ def test_one_process_learns_what_it_does_without_a_strategy():
     fit(plain, 4)
     fit(parts, 4, strategy="sharded", devices=1)
     assert_close({name: whole(value) for name, value in weights(parts).items()}, weights(plain), rtol=1e-5, atol=1e-5)
+
+
+def test_which_networks_are_kept_in_parts():
+    module = distillation(adversarial_weight=0.1, guide=mlp(seed=1), guidance=2.0, teacher=mlp(num_classes=2))
+    assert set(ShardedStrategy().shards(module)) == {"teacher", "guide", "student", "fake_score", "ema"}
+    assert set(ShardedStrategy(shard_teacher=False).shards(module)) == {"student", "fake_score", "ema"}
+    assert set(ShardedStrategy().shards(distillation(exact([[0.0, 1.0]], [0.3]), student=mlp(), fake_score=mlp()))) == {
+        "student",
+        "fake_score",
+        "ema",
+    }
+
+
+def test_gathering_what_is_whole_does_nothing():
+    network = mlp()
+    with gathered(network):
+        assert not is_sharded(network)
+    assert not is_sharded(network)

@@ -5,8 +5,10 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from torch import nn
+from torch._functorch import config as functorch_config
 
 from fdistill.denoiser import Denoiser
+from fdistill.distributed import is_sharded
 from fdistill.modules import GenerativeModule
 from fdistill.networks import EDM2UNet
 from fdistill.strategies import ShardedStrategy
@@ -55,8 +57,9 @@ class FastNetworks(L.Callback):
         self._check(trainer, pl_module)
         for denoiser in pl_module.denoisers().values():
             self.hasten(denoiser)
-        if self.channels_last:  # the average is updated with the weights in one kernel only where both lie alike
-            pl_module.ema.average.to(memory_format=torch.channels_last)
+        average = pl_module.ema.average
+        if self.channels_last and not is_sharded(average):
+            average.to(memory_format=torch.channels_last)  # one kernel updates it only where it lies like the weights
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Tell CUDA graphs that the tensors of the last turn may be overwritten.
@@ -71,14 +74,14 @@ class FastNetworks(L.Callback):
         network = denoiser.network
         if self.tf32 and next(network.parameters(), torch.empty(0)).is_cuda:
             torch.set_float32_matmul_precision("high")
-        if self.channels_last:
+        if self.channels_last and not is_sharded(network):  # FSDP2 keeps its parts in their own order
             network.to(memory_format=torch.channels_last)
         if self.backend != "none":
             self._compile(network)
 
     def _compile(self, network: nn.Module) -> None:
         # several terms of a loss go back through a network one after the other, and each needs all that it has kept
-        torch._functorch.config.donated_buffer = False
+        functorch_config.donated_buffer = False
         if isinstance(network, EDM2UNet):  # reads versions of its weights, which change in every turn
             network.normalise_weights = torch.compiler.disable(network.normalise_weights)
         network.encode = torch.compile(network.encode, backend=self.backend, mode=self.mode, dynamic=False)

@@ -19,8 +19,9 @@ class PowerAverages(L.Callback):
 
     It follows a student, or a teacher that trains, and moves after the generator's own updates only. `fdistill average`
     then makes the average of any length of the snapshots. The run's EMA is not touched. Each average is a float32 copy
-    of the network on its device, and lies in every checkpoint: a resumed run is bit-equal to an uninterrupted one. A
-    snapshot takes lengths x parameters x 4 bytes (2 as float16): 32 of two lengths take 256 bytes a parameter.
+    of the network, or of this rank's part of it, on its device, and lies whole in every checkpoint: a resumed run is
+    bit-equal to an uninterrupted one. A snapshot takes lengths x parameters x 4 bytes (2 as float16): 32 of two lengths
+    take 256 bytes a parameter.
 
     A run that starts or continues removes the snapshots of later updates than its own: they are of a branch that is
     left. Rank 0 writes.
@@ -95,8 +96,9 @@ class PowerAverages(L.Callback):
         updates = self._averages.updates
         if updates > self._written:
             self._written = updates
+            named = self._averages.named()
             if trainer.is_global_zero:
-                write_snapshot(self._folder, self._averages.named(), updates, self.storage)
+                write_snapshot(self._folder, named, updates, self.storage)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages, on the CPU."""
@@ -104,7 +106,7 @@ class PowerAverages(L.Callback):
             return self._restored or {}
         return {
             "lengths": list(self.lengths),
-            "averages": [[value.to("cpu", copy=True) for value in average] for average in self._averages.averages],
+            "averages": self._averages.wholes(),
             "updates": self._averages.updates,
             "before": self._before,
         }

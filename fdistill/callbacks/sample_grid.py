@@ -54,19 +54,22 @@ class SampleGrid(L.Callback):
             return
         # log_dir is broadcast from rank 0, so every rank has to ask for it
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
-        if not trainer.is_global_zero:
-            return
         if self._teacher is None:
             compare = isinstance(pl_module, DistillationModule)
             self._teacher = self._drawn(pl_module.teacher_model(), trainer) if compare else {}
         rows = self._drawn(pl_module.generative_model(), trainer) | self._teacher
+        if not trainer.is_global_zero:
+            return
         path, title = folder / f"{trainer.global_step:07d}.png", f"after {trainer.global_step:,} turns"
         self._draw(rows, title, path, trainer)
         log_picture(trainer.loggers, "samples/grid", path, trainer.global_step)
 
     def _drawn(self, model: GenerativeModel, trainer: L.Trainer) -> dict[str, _Row]:
-        """The samples under the model's name."""
-        samples = model.sample(model.noise(self.num_samples, self.seed), model.labels(self.num_samples))
+        """The samples under the model's name; nothing on ranks that only help to gather its weights."""
+        with model.whole():
+            if not trainer.is_global_zero:
+                return {}
+            samples = model.sample(model.noise(self.num_samples, self.seed), model.labels(self.num_samples))
         decoder = model.decoder or getattr(trainer.datamodule, "decoder", None)
         name = f"{model.kind}\n{model.evaluations} evaluation{'s' * (model.evaluations > 1)}"
         return {name: _row(samples, decoder, trainer)}

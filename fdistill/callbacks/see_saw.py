@@ -10,6 +10,7 @@ from fdistill.callbacks.diversity import on_rank_0
 from fdistill.callbacks.measured import publish
 from fdistill.denoiser import Denoiser
 from fdistill.diagnosis import LinearDenoiser, SeeSawCurve, see_saw
+from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import log_picture
 from fdistill.modules import DistillationModule, GenerativeModule
 from fdistill.noise_levels import LogUniform, NoiseLevels
@@ -62,11 +63,14 @@ class SeeSaw(L.Callback):
         # log_dir is broadcast from rank 0, so every rank has to ask for it
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "diagnosis"
         path = folder / f"see_saw_{trainer.global_step:07d}.png"
-        publish(trainer, pl_module, on_rank_0(trainer, lambda: self._look(trainer, pl_module, path)))
+        model = pl_module.teacher_model() if frozen else pl_module.generative_model()
+        with model.whole():
+            numbers = on_rank_0(trainer, lambda: self._look(trainer, model, pl_module.device, frozen, path))
+        publish(trainer, pl_module, numbers)
 
-    def _look(self, trainer: L.Trainer, pl_module: GenerativeModule, path: Path) -> dict[str, float]:
-        frozen = isinstance(pl_module, DistillationModule)
-        model, device = pl_module.teacher_model() if frozen else pl_module.generative_model(), pl_module.device
+    def _look(
+        self, trainer: L.Trainer, model: GenerativeModel, device: torch.device, frozen: bool, path: Path
+    ) -> dict[str, float]:
         if self._linear is None:
             self._linear = self._best_linear(trainer, model.num_classes, device)
         if self.noise_levels is None:

@@ -8,12 +8,13 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fdistill.weight_files import shown
+from fdistill.weight_files import reason, shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # what such names hold in fact; PIL runs a program for some others
 
 
 class UnreadableImage(ValueError):
@@ -66,7 +67,9 @@ class Images(ABC):
         try:
             file = self.open(index)
         except OSError as error:
-            raise UnreadableImage(f"an image file is readable: cannot open {self.name(index)} ({error})") from error
+            raise UnreadableImage(
+                f"an image file is readable: cannot open {shown(self.name(index))} ({error.strerror}); restore it"
+            ) from error
         with file:
             return read_image(file, resolution, channels, self.name(index))
 
@@ -118,11 +121,11 @@ def read_image(source: Path | BinaryIO, resolution: int, channels: int, name: st
     """
     name = shown(str(source) if name is None else name)
     try:
-        with Image.open(source) as opened:
+        with Image.open(source, formats=_FORMATS) as opened:
             image = ImageOps.exif_transpose(opened)
             image.load()
     except Exception as error:  # decoders of broken files raise anything: OSError, SyntaxError, zlib.error, ...
-        what = " ".join(str(error).split())
+        what = "no image" if isinstance(error, UnidentifiedImageError) else reason(error)
         raise UnreadableImage(
             f"an image file is readable: cannot decode {name} ({what}); repair or remove it"
         ) from error

@@ -1,6 +1,7 @@
 """Latents of images in safetensors files: what `fdistill encode` writes, and how one sample is read from it."""
 
 import functools
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,11 +9,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fdistill.weight_files import CheckpointError, checked_number, file_size, read_json
+from fdistill.weight_files import CheckpointError, brief, checked_number, file_size, read_json, reason
 
 DESCRIPTION, DECODER = "latents.json", "vae"
 MEAN, STD, FLIPPED, LABELS = "mean", "std", "flipped_", "labels"
 FORMAT = 1
+FILE_NAME = re.compile(r"latents-\d{5,}\.safetensors")
+_KINDS = {"F16", "F32"}  # of numbers, as safetensors calls them
 _REMEDY = "write it again with fdistill encode"
 _MOST = 2**40
 
@@ -60,10 +63,17 @@ def read_description(folder: Path) -> LatentDescription:
         for file in described.files:
             checked_number(file["images"], "images", 1, _MOST, whole=True)
             checked_number(file["bytes"], "bytes", 1, _MOST, whole=True)
-            if file["name"] != Path(file["name"]).name:
-                raise ValueError("a file lies beside the description")
+            if not FILE_NAME.fullmatch(file["name"]):
+                raise ValueError(f"a file beside it is called latents-00000.safetensors: got {brief(file['name'])}")
+        if len({file["name"] for file in described.files}) < len(described.files):
+            raise ValueError("each file is there once")
+        if type(described.posterior) is not bool or type(described.flips) is not bool:
+            raise ValueError("posterior and flips are true or false")
+        names = described.class_names
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"class_names is a list of names: got {brief(names)}")
     except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} describes no latents ({error}): {_REMEDY}") from error
+        raise CheckpointError(f"{path} describes no latents ({reason(error)}): {_REMEDY}") from error
     return described
 
 
@@ -88,14 +98,19 @@ class LatentFiles:
         return len(self.labels)
 
     def read(self, index: int, flipped: bool) -> tuple[Tensor, Tensor | None]:
-        """Mean and, where there is a posterior, standard deviation of one latent, [C, h, w] float32."""
+        """Mean and, where there is a posterior, standard deviation of one latent, [C, h, w] float32.
+
+        Raises:
+            CheckpointError: with one line, where its file is gone.
+        """
         number = int(torch.searchsorted(self._first, index, right=True)) - 1
         if number not in self._opened:
             self._opened[number] = self._slices(number)
         slices, place = self._opened[number], index - int(self._first[number])
         prefix = FLIPPED * flipped
         mean = slices[prefix + MEAN][place].float()
-        return mean, slices[prefix + STD][place].float() if self.description.posterior else None
+        std = slices[prefix + STD][place].float() if self.description.posterior else None
+        return mean, std
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": {}}
@@ -106,13 +121,18 @@ class LatentFiles:
         return [prefix + kind for prefix in ["", *([FLIPPED] if self.description.flips else [])] for kind in kinds]
 
     def _slices(self, number: int) -> dict[str, Any]:
-        opened = safe_open(self.folder / self.description.files[number]["name"], framework="pt")
-        return {name: opened.get_slice(name) for name in self._names}
+        try:
+            opened = safe_open(self._path(number), framework="pt")
+            return {name: opened.get_slice(name) for name in self._names}
+        except (SafetensorError, OSError) as error:
+            raise _broken(self._path(number)) from error
+
+    def _path(self, number: int) -> Path:
+        return self.folder / self.description.files[number]["name"]
 
     def _checked(self, number: int) -> Tensor:
         """The labels of one file that is what the description says."""
-        file = self.description.files[number]
-        path = self.folder / file["name"]
+        file, path = self.description.files[number], self._path(number)
         shape = [file["images"], *self.description.sample_shape]
         try:
             size = file_size(path)
@@ -121,13 +141,18 @@ class LatentFiles:
             with safe_open(path, framework="pt") as opened:
                 request = (opened.metadata() or {}).get("request")
                 shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+                kinds = {opened.get_slice(name).get_dtype() for name in shapes.keys() - {LABELS}}
                 labels = opened.get_tensor(LABELS)
         except (SafetensorError, OSError, KeyError) as error:
-            raise CheckpointError(f"{path} is missing, damaged or no file of latents: {_REMEDY}") from error
+            raise _broken(path) from error
         expected = {name: shape for name in self._names} | {LABELS: shape[:1]}
-        if shapes != expected or request != self.description.request:
+        if shapes != expected or not kinds <= _KINDS or request != self.description.request:
             raise CheckpointError(f"{path} holds other latents than {DESCRIPTION} beside it says: {_REMEDY}")
         classes = max(len(self.description.class_names), 1)
         if labels.dtype != torch.int64 or int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise CheckpointError(f"{path} holds labels outside its {classes} classes: {_REMEDY}")
         return labels
+
+
+def _broken(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} is missing, damaged or no file of latents: {_REMEDY}")

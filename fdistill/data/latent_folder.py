@@ -13,6 +13,7 @@ from fdistill.data.image_folder import held_out_part
 from fdistill.data.latent_files import DECODER, LatentFiles
 from fdistill.decoders import Decoder
 from fdistill.random_streams import generator_for
+from fdistill.weight_files import CheckpointError
 
 _DECODED_AT_ONCE = 16
 _PROGRESS_BAR_FROM = 20  # of these
@@ -153,6 +154,8 @@ class _LatentSplit(ReadSplit):
                 draw = generator_for(self.seed if time else 0, time, image, flipped)  # time 0: the same for every seed
                 mean = torch.addcmul(mean, std, torch.randn(self.sample_shape, generator=draw))
             x[place] = mean
+        if not x.sum().isfinite():  # much less time than asking each number
+            raise CheckpointError(f"{self.files.folder} holds latents that are not finite: encode them again")
         return x
 
 

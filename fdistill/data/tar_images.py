@@ -3,6 +3,7 @@
 import io
 import tarfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fdistill.data.image_files import SUFFIXES, Images, Listing, PackedNames, check_enough
-from fdistill.weight_files import shown
+from fdistill.weight_files import reason, shown
 
 _CLASS = ".cls"  # webdataset's: the class number of the image of the same name
 _MOST_CLASSES = 1_000_000
@@ -57,8 +58,8 @@ def list_tars(folder: Path) -> Listing:
     a class number, as in webdataset. The order is that of the unpacked folder: by class directory, then by name.
 
     Raises:
-        ValueError: A file is no uncompressed .tar or is truncated, an image is a link, a name leads out of the folder,
-            only some images have a class, or there are too few images.
+        ValueError: A file is no uncompressed .tar or is truncated or damaged, an image is a link or sparse, a name
+            leads out of the folder, two have the same, only some images have a class, or there are too few images.
     """
     shards = tars_in(folder)
     found: list[_Member] = []
@@ -66,13 +67,17 @@ def list_tars(folder: Path) -> Listing:
     for shard, file in enumerate(tqdm(shards, desc="indexing", unit="tar", disable=len(shards) < 10)):
         for member in _members(shard, file):
             if member.name.endswith(_CLASS):
-                numbers[shard, _key(member.name)] = _class_number(file, member)
+                if numbers.setdefault((shard, _key(member.name)), number := _class_number(file, member)) != number:
+                    raise ValueError(f"an image has one class number: got two for {shown(member.name)} in {file}")
             else:
                 found.append(member)
     check_enough(len(found), folder)
     if numbers:
         return _by_number(shards, found, numbers)
     order = sorted(found, key=lambda member: (_directory(member.name), member.name))
+    for one, other in pairwise(order):
+        if one.name == other.name:  # unpacked, the later one would replace the earlier
+            raise _twice(one, shards[one.shard], shards[other.shard])
     names = sorted({_directory(member.name) for member in order})
     if "" in names and len(names) > 1:
         raise ValueError(f"images in .tar files lie all in class directories or none: got both in {folder}; repack it")
@@ -103,19 +108,28 @@ def _members(shard: int, file: Path) -> Iterator[_Member]:
                 if member.offset_data + member.size > size:
                     raise ValueError(f"{shown(name)} is cut off")
                 yield _Member(name, shard, member.offset_data, member.size)
-    except (tarfile.TarError, OSError, ValueError, RecursionError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:200]
+            _check_end(file, archive.offset)
+    except (tarfile.TarError, OSError, ValueError, RecursionError, OverflowError, MemoryError) as error:
         raise ValueError(
-            f"{file} is a whole, uncompressed .tar of images: got an error ({reason}); make or download it again"
+            f"{file} is a whole, uncompressed .tar of images: got an error ({reason(error)}); make or download it again"
         ) from error
+
+
+def _check_end(file: Path, offset: int) -> None:
+    """Raise ValueError where no block of zeros ends an archive: tarfile takes a broken or cut header for the end."""
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ValueError(f"neither a header nor the mark of the end at byte {offset:,}")
 
 
 def _checked_name(member: tarfile.TarInfo, file: Path) -> str | None:
     """The name of an image or a class number; None for what is neither."""
     path = PurePosixPath(member.name)
-    if path.suffix.lower() not in (*SUFFIXES, _CLASS) or path.name[0] == "." or member.isdir():
+    hidden = any(part[0] == "." and part != ".." for part in path.parts)
+    if path.suffix.lower() not in (*SUFFIXES, _CLASS) or hidden or member.isdir():
         return None
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
         raise ValueError(f"{shown(member.name)} is a link or no regular file")
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"the name {shown(member.name)} leads out of the folder")
@@ -132,12 +146,19 @@ def _class_number(file: Path, member: _Member) -> int:
 
 
 def _by_number(shards: list[Path], found: list[_Member], numbers: dict[tuple[int, str], int]) -> Listing:
-    order = sorted(found, key=lambda member: member.name)
+    order = sorted(found, key=lambda member: member.name)  # archives may hold the same name: numbers are beside them
+    for one, other in pairwise(order):
+        if (one.name, one.shard) == (other.name, other.shard):
+            raise _twice(one, shards[one.shard], shards[other.shard])
     missing = [member.name for member in order if (member.shard, _key(member.name)) not in numbers]
     if missing:
         raise ValueError(f"each image has a class number beside it or none has: got none for {shown(missing[0])}")
     labels = torch.tensor([numbers[member.shard, _key(member.name)] for member in order])
     return Listing(_images(shards, order), labels, [str(number) for number in range(int(labels.max()) + 1)])
+
+
+def _twice(member: _Member, first: Path, second: Path) -> ValueError:
+    return ValueError(f"images have names of their own: got {shown(member.name)} in {first} and {second}; repack them")
 
 
 def _images(shards: list[Path], members: list[_Member]) -> TarImages:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import lightning.pytorch as L
@@ -165,7 +166,8 @@ class GenerativeModule(L.LightningModule):
             self.trainer.strategy.average_gradients(networks)
         norms = {}
         for name, network in networks.items():
-            norms[name] = whole(torch.nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)).detach()
+            norm = whole(torch.nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip))
+            norms[name] = norm.detach().to(self.device)
         terms = {**losses, **{f"gradient of {name}": norm for name, norm in norms.items()}}
         check, skipped = Check.of(self.global_step, terms, samples), False
         if self._checks_later(optimizers):
@@ -188,11 +190,21 @@ class GenerativeModule(L.LightningModule):
         """Whether nothing moves in a broken turn although the host does not know yet; no turn is skipped so."""
         if self.guard.allowed or self.device.type not in self.checks_later:
             return False
-        return all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        return all(group.get("fused") and group["params"][0].device == self.device for group in groups)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Remember what a turn may have to give back."""
         self.guard.remember(b for name, b in self.named_buffers() if not name.startswith(self.frozen_prefixes))
+
+    def on_validation_start(self) -> None:
+        """Gather what is sampled: ranks may have different numbers of batches."""
+        self._gathered = ExitStack()
+        self._gathered.enter_context(self.generative_model().whole())
+
+    def on_validation_end(self) -> None:
+        """Let it go."""
+        self._gathered.close()
 
     def on_train_end(self) -> None:
         """Know that the last turn was finite."""

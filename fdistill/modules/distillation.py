@@ -18,19 +18,23 @@ from fdistill.modules.distillation_turn import DistillationTurn
 from fdistill.modules.generation import check_levels
 from fdistill.modules.rhythm import Rhythm, Turn
 from fdistill.modules.start import (
+    Stored,
     check_choices,
     check_guidance,
     check_imitation,
     check_instance_noise,
+    check_latents,
     check_needs,
     check_numbers,
     check_one_step,
     check_real,
+    check_stored,
     described_source,
     fitting_pairs,
     guidance_facts,
     known_sigma_data,
     learners,
+    start_at_rank_0,
     teacher_guidance,
     teacher_model,
 )
@@ -89,6 +93,10 @@ class DistillationModule(DistillationTurn):
             micro-batch is centred by itself and those before it. Instance noise, pairs, the directions of r1_step
             and random skews are drawn for each micro-batch: other numbers of the same law.
         skip_nonfinite: turns in a row with a NaN or an infinity that are skipped and counted; 0 stops at the first.
+        teacher_dtype: of the matrices and kernels of teacher and guide; bfloat16 halves their memory, and they compute
+            in it whatever the run's precision. Student and fake score start from the weights before they are rounded.
+        meta_start: whether rank 0 alone gets the weights of all networks on the CPU when they are built. The others
+            get their copies, or their parts of them, from it when the run starts.
         seed: of all noise; set by seed_everything on the command line.
 
     Raises:
@@ -133,6 +141,8 @@ class DistillationModule(DistillationTurn):
         ratio_decay: float = 0.99,
         accumulate: int = 1,
         skip_nonfinite: int = 0,
+        teacher_dtype: Stored = "float32",
+        meta_start: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(seed, gradient_clip, accumulate, skip_nonfinite)
@@ -140,34 +150,36 @@ class DistillationModule(DistillationTurn):
         check_numbers(fake_updates_per_student, fake_score_warmup, fake_label_dropout=fake_label_dropout)
         check_needs(objective, discriminator, pairs, r1_weight, r1_step)
         check_instance_noise(instance_noise, objective)
-        self.objective, self.noise_levels, needs = objective, noise_levels, objective.needs
-        self.levels = check_levels(sigma_init, renoise_levels)
+        self.objective, self.levels, needs = objective, check_levels(sigma_init, renoise_levels), objective.needs
+        self.noise_levels, self.fake_noise_levels = noise_levels, fake_noise_levels or noise_levels
         check_one_step(objective, self.levels)
         self.rhythm = Rhythm(turn, fake_updates_per_student, fake_score_warmup)
         self.reads = discriminator if needs.discriminator else "none"
-        self.teacher_source, loaded = described_source(teacher), teacher_model(teacher)
-        self.teacher = copy.deepcopy(loaded.denoiser).requires_grad_(False).eval()
-        self._teacher_grid, self._teacher_sampler, self._decoder = loaded.sigmas, loaded.sampler, loaded.decoder
-        with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
-        self.student, self.fake_score = learners(loaded.denoiser, student, fake_score, with_fake)
-        check_guidance(guidance, fake_guidance, fake_label_dropout, self.fake_score)
-        check_imitation(imitation, self.fake_score, self.student)
-        self.frozen = nn.ModuleList(objective.networks()).requires_grad_(False).eval()
-        self.ema = EMA(self.student, ema_decay)
-        self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.student, loaded.facts)
-        self.fake_noise_levels = fake_noise_levels or noise_levels
+        self.teacher_source, dtype = described_source(teacher), check_stored(teacher_dtype, self.reads, r1_weight)
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
-        self.guidance = teacher_guidance(guidance, guidance_interval, guide, self.teacher)
-        self.guide = Guidance.of(self.guidance).guide
         self.guidance_facts = guidance_facts(guidance, guidance_interval, guide)
         self.fake_guidance, self.fake_label_dropout = fake_guidance, fake_label_dropout
         self.discriminator_lr, self.imitation, self.reuse_generated = discriminator_lr, imitation, reuse_generated
         self.r1_weight, self.r1_step, self.instance_noise = r1_weight, r1_step, instance_noise
-        self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)
-        self.ratio: RatioEstimator | None = None
-        if needs.discriminator:
-            network = build_discriminator(self.reads, self.teacher, self.student, self.fake_score, seed)
-            self.ratio = RatioEstimator(network, noise_levels, self.sigma_data, ratio_bins, ratio_decay)
+        with start_at_rank_0(self, meta_start):
+            loaded = teacher_model(teacher)
+            self.teacher = copy.deepcopy(loaded.denoiser).requires_grad_(False).eval().hold_in(dtype)
+            self._teacher_grid, self._teacher_sampler, self._decoder = loaded.sigmas, loaded.sampler, loaded.decoder
+            with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
+            self.student, self.fake_score = learners(loaded.denoiser, student, fake_score, with_fake)
+            check_guidance(guidance, fake_guidance, fake_label_dropout, self.fake_score)
+            check_imitation(imitation, self.fake_score, self.student)
+            self.frozen = nn.ModuleList(objective.networks()).requires_grad_(False).eval()
+            self.ema = EMA(self.student, ema_decay)
+            self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.student, loaded.facts)
+            self.guidance = teacher_guidance(guidance, guidance_interval, guide, self.teacher, dtype)
+            self.guide = Guidance.of(self.guidance).guide
+            self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)
+            self.ratio = self._ratio(ratio_bins, ratio_decay) if needs.discriminator else None
+
+    def _ratio(self, bins: int, decay: float) -> RatioEstimator:
+        network = build_discriminator(self.reads, self.teacher, self.student, self.fake_score, self.seed)
+        return RatioEstimator(network, self.noise_levels, self.sigma_data, bins, decay)
 
     def generative_model(self) -> GenerativeModel:
         facts = {
@@ -187,11 +199,12 @@ class DistillationModule(DistillationTurn):
         return GenerativeModel(self.teacher, "teacher", self._teacher_grid, **how)
 
     def setup(self, stage: str) -> None:
-        """Check what only the run can tell: real data where the objective needs it."""
+        """Check what only the run can tell: real data where the objective needs it, latents of the teacher's scale."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, GenerativeDataModule) and stage == "fit":
             check_real(self.objective, data)
+            check_latents(self._decoder, data)
 
     def on_fit_start(self) -> None:
         """Let the objective see the data, with its networks on their device already, and bring there what else it has.

@@ -2,12 +2,18 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
 
 from fdistill.checkpoints import load_model
 from fdistill.data import GenerativeDataModule
+from fdistill.decoders import Decoder
 from fdistill.denoiser import Denoiser
 from fdistill.generative_model import GenerativeModel
 from fdistill.guidance import Guidance
@@ -18,6 +24,21 @@ from fdistill.objectives import Objective
 from fdistill.pairs import TeacherPairs
 from fdistill.preconditioning import EDM
 from fdistill.schedules import Schedule
+from fdistill.weightless import drop_weights, without_weights
+
+Stored = Literal["float32", "bfloat16"]
+"""Type of the matrices and kernels of a network that does not learn."""
+
+
+@contextmanager
+def start_at_rank_0(module: nn.Module, asked: bool) -> Iterator[None]:
+    """Where it is asked, what the module builds inside has numbers on rank 0 alone; its strategy sends them around."""
+    if not asked or rank_zero_only.rank == 0:
+        yield
+        return
+    with without_weights():
+        yield
+    drop_weights(module)
 
 
 def check_numbers(fake_updates: int, warmup: int, **shares: float) -> None:
@@ -74,6 +95,22 @@ def check_needs(
         raise ValueError(f"r1_weight penalises the discriminator, and {name} has none: set it to 0, got {r1_weight}")
 
 
+def check_stored(stored: str, reads: str, r1_weight: float) -> torch.dtype:
+    """The type to hold the teacher in.
+
+    Raises:
+        ValueError: for another one than `Stored`, or where R1 would differentiate features of bfloat16.
+    """
+    if stored not in get_args(Stored):
+        raise ValueError(f"teacher_dtype is one of {', '.join(get_args(Stored))}: got {stored!r}")
+    if stored == "bfloat16" and reads == "teacher" and r1_weight:
+        raise ValueError(
+            "r1_weight is a penalty of gradients, which bfloat16 features lose: expected teacher_dtype float32, or "
+            f"another discriminator than teacher, got {stored}"
+        )
+    return getattr(torch, stored)
+
+
 def check_instance_noise(instance_noise: float | Schedule, objective: Objective) -> None:
     """Raises ValueError for a negative constant, or where no discriminator would see the noise."""
     if not isinstance(instance_noise, Schedule) and not 0 <= instance_noise < math.inf:
@@ -101,6 +138,24 @@ def check_real(objective: Objective, data: GenerativeDataModule) -> None:
             f"{type(objective).__name__} needs real data for its discriminator: {type(data).__name__} has none; give a "
             "dataset, or use an objective without ratio and adversarial term (DiffInstruct, SiD)"
         )
+
+
+def check_latents(teacher: Decoder | None, data: GenerativeDataModule) -> None:
+    """Raises ValueError where latents of the data have another scale than those of the teacher; reads both VAEs."""
+    made = data.decoder
+    if teacher is None or made is None:
+        return
+    for name, one, other in zip(("factor", "shift"), teacher.scale, made.scale, strict=True):
+        sizes = {one.numel(), other.numel()} - {1}  # 1: the same for all channels
+        if len(sizes) > 1 or not bool((one == other).all()):
+            raise ValueError(
+                f"latents are of the teacher's VAE: expected the {name} {_numbers(one)} of {teacher.folder}, got "
+                f"{_numbers(other)} of {made.folder}; encode the images with the teacher's"
+            )
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:.4g}" for value in values.flatten().tolist())
 
 
 def check_guidance(guidance: float, fake_guidance: float, fake_dropout: float, fake_score: Denoiser | None) -> None:
@@ -161,15 +216,21 @@ def teacher_model(source: Denoiser | str | Path) -> GenerativeModel:
 
 
 def teacher_guidance(
-    scale: float, interval: Sequence[float] | None, guide: Denoiser | str | Path | None, teacher: Denoiser
+    scale: float,
+    interval: Sequence[float] | None,
+    guide: Denoiser | str | Path | None,
+    teacher: Denoiser,
+    dtype: torch.dtype,
 ) -> float | Guidance:
-    """What guides the teacher; its guide is a frozen copy of a denoiser, or that of a teacher's checkpoint.
+    """What guides the teacher; its guide is a frozen copy of a denoiser, or that of a teacher's checkpoint, in dtype.
 
     Raises:
         CheckpointError: if the guide's file cannot be used.
         ValueError: for an interval or a guide that does not fit, or that a scale of 1 would leave without effect.
     """
     worse = None if guide is None else copy.deepcopy(teacher_model(guide).denoiser).requires_grad_(False).eval()
+    if worse is not None:
+        worse.hold_in(dtype)
     guidance = Guidance.limited(scale, interval, worse)
     Guidance.of(guidance).check_fits(teacher)
     return guidance

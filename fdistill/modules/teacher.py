@@ -12,12 +12,15 @@ from fdistill.grids import SamplingGrid
 from fdistill.loss_weights import EDMWeight, LossWeight
 from fdistill.modules.base import GenerativeModule, MicroBatch, mean_of
 from fdistill.modules.guard import Samples
+from fdistill.modules.start import start_at_rank_0
 from fdistill.networks import Network
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import weighted_denoising_loss
 from fdistill.preconditioning import Preconditioning
 from fdistill.random_streams import generator_for
 from fdistill.samplers import Sampler
+
+_STEPS, _SIGMA_MIN, _SIGMA_MAX = 18, 0.002, 80.0  # of EDM's grid
 
 
 class TeacherModule(GenerativeModule):
@@ -33,15 +36,16 @@ class TeacherModule(GenerativeModule):
         label_dropout: float = 0.1,
         ema_decay: float = 0.999,
         gradient_clip: float = 1.0,
-        num_steps: int = 18,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
+        num_steps: int = _STEPS,
+        sigma_min: float = _SIGMA_MIN,
+        sigma_max: float = _SIGMA_MAX,
         guidance: float = 1.0,
         loss_weight: LossWeight | None = None,
         sampler: Sampler | None = None,
         grid: SamplingGrid | None = None,
         accumulate: int = 1,
         skip_nonfinite: int = 0,
+        meta_start: bool = False,
         seed: int = 0,
     ) -> None:
         """Args:
@@ -65,6 +69,8 @@ class TeacherModule(GenerativeModule):
         accumulate: micro-batches that a turn splits its batch into: the memory of one, and up to rounding the step of
             the whole batch. It divides data.batch_size.
         skip_nonfinite: turns in a row with a NaN or an infinity that are skipped and counted; 0 stops at the first.
+        meta_start: whether rank 0 alone keeps the weights on the CPU when they are built, and sends the others theirs,
+            or their parts of them, when the run starts.
         seed: of all noise; set by seed_everything on the command line.
         """
         super().__init__(seed, gradient_clip, accumulate, skip_nonfinite)
@@ -75,14 +81,15 @@ class TeacherModule(GenerativeModule):
                 f'{type(network).__name__} has no weights for "no class", which dropped labels ask for: '
                 f"expected label_dropout 0, got {label_dropout}"
             )
-        self.denoiser = Denoiser(network, preconditioning)
-        self.ema = EMA(self.denoiser, ema_decay)
+        with start_at_rank_0(self, meta_start):
+            self.denoiser = Denoiser(network, preconditioning)
+            self.ema = EMA(self.denoiser, ema_decay)
         self.noise_levels, self.optimizer = noise_levels, optimizer
         self.label_dropout = label_dropout
         self.validation_weight = EDMWeight(sigma_data)
         self.loss_weight = self.validation_weight if loss_weight is None else loss_weight
-        self.sampling = {"num_steps": num_steps, "sigma_min": sigma_min, "sigma_max": sigma_max, "guidance": guidance}
-        self.sampling |= {"sampler": sampler, "sigmas": None if grid is None else grid.levels()}
+        edm_grid = {"num_steps": num_steps, "sigma_min": sigma_min, "sigma_max": sigma_max}
+        self.sampling = {**edm_grid, "guidance": guidance, "sampler": sampler, "sigmas": _levels(grid, edm_grid)}
         GenerativeModel.teacher(
             self.ema.average, **self.sampling
         )  # an impossible grid is refused now, not after training
@@ -157,3 +164,15 @@ class TeacherModule(GenerativeModule):
         x = x_0 + sigma.reshape(-1, *[1] * (x_0.ndim - 1)) * noise[rows]
         denoised = denoiser(x, sigma, labels)
         return weighted_denoising_loss(denoised, x_0, sigma, weight), Samples(sigma, [x, denoised])
+
+
+def _levels(grid: SamplingGrid | None, edm_grid: dict[str, float]) -> Tensor | None:
+    """The noise levels that a grid names, which leaves nothing to say for the numbers of EDM's."""
+    if grid is None:
+        return None
+    if tuple(edm_grid.values()) != (_STEPS, _SIGMA_MIN, _SIGMA_MAX):
+        raise ValueError(
+            "grid names every noise level of the teacher's sampling: expected no other num_steps, sigma_min or "
+            f"sigma_max beside it, got {edm_grid}; set them in the grid"
+        )
+    return grid.levels()

@@ -1,11 +1,15 @@
 """What a raw network F is: it sees a scaled sample, a number that stands for the noise level, and class labels."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from fdistill.described import Described
+
+LEAST_SHARE = 0.002
+"""Of a network's weights, that a block has to have to be gathered by itself."""
 
 
 class Encoding(NamedTuple):
@@ -39,6 +43,22 @@ class Network(nn.Module, Described, ABC):
     def decode(self, encoding: Encoding) -> Tensor:
         """Second half; [B, *sample_shape]."""
 
+    def units(self) -> list[nn.Module]:
+        """Blocks that are only ever asked as modules, inner ones first; what is sharded is gathered one at a time.
+
+        They are the members of the outermost lists, where they are not too small to be worth a message.
+        """
+        least = LEAST_SHARE * sum(parameter.numel() for parameter in self.parameters())
+        return [unit for unit in _listed(self) if sum(parameter.numel() for parameter in unit.parameters()) > least]
+
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """F, [B, *sample_shape]."""
         return self.decode(self.encode(x, noise, labels))
+
+
+def _listed(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from child.children()
+        else:
+            yield from _listed(child)

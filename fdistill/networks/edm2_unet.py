@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fdistill.networks.attention import attend, heads_of
 from fdistill.networks.base import Encoding, Network
-from fdistill.networks.embeddings import class_vectors
+from fdistill.networks.embeddings import at_least_single, class_vectors
 from fdistill.networks.magnitude_preserving import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, unit_magnitude
 from fdistill.networks.small_unet import check_halving
 
@@ -151,7 +151,7 @@ class EDM2UNet(Network):
 
     def _condition(self, noise: Tensor, labels: Tensor | None) -> Tensor:
         """[B, condition]; "no class" is the zero vector of classes."""
-        embedding = self.emb_noise(self.emb_fourier(noise.to(self.emb_noise.weight.dtype)))
+        embedding = self.emb_noise(self.emb_fourier(noise.to(at_least_single(self.emb_noise.weight.dtype))))
         if self.emb_label is not None:
             classes = class_vectors(labels, self.num_classes).to(embedding.dtype)
             embedding = mp_sum(embedding, self.emb_label(classes * math.sqrt(self.num_classes)))

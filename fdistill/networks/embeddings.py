@@ -57,3 +57,8 @@ def required_labels(labels: Tensor | None) -> Tensor:
 def class_vectors(labels: Tensor | None, num_classes: int) -> Tensor:
     """One-hot rows, int64 [B, num_classes]; the label num_classes, "no class", is the zero row."""
     return nn.functional.one_hot(required_labels(labels), num_classes + 1)[:, :num_classes]
+
+
+def at_least_single(dtype: torch.dtype) -> torch.dtype:
+    """The type of a noise input to weights of this one: float32 where that is coarser, because embeddings turn fast."""
+    return torch.promote_types(dtype, torch.float32)

@@ -53,6 +53,9 @@ class SmallUNet(Network):
             nn.GroupNorm(groups, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels, 3, padding=1)
         )
 
+    def units(self) -> list[nn.Module]:
+        return [*super().units(), self.middle]
+
     def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
         condition = self.condition(noise, labels)
         hidden, features = self.input(x), []

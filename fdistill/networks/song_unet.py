@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fdistill.networks.attention import attend, heads_of
 from fdistill.networks.base import Encoding, Network
-from fdistill.networks.embeddings import class_vectors
+from fdistill.networks.embeddings import at_least_single, class_vectors
 from fdistill.networks.resampling import Downsample, Upsample
 from fdistill.networks.small_unet import check_halving
 
@@ -159,7 +159,7 @@ class SongUNet(Network):
 
     def _condition(self, noise: Tensor, labels: Tensor | None) -> Tensor:
         """[B, channel_mult_emb model_channels]; "no class" is the zero vector of classes."""
-        embedding = self.map_noise(noise.to(self.map_layer0.weight.dtype))
+        embedding = self.map_noise(noise.to(at_least_single(self.map_layer0.weight.dtype)))
         if self.map_label is not None:
             classes = class_vectors(labels, self.num_classes).to(embedding.dtype)
             embedding = embedding + self.map_label(classes * math.sqrt(self.num_classes))

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from fdistill.networks.base import Encoding, Network
@@ -55,6 +55,9 @@ class StockDiT(Network):
         self.sample_shape = (channels, known.sample_size, known.sample_size)
         self.num_classes = known.num_embeds_ada_norm
         self.feature_channels = (self.transformer.inner_dim,)
+
+    def units(self) -> list[nn.Module]:
+        return [self._blocks[0].norm1.emb, *super().units()]  # which the last layer asks too
 
     def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
         timestep, labels = self.noise_scale * noise, required_labels(labels)

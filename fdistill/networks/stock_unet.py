@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from fdistill.networks.base import Encoding, Network
 from fdistill.networks.embeddings import required_labels
@@ -52,6 +52,10 @@ class StockUNet(Network):
         self.sample_shape = (channels, *((size, size) if isinstance(size, int) else size))
         self.num_classes = rows - 1 + added if rows else 0
         self.feature_channels = tuple(self.unet.config.block_out_channels)
+
+    def units(self) -> list[nn.Module]:
+        middle = [] if self.unet.mid_block is None else [self.unet.mid_block]
+        return [*super().units(), *middle]
 
     def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
         unet, timestep = self.unet, self.noise_scale * noise

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fdistill.networks.base import Encoding, Network
 
@@ -39,6 +39,9 @@ class TwoExperts(Network):
         self.sample_shape, self.num_classes = low.sample_shape, low.num_classes
         self.feature_channels = low.feature_channels
         self.knows_no_class = low.knows_no_class and high.knows_no_class
+
+    def units(self) -> list[nn.Module]:
+        return []  # which expert is asked differs from rank to rank, and a block is gathered by all
 
     def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
         is_low = noise < self.split

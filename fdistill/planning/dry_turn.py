@@ -136,6 +136,8 @@ def _dry(module: GenerativeModule, turn: int) -> GenerativeModule:
     finally:
         module._trainer = trainer
     copied.zero_grad(set_to_none=True)
+    for frozen in (part for part in copied.modules() if isinstance(part, Denoiser) and part.halved):
+        frozen.hold_in(torch.float32)  # the meta device knows no autocast; the count is the same
     copied.__class__ = type(f"Dry{type(module).__name__}", (_Dry, type(module)), {})
     copied.dry_turn = turn
     return copied.train()

@@ -8,10 +8,12 @@ from torch import nn
 from fdistill.modules import DistillationModule, GenerativeModule
 from fdistill.planning.dry_turn import TurnCost, dry_turn, forward_flops
 from fdistill.planning.hardware import Arithmetic, Gpu, ring_seconds
+from fdistill.planning.parts import Parts
 from fdistill.planning.rhythm import turns_of_run
 
 _DAY = 86_400.0
 _PROBE = 64  # entries of the parameter on which an optimiser is tried
+_ROLES = {"denoiser": "teacher", "ratio": "discriminator", "frozen": "reward"}  # of a module's children
 _AMP_SHARE = 0.5  # of the bytes of a turn's tensors where autocast makes them bf16
 
 
@@ -26,7 +28,8 @@ class TurnPlan:
         all_reduce_bytes: gradients that each device averages with the others, float32.
         compute: FLOPs at the given share of the peak rate.
         stepping: bytes that the optimiser and the moving average read and write, at the memory's bandwidth.
-        communication: ring all-reduce of the gradients.
+        communication: ring all-reduce of the gradients; where weights are sharded, a reduce-scatter, and what moves is
+            gathered for its forward and its backward pass.
     """
 
     count: int
@@ -55,6 +58,7 @@ class Plan:
     Attributes:
         parameters: number of each network.
         memory: bytes of one device by what they hold.
+        on_cpu: the same of what its process keeps in the memory of the CPU instead.
         turns: by kind.
         batch_size: of one device.
         devices: how many.
@@ -63,6 +67,7 @@ class Plan:
 
     parameters: dict[str, int]
     memory: dict[str, int]
+    on_cpu: dict[str, int]
     turns: dict[str, TurnPlan]
     batch_size: int
     devices: int
@@ -99,6 +104,7 @@ def plan_run(
     arithmetic: Arithmetic = "tf32",
     mfu: float = 0.4,
     mixed: bool = False,
+    strategy: object = None,
 ) -> Plan:
     """Count the run's turns and divide by the rates of the hardware.
 
@@ -112,15 +118,17 @@ def plan_run(
         arithmetic: of matrix products.
         mfu: share of the peak rate that is reached, in (0, 1].
         mixed: whether autocast makes bf16 of most of what a turn keeps.
+        strategy: of the trainer; a `ShardedStrategy` divides networks among the devices, all others hold them whole.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: a number is out of its range, or the strategy refuses a network.
     """
     if not 0 < mfu <= 1:
         raise ValueError(f"mfu is the share of the peak rate that a network reaches, in (0, 1]: got {mfu}")
     if devices < 1:
         raise ValueError(f"a run needs at least one device: got {devices}")
     roles = _roles(module)
+    parts = Parts.of(module, strategy, devices, mixed)
     generator = roles.get("student", roles.get("teacher"))
     forward, encoder = forward_flops(generator, batch_size)
     states = _optimizer_states(module)
@@ -133,20 +141,34 @@ def plan_run(
             cost.flops / forward,
             sum(cost.gradients.values()) if devices > 1 else 0,
             cost.flops / (mfu * gpu.peak(arithmetic)),
-            _stepping_bytes(cost, states) / gpu.bandwidth,
-            ring_seconds(sum(cost.gradients.values()), devices, gpu.link if link is None else link),
+            _stepping_bytes(cost, states, parts) / gpu.bandwidth,
+            ring_seconds(parts.sent(cost.gradients), devices, gpu.link if link is None else link),
         )
     parameters = {role: _count(network) for role, network in roles.items()}
-    memory = {f"weights of {role}": _bytes(network) for role, network in roles.items()}
-    memory["optimiser states"] = sum(int(_weights(roles[role]) * share) for role, share in states.items())
-    memory["turn (activations, gradients)"] = max(_turn_bytes(cost, devices, mixed) for cost in costs.values())
-    return Plan(parameters, memory, made, batch_size, devices, encoder / forward)
+    memory, on_cpu = _lasting(module, states, parts)
+    memory["turn (activations, gradients)"] = max(_turn_bytes(cost, parts, mixed) for cost in costs.values())
+    if parts.sharded:
+        memory["blocks gathered"] = parts.gathered
+    if parts.on_cpu:
+        on_cpu["gradients"] = max(_gradients(cost, parts)[1] for cost in costs.values())
+    return Plan(parameters, memory, on_cpu, made, batch_size, devices, encoder / forward)
 
 
 def _roles(module: GenerativeModule) -> dict[str, nn.Module]:
     """The networks of a run by what they are; networks without parameters are left out."""
-    names = {"denoiser": "teacher", "ratio": "discriminator", "frozen": "reward"}
-    return {names.get(name, name): child for name, child in module.named_children() if _count(child)}
+    return {_ROLES.get(name, name): child for name, child in module.named_children() if _count(child)}
+
+
+def _lasting(module: GenerativeModule, states: dict[str, float], parts: Parts) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes that stay from turn to turn, by what they hold: of a device, and beside it on the CPU."""
+    places: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    for name, child in module.named_children():
+        if _count(child):
+            role, place = _ROLES.get(name, name), places[parts.is_on_cpu(name)]
+            place[f"weights of {role}"] = parts.share(name, _bytes(child))
+            state = parts.share(name, int(_weights(child) * states.get(role, 0.0)))
+            place["optimiser states"] = place.get("optimiser states", 0) + state
+    return places
 
 
 def _count(network: nn.Module) -> int:
@@ -180,22 +202,30 @@ def _states_of(factory: object) -> float:
     return sum(value.nbytes for value in kept if value.numel() > 1) / parameter.nbytes
 
 
-def _stepping_bytes(cost: TurnCost, states: dict[str, float]) -> float:
+def _stepping_bytes(cost: TurnCost, states: dict[str, float], parts: Parts) -> float:
     """Gradients are read to be clipped, written, and read to step; weights and states are read and written.
 
-    The student's (or teacher's) average is read and written, and the weights read once more for it.
+    The student's (or teacher's) average is read and written, and the weights read once more for it. What steps on the
+    CPU is left out.
     """
-    names = {"denoiser": "teacher", "ratio": "discriminator"}
     total = 0.0
     for name, size in cost.gradients.items():
-        role = names.get(name, name)
-        total += size * (3 + 2 + 2 * states.get(role, 0.0) + 3 * (role in ("student", "teacher")))
+        role, part = _ROLES.get(name, name), 0 if parts.is_on_cpu(name) else parts.share(name, size)
+        total += part * (3 + 2 + 2 * states.get(role, 0.0) + 3 * (role in ("student", "teacher")))
     return total
 
 
-def _turn_bytes(cost: TurnCost, devices: int, mixed: bool) -> int:
+def _gradients(cost: TurnCost, parts: Parts) -> tuple[int, int]:
+    """Bytes of the gradients that a turn leaves, on a device and on the CPU."""
+    places = [0, 0]
+    for name, size in cost.gradients.items():
+        places[parts.is_on_cpu(name)] += parts.share(name, size)
+    return places[0], places[1]
+
+
+def _turn_bytes(cost: TurnCost, parts: Parts, mixed: bool) -> int:
     """The fullest moment of a turn: in its backward pass, or when gradients lie end to end for the all-reduce."""
-    gradients = sum(cost.gradients.values())
-    activations = max(cost.peak_bytes - gradients, 0) * (_AMP_SHARE if mixed else 1)
-    averaging = max(cost.gradients.values()) if devices > 1 else 0
-    return int(gradients + max(activations, averaging))
+    activations = max(cost.peak_bytes - sum(cost.gradients.values()), 0) * (_AMP_SHARE if mixed else 1)
+    whole = [size for name, size in cost.gradients.items() if name not in parts.sharded]
+    averaging = max(whole, default=0) if parts.devices > 1 else 0
+    return int(_gradients(cost, parts)[0] + max(activations, averaging))

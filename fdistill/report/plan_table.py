@@ -20,6 +20,10 @@ def print_plan(plan: dict[str, Any]) -> None:
     fits = "fits" if plan["memory_bytes"] < hardware["memory"] else "does NOT fit: lower data.batch_size"
     print(f"  {'sum':<32}{plan['memory_bytes'] / 1e6:>12,.1f}  of {hardware['memory'] / 1e6:,.0f}: {fits}")
     print(f"  not counted: {_NOT_COUNTED}")
+    if plan["on_cpu"]:
+        print("memory of the CPU for each GPU, MB:")
+        for what, size in sorted(plan["on_cpu"].items(), key=lambda item: -item[1]):
+            print(f"  {what:<32}{size / 1e6:>12,.1f}")
     _print_row(
         "turn", ("in the run", "GFLOP", "/ F", "all-reduce MB", "compute ms", "step ms", "reduce ms", "bound ms")
     )

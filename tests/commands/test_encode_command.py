@@ -1,11 +1,14 @@
 """fdistill encode: images become latents once; what was interrupted goes on, and nothing else is ever replaced."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from cli_runs import CONFIGS, fdistill, one_error_line, succeeds, tiny_trainer, write_yaml
+from diffusers import AutoencoderKL
 from latent_folders import pictures
+from safetensors import SafetensorError
 from stock_models import dit, save, vae
 from tiny_runs import fit, teacher_training
 
@@ -84,6 +87,41 @@ def test_an_interrupted_command_goes_on_and_ends_with_the_same_bytes(encoded, so
     assert "60 images" in (out := succeeds_on(sources, tmp_path / "latents"))
     assert "40 were encoded now" in out
     assert contents(tmp_path / "latents") == contents(encoded[0])
+
+
+def test_a_command_that_was_killed_while_it_copied_the_vae_goes_on(encoded, sources, tmp_path):
+    out = shutil.copytree(encoded[0], tmp_path / "latents")
+    for name in (".vae.0123456789ab.tmp", ".vae.0123456789ab.old"):
+        shutil.copytree(out / "vae", out / name)
+    shutil.rmtree(out / "vae")
+    (out / "latents.json").unlink()
+    assert succeeds_on(sources, out).endswith("nothing was computed\n")
+    assert contents(out) == contents(encoded[0])
+
+
+def test_what_was_killed_while_it_replaced_latents_can_be_begun_again(encoded, sources, tmp_path):
+    out = shutil.copytree(encoded[0], tmp_path / "latents")
+    for file in out.glob("latents-*"):
+        file.unlink()
+    assert "is missing, damaged" in (line := one_error_line(encode(sources, out)))
+    assert line.endswith("give --overwrite, or name another folder")
+    succeeds_on(sources, out, "--overwrite")
+    assert contents(out) == contents(encoded[0])
+
+
+def test_a_disk_that_is_full_when_the_vae_is_copied_is_told_and_latents_stay(sources, tmp_path):
+    def full(self, folder, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoencoderKL, "save_pretrained", full)
+        outcome = encode(sources, tmp_path / "latents")
+    assert outcome.status == 1
+    line = outcome.err.splitlines()[-1]  # behind the progress bar
+    assert line.startswith("fdistill: error: cannot write the VAE to ")
+    assert line.endswith("No space left on device (os error 28); name a place with room for it")
+    assert not (tmp_path / "latents" / "latents.json").exists()
+    assert "60 images already" in succeeds_on(sources, tmp_path / "latents")
 
 
 def succeeds_on(sources, out, *options):

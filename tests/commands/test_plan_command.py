@@ -53,6 +53,19 @@ def test_a_recipe_is_planned_without_a_teacher_s_weights(tmp_path):
     assert plan["turns"]["student"]["forwards"] == pytest.approx(7, rel=0.01)
 
 
+def test_the_strategy_of_the_trainer_is_planned(teacher_checkpoint, tmp_path):
+    run = [*STUDENT, f"--model.teacher={teacher_checkpoint}", "--gpus=4"]
+    asked = ["--trainer.strategy=fdistill.strategies.ShardedStrategy", "--trainer.strategy.cpu_offload=true"]
+    whole = succeeds(*run, "--out", tmp_path / "whole.json")
+    parts = succeeds(*run, *asked, "--out", tmp_path / "parts.json")
+    assert "memory of the CPU" not in whole
+    assert "blocks gathered" in parts
+    assert "memory of the CPU for each GPU" in parts
+    sizes = [json.loads((tmp_path / name).read_text()) for name in ("whole.json", "parts.json")]
+    student = "weights of student"
+    assert sizes[1]["on_cpu"][student] == pytest.approx(sizes[0]["memory"][student] / 4, rel=0.01)
+
+
 def test_measured_turns_stand_beside_their_bound(teacher_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()

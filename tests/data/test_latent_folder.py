@@ -9,9 +9,12 @@ import pytest
 import torch
 from latent_folders import VAES, latents
 from safetensors.torch import load_file, save_file
+from stock_models import save, vae
 
+from fdistill.cli import one_line
 from fdistill.data import DecodedLatents, ImageFolder, LatentFolder
 from fdistill.decoders import Decoder
+from fdistill.modules.start import check_latents
 from fdistill.weight_files import CheckpointError
 
 
@@ -160,18 +163,52 @@ def test_a_split_goes_to_a_worker_without_its_open_files(encoded):
         (lambda folder: change(folder, labels=lambda x: x + 1), "labels outside its 2 classes"),
         (lambda folder: change(folder, std=lambda x: x[:, :2]), "holds other latents than latents.json"),
         (lambda folder: describe(folder, sample_shape=[4, 4]), "describes no latents"),
-        (lambda folder: describe(folder, files=[{"name": "../x", "images": 1, "bytes": 1}]), "lies beside the descr"),
+        (lambda folder: describe(folder, files=[{"name": "../x", "images": 1, "bytes": 1}]), "describes no latents"),
+        (lambda folder: describe(folder, files=[{"name": "a\0\n", "images": 1, "bytes": 1}]), "got 'a.*'"),
+        (lambda folder: describe(folder, files=2 * files_of(folder)), "each file is there once"),
+        (lambda folder: describe(folder, class_names="ab"), "class_names is a list of names: got 'ab'"),
+        (lambda folder: describe(folder, class_names=[1, 2]), "class_names is a list of names"),
+        (lambda folder: describe(folder, class_names=None), "class_names is a list of names: got None"),
+        (lambda folder: describe(folder, posterior="no"), "posterior and flips are true or false"),
+        (lambda folder: change(folder, mean=lambda x: x.long()), "holds other latents than latents.json"),
     ],
 )
 def test_broken_latents_are_refused_in_one_line(spoil, words, encoded, tmp_path):
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for file in encoded.glob("latents*"):
-        (folder / file.name).write_bytes(file.read_bytes())
+    folder = copied(encoded, tmp_path)
     spoil(folder)
     with pytest.raises(CheckpointError, match=words) as error:
         LatentFolder(str(folder)).setup()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_breaks_while_it_is_read_is_told_in_one_line(num_workers, encoded, tmp_path):
+    folder = copied(encoded, tmp_path)
+    change(folder, std=lambda x: x / 0)
+    data = LatentFolder(str(folder), batch_size=36, num_workers=num_workers)
+    with pytest.raises(CheckpointError) as error:
+        stream(data, 1)
+    assert one_line(error.value) == f"{folder} holds latents that are not finite: encode them again"
+    (folder / "latents-00000.safetensors").unlink()
+    data = LatentFolder(str(encoded), num_workers=num_workers)
+    data.setup()
+    data.load_splits()[0].files.folder = folder
+    with pytest.raises(CheckpointError) as error:
+        stream(data, 1)
+    assert "latents-00000.safetensors is missing, damaged or no file of latents" in one_line(error.value)
+    assert "Traceback" not in one_line(error.value)
+
+
+def copied(encoded, target):
+    folder = target / "copy"
+    folder.mkdir()
+    for file in encoded.glob("latents*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def files_of(folder):
+    return json.loads((folder / "latents.json").read_text())["files"]
 
 
 def cut(file):
@@ -190,6 +227,20 @@ def change(folder, **changes):
 def describe(folder, **changes):
     file = folder / "latents.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_latents_of_another_scale_than_the_teacher_s_are_refused(encoded, tmp_path):
+    data = LatentFolder(str(encoded))
+    check_latents(Decoder(encoded.parent / "own_vae"), data)
+    check_latents(None, data)
+    check_latents(Decoder(encoded / "vae"), images_of(encoded))
+    with pytest.raises(ValueError, match=r"expected the factor 0\.5 of .*own_vae, got 0\.4 of .*vae; encode"):
+        check_latents(Decoder(encoded.parent / "own_vae", {"scaling_factor": 0.5}), data)
+    by_channel = save(vae(latents_std=[0.5, 1.0, 2.0, 3.0], latents_mean=[0.3] * 4), tmp_path / "vae")
+    with pytest.raises(ValueError, match=r"expected the factor .*, .*, .*, .* of .*vae, got 0\.4 of"):
+        check_latents(Decoder(by_channel), data)
+    with pytest.raises(ValueError, match=r"expected the shift 0 of .*own_vae, got 0\.3 of"):
+        check_latents(Decoder(encoded.parent / "own_vae", {"shift_factor": 0.0}), data)
 
 
 @pytest.mark.parametrize("bad", [{"held_out_fraction": 1.0}, {"metric_samples": 0}, {"split_seed": -1}])

@@ -8,6 +8,7 @@ from itertools import islice
 import pytest
 import torch
 from latent_folders import pictures
+from PIL import Image
 
 from fdistill.data import ImageFolder
 from fdistill.data.image_files import PackedNames, UnreadableImage, read_image
@@ -126,6 +127,13 @@ def add(archive, name, content=b"", **changes):
         ("/etc/up.png", {}, "leads out of the folder"),
         ("plain.png", {}, "lie all in class directories or none"),
         ("a/000.cls", {}, "000.cls in .*extra.tar is a class number below 1,000,000: got"),
+        ("a/000.jpg", {}, r"names of their own: got a/000\.jpg in .*00\d\.tar and .*extra\.tar"),
+        ("hole.png", {"type": tarfile.GNUTYPE_SPARSE}, "is a link or no regular file"),
+        (
+            "hole.png",
+            {"pax_headers": {"GNU.sparse.map": "0,0", "GNU.sparse.size": "9"}},
+            "is a link or no regular file",
+        ),
     ],
 )
 def test_tars_that_are_not_trusted_are_refused_in_one_line(name, changes, words, tars, tmp_path):
@@ -155,6 +163,60 @@ def test_a_tar_that_leads_back_to_its_beginning_is_refused(form, tmp_path):
     (tmp_path / "000.tar").write_bytes(member.tobuf(form) + bytes(4096))
     with pytest.raises(ValueError, match=r"whole, uncompressed \.tar of images"):
         _ = ImageFolder(tmp_path, 6).num_classes
+
+
+def test_a_tar_with_a_broken_header_or_no_end_is_refused_and_not_read_to_there(folder, tmp_path):
+    with tarfile.open(tmp_path / "000.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        for file in folder.rglob("*.jpg"):
+            add(archive, f"{file.relative_to(folder)}", file.read_bytes())
+    whole = (tmp_path / "000.tar").read_bytes()
+    middle = whole.index(b"ustar", len(whole) // 2) - 257
+    end = whole.rindex(b"ustar") - 257
+    for content in (whole[:middle] + b"X" + whole[middle + 1 :], whole[:end], whole[: end + 100]):
+        (tmp_path / "000.tar").write_bytes(content)
+        with pytest.raises(ValueError, match=r"whole, uncompressed \.tar of images: got an error .* at byte [\d,]+\)"):
+            _ = ImageFolder(tmp_path, 6).num_classes
+
+
+def test_a_header_that_asks_for_all_memory_is_refused(tars, tmp_path):
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 2**60
+    (tmp_path / "000.tar").write_bytes((tars / "000.tar").read_bytes()[:-10240] + name.tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(ValueError, match=r"whole, uncompressed \.tar of images"):
+        _ = ImageFolder(tmp_path, 6).num_classes
+
+
+def test_an_image_has_one_class_number_and_one_place_in_its_archive(folder, tmp_path):
+    image = sorted(folder.rglob("*.jpg"))[0]
+
+    def written(*contents):
+        for shard in range(2):
+            with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+                for name, content in contents:
+                    add(archive, name, content)
+        return ImageFolder(tmp_path, 6, in_memory=False)
+
+    picture, number = ("0.jpg", image.read_bytes()), ("0.cls", b"1")
+    assert len(written(picture, number, (".hidden/1.jpg", b"")).everything()) == 2  # one in each archive
+    with pytest.raises(ValueError, match=r"one class number: got two for 0\.cls"):
+        _ = written(picture, number, ("0.cls", b"2")).num_classes
+    with pytest.raises(ValueError, match=r"names of their own: got 0\.jpg"):
+        _ = written(picture, number, picture).num_classes
+
+
+@pytest.mark.parametrize("suffix", ["EPS", "TIFF"])
+def test_files_of_other_formats_are_refused_whatever_their_names(suffix, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "program.jpg", suffix)
+    with pytest.raises(UnreadableImage, match=r"cannot decode .*program\.jpg \(no image\); repair or remove it$"):
+        read_image(tmp_path / "program.jpg", 8, 3)
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    Image.new("1", (300, 300)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)
+    with pytest.raises(UnreadableImage, match=r"bomb\.png \(Image size \(90000 pixels\) exceeds limit") as error:
+        read_image(tmp_path / "bomb.png", 8, 3)
+    assert "\n" not in str(error.value)
 
 
 def test_tars_beside_images_are_refused(folder, tars, tmp_path):

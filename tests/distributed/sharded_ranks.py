@@ -1,19 +1,27 @@
-"""What two processes do whose learning networks are sharded."""
+"""What two processes do whose networks are sharded."""
 
 import functools
 
+import torch
 import torch.distributed as dist
-from tiny_runs import distillation, fit, mlp, teacher_training, weights
+from lightning.pytorch.callbacks import Callback
+from tiny_runs import GivenData, distillation, fit, mlp, ring, teacher_training, weights
 from torch.distributed.tensor import DTensor
 
-from fdistill.callbacks import PowerAverages, SampleGrid
-from fdistill.distributed import whole
+from fdistill.callbacks import DiversityCallback, MongeGap, PowerAverages, SampleGrid, SeeSaw, StudentDistance
+from fdistill.denoiser import Denoiser
+from fdistill.distributed import gathered, is_sharded, whole
+from fdistill.ema import EMA
 from fdistill.loss_weights import LearnedUncertainty
+from fdistill.networks import MLP, DiffusersUNet, EDM2UNet, SmallUNet, SongUNet, StockDiT, TwoExperts
 from fdistill.objectives import DMD2, Fisher
+from fdistill.power_ema import PowerEMA
+from fdistill.preconditioning import EDM
+from fdistill.strategies import ShardedStrategy
 
 SHARDED = {
     "teacher": lambda: teacher_training(loss_weight=LearnedUncertainty(1.0)),
-    "fused": lambda: distillation(adversarial_weight=0.1, student=mlp(seed=1), r1_weight=0.1),
+    "fused": lambda: distillation(adversarial_weight=0.1, student=mlp(seed=1), r1_weight=0.1, r1_step=0.1),
     "alternating": lambda: distillation(adversarial_weight=0.1, turn="alternating", fake_updates_per_student=1),
     "features of the fake score": lambda: distillation(
         adversarial_weight=0.1, discriminator="fake_score", r1_weight=0.1, r1_step=0.1
@@ -23,10 +31,187 @@ SHARDED = {
     ),
     "two micro-batches": lambda: distillation(objective=DMD2(0.1, "sigma"), renoise_levels=[0.5], accumulate=2),
 }
+WAYS = {
+    "exact penalty, whole teacher": (
+        {"r1_weight": 0.1, "student": mlp(seed=1)},
+        lambda: ShardedStrategy(shard_teacher=False),
+    ),
+    "parts on the CPU": ({}, lambda: ShardedStrategy(cpu_offload=True)),
+    "guided, held in bfloat16": (
+        {"guide": mlp(seed=3), "guidance": 2.0, "teacher_dtype": "bfloat16"},
+        lambda: "sharded",
+    ),
+    "all at once": (
+        {"teacher_dtype": "bfloat16", "meta_start": True, "accumulate": 2, "objective": DMD2(0.1, "sigma")},
+        lambda: ShardedStrategy(cpu_offload=True),
+    ),
+}
+"""Changes of a distillation, and the strategy that shards it."""
+
+NETWORKS = {
+    "MLP": lambda: MLP(width=8, depth=3, num_classes=3, frequencies=4),
+    "SmallUNet": lambda: SmallUNet(4, 1, (4, 4), num_classes=3),
+    "SongUNet": lambda: SongUNet(4, 1, 3, 8, (1, 1), 2, 2, 1, (), embedding="fourier", encoder="residual"),
+    "DiffusersUNet": lambda: DiffusersUNet(4, 1, (8,), num_classes=3),
+    "StockDiT": lambda: StockDiT(
+        {"sample_size": 4, "patch_size": 2, "num_layers": 3, "num_attention_heads": 1, "attention_head_dim": 8}
+        | {"in_channels": 1, "num_embeds_ada_norm": 3, "norm_num_groups": 1}
+    ),
+    "EDM2UNet": lambda: EDM2UNet(4, 1, 3, 8, (1,), blocks_per_level=1, attention_resolutions=(), channels_per_head=8),
+    "TwoExperts": lambda: TwoExperts(MLP(width=8, depth=2), MLP(width=8, depth=2), 0.0),
+}
+REPLICATED = ("EDM2UNet", "TwoExperts")  # which the other strategy refuses
 
 
 def whole_weights(module):
     return {name: whole(value).clone() for name, value in weights(module).items()}
+
+
+def held(module):
+    """Weights on this rank, and all, of each tensor in parts."""
+    return {name: (p.to_local().numel(), p.numel()) for name, p in module.named_parameters() if isinstance(p, DTensor)}
+
+
+def descends(build, **changes):
+    """A distillation by plain descent, whose weights differ by what its gradients differ."""
+    sgd = functools.partial(torch.optim.SGD, lr=0.1)
+    return distillation(build, student_optimizer=sgd, fake_score_optimizer=sgd, **{"adversarial_weight": 0.1} | changes)
+
+
+def network(name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Denoiser(NETWORKS[name](), EDM(0.5))
+
+
+def given(name):
+    denoiser = network(name)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(16, *denoiser.sample_shape, generator=generator)
+    return GivenData(x, denoiser.num_classes, batch_size=4)
+
+
+def starts(name, rank):
+    """What a run with numbers on rank 0 alone starts from, and what its turn then learns; and the same of another."""
+    strategy = "replicated" if name in REPLICATED else "sharded"
+    module, plain = descends(network(name), meta_start=True), descends(network(name))
+    bare = {parameter.is_meta for parameter in module.parameters()}
+    fit(module, 0, given(name), devices=2, strategy=strategy)
+    start, part = whole_weights(module), held(module)
+    expected, module = weights(plain), descends(network(name), meta_start=True)
+    fit(module, 1, given(name), devices=2, strategy=strategy)
+    fit(plain, 1, given(name), devices=2, strategy="replicated")
+    return {"bare": bare == {rank > 0}, "start": start, "expected": expected, "held": part} | {
+        "learnt": whole_weights(module),
+        "replicated": weights(plain),
+    }
+
+
+class Watch(Callback):
+    """How many blocks of a network are whole at once while one is asked, and how much FSDP2 remembers of passes."""
+
+    def __init__(self):
+        self.most, self.passes = [], []
+
+    def on_train_batch_start(self, trainer, module, *_):
+        for denoiser in (module.teacher, module.student, module.fake_score) if not self.passes else ():
+            units = denoiser.network.units()
+            for unit in units:
+                unit.register_forward_pre_hook(lambda *_, units=units: self.look(units))
+        order = getattr(module.teacher._get_fsdp_state()._comm_ctx, "post_forward_order", [])
+        self.passes.append((len(order), sum(len(group._post_forward_indices) for group in order)))
+
+    def look(self, units):
+        self.most.append(sum(not is_sharded(unit) for unit in units))
+
+
+def watched():
+    module, watch = distillation(mlp(), objective=DMD2(0.0, "sigma")), Watch()
+    fit(module, 4, devices=2, strategy="sharded", callbacks=[watch])
+    return {"most": max(watch.most), "asked": len(watch.most), "passes": watch.passes}
+
+
+class WholeAverages(Callback):
+    """Averages of the whole student, beside those that move part by part."""
+
+    def on_train_start(self, trainer, module):
+        self.student = mlp(seed=1)
+        self.ema, self.power = EMA(self.student, module.ema.decay), PowerEMA(self.student, [0.1])
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.student.load_state_dict({name: whole(value) for name, value in module.student.state_dict().items()})
+        self.ema.update(self.student, trainer.global_step - 1)
+        self.power.update(self.student)
+
+
+def averaged(folder):
+    """The averages of a run in parts, and those of the whole weights that it had after each turn."""
+    module, tracked, beside = (
+        distillation(student=mlp(seed=1)),
+        PowerAverages([0.1], every_n_updates=9),
+        WholeAverages(),
+    )
+    fit(module, 4, devices=2, strategy="sharded", callbacks=[tracked, beside], folder=str(folder / "averaged"))
+    parts = [*whole_weights(module.ema.average).values(), *tracked.state_dict()["averages"][0]]
+    return {"parts": parts, "whole": [*weights(beside.ema.average).values(), *beside.power.wholes()[0]]}
+
+
+def measured(strategy, folder):
+    """What all callbacks that sample see of a run, in unequal batches and on one rank; and the average itself."""
+    module = distillation(adversarial_weight=0.1)
+    made = [
+        StudentDistance(every_n_turns=2, num_samples=51),
+        SampleGrid(every_n_turns=2, num_samples=4),
+        MongeGap(every_n_updates=2, num_samples=20),
+        SeeSaw(num_samples=20, num_bins=2),
+        DiversityCallback(every_n_updates=2, num_samples=101),
+    ]
+    checks = {"limit_val_batches": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    data = ring(batch_size=31)  # 64 held-out samples are 2 batches on each rank, of which one has a single sample
+    run = fit(module, 4, data, devices=2, strategy=strategy, callbacks=made, folder=str(folder / strategy), **checks)
+    model = module.generative_model()
+    with model.whole():
+        alone = model.sample(model.noise(5, 0)) if run.global_rank == 0 else None
+    with gathered(module.ema.average):
+        average = {name: value.clone() for name, value in module.ema.average.named_parameters()}
+    files = sorted(path.name for path in (folder / strategy).rglob("*.png"))
+    numbers = {name: float(value) for name, value in run.callback_metrics.items()}
+    return {"numbers": numbers, "alone": alone, "files": files, "average": average, "state": whole_weights(module.ema)}
+
+
+def skips(rank):
+    """One turn of four in which one rank's noise is NaN, and what the others leave."""
+    module = distillation(adversarial_weight=0.1, skip_nonfinite=1)
+    normal, before = module.normal, {}
+
+    def broken(shape, generator):
+        if module.global_step == 2:
+            before.update({} if before else whole_weights(module))
+            return torch.full(shape, torch.nan) if rank else normal(shape, generator)
+        return normal(shape, generator)
+
+    class After(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 3:
+                now = whole_weights(module)
+                module.moved = {name for name, value in before.items() if not torch.equal(value, now[name])}
+
+    module.normal = broken
+    fit(module, 4, devices=2, strategy="sharded", callbacks=[After()])
+    finite = all(value.isfinite().all() for value in whole_weights(module).values())
+    return {"skipped": module.guard.skipped, "moved": module.moved, "finite": finite}
+
+
+def mixed():
+    """Three turns under bf16-mixed, sharded and not, and in float32."""
+    runs = {"sharded": ("sharded", "bf16-mixed"), "replicated": ("replicated", "bf16-mixed")}
+    runs["float32"] = ("replicated", "32-true")
+    found = {}
+    for name, (strategy, precision) in runs.items():
+        module = descends(network("SmallUNet"))
+        fit(module, 3, given("SmallUNet"), devices=2, strategy=strategy, precision=precision)
+        found[name] = whole_weights(module)
+    return found
 
 
 def sharded(rank, folder):
@@ -37,13 +222,31 @@ def sharded(rank, folder):
         replicated, parts = build(), build()
         five(replicated, strategy="replicated")
         five(parts, strategy="sharded")
-        held = {n: (p.to_local().numel(), p.numel()) for n, p in parts.named_parameters() if isinstance(p, DTensor)}
-        found[name] = {"replicated": weights(replicated), "sharded": whole_weights(parts), "held": held}
+        found[name] = {"replicated": weights(replicated), "sharded": whole_weights(parts), "held": held(parts)}
+    for name, (changes, strategy) in WAYS.items():
+        plain = {key: value for key, value in changes.items() if key != "meta_start"}
+        replicated, parts = descends(None, **plain), descends(None, **changes)
+        fit(replicated, 3, devices=devices, strategy="replicated")
+        fit(parts, 3, devices=devices, strategy=strategy())
+        devices_of = {str(p.device) for p in parts.parameters()}
+        found[name] = {"replicated": weights(replicated), "sharded": whole_weights(parts), "devices": devices_of}
     build, path = SHARDED["fused"], folder / "sharded.ckpt"
     watching = [SampleGrid(every_n_turns=2, num_samples=4), PowerAverages([0.1], every_n_updates=2)]
     first = build()
     run = fit(first, 3, devices=devices, strategy="sharded", callbacks=watching, folder=str(folder / "sharded"))
     run.save_checkpoint(path)
-    resumed = build()
-    five(resumed, strategy="sharded", resume_from=path)
-    return found | {"resumed": whole_weights(resumed), "saved": whole_weights(first)}
+    resumed, again = build(), PowerAverages([0.1], every_n_updates=2)
+    more = {"resume_from": path, "callbacks": [again], "folder": str(folder / "resumed")}
+    five(resumed, strategy=ShardedStrategy(cpu_offload=True), **more)
+    averages = again.state_dict()["averages"][0]
+    return found | {
+        "resumed": whole_weights(resumed),
+        "resumed averages": averages,
+        "saved": whole_weights(first),
+        "starts": {name: starts(name, rank) for name in NETWORKS},
+        "watched": watched(),
+        "averaged": averaged(folder),
+        "measured": {strategy: measured(strategy, folder / "measured") for strategy in ("replicated", "sharded")},
+        "skips": skips(rank),
+        "mixed": mixed(),
+    }

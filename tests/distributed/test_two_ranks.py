@@ -12,10 +12,11 @@ import pytest
 import torch
 import two_ranks
 from compressed_ranks import KINDS
-from sharded_ranks import SHARDED
+from sharded_ranks import NETWORKS, REPLICATED, SHARDED, WAYS, network
 from tiny_runs import fit, ring, weights
 from torch.testing import assert_close
 
+from fdistill.callbacks import PowerAverages
 from fdistill.compression import EF21
 from fdistill.log_ratio import unit_mean
 
@@ -256,11 +257,82 @@ def test_sharded_networks_learn_what_replicated_ones_do(ranks, name):
     for results in ranks[0]:
         found = results["sharded"][name]
         assert_close(found["sharded"], found["replicated"], rtol=1e-5, atol=1e-5)
-    held = [results["sharded"][name]["held"] for results in ranks[0]]
-    networks = {part.split(".")[0] for part in held[0]}
-    assert networks == ({"denoiser"} if name == "teacher" else {"student", "fake_score"})
+    networks = {part.split(".")[0] for part in both(ranks, "sharded", name)[0]["held"]}
+    assert networks == ({"denoiser", "ema"} if name == "teacher" else {"teacher", "student", "fake_score", "ema"})
+    half_on_each_rank([results["sharded"][name]["held"] for results in ranks[0]])
+
+
+def half_on_each_rank(held):
+    """Each weight is on one of two ranks; a row more or less is on the first."""
+    assert held[0].keys() == held[1].keys()
     for part, (first, all_of_it) in held[0].items():
         assert first + held[1][part][0] == all_of_it
+    for on_rank in held:
+        here, everywhere = (sum(sizes[i] for sizes in on_rank.values()) for i in (0, 1))
+        assert here == pytest.approx(everywhere / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_in_whatever_way_networks_are_sharded_they_learn_the_same(ranks, name):
+    for found in both(ranks, "sharded", name):
+        assert_close(found["sharded"], found["replicated"], rtol=1e-5, atol=1e-5)
+        assert found["devices"] == {"cpu"}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_ranks_without_numbers_start_and_learn_like_all_others(ranks, name):
+    starts = [found[name] for found in both(ranks, "sharded", "starts")]
+    for found in starts:
+        assert found["bare"]
+        assert {
+            part for part in found["start"] if not torch.equal(found["start"][part], found["expected"][part])
+        } == set()
+        assert_close(found["learnt"], found["replicated"], rtol=1e-5, atol=1e-6)
+    assert bool(starts[0]["held"]) == (name not in REPLICATED)
+    half_on_each_rank([found["held"] for found in starts])
+
+
+def test_one_block_is_whole_at_a_time_and_passes_are_forgotten(ranks):
+    for found in both(ranks, "sharded", "watched"):
+        assert found["asked"] > 0
+        assert found["most"] == 1
+        assert found["passes"][1:] == [found["passes"][1]] * 3
+
+
+def test_averages_move_part_by_part_with_the_bits_of_whole_ones(ranks):
+    for found in both(ranks, "sharded", "averaged"):
+        assert all(torch.equal(part, all_of_it) for part, all_of_it in zip(found["parts"], found["whole"], strict=True))
+
+
+def test_callbacks_see_the_whole_average_on_any_rank_and_in_any_batch(ranks):
+    for results in ranks[0]:
+        plain, parts = (results["sharded"]["measured"][strategy] for strategy in ("replicated", "sharded"))
+        assert parts["numbers"] == pytest.approx(plain["numbers"], rel=1e-4, abs=1e-6)
+        assert {"metric/monge_gap", "validation/pixel_frechet_distance", "see_saw/excess/0"} <= parts["numbers"].keys()
+        assert parts["files"] == plain["files"]
+        assert all(torch.equal(value, parts["state"][f"average.{n}"]) for n, value in parts["average"].items())
+    first, second = (results["sharded"]["measured"]["sharded"]["alone"] for results in ranks[0])
+    assert_close(first, ranks[0][0]["sharded"]["measured"]["replicated"]["alone"], rtol=1e-4, atol=1e-5)
+    assert second is None
+
+
+def test_a_nan_of_one_rank_moves_no_part_of_a_sharded_network(ranks):
+    for found in both(ranks, "sharded", "skips"):
+        assert found == {"skipped": 1, "moved": set(), "finite": True}
+
+
+def test_weights_that_are_gathered_in_bf16_learn_as_autocast_does(ranks):
+    """The difference from float32 is that of bf16-mixed itself, and a few rounded vectors; both ranks have it."""
+    first, second = both(ranks, "sharded", "mixed")
+    assert all(torch.equal(value, second["sharded"][part]) for part, value in first["sharded"].items())
+    start = dict(network("SmallUNet").named_parameters())
+    moved = {
+        name: torch.cat([(run[f"student.{n}"] - p).flatten() for n, p in start.items()]) for name, run in first.items()
+    }
+    assert moved["sharded"].isfinite().all()
+    apart = {name: float((value - moved["float32"]).norm() / moved["float32"].norm()) for name, value in moved.items()}
+    assert 0 < apart["replicated"] < 0.05
+    assert 0 < apart["sharded"] < 2 * apart["replicated"]
 
 
 def test_a_checkpoint_of_sharded_networks_is_whole_and_goes_on_sharded_or_alone(ranks):
@@ -269,6 +341,17 @@ def test_a_checkpoint_of_sharded_networks_is_whole_and_goes_on_sharded_or_alone(
         found = results["sharded"]
         assert_close({k: v for k, v in found["saved"].items() if not k.startswith("teacher.")}, saved["state_dict"])
         assert_close(found["resumed"], found["fused"]["sharded"], rtol=1e-6, atol=1e-6)
-    alone = SHARDED["fused"]()
-    assert fit(alone, 5, resume_from=ranks[1] / "sharded.ckpt").global_step == 5
+    alone, averages = SHARDED["fused"](), PowerAverages([0.1], every_n_updates=2)
+    more = {"callbacks": [averages], "folder": str(ranks[1] / "alone")}
+    run = fit(alone, 5, resume_from=ranks[1] / "sharded.ckpt", **more)
+    assert run.global_step == 5
+    expected = averages.state_dict()["averages"][0]
+    shapes = [[value.shape for value in found] for found in (results["sharded"]["resumed averages"], expected)]
+    assert shapes[0] == shapes[1]
     assert {file.name for file in (ranks[1] / "sharded" / "samples").iterdir()} == {"0000002.png"}
+
+
+def test_sharded_ranks_continue_one_process(ranks):
+    for results in ranks[0]:
+        joined = results["sharded"]["joined"]
+        assert_close(joined, results["elastic"]["joined"], rtol=1e-5, atol=1e-6)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from compressed_ranks import compressed
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from sharded_ranks import sharded
+from sharded_ranks import sharded, whole_weights
 from tiny_runs import GivenData, Recorded, distillation, fit, mlp, ring, teacher_training, weights
 from torch import nn
 
@@ -197,6 +197,13 @@ def elastic(folder):
     return {"whole": weights(whole), "joined": weights(joined), **seen}
 
 
+def joined_in_parts(folder):
+    """The last two turns of `elastic` from the checkpoint of one process, in parts, started with numbers on rank 0."""
+    module, path = comparable(lr=0.1, meta_start=True), folder / "one_process.ckpt"
+    fit(module, 4, ring(batch_size=32), resume_from=path, strategy="sharded", devices=RANKS)
+    return whole_weights(module)
+
+
 def resume(rank, folder):
     """Four turns with dropout, of which the last two run again from a checkpoint."""
     path, ends = folder / "resume.ckpt", []
@@ -280,7 +287,7 @@ def main(folder):
         **{f"one turn: {name}": functools.partial(comparable_turns, name) for name in COMPARABLE},
         "elastic": lambda: elastic(folder),
         "compressed": lambda: compressed(rank, folder),
-        "sharded": lambda: sharded(rank, folder),
+        "sharded": lambda: sharded(rank, folder) | {"joined": joined_in_parts(folder)},
         "resume": lambda: resume(rank, folder),
         "one_rank_fails": lambda: one_rank_fails(rank),
         "callbacks": lambda: callbacks(folder),

@@ -1,9 +1,12 @@
 """What real samples give is the same from the folder that keeps it, and not found again where anything differs."""
 
 import copy
+import functools
 
+import numpy as np
 import pytest
 import torch
+from cli_runs import python_process
 from tiny_runs import GivenData
 from torch import nn
 
@@ -74,6 +77,90 @@ def test_generated_samples_are_not_kept(real, tmp_path):
     extractor.prepare(*real, 10, 0)
     extractor.extract(real[0][:8])
     assert len(names(tmp_path)) == 1
+
+
+class Keeps(nn.Module):
+    """A module that keeps something that is no weight."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, x):
+        return x.flatten(1)
+
+
+class Settings:
+    def __init__(self, **settings):
+        self.__dict__.update(settings, owner=self)
+
+
+def power(n):
+    return lambda x: x**n
+
+
+PAIRS = {
+    "tensor": (torch.zeros(3), torch.ones(3)),
+    "tensor in a list": ([torch.zeros(3)], [torch.ones(3)]),
+    "array": (np.zeros(3), np.ones(3)),
+    "function": (torch.nn.functional.relu, torch.nn.functional.gelu),
+    "built-in": (torch.abs, torch.square),
+    "lambda": (lambda x: x + 1, lambda x: x + 2),
+    "closure": (power(1), power(2)),
+    "partial": (functools.partial(power, 1), functools.partial(power, 2)),
+    "keys": ({1: 2}, {1: 3}),
+    "set": ({"a", "b"}, {"a", "c"}),
+    "dtype": (torch.float32, torch.bfloat16),
+    "object": (Settings(size=1), Settings(size=2)),
+    "module that is not registered": ([Powers(1)], [Powers(2)]),
+    "type of a number": (1, 1.0),
+    "class": (nn.ReLU, nn.GELU),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_whatever_a_module_keeps_tells_it_from_others(pair, real, tmp_path):
+    def key(kept):
+        return FeatureCache(tmp_path).key("features", Keeps(kept), {"x": real[0]})
+
+    one, other = map(key, pair)
+    assert one != other
+    assert [key(kept) for kept in pair] == [one, other]
+    if not callable(pair[0]):
+        assert key(copy.deepcopy(pair[0])) == one
+
+
+def test_a_hook_and_the_precision_of_products_make_other_features(real, tmp_path):
+    module, cache = Keeps(1), FeatureCache(tmp_path)
+    plain = cache.key("features", module, {"x": real[0]})
+    hook = module.register_forward_hook(lambda module, arguments, output: output * 2)
+    assert cache.key("features", module, {"x": real[0]}) != plain
+    hook.remove()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert cache.key("features", module, {"x": real[0]}) != plain
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert cache.key("features", module.train(), {"x": real[0]}) == plain
+
+
+def test_what_cannot_be_seen_is_refused_in_one_line(real, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"got a Generator at extractor\.module\.kept; leave feature_cache out"
+    ) as error:
+        features(ModuleFeatures(Keeps(torch.Generator())).keep_in(tmp_path), real)
+    assert "\n" not in str(error.value)
+
+
+def test_two_processes_find_the_same_name(tmp_path):
+    code = (
+        "import sys, torch; from fdistill.features import FeatureCache, ClassifierFeatures; "
+        "from diffusers import AutoencoderKL; samples = {'x': torch.ones(2, 3)}; torch.manual_seed(0); "
+        "cache = FeatureCache(sys.argv[1]); print(cache.key('a', ClassifierFeatures(epochs=3), samples), "
+        "cache.key('b', AutoencoderKL(block_out_channels=(8,), norm_num_groups=4), samples))"
+    )
+    assert python_process(code, tmp_path, PYTHONHASHSEED="1") == python_process(code, tmp_path, PYTHONHASHSEED="2")
 
 
 CHANGES = {

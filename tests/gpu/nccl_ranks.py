@@ -17,7 +17,7 @@ from tiny_runs import distillation, fit, mlp, teacher_training, weights
 from fdistill.compression import EF21, BFloat16, PowerSGD, TopK
 from fdistill.distributed import whole
 from fdistill.objectives import DMD2
-from fdistill.strategies import ReplicatedStrategy
+from fdistill.strategies import ReplicatedStrategy, ShardedStrategy
 
 ADAM = functools.partial(torch.optim.AdamW, lr=1e-2, fused=True)
 BUILDS = {
@@ -40,9 +40,15 @@ def trained(build, accelerator, strategy, turns=12, **changes):
 
 
 def sharded(accelerator):
-    """Each build with whole networks, sharded ones, and sharded ones in bf16."""
+    """Each build with whole networks, sharded ones, and sharded ones in bf16; one of them in all other ways too."""
     run = functools.partial(trained, accelerator=accelerator)
-    return {
+    small = functools.partial(distillation, adversarial_weight=0.1, teacher_dtype="bfloat16")
+    ways = {
+        "replicated": run(small, strategy="replicated"),
+        "sharded": run(functools.partial(small, meta_start=True), strategy=ShardedStrategy(cpu_offload=True)),
+        "sharded, bf16": run(small, strategy=ShardedStrategy(shard_teacher=False), precision="bf16-mixed"),
+    }
+    return {"parts on the CPU": ways} | {
         name: {
             "replicated": run(build, strategy="replicated"),
             "sharded": run(build, strategy="sharded"),

@@ -103,3 +103,8 @@ def test_a_teacher_run_keeps_its_sampler_and_grid(tmp_path):
     noise = model.noise(5, 0)
     assert torch.equal(model.sample(noise), module.generative_model().sample(noise))
     assert type(teacher_training().generative_model().sampler) is Heun
+
+
+def test_a_grid_stands_alone():
+    with pytest.raises(ValueError, match="expected no other num_steps, sigma_min or sigma_max beside it, got"):
+        teacher_training(grid=GivenGrid([5.0, 1.0, 0.0]), num_steps=9)

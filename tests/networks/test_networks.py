@@ -1,5 +1,6 @@
 """The contract of every raw network: shapes, halves, features, labels, gradients."""
 
+import copy
 import inspect
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from stock_models import SMALL_DIT, SMALL_UNET
 from torch.testing import assert_close
 
+from fdistill.denoiser import Denoiser
 from fdistill.networks import (
     MLP,
     DiffusersUNet,
@@ -19,6 +21,8 @@ from fdistill.networks import (
     StockUNet,
     TwoExperts,
 )
+from fdistill.paths import VarianceExploding
+from fdistill.preconditioning import EDM, X0Prediction
 
 ARGUMENTS = {
     GaussianMixture: {"means": [[-1.0, 0.0], [1.0, 0.5]], "stds": [0.2, 0.3]},
@@ -156,3 +160,63 @@ def test_the_same_seed_builds_the_same_network(build):
         networks.append(build().state_dict())
     assert networks[0].keys() == networks[1].keys()
     assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])
+
+
+def away_unless_asked(unit):
+    """Weights that are NaN but while the module is asked, like those that are gathered for it."""
+    own = [p for p in unit.parameters() if not p.isnan().all()]  # those of units inside are away already
+    kept = [p.detach().clone() for p in own]
+
+    def fill(values):
+        with torch.no_grad():
+            for parameter, value in zip(own, values, strict=True):
+                parameter.copy_(value)
+
+    unit.register_forward_pre_hook(lambda *_: fill(kept))
+    unit.register_forward_hook(lambda *_: fill([torch.full_like(p, torch.nan) for p in own]))
+    fill([torch.full_like(p, torch.nan) for p in own])
+
+
+@every_network
+def test_weights_of_a_unit_are_read_only_while_it_is_asked(build):
+    network, x, noise, labels = ready(build)
+    with torch.no_grad():
+        expected = network(x, noise, labels)
+        for unit in network.units():
+            away_unless_asked(unit)
+        assert torch.equal(network(x, noise, labels), expected)
+
+
+def test_units_hold_most_of_the_weights_of_a_deep_network():
+    for name in ("SongUNet", "NCSN++", "three diffusers levels", "StockDiT"):
+        network = BUILDERS[name]()
+        inside = {id(p) for unit in network.units() for p in unit.parameters()}
+        weights = [(id(p) in inside, p.numel()) for p in network.parameters()]
+        assert sum(n for is_inside, n in weights if is_inside) > 0.7 * sum(n for _, n in weights), name
+
+
+@every_network
+def test_held_in_bfloat16_it_computes_what_autocast_does_and_gives_float32(build):
+    network, x, noise, labels = ready(build, torch.float32)
+    path = X0Prediction(VarianceExploding()) if isinstance(network, GaussianMixture) else EDM(0.5)
+    full = Denoiser(network, path).requires_grad_(False)
+    half = copy.deepcopy(full).hold_in(torch.bfloat16)
+    sigma = (4 * noise).exp()
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, taps = full(x, sigma, labels), full.encode(x, sigma, labels).features
+    found, encoded = half(x, sigma, labels), half.encode(x, sigma, labels).features
+    assert {value.dtype for value in (found, *encoded)} == {torch.float32}
+    assert_close(found, full(x, sigma, labels), rtol=0.05, atol=0.05)
+    if not isinstance(network, EDM2UNet):  # which scales its weights before it uses them
+        assert torch.equal(found, rounded)
+        assert all(torch.equal(a, b.float()) for a, b in zip(encoded, taps, strict=True))
+    (gradient,) = torch.autograd.grad(found.square().sum(), x)
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
+    assert all(map(torch.equal, half.hold_in(torch.float32).parameters(), rounded_matrices(full)))
+
+
+def rounded_matrices(denoiser):
+    tables = {id(m.weight) for m in denoiser.modules() if isinstance(m, torch.nn.Embedding)}
+    return [p if p.ndim < 2 or id(p) in tables else p.bfloat16().float() for p in denoiser.parameters()]

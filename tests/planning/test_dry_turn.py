@@ -161,6 +161,13 @@ def test_flops_are_proportional_to_the_batch():
     assert dry_turn(module, 12, 5).flops == 3 * dry_turn(module, 4, 5).flops
 
 
+def test_micro_batches_cost_the_same_and_need_less_memory_at_once():
+    whole, parts = (dry_turn(distillation(denoiser(), objective=DMD2(), accumulate=n), 16, 5) for n in (1, 4))
+    assert parts.flops == whole.flops
+    assert parts.gradients == whole.gradients
+    assert parts.peak_bytes < whole.peak_bytes
+
+
 def test_parameters_on_the_meta_device_serve_as_well_and_the_module_stays_as_it_is():
     module = distillation(denoiser(), objective=DMD2())
     before = {name: value.clone() for name, value in module.state_dict().items()}

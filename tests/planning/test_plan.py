@@ -9,6 +9,7 @@ from tiny_runs import distillation, mlp, teacher_training
 from fdistill.divergences import ReverseKL
 from fdistill.objectives import DMD2, FDistill
 from fdistill.planning import GPUS, Gpu, plan_run, ring_seconds, turns_of_run
+from fdistill.strategies import ReplicatedStrategy, ShardedStrategy
 
 SLOW = Gpu(bf16=2e9, tf32=1e9, fp32=1e8, memory=1e9, bandwidth=1e9, link=1e6)
 
@@ -117,3 +118,48 @@ def test_rates_scale_times_and_nothing_else():
 def test_impossible_numbers_are_refused(changes, named):
     with pytest.raises(ValueError, match=named):
         plan_run(alternating(), 8, 3, SLOW, **changes)
+
+
+def planned(strategy, devices=4, **changes):
+    module = distillation(mlp(), DMD2(), turn="fused", **changes)
+    return plan_run(module, 8, 3, SLOW, devices=devices, strategy=strategy), module
+
+
+def test_sharding_divides_the_networks_among_the_devices_and_nothing_else():
+    (whole, module), (parts, _) = planned(ReplicatedStrategy()), planned(ShardedStrategy())
+    for role in ("teacher", "student", "fake_score", "ema"):
+        name = f"weights of {role}"
+        assert whole.memory[name] / 4 <= parts.memory[name] < whole.memory[name] / 4 + 1
+    assert parts.memory["weights of discriminator"] == whole.memory["weights of discriminator"]
+    block = sum(p.nbytes for p in module.student.network.blocks[0].parameters())
+    everything = sum(p.nbytes for p in module.student.parameters())
+    assert parts.memory["blocks gathered"] == everything - 2 * block + 2 * block + block  # and a block's gradient
+    assert parts.on_cpu == {}
+    assert parts.memory_bytes < whole.memory_bytes
+    assert parts.turns["fused"].flops == whole.turns["fused"].flops
+    assert parts.turns["fused"].communication > whole.turns["fused"].communication  # gathered twice, reduced once
+    kept, _ = planned(ShardedStrategy(shard_teacher=False))
+    assert kept.memory["weights of teacher"] == whole.memory["weights of teacher"]
+
+
+def test_what_is_offloaded_lies_on_the_cpu():
+    (parts, _), (moved, _) = planned(ShardedStrategy()), planned(ShardedStrategy(cpu_offload=True))
+    for role in ("teacher", "student", "fake_score", "ema"):
+        assert moved.on_cpu[f"weights of {role}"] == parts.memory[f"weights of {role}"]
+        assert f"weights of {role}" not in moved.memory
+    states = moved.memory["optimiser states"] + moved.on_cpu["optimiser states"]
+    assert states == parts.memory["optimiser states"]
+    turn = "turn (activations, gradients)"
+    assert moved.memory[turn] + moved.on_cpu["gradients"] == parts.memory[turn]
+
+
+def test_what_learns_is_gathered_in_bf16_under_bf16_mixed():
+    module = distillation(mlp(), DMD2(), turn="fused")
+    sent = {
+        mixed: plan_run(module, 8, 3, SLOW, devices=4, mixed=mixed, strategy=ShardedStrategy()).turns["fused"]
+        for mixed in (False, True)
+    }
+    plain = plan_run(module, 8, 3, SLOW, devices=4).turns["fused"]
+    networks = sum(p.nbytes for net in (module.student, module.fake_score) for p in net.parameters())
+    assert sent[False].communication - plain.communication == pytest.approx(ring_seconds(networks / 2, 4, SLOW.link))
+    assert sent[True].communication == pytest.approx(plain.communication)
