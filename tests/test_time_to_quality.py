@@ -32,6 +32,6 @@ def test_the_table_compares_medians_over_seeds_at_the_published_records():
     fused = medians({"0": curve((2.0, 0.7), (2.0, 0.9))})
     assert [row["frechet"] for row in published] == [3.0, 2.0]
     assert table({"published": published, "fused": fused}).splitlines()[2:] == [
-        "| 10 | 3.000 | 0.600 | 10 (1.0 times as fast) |",
-        "| 20 | 2.000 | 0.700 | 10 (2.0 times as fast) |",
+        "| 10 | 3.000 | 0.600 | 10 (1.0 x) |",
+        "| 20 | 2.000 | 0.700 | 10 (2.0 x) |",
     ]

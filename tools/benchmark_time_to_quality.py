@@ -159,7 +159,7 @@ def table(found: dict[str, list[Row]]) -> str:
 
 
 def _cell(there: float | None, goal: float, longest: float) -> str:
-    return f"not in {longest:.0f}" if there is None else f"{there:.0f} ({goal / there:.1f} times as fast)"
+    return f"not in {longest:.0f}" if there is None else f"{there:.0f} ({goal / there:.1f} x)"
 
 
 def picture(runs: dict[str, dict[str, list[Row]]], path: Path) -> None:
@@ -177,6 +177,10 @@ def picture(runs: dict[str, dict[str, list[Row]]], path: Path) -> None:
             )
         if column == "frechet":
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+        else:
+            axes.set_ylim(bottom=0.6)
         axes.set(xlabel="seconds of training", ylabel=title)
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
@@ -188,7 +192,9 @@ def main() -> None:
     parser.add_argument("task", choices=TEACHERS)
     parser.add_argument("--teacher", help="a checkpoint; for digits, the one in checkpoints/ where not given")
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--seeds", nargs="*", type=int, default=[0, 1, 2], help="none only writes table and picture anew"
+    )
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--every", type=float, default=2)
     parser.add_argument("--out", type=Path, required=True)
