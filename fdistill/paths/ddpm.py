@@ -61,11 +61,26 @@ class DDPMPath(VariancePreserving):
         return ratio / torch.hypot(ratio, torch.ones_like(ratio))
 
     def noise_ratio(self, t: Tensor) -> Tensor:
+        low, high, share = self._between(t)
+        return torch.lerp(low, high, share).exp()
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """In closed form; 0 outside [0, 1].
+
+        ln(sigma/alpha) = l gives d alpha / dt = -sigma^2 alpha l' and d sigma / dt = alpha^2 sigma l'.
+        """
+        low, high, _ = self._between(t)
+        slope = (high - low) * (self.num_timesteps - 1) * ((t >= 0) & (t <= 1))
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return -sigma.square() * alpha * slope, alpha.square() * sigma * slope
+
+    def _between(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """ln(sigma/alpha) of the timesteps below and above, and the share of the way between them."""
         known = self._known(t)
         place = t.clamp(0, 1) * (self.num_timesteps - 1)
         below = place.floor().clamp_max(self.num_timesteps - 2)
         first = below.long()
-        return torch.lerp(known[first], known[first + 1], place - below).exp()
+        return known[first], known[first + 1], place - below
 
     def time(self, noise_ratio: Tensor) -> Tensor:
         known, wanted = self._known(noise_ratio), noise_ratio.log().contiguous()
