@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from fdistill.files import atomic_write
+from fdistill.files import replace_file
 
 FILE_NAME = "metrics.jsonl"
 DEFAULT_FOLDER = "runs/default"
@@ -74,16 +74,16 @@ class JsonlLogger(Logger):
     def continue_from(self, turn: int) -> None:
         """Drop the lines of turns that are about to run (again), and lines that a kill has torn."""
         if self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-            atomic_write(self.path, "".join(f"{line}\n" for line in lines if _was_before(turn, line)))
+            with replace_file(self.path) as kept, self.path.open("rb") as lines:
+                kept.writelines(line.rstrip(b"\n") + b"\n" for line in lines if _was_before(turn, line))
 
 
-def _was_before(turn: int, line: str) -> bool:
+def _was_before(turn: int, line: bytes) -> bool:
     """Whether a line is whole, and was written before `turn` began."""
     try:
         values = json.loads(line)
         return values["step"] < turn or (
             values["step"] == turn and not any(name.startswith("loss/") for name in values)
         )
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):  # of text that is torn
         return False
