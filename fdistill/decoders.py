@@ -56,7 +56,7 @@ class Decoder:
         Raises:
             CheckpointError: if it is missing, broken, or of a class that is not known here.
         """
-        config = read_config(self.folder / "config.json", "the VAE that decodes these latents")
+        config = read_config(self.folder / "config.json", "the VAE of these latents")
         kind = config.get("_class_name")
         if kind not in _CLASSES:
             raise CheckpointError(f"{self.folder} holds a {shown(kind)}: expected a VAE, one of {', '.join(_CLASSES)}")

@@ -1,24 +1,17 @@
 """Folders of small images, and their latents of tiny VAEs of random weights."""
 
 import numpy as np
-from diffusers import AutoencoderTiny
 from PIL import Image
-from stock_models import built, save, vae, vq
+from stock_models import save, tiny_vae, vae, vq
 
 from fdistill.decoders import Decoder
 from fdistill.encoding import Encoding, encode_folder
 
-TINY = {
-    "encoder_block_out_channels": [8] * 2,
-    "decoder_block_out_channels": [8] * 2,
-    "num_encoder_blocks": [1, 1],
-    "num_decoder_blocks": [1, 1],
-}
 VAES = {
     "AutoencoderKL": lambda: vae(scaling_factor=0.4, shift_factor=0.3),
     "by channel": lambda: vae(latents_std=[0.5, 1.0, 2.0, 3.0], latents_mean=[0.1, 0.2, 0.3, -0.4]),
-    "VQModel": lambda: vq(),
-    "AutoencoderTiny": lambda: built(AutoencoderTiny, TINY),
+    "VQModel": vq,
+    "AutoencoderTiny": tiny_vae,
 }
 
 

@@ -1,7 +1,7 @@
 """Diffusion models of diffusers, tiny and of random weights, as `save_pretrained` writes them."""
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel, UNet2DModel, VQModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiTTransformer2DModel, UNet2DModel, VQModel
 
 SMALL_UNET = {
     "sample_size": 8,
@@ -57,6 +57,11 @@ def vae(**changes):
 def vq(**changes):
     config = {name: value for name, value in SMALL_VAE.items() if name != "latent_channels"}
     return built(VQModel, config | {"latent_channels": 3, "num_vq_embeddings": 16} | changes, seed=1)
+
+
+def tiny_vae():
+    blocks = {f"{half}_block_out_channels": [8] * 2 for half in ("encoder", "decoder")}
+    return built(AutoencoderTiny, blocks | {"num_encoder_blocks": [1, 1], "num_decoder_blocks": [1, 1]})
 
 
 def ddim(**changes):

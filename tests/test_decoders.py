@@ -4,24 +4,17 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
-from stock_models import built, save, vae, vq
+from stock_models import save, tiny_vae, vae, vq
 
 from fdistill.decoders import Decoder
 from fdistill.weight_files import CheckpointError
 
-TINY = {
-    "encoder_block_out_channels": [8] * 2,
-    "decoder_block_out_channels": [8] * 2,
-    "num_encoder_blocks": [1, 1],
-    "num_decoder_blocks": [1, 1],
-}
 VAES = {
     "AutoencoderKL": lambda: vae(),
     "scaled and shifted": lambda: vae(scaling_factor=0.4, shift_factor=0.3),
     "by channel": lambda: vae(latents_std=[0.5, 1.0, 2.0, 3.0], latents_mean=[0.1, 0.2, 0.3, -0.4]),
-    "VQModel": lambda: vq(),
-    "AutoencoderTiny": lambda: built(AutoencoderTiny, TINY),
+    "VQModel": vq,
+    "AutoencoderTiny": tiny_vae,
 }
 every_vae = pytest.mark.parametrize("build", VAES.values(), ids=VAES)
 

@@ -18,9 +18,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 import torch.distributed as dist
+from quiet_trainer import quiet_trainer
 from torch import nn
 
 from fdistill.compression import EF21, BFloat16, Compression, PowerSGD, TopK
@@ -80,18 +80,11 @@ def student(source: str, seed: int) -> DistillationModule:
 
 
 def train(module: GenerativeModule, compression: Compression | None, turns: int, batch_size: int, seed: int) -> None:
-    L.Trainer(
+    quiet_trainer(
         accelerator="cpu",
         devices=world_size(),
         strategy=ReplicatedStrategy(compression),
         max_steps=turns,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
     ).fit(module, datamodule=Digits(batch_size, seed=seed))
 
 

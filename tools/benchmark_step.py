@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import torch
+from quiet_trainer import quiet_trainer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -304,18 +305,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         others["bare loop, compiled"] = tuple(begun(turn, fast_networks(options)) for turn in compiled)
     watch = Stopwatch(others, torch.device(options.device))
     callbacks = [watch, *([fast_networks(options)] if options.fast else [])]
-    trainer = L.Trainer(
+    trainer = quiet_trainer(
         accelerator=torch.device(options.device).type,
         devices=1,
         precision=options.precision,
         max_steps=(options.cycles + 1) * (K + 1) + 1,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
         callbacks=callbacks,
     )
     trainer.fit(module, datamodule=data)

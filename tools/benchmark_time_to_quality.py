@@ -27,6 +27,7 @@ import lightning.pytorch as L
 import torch
 from benchmark_objectives import SPARE, ImageJudge, drawn, kl
 from matplotlib.figure import Figure
+from quiet_trainer import quiet_trainer
 
 from fdistill.callbacks import LearningRate
 from fdistill.report import write_json
@@ -111,16 +112,9 @@ def train(setting: Setting, seed: int, options: argparse.Namespace, judge: Image
     cli = run_trainer(arguments_of(options.task, setting, options.teacher, seed), run=False)
     watch = Stopwatch(judge, options.every, options.seconds)
     rates = [] if setting.falls_over is None else [LearningRate(Linear(1.0, 0.05, setting.falls_over))]
-    trainer = L.Trainer(
+    trainer = quiet_trainer(
         accelerator="cpu",
         max_steps=-1,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
         callbacks=[*rates, watch],
     )
     trainer.fit(cli.model, datamodule=cli.datamodule)

@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from matplotlib.figure import Figure
+from quiet_trainer import quiet_trainer
 
 from fdistill.data import Digits
 from fdistill.features import FeatureExtractor, default_extractor
@@ -69,16 +70,9 @@ def run(
     arguments += ["--model.teacher", options.teacher, "--seed_everything", str(seed), *TURNS[name]]
     cli = run_trainer([*arguments, "--trainer.max_steps", "1000000", "--trainer.callbacks", "[]"], run=False)
     watch = Stopwatch(extractor, data, options.every, options.seconds)
-    trainer = L.Trainer(
+    trainer = quiet_trainer(
         accelerator=options.accelerator,
         max_steps=-1,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
         callbacks=[watch],
     )
     trainer.fit(cli.model, datamodule=cli.datamodule)

@@ -106,7 +106,7 @@ def test_a_student_whose_teacher_has_gone_says_where_its_decoder_was(student, te
     try:
         outcome = fdistill("sample", "--checkpoint", student, f"--out={tmp_path / 'x.png'}")
         assert outcome.status == 1
-        assert "teacher/vae/config.json: expected the VAE that decodes these latents" in outcome.err
+        assert "teacher/vae/config.json: expected the VAE of these latents" in outcome.err
     finally:
         moved.rename(teacher[0])
 
