@@ -5,6 +5,7 @@ from fdistill.data.batch_stream import EndlessBatchSampler
 from fdistill.data.batches import InMemorySplit, ReadSplit, Split
 from fdistill.data.chequerboard import Chequerboard
 from fdistill.data.digits import Digits
+from fdistill.data.idx_folder import IdxFolder
 from fdistill.data.image_folder import ImageFolder
 from fdistill.data.latent_folder import DecodedLatents, LatentFolder
 from fdistill.data.latents_only import LatentsOnly
@@ -28,6 +29,7 @@ __all__ = [
     "EndlessBatchSampler",
     "GaussianMixtureData",
     "GenerativeDataModule",
+    "IdxFolder",
     "ImageFolder",
     "InMemorySplit",
     "LatentFolder",
