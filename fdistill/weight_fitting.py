@@ -68,7 +68,8 @@ def build_stock(cls: type[_Module], config: dict[str, Any]) -> _Module:
     Raises:
         ValueError: if an argument has another type than its default, or the class takes none such.
     """
-    kinds: dict[type, type | tuple[type, ...]] = {bool: bool, int: (int, float), float: (int, float), str: str, tuple: (list, tuple)}
+    kinds: dict[type, type | tuple[type, ...]]
+    kinds = {bool: bool, int: (int, float), float: (int, float), str: str, tuple: (list, tuple)}
     for name, each in inspect.signature(cls.__init__).parameters.items():
         value, kind = config.get(name), type(each.default)
         if value is None or kind not in kinds:
