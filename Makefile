@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`. `make check` is the quick part of the latter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ RUN := runs/quickstart
 FIT := $(BIN)/fdistill fit --config configs/trainer.yaml
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart demonstrations test slow gpu lint clean
+.PHONY: quickstart demonstrations check test slow gpu lint types clean
 
 # torch comes first and exactly: a range would pull another build.
 $(STAMP): pyproject.toml constraints.txt
@@ -28,10 +28,13 @@ demonstrations: $(STAMP)
 	$(FIT) --config configs/quickstart/teacher_unconditional.yaml --ckpt_path last
 	$(BIN)/python tools/demonstrate.py configs/quickstart/mode_dropping.yaml --out runs/demonstrations/mode_dropping
 
+check: $(STAMP) lint types
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not system"
+
 # their processes are forked, which a test process with threads of its own must not do
 FORKING = tests/distributed tests/test_interrupted_runs.py tests/test_checkpoint_io.py
 
-test: $(STAMP) lint
+test: $(STAMP) lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(FORKING:%=--ignore=%) --cov=fdistill --cov-report=
 	$(BIN)/python -m pytest $(FORKING) --cov=fdistill --cov-append --cov-report=term --cov-fail-under=90
 
@@ -45,6 +48,9 @@ gpu: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/python tools/count_type_errors.py
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -17,7 +17,7 @@ class Described:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
-            cls.__init__ = _recording(cls.__init__)
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
 
     def spec(self) -> Spec:
         """Class path and constructor arguments as str, int, float, bool, None, list and dict only."""
@@ -92,6 +92,6 @@ def _built(value: Any) -> Any:
     return value
 
 
-def _concrete_subclasses(cls: type) -> list[type]:
+def _concrete_subclasses(cls: type[Any]) -> list[type[Any]]:
     below = [found for sub in cls.__subclasses__() for found in _concrete_subclasses(sub)]
     return below if inspect.isabstract(cls) or cls is Described else [cls, *below]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,9 +38,9 @@ class Guidance:
             )
 
     @classmethod
-    def of(cls, guidance: "float | Guidance") -> Self:
+    def of(cls, guidance: "float | Guidance") -> "Guidance":
         """A scale as classifier-free guidance at every noise level; a `Guidance` as it is."""
-        return guidance if isinstance(guidance, cls) else cls(float(guidance))
+        return guidance if isinstance(guidance, Guidance) else cls(float(guidance))
 
     @classmethod
     def limited(cls, scale: float, interval: Sequence[float] | None, guide: Denoiser | None) -> "float | Guidance":
@@ -55,7 +55,8 @@ class Guidance:
             raise ValueError("an interval or a guide acts at a guidance scale other than 1: give guidance too")
         if interval is not None and len(interval) != 2:
             raise ValueError(f"a guidance interval is two noise levels, low and high: got {list(interval)}")
-        return cls(float(scale), *map(float, interval or ()), guide=guide)
+        low, high = interval or (0.0, math.inf)
+        return cls(float(scale), float(low), float(high), guide)
 
     @classmethod
     def from_plain(cls, value: float | dict[str, Any]) -> "float | Guidance":

@@ -127,6 +127,8 @@ class RatioEstimator(nn.Module):
         self.discriminator, self.noise_levels, self.sigma_data = discriminator, noise_levels, sigma_data
         self.decay = decay
         self.log_clip = (math.log(clip[0]) if clip[0] > 0 else -math.inf, math.log(clip[1]))
+        self.ratio_sum: Tensor
+        self.count: Tensor
         self.register_buffer("ratio_sum", torch.ones(num_bins))
         self.register_buffer("count", torch.ones(num_bins))
 
@@ -137,7 +139,8 @@ class RatioEstimator(nn.Module):
 
     def logit(self, half: HalfDenoised | None, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """Raw logits [B]; `half` is the encoder half at x where the discriminator reads features, else unused."""
-        if self.reads_features:
+        if isinstance(self.discriminator, FeatureDiscriminator):
+            assert half is not None
             return self.discriminator(half.features)
         return self.discriminator(x, sigma, labels, self.sigma_data)
 

@@ -198,5 +198,5 @@ def _fingerprint(model: GenerativeModel) -> str:
     digest = hashlib.sha256(json.dumps({**model_record(model), "facts": None}, sort_keys=True).encode())
     for name, tensor in sorted(model_weights(model).items()):
         digest.update(name.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

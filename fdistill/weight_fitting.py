@@ -68,6 +68,7 @@ def build_stock(cls: type[_Module], config: dict[str, Any]) -> _Module:
     Raises:
         ValueError: if an argument has another type than its default, or the class takes none such.
     """
+    kinds: dict[type, type | tuple[type, ...]]
     kinds = {bool: bool, int: (int, float), float: (int, float), str: str, tuple: (list, tuple)}
     for name, each in inspect.signature(cls.__init__).parameters.items():
         value, kind = config.get(name), type(each.default)

@@ -15,7 +15,9 @@ def without_weights() -> Iterator[None]:
 
     Buffers are computed and weights from files are checked as ever, and then dropped.
     """
-    hook = register_module_parameter_registration_hook(lambda module, name, parameter: _bare(parameter))
+    hook = register_module_parameter_registration_hook(  # what it returns is registered, though torch's stub says None
+        lambda module, name, parameter: _bare(parameter)  # type: ignore[arg-type]
+    )
     try:
         with loading_drops():
             yield
@@ -51,7 +53,7 @@ def _bare(parameter: nn.Parameter | None) -> nn.Parameter | None:
     return None if parameter is None else nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
 
-def _replace(module: nn.Module, change: Callable[[nn.Parameter], nn.Parameter]) -> None:
+def _replace(module: nn.Module, change: Callable[[nn.Parameter], nn.Parameter | None]) -> None:
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:

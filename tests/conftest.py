@@ -6,6 +6,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of such s
 
 import pytest
 from cli_runs import last, student_arguments, succeeds, teacher_arguments
+from system_tests import starts_something
+
+
+def pytest_collection_modifyitems(items):
+    """Mark as system each test that starts something itself, by a helper or by a fixture."""
+    known = {}
+    for item in items:
+        fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
+        if any(starts_something(part, known) for part in (item.function, *fixtures)):
+            item.add_marker("system")
 
 
 @pytest.fixture(scope="session")

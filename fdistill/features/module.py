@@ -47,7 +47,9 @@ class ModuleFeatures(FeatureExtractor):
         if layer is not None and layer not in names:
             raise ValueError(f"layer names a submodule: expected one of {names[:20]}, got {layer!r}; choose one")
         self.module, self.resolution, self.layer = module.eval(), resolution, layer
+        self.input_mean: Tensor
         self.register_buffer("input_mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
+        self.input_std: Tensor
         self.register_buffer("input_std", torch.tensor(std, dtype=torch.float32), persistent=False)
 
     @property

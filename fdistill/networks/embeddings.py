@@ -18,6 +18,7 @@ class FourierEmbedding(nn.Module):
         if channels < 2 or channels % 2:
             raise ValueError(f"channels of a Fourier embedding are even and positive: got {channels}")
         exponents = torch.linspace(0, 1, channels // 2)
+        self.frequencies: Tensor
         self.register_buffer("frequencies", (exponents * math.log(max_frequency)).exp(), persistent=False)
 
     def forward(self, value: Tensor) -> Tensor:

@@ -38,8 +38,11 @@ class GaussianMixture(Network):
         if (spreads < 0).any() or (shares <= 0).any():
             raise ValueError(f"stds are >= 0 and weights > 0: got {list(stds)} and {shares.tolist()}")
         self.sample_shape, self.num_classes, self.feature_channels = (centres.shape[1],), 0, (centres.shape[1],)
+        self.means: Tensor
         self.register_buffer("means", centres, persistent=False)
+        self.variances: Tensor
         self.register_buffer("variances", spreads.square(), persistent=False)
+        self.log_shares: Tensor
         self.register_buffer("log_shares", (shares / shares.sum()).log(), persistent=False)
 
     def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:

@@ -39,7 +39,9 @@ class MPFourier(nn.Module):
         channels: width of the embedding.
         """
         super().__init__()
+        self.freqs: Tensor
         self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
+        self.phases: Tensor
         self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
 
     def forward(self, value: Tensor) -> Tensor:

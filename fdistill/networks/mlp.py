@@ -49,6 +49,7 @@ class MLP(Network):
         self.feature_channels = (width,) * self.encoder_depth
         self.condition = ConditionEmbedding(width, num_classes)
         drawn = torch.randn(dim, frequencies, generator=torch.Generator().manual_seed(_FREQUENCY_SEED))
+        self.frequencies: Tensor | None
         self.register_buffer("frequencies", frequency_std * drawn if frequencies else None)
         self.input = nn.Linear(dim + 2 * frequencies, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))

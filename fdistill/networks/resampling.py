@@ -18,6 +18,7 @@ class _Filter(nn.Module):
         if not taps or len(taps) % 2 or not sum(taps):
             raise ValueError(f"a resampling filter has an even number of weights that do not cancel: got {list(taps)}")
         row = torch.tensor(taps, dtype=torch.float32)
+        self.kernel: Tensor
         self.register_buffer("kernel", torch.outer(row, row)[None, None] / row.sum().square(), persistent=False)
 
     def _for(self, x: Tensor) -> Tensor:

@@ -175,6 +175,7 @@ class PositionalEmbedding(nn.Module):
         """
         super().__init__()
         exponents = torch.linspace(0, 1, channels // 2, dtype=torch.float64)
+        self.freqs: Tensor
         self.register_buffer("freqs", (10_000.0**-exponents).float(), persistent=False)
 
     def forward(self, value: Tensor) -> Tensor:
@@ -191,6 +192,7 @@ class RandomFourier(nn.Module):
         channels: even width of the embedding.
         """
         super().__init__()
+        self.freqs: Tensor
         self.register_buffer("freqs", 16 * torch.randn(channels // 2))
 
     def forward(self, value: Tensor) -> Tensor:

@@ -105,7 +105,8 @@ class KineticOptimal(Path):
         tables = [self._table(name, place) for name in (along, other, "root", "slope")]
         found = torch.searchsorted(tables[0], place.detach().contiguous(), right=True) - 1
         index = found.clamp(0, len(tables[-1]) - 1)
-        return tuple(values[index] for values in tables)
+        knot, value, root, slope = (values[index] for values in tables)
+        return knot, value, root, slope
 
     def _table(self, name: str, like: Tensor) -> Tensor:
         """Copied once to each device and type that asks."""

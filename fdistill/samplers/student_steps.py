@@ -40,6 +40,7 @@ def multi_step(
     guidance, x = Guidance.of(guidance), None
     for z, level in zip(noise.unbind(1), check_grid(sigmas), strict=True):
         x = guidance(denoiser, renoise(x, z, level), level, labels)
+    assert x is not None
     return x
 
 

@@ -1,0 +1,41 @@
+"""Type errors are counted by room: more than allowed fails, fewer asks for a lower number."""
+
+import importlib.util
+from pathlib import Path
+
+TOOL = Path(__file__).parents[1] / "tools" / "count_type_errors.py"
+REPORT = """\
+fdistill/paths/ddpm.py:8: error: Need type annotation for "sub"  [var-annotated]
+fdistill/paths/ddpm.py:8: note: no error
+fdistill/pairs.py:11: error: Item "None" of "Sampler | None" has no attribute "visits"  [union-attr]
+fdistill/pairs.py:12:3: error: "Tensor" not callable  [operator]
+Found 3 errors in 2 files (checked 245 source files)
+"""
+
+
+def compare(allowed):
+    spec = importlib.util.spec_from_file_location("count_type_errors", TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool.compare(REPORT, allowed)
+
+
+def test_as_many_as_allowed_pass():
+    assert compare({"paths": 1, "pairs": 2}) == (True, ["type errors: 3"])
+
+
+def test_one_more_fails_and_shows_the_room():
+    passed, words = compare({"paths": 1, "pairs": 1})
+    assert not passed
+    assert [word.split(":")[0] for word in words[:2]] == ["fdistill/pairs.py"] * 2
+
+
+def test_a_room_without_a_number_has_no_errors():
+    assert not compare({"pairs": 2})[0]
+
+
+def test_fewer_pass_and_ask_for_the_lower_number():
+    passed, words = compare({"paths": 4, "pairs": 2, "grids": 1})
+    assert passed
+    assert "paths from 4 to 1" in words[0]
+    assert "grids from 1 to 0" in words[1]
