@@ -49,6 +49,11 @@ def reason(error: BaseException) -> str:
     return shown(" ".join(str(error)[:2000].split()) or type(error).__name__, 300)
 
 
+def is_lfs_pointer(beginning: bytes) -> bool:
+    """Whether a file that begins so is what Git LFS leaves in place of one that was not downloaded."""
+    return beginning.startswith(b"version https://git-lfs")
+
+
 def checked_number(value: Any, name: str, low: float, high: float, whole: bool = False) -> Any:
     """`value`, if it is a number in [low, high].
 
