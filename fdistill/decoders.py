@@ -22,7 +22,7 @@ from fdistill.weight_files import (
     reason,
     shown,
 )
-from fdistill.weight_fitting import build_stock, build_with_weights
+from fdistill.weight_fitting import build_stock, build_with_weights, known_config
 
 _CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
 _LARGEST_SIDE = 4096  # of an image; no weight depends on it
@@ -63,6 +63,7 @@ class Decoder:
         import diffusers  # seconds of imports, which models of pixels do without
 
         plain = {name: value for name, value in config.items() if name[:1] != "_" and name != _WRITTEN_ONLY.get(kind)}
+        plain = known_config(getattr(diffusers, kind), plain, self.folder / "config.json")
         weights = read_stock_weights(self.folder)
         check_finite_weights(weights, self.folder)
         try:

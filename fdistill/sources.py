@@ -2,18 +2,19 @@
 
 import functools
 import inspect
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from fdistill.checkpoints import RECORD, load_model
-from fdistill.data.image_files import SUFFIXES, list_images, read_image
+from fdistill.data.archives import SUFFIXES as ARCHIVES
+from fdistill.data.image_files import Images
+from fdistill.data.image_folder import list_folder
+from fdistill.data.image_names import SUFFIXES
 from fdistill.generative_model import GenerativeModel, check_labels
 from fdistill.weight_files import CheckpointError, read_json
 
@@ -160,13 +161,14 @@ class DiffusersSource:
 
 
 class ImageFolderSource:
-    """PNG and JPEG files in a folder, or in one sub-folder per class: a fixed set, of which a random part is drawn.
+    """Images of a folder or archives, with classes or without: a fixed set, of which a random part is drawn.
 
-    Images are cropped and resized as `fdistill.data.ImageFolder` does.
+    They are found, converted, cropped and resized as `fdistill.data.ImageFolder` does.
 
     Args:
-        folder: of the images; the sorted names of its sub-folders are the classes.
-        sample_shape: (C, H, H) to convert them to, C 1 or 3; that of the first image where not given.
+        folder: of the images; as of `ImageFolder`.
+        sample_shape: (C, H, H) to convert them to, C 1 or 3; where not given, the side of the first image, and C 3
+            unless all are grey.
 
     Raises:
         ValueError: if the folder holds no images, or sample_shape is none of square images.
@@ -175,17 +177,17 @@ class ImageFolderSource:
     evaluations = None
 
     def __init__(self, folder: Path | str, sample_shape: Sequence[int] | None = None) -> None:
-        files, self._labels, class_names = list_images(Path(folder))
-        self._folder, self._files = Path(folder), files
+        self._images, self._labels, class_names = list_folder(Path(folder))
+        self._folder = Path(folder)
         self.num_classes = len(class_names)
-        self.sample_shape = _own_shape(files[0]) if sample_shape is None else tuple(sample_shape)
+        self.sample_shape = _own_shape(self._images) if sample_shape is None else tuple(sample_shape)
         channels, *sides = self.sample_shape
         if len(sides) != 2 or sides[0] != sides[1] or channels not in (1, 3):
             raise ValueError(
                 f"{folder} holds images, which are compared with square images of 1 or 3 channels: "
                 f"got samples of shape {self.sample_shape}; give other data"
             )
-        self.facts = {"folder": str(folder), "images": len(files)}
+        self.facts = {"folder": str(folder), "images": len(self._images)}
 
     def labels(self, n: int, seed: int, wanted: Tensor | None = None) -> Tensor | None:
         """The classes of the images that `draw` takes, whatever was wanted."""
@@ -201,16 +203,16 @@ class ImageFolderSource:
         if labels is not None and (own is None or not torch.equal(labels.cpu(), own)):
             raise ValueError(f"{self._folder} is a fixed set with classes of its own: draw without labels, or with its")
         channels, side, _ = self.sample_shape
-        pixels = [read_image(self._files[i], side, channels) for i in self._chosen(n, seed).tolist()]
+        pixels = [self._images.read(i, side, channels) for i in self._chosen(n, seed).tolist()]
         return torch.stack(pixels).float() / 127.5 - 1
 
     def _chosen(self, n: int, seed: int) -> Tensor:
-        if n > len(self._files):
+        count = len(self._images)
+        if n > count:
             raise ValueError(
-                f"{self._folder} holds {len(self._files)} images: expected n <= {len(self._files)}, got {n}; "
-                "ask for fewer, or make more"
+                f"{self._folder} holds {count} images: expected n <= {count}, got {n}; ask for fewer, or make more"
             )
-        return torch.randperm(len(self._files), generator=torch.Generator().manual_seed(seed))[:n]
+        return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:n]
 
 
 def open_source(
@@ -231,11 +233,13 @@ def open_source(
         CheckpointError: with one line that says what is there, if it is none of these or broken.
     """
     path = Path(path)
+    if path.is_file() and path.suffix.lower() in ARCHIVES:
+        return ImageFolderSource(path, sample_shape)
     if path.is_file() or (path / f"{RECORD}.json").is_file():
         return ModelSource(load_model(path).to(device))
     if (path / "model_index.json").is_file():
         return DiffusersSource(path, num_inference_steps, device)
-    if any(file.suffix.lower() in SUFFIXES for file in itertools.chain(path.glob("*"), path.glob("*/*"))):
+    if any(file.suffix.lower() in (*SUFFIXES, *ARCHIVES) for file in path.rglob("*")):
         return ImageFolderSource(path, sample_shape)
     if path.is_dir():
         found = sorted(child.name for child in path.iterdir())[:5]
@@ -269,11 +273,10 @@ def _load_pipeline(folder: Path) -> Any:
     return pipeline
 
 
-def _own_shape(file: Path) -> tuple[int, int, int]:
-    """Of an image as `read_image` leaves it at its own size."""
-    with Image.open(file) as image:
-        grey = image.mode in ("1", "L", "LA")
-        return (1 if grey else 3, min(image.size), min(image.size))
+def _own_shape(images: Images) -> tuple[int, int, int]:
+    """The first one's square, in colour where any image is."""
+    channels, *sides = images.shape(0)
+    return (max((images.shape(i)[0] for i in range(len(images)) if channels == 1), default=3), *sides)
 
 
 def _brief(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import reprlib
 import stat
 import warnings
@@ -14,8 +15,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from fdistill.weight_names import HOLDERS, several_holders, todays_name, unwrapped
+
 _STOCK_WEIGHTS = "diffusion_pytorch_model"
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.15
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
+_OF_EMA = (  # what EMAModel of diffusers adds to the configuration of its network
+    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
+)
 _LARGEST_JSON = 2**26  # bytes; an index of a million tensors has fewer
 _LARGEST_NUMBER, _LONGEST_LIST = 2**20, 1024  # of a network's configuration
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -47,6 +53,11 @@ def brief(value: Any) -> str:
 def reason(error: BaseException) -> str:
     """What an error that is not ours says, in at most 300 characters of one line."""
     return shown(" ".join(str(error)[:2000].split()) or type(error).__name__, 300)
+
+
+def is_lfs_pointer(beginning: bytes) -> bool:
+    """Whether a file that begins so is what Git LFS leaves in place of one that was not downloaded."""
+    return beginning.startswith(b"version https://git-lfs")
 
 
 def checked_number(value: Any, name: str, low: float, high: float, whole: bool = False) -> Any:
@@ -182,10 +193,14 @@ def read_json(path: Path, what: str = "a file of an exported model") -> dict[str
 def read_config(path: Path, what: str) -> dict[str, Any]:
     """The configuration of a network, whose numbers and lists are no larger than those of any network.
 
+    What diffusers' EMAModel writes there of its averaging is no part of it.
+
     Raises:
         CheckpointError: if it is missing or broken, or has one that is.
     """
     config = read_json(path, what)
+    if {"decay", "optimization_step"} <= config.keys():
+        config = {name: value for name, value in config.items() if name not in _OF_EMA}
     waiting = list(config.items())
     while waiting:
         name, value = waiting.pop()
@@ -211,43 +226,76 @@ def read_safetensors(path: Path, remedy: str) -> dict[str, torch.Tensor]:
     except CheckpointError:
         raise
     except (SafetensorError, OSError, *BUILD_ERRORS) as error:  # the latter at a type that this torch does not have
-        raise CheckpointError(f"{path} is truncated or no safetensors file: {remedy}") from error
+        raise CheckpointError(
+            f"{path} is {_in_place_of(path, 'truncated or no safetensors file')}: {remedy}"
+        ) from error
 
 
 def read_stock_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors that diffusers' save_pretrained wrote into `folder`, of one file or of several shards.
 
-    Safetensors come first; a .bin is read with weights_only. Attention layers of before diffusers 0.15 get the names
-    that they have today.
+    Safetensors come before a .bin, which is read with weights_only, and both before a variant like fp16, of which there
+    may be one. Names are those of today's diffusers without wrappers (`unwrapped`).
 
     Raises:
-        CheckpointError: if there are none, or they are broken.
+        CheckpointError: if there are none, or they are broken, of several networks or of several variants.
     """
     remedy = "save or download it again"
-    index = folder / f"{_STOCK_WEIGHTS}.safetensors.index.json"
-    variants = sorted(folder.glob(f"{_STOCK_WEIGHTS}*.safetensors"), key=lambda path: len(path.name))
-    pickled = folder / f"{_STOCK_WEIGHTS}.bin"
     weights: dict[str, torch.Tensor] = {}
-    if index.is_file():
-        for name in _shards(index):
-            weights |= read_safetensors(folder / name, remedy)
-    elif variants:
-        weights = read_safetensors(variants[0], remedy)  # the plain name before one like .fp16.
-    elif pickled.is_file():
-        weights = _read_pickled(pickled)
-    else:
-        raise CheckpointError(f"{folder} holds no weights: expected {_STOCK_WEIGHTS}.safetensors; {remedy}")
-    return {_todays_name(name): value for name, value in weights.items()}
+    for name in _stock_files(folder, remedy):
+        read = read_safetensors if name.endswith(".safetensors") else _read_pickled
+        weights |= read(folder / name, remedy)
+    check_one_network(weights, folder)
+    return {todays_name(name): value for name, value in unwrapped(weights).items()}
 
 
-def _shards(index: Path) -> list[str]:
+def check_one_network(weights: dict[str, torch.Tensor], source: Path) -> None:
+    """Raises CheckpointError where the names of the tensors say that they are of several networks."""
+    several = several_holders(weights)
+    if several:
+        raise CheckpointError(
+            f"{source} holds the tensors of several networks ({', '.join(several)}): expected one; save the one to "
+            "take, the average (ema) where there is one"
+        )
+
+
+def _stock_files(folder: Path, remedy: str) -> list[str]:
+    """Names of the files that hold the tensors of one network: of one suffix, and plain ones before a variant."""
+    groups: dict[tuple[bool, bool, str], list[str]] = {}
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    for name in present:
+        stem, *parts = _SHARD.sub("", name).split(".")
+        kind = next((kind for kind in ("safetensors", "bin") if kind in parts), None)
+        if stem == _STOCK_WEIGHTS and kind and (parts[-1] == kind or {"index", "json"} <= set(parts)):
+            variant = ".".join(part for part in parts if part not in (kind, "index", "json"))
+            groups.setdefault((variant != "", kind == "bin", variant), []).append(name)
+    if not groups:
+        raise CheckpointError(
+            f"{folder} holds no weights: expected {_STOCK_WEIGHTS}.safetensors, got {brief(present[:5])}; {remedy}"
+        )
+    first = min(groups)
+    variants = sorted({variant for _, _, variant in groups})
+    if first[0] and len(variants) > 1:
+        raise CheckpointError(f"{folder} holds the variants {', '.join(variants)}: expected one; leave one there")
+    names = groups[first]
+    index = [name for name in names if name.endswith(".json")]
+    if index:
+        return _shards(folder / index[0], ".bin" if first[1] else ".safetensors")
+    numbers = {match.groups() for match in map(_SHARD.search, names) if match}
+    whole = [name for name in names if not _SHARD.search(name)]
+    if not whole and len(numbers) != int(max(numbers)[1]):
+        raise CheckpointError(f"{folder} holds {len(numbers)} of {int(max(numbers)[1])} shards: {remedy}")
+    return whole[:1] or names
+
+
+def _shards(index: Path, suffix: str) -> list[str]:
     """Names of the files beside an index that it divides the tensors among."""
     placed = read_json(index, "the index of a network's shards").get("weight_map")
     names = list(placed.values()) if isinstance(placed, dict) else []
     strange = [
         name
         for name in names
-        if not (isinstance(name, str) and name.isprintable() and name == f"{Path(name).stem}.safetensors")
+        if not (isinstance(name, str) and name.isprintable() and name == f"{Path(name).stem}{suffix}")
     ]
     if strange or not names:
         got = strange[0] if strange else placed
@@ -255,8 +303,17 @@ def _shards(index: Path) -> list[str]:
     return sorted(set(names))
 
 
-def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
-    size = file_size(path)
+def _in_place_of(path: Path, otherwise: str) -> str:
+    """What lies where a file of weights should."""
+    with path.open("rb") as file:
+        return "a pointer of Git LFS, git lfs pull fetches it" if is_lfs_pointer(file.read(64)) else otherwise
+
+
+def _read_pickled(path: Path, remedy: str) -> dict[str, torch.Tensor]:
+    try:
+        size = file_size(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: the folder is incomplete; {remedy}") from error
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -269,20 +326,22 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
         raise
     except Exception as error:  # torch's reader of pickles raises whatever the bytes lead it to
         raise CheckpointError(
-            f"{path} is damaged, or a pickle of more than tensors, which is never executed: convert it to safetensors "
-            "where you trust it (save_pretrained of diffusers does)"
+            f"{path} is {_in_place_of(path, 'damaged, or a pickle of more than tensors, which is never executed')}: "
+            "convert it to safetensors where you trust it (save_pretrained of diffusers does)"
         ) from error
+    while isinstance(weights, dict) and len(held := [n for n in weights if n in HOLDERS and _is_held(weights[n])]) == 1:
+        weights = weights[held[0]]  # what a trainer saved beside its counts
     if not isinstance(weights, dict) or not all(isinstance(n, str) and _is_plain(v) for n, v in weights.items()):
         raise CheckpointError(f"{path} holds no tensors by name: convert it to safetensors where you trust it")
     check_held(weights, path)
     return weights
 
 
+def _is_held(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) > 0
+
+
 def _is_plain(value: Any) -> bool:
     """Whether it is a tensor of numbers in memory: not sparse, quantised, or of shapes alone."""
     is_tensor = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_quantized
     return is_tensor and value.device.type == "cpu"
-
-
-def _todays_name(name: str) -> str:
-    return ".".join(_OLD_ATTENTION.get(part, part) for part in name.split("."))

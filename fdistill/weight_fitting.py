@@ -2,14 +2,16 @@
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from fdistill.weight_files import BUILD_ERRORS, CheckpointError, brief, check_fits, reason
+from fdistill.weight_files import BUILD_ERRORS, CheckpointError, brief, check_fits, reason, shown
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
 
@@ -60,6 +62,31 @@ def _no_more_layers_than(tensors: int, source: Path | str) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def known_config(cls: type[torch.nn.Module], config: dict[str, Any], source: Path) -> dict[str, Any]:
+    """The part of a configuration that a class of this diffusers takes; a warning names what asks for nothing.
+
+    Args:
+        cls: of diffusers.
+        config: of its arguments.
+        source: for messages.
+
+    Raises:
+        CheckpointError: for an argument that it does not take, and that is not off or empty.
+    """
+    takes = inspect.signature(cls.__init__).parameters
+    unknown = {name: value for name, value in config.items() if name not in takes}
+    asked = [f"{brief(name)} = {brief(value)}" for name, value in unknown.items() if value]
+    if asked:
+        raise CheckpointError(
+            f"{source}: diffusers builds no {cls.__name__} with {'; '.join(asked[:3])}: expected keys that diffusers "
+            f"{version('diffusers')} knows; install the one that wrote it, or delete them where they change nothing"
+        )
+    if unknown:
+        names = ", ".join(f"{shown(name)} = {brief(value)}" for name, value in unknown.items())
+        warnings.warn(f"{source}: ignored {shown(names)}, which this diffusers does not know", stacklevel=2)
+    return {name: value for name, value in config.items() if name in takes}
 
 
 def build_stock(cls: type[_Module], config: dict[str, Any]) -> _Module:

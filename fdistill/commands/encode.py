@@ -23,7 +23,7 @@ def encode(
     """Encode a folder of images with a VAE; a command that was interrupted goes on, one that is done does nothing.
 
     Args:
-        images: folder of PNG or JPEG files, in class sub-folders or not, or of .tar files of them.
+        images: folder of image files, in class sub-folders or not, or of .tar or .zip files of them.
         vae: folder of the VAE as diffusers saves it: AutoencoderKL, VQModel or AutoencoderTiny; a latent teacher's is
             TEACHER/vae.
         out: folder to write, for the data LatentFolder: latents, labels, latents.json and a copy of the VAE.

@@ -45,7 +45,7 @@ def evaluate(
 
     Args:
         checkpoint: a run's .ckpt file, a folder written by fdistill export, a local diffusers pipeline (a folder with
-            model_index.json), or a folder of PNG or JPEG files, in class sub-folders or not.
+            model_index.json), or a folder or archive of images, in class sub-folders or not.
         teacher: the same for its teacher; the one that the student was distilled from, where not given and still there.
         data: YAML file with a data section; the data that the model was trained on, where not given and remembered.
         n: samples of each source; the whole held-out split, but at most 5000 and as many as there are training

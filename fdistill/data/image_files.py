@@ -1,30 +1,19 @@
-"""PNG and JPEG files of a folder: which there are, what class each is, and its pixels as a square image."""
+"""Image files of a folder: which there are, what class each is, and its pixels as a square image."""
 
 import os
+import stat
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from fdistill.weight_files import reason, shown
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # what such names hold in fact; PIL runs a program for some others
-
-
-class UnreadableImage(ValueError):
-    """An image that cannot be used; the message is one line, also when a worker process of a DataLoader raised it."""
-
-    def __init__(self, message: str) -> None:
-        """Args:
-        message: the line; or a worker's traceback, whose last line is the error with its class.
-        """
-        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.UnreadableImage: "))
+from fdistill.data.decode import UnreadableImage, own_shape, read_image
+from fdistill.data.image_names import LABELS, SUFFIXES, Sieve, by_folders, by_labels_file, is_passed_over
+from fdistill.weight_files import shown
 
 
 class PackedNames(Sequence[str]):
@@ -45,6 +34,8 @@ class PackedNames(Sequence[str]):
 
 class Images(ABC):
     """Image files in an order of their own, read by number; few bytes each."""
+
+    _names: PackedNames  # without the folder that they all lie in
 
     @abstractmethod
     def __len__(self) -> int:
@@ -71,14 +62,19 @@ class Images(ABC):
                 f"an image file is readable: cannot open {shown(self.name(index))} ({error.strerror}); restore it"
             ) from error
         with file:
-            return read_image(file, resolution, channels, self.name(index))
+            return read_image(file, resolution, channels, self.name(index), PurePath(self._names[index]).suffix)
+
+    def shape(self, index: int) -> tuple[int, int, int]:
+        """Channels, 1 or 3, and sides of the square that `read` makes of it at its own size; by its header."""
+        with self.open(index) as file:
+            return own_shape(file, self.name(index), PurePath(self._names[index]).suffix)
 
 
 class ImageFiles(Images):
     """Files of their own, in one folder or its sub-folders."""
 
-    def __init__(self, folder: Path, files: Sequence[Path]) -> None:
-        self._folder, self._names = folder, PackedNames([str(file.relative_to(folder)) for file in files])
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._folder, self._names = folder, PackedNames(names)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -101,73 +97,44 @@ class Listing(NamedTuple):
     class_names: list[str]
 
 
-class _Files(NamedTuple):
-    files: list[Path]
-    labels: Tensor  # [N] int64
-    class_names: list[str]
+def list_images(folder: Path) -> Listing:
+    """Find the images of a folder, in its sub-folders too, by their names and sizes; no image is read.
 
-
-def read_image(source: Path | BinaryIO, resolution: int, channels: int, name: str | None = None) -> Tensor:
-    """Decode one image, crop it to the central square and resize it: uint8 [channels, resolution, resolution].
-
-    Args:
-        source: a file, or its bytes.
-        resolution: height and width in pixels.
-        channels: 3 for colour, 1 for grey.
-        name: for messages, where source is not a path.
+    EDM's dataset.json gives the classes where it is there (`by_labels_file`), else the sub-folders do (`by_folders`).
+    A warning counts the files that are left out.
 
     Raises:
-        UnreadableImage: The file is broken, truncated, no image, or has more than 8 bits per channel.
-    """
-    name = shown(str(source) if name is None else name)
-    try:
-        with Image.open(source, formats=_FORMATS) as opened:
-            image = ImageOps.exif_transpose(opened)
-            image.load()
-    except Exception as error:  # decoders of broken files raise anything: OSError, SyntaxError, zlib.error, ...
-        what = "no image" if isinstance(error, UnidentifiedImageError) else reason(error)
-        raise UnreadableImage(
-            f"an image file is readable: cannot decode {name} ({what}); repair or remove it"
-        ) from error
-    if image.mode.startswith(("I", "F")):
-        raise UnreadableImage(f"images have 8 bits per channel: got mode {image.mode} in {name}; convert it to 8 bits")
-    image = image.convert("RGB" if channels == 3 else "L")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    if side != resolution:
-        image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels.view(resolution, resolution, channels).permute(2, 0, 1)
-
-
-def list_images(folder: Path) -> _Files:
-    """Find the images of a folder, or of its sub-folders, in the order of their names; no image is read.
-
-    Raises:
-        ValueError: The folder is missing, mixes images and class folders, or has too few images.
+        ValueError: The folder is missing, mixes images and class folders, has too few images, one that is empty or a
+            broken link, or sub-folders that look like something else than classes.
     """
     if not folder.is_dir():
         raise ValueError(f"folder is an existing folder of images: got {folder}, which is none; check the path")
-    top_level = _images_in(folder)
-    in_classes = {
-        child.name: _images_in(child) for child in sorted(folder.iterdir()) if child.is_dir() and child.name[0] != "."
-    }
-    filled = [name for name, files in in_classes.items() if files]
-    if top_level and filled:
-        raise ValueError(
-            f"images lie either in the folder or in class sub-folders: got {len(top_level)} images and class folders"
-            f" {filled[:3]} in {folder}; move the images into classes, or the sub-folders away"
-        )
-    if not top_level and not filled:
-        raise ValueError(f"folder holds images: expected files {', '.join(SUFFIXES)}, got none in {folder}; add some")
-    empty = sorted(set(in_classes) - set(filled))
-    if filled and empty:
-        raise ValueError(f"class sub-folders hold images: got none in {empty[:3]} of {folder}; fill or remove them")
-    files = top_level or [file for name in filled for file in in_classes[name]]
-    labels = [0] * len(top_level) or [c for c, name in enumerate(filled) for _ in in_classes[name]]
-    check_enough(len(files), folder)
-    return _Files(files, torch.tensor(labels), filled)
+    sieve, names, folders = Sieve(), [], set()
+    empty: list[str] = []
+    broken: list[str] = []
+    for name, entry in _files_below(folder):
+        if entry is None:
+            folders.add(name)
+        elif sieve.is_image(name):
+            names.append(name)
+            size = _size(entry)
+            if not size:
+                (broken if size is None else empty).append(name)
+    _check_whole(names, broken, empty, folder)
+    if (folder / LABELS).is_file() and names:
+        arranged = by_labels_file(names, (folder / LABELS).read_bytes(), str(folder / LABELS))
+    else:
+        _check_filled(names, folders, folder)
+        arranged = by_folders(names, folder, packed=False)
+    check_enough(len(names), folder)
+    warn_of(folder, sieve.left_out() + arranged.notes)
+    return Listing(ImageFiles(folder, [names[i] for i in arranged.order]), arranged.labels, arranged.class_names)
+
+
+def warn_of(folder: Path, notes: list[str]) -> None:
+    """One warning, of the first rank, where there is something to say."""
+    if notes:
+        rank_zero_warn(f"{folder}: {'; '.join(notes)}")
 
 
 def check_enough(count: int, folder: Path) -> None:
@@ -176,5 +143,58 @@ def check_enough(count: int, folder: Path) -> None:
         raise ValueError(f"two splits need two images: expected >= 2, got {count} in {folder}; add images")
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and f.name[0] != ".")
+def check_not_empty(empty: Sequence[str], place: Path) -> None:
+    """Raise ValueError where image files have no bytes."""
+    if empty:
+        raise ValueError(
+            f"an image file is readable: cannot decode {shown(empty[0])} in {place} (0 bytes, as {len(empty)} of them"
+            " have); restore or remove them"
+        )
+
+
+def _files_below(folder: Path, prefix: str = "", above: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Name and entry of each file that is not in a hidden folder; the name alone of each folder."""
+    place = folder.stat()
+    if (place.st_dev, place.st_ino) in above:
+        raise ValueError(f"a folder of images has no link to a folder above it: got {folder}; remove the link")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir():
+                yield prefix + entry.name, entry
+            elif not is_passed_over(entry.name):
+                yield prefix + entry.name, None
+                here = (*above, (place.st_dev, place.st_ino))
+                yield from _files_below(folder / entry.name, f"{prefix}{entry.name}/", here)
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Bytes of a file; None for a link that leads nowhere, a pipe or a device."""
+    try:
+        found = entry.stat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _check_whole(names: Sequence[str], broken: Sequence[str], empty: Sequence[str], folder: Path) -> None:
+    if broken:
+        raise ValueError(
+            f"an image file is readable: {len(broken)} of {len(names)} in {folder} are broken links or no files, "
+            f"{shown(min(broken))} for one; fetch what they point to (git annex get, dvc pull), or remove them"
+        )
+    check_not_empty(sorted(empty), folder)
+
+
+def _check_filled(names: Sequence[str], folders: set[str], folder: Path) -> None:
+    """Raise ValueError where there are no images, or none in a sub-folder beside others that have some."""
+    if not names:
+        found = sorted(shown(child.name) for child in folder.iterdir())[:5]
+        latents = "; LatentFolder reads latents" * any(name.startswith("latents") for name in found)
+        raise ValueError(
+            f"folder holds images: expected files {', '.join(SUFFIXES)}, got none in {folder} but"
+            f" {found or 'nothing'}; add some, or give another folder{latents}"
+        )
+    filled = {name.partition("/")[0] for name in names if "/" in name}
+    empty = sorted({name.partition("/")[0] for name in folders} - filled)
+    if filled and empty:
+        raise ValueError(f"class sub-folders hold images: got none in {empty[:3]} of {folder}; fill or remove them")

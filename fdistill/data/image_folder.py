@@ -1,4 +1,4 @@
-"""A folder of PNG and JPEG files as square images, in memory or read as they are needed, with classes or without."""
+"""A folder of image files as square images, in memory or read as they are needed, with classes or without."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,26 +8,30 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fdistill.data.archives import archives_in
 from fdistill.data.base import GenerativeDataModule, require_at_least
 from fdistill.data.batches import PROGRESS_BAR_FROM, InMemorySplit, ReadSplit, Split
-from fdistill.data.image_files import SUFFIXES, ImageFiles, Images, Listing, list_images
+from fdistill.data.image_files import Images, Listing, list_images
+from fdistill.data.image_names import SUFFIXES
 from fdistill.data.splits import stratified_split
-from fdistill.data.tar_images import list_tars, tars_in
+from fdistill.data.tar_images import list_archives
 from fdistill.fingerprints import fingerprint
 
 
 class ImageFolder(GenerativeDataModule):
     """The images of one folder, or of its sub-folders, whose sorted names are then the classes; values in [-1, 1].
 
-    Each image is turned upright by its EXIF tag, cropped to the central square, resized with antialiasing, and kept as
-    8-bit pixels. The held-out split is stratified by class. A folder of uncompressed ``*.tar`` files is read like the
-    folder that they would unpack to, without unpacking them (`list_tars`).
+    EDM's ``dataset.json`` gives the classes where it is there. Each image is turned upright by its EXIF tag, laid on
+    white where it is transparent, cropped to the central square, resized with antialiasing, and kept as 8-bit pixels.
+    The held-out split is stratified by class. Uncompressed ``*.tar`` and ``*.zip`` files, of a folder or one alone, are
+    read like the folder that they would unpack to, without unpacking them (`list_archives`).
 
     Where they do not fit in memory, ``in_memory: false`` decodes the images of a batch when it is fetched, in
     ``num_workers`` processes: the same samples in the same order, bit for bit.
 
     Args:
-        folder: Folder with ``*.png``, ``*.jpg``, ``*.jpeg``, or with one sub-folder of them per class, or ``*.tar``.
+        folder: Folder with image files (`fdistill.data.image_names`), with one sub-folder of them per class, or with
+            archives; or one archive.
         resolution: Height and width in pixels, >= 1.
         channels: 3 for colour, 1 for grey.
         held_out_fraction: Part of the images that is held out, in (0, 1); at least one image is.
@@ -79,12 +83,12 @@ class ImageFolder(GenerativeDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Number of class sub-folders, 0 without; reads the folder's listing, no image."""
+        """Number of classes, 0 without; reads the folder's listing, no image."""
         return len(self.class_names)
 
     @property
     def class_names(self) -> list[str]:
-        """Sorted names of the class sub-folders; the label is the position in this list."""
+        """Sorted names of the class sub-folders, or the class numbers; the label is the position in this list."""
         return self._listed().class_names
 
     def load_splits(self) -> tuple[Split, Split]:
@@ -148,22 +152,21 @@ class ImageSplit(ReadSplit):
 
 
 def list_folder(folder: Path) -> Listing:
-    """Find the images of a folder: its files, those of its class sub-folders, or those in its .tar files.
+    """Find the images of a folder: its files, those of its class sub-folders, or those in its archives.
 
     Raises:
-        ValueError: As `list_images` and `list_tars`, or where the folder holds both.
+        ValueError: As `list_images` and `list_archives`, or where the folder holds both.
     """
-    tars = tars_in(folder)
-    if not tars:
-        files, labels, names = list_images(folder)
-        return Listing(ImageFiles(folder, files), labels, names)
+    archives = archives_in(folder)
+    if not archives:
+        return list_images(folder)
     strays = [file.name for depth in ("*", "*/*") for file in folder.glob(depth) if file.suffix.lower() in SUFFIXES]
     if strays:
         raise ValueError(
-            f"images lie either in files or in .tar files: got {min(strays)} and {tars[0].name} in {folder};"
-            " move one away"
+            f"images lie either in files or in {archives[0].suffix} files: got {min(strays)} and {archives[0].name} in"
+            f" {folder}; move one away"
         )
-    return list_tars(folder)
+    return list_archives(folder, archives)
 
 
 def held_out_part(labels: Tensor, fraction: float, seed: int, folder: str) -> tuple[Tensor, Tensor]:

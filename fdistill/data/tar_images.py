@@ -1,28 +1,26 @@
-"""Images in uncompressed .tar files, read where they lie by an index of offsets: nothing is extracted."""
+"""Images in uncompressed .tar and .zip files, read where they lie by an index of offsets: nothing is extracted."""
 
 import io
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fdistill.data.image_files import SUFFIXES, Images, Listing, PackedNames, check_enough
-from fdistill.weight_files import reason, shown
-
-_CLASS = ".cls"  # webdataset's: the class number of the image of the same name
-_MOST_CLASSES = 1_000_000
+from fdistill.data.archives import CLASS, Member, members
+from fdistill.data.image_files import Images, Listing, PackedNames, check_enough, check_not_empty, warn_of
+from fdistill.data.image_names import LABELS, MOST_CLASSES, Arranged, Sieve, by_folders, by_labels_file, by_numbers
+from fdistill.weight_files import shown
 
 
 class TarImages(Images):
     """Images by shard, offset and size.
 
     Args:
-        shards: the .tar files.
+        shards: the archives.
         names: of the images in them.
         places: [N, 3] int64: shard, offset and size in bytes.
     """
@@ -46,127 +44,92 @@ class TarImages(Images):
             return io.BytesIO(file.read(size))
 
 
-def tars_in(folder: Path) -> list[Path]:
-    """The .tar files of a folder, in the order of their names."""
-    return sorted(f for f in folder.glob("*.tar") if f.is_file() and f.name[0] != ".")
+def list_archives(folder: Path, shards: list[Path]) -> Listing:
+    """Find the images in archives; reads every header and, where there are any, class numbers or dataset.json.
 
+    Classes are what an unpacked folder would have (`by_labels_file`, `by_folders`), where a folder that holds all of
+    them is the one that was packed; or NAME.cls beside each NAME.jpg holds a class number, as in webdataset. The order
+    is that of the unpacked folder.
 
-def list_tars(folder: Path) -> Listing:
-    """Find the images in the .tar files of a folder; reads every header and, where there are any, class numbers.
-
-    Classes are what an unpacked folder would have, the directories in the names; or NAME.cls beside each NAME.jpg holds
-    a class number, as in webdataset. The order is that of the unpacked folder: by class directory, then by name.
+    Args:
+        folder: for messages.
+        shards: the archives.
 
     Raises:
-        ValueError: A file is no uncompressed .tar or is truncated or damaged, an image is a link or sparse, a name
-            leads out of the folder, two have the same, only some images have a class, or there are too few images.
+        ValueError: A file is compressed, truncated or damaged, an image is a link, sparse or empty, a name leads out of
+            the folder, two have the same, only some images have a class, or there are too few images.
     """
-    shards = tars_in(folder)
-    found: list[_Member] = []
+    sieve = Sieve()
+    found: list[Member] = []
     numbers: dict[tuple[int, str], int] = {}
-    for shard, file in enumerate(tqdm(shards, desc="indexing", unit="tar", disable=len(shards) < 10)):
-        for member in _members(shard, file):
-            if member.name.endswith(_CLASS):
+    labels: dict[str, Member] = {}
+    for shard, file in enumerate(tqdm(shards, desc="indexing", unit="archive", disable=len(shards) < 10)):
+        for member in members(shard, file, sieve):
+            if member.name.endswith(CLASS):
                 if numbers.setdefault((shard, _key(member.name)), number := _class_number(file, member)) != number:
                     raise ValueError(f"an image has one class number: got two for {shown(member.name)} in {file}")
+            elif member.name.rpartition("/")[2] == LABELS:
+                if labels.setdefault(member.name, member) is not member:
+                    raise _twice(member, file, shards[labels[member.name].shard])
             else:
                 found.append(member)
     check_enough(len(found), folder)
-    if numbers:
-        return _by_number(shards, found, numbers)
-    order = sorted(found, key=lambda member: (_directory(member.name), member.name))
-    for one, other in pairwise(order):
-        if one.name == other.name:  # unpacked, the later one would replace the earlier
+    arranged = _by_class_files(found, numbers) if numbers else _as_unpacked(found, labels, folder, shards)
+    order = [found[i] for i in arranged.order]
+    by_name = sorted(order, key=lambda member: (member.name, member.shard))
+    for one, other in pairwise(by_name):  # unpacked, the later one would replace the earlier
+        if one.name == other.name and (not numbers or one.shard == other.shard):  # numbers are beside the images
             raise _twice(one, shards[one.shard], shards[other.shard])
-    names = sorted({_directory(member.name) for member in order})
-    if "" in names and len(names) > 1:
-        raise ValueError(f"images in .tar files lie all in class directories or none: got both in {folder}; repack it")
-    number_of = {name: number for number, name in enumerate(names)}
-    labels = [number_of[_directory(member.name)] for member in order]
-    return Listing(_images(shards, order), torch.tensor(labels), [name for name in names if name])
+    check_not_empty([member.name for member in found if not member.size], folder)
+    warn_of(folder, sieve.left_out() + arranged.notes)
+    images = TarImages(shards, [member.name for member in order], torch.tensor([member[1:] for member in order]))
+    return Listing(images, arranged.labels, arranged.class_names)
 
 
-class _Member(NamedTuple):
-    name: str
-    shard: int
-    offset: int
-    size: int
+def _as_unpacked(found: list[Member], labels: dict[str, Member], folder: Path, shards: list[Path]) -> Arranged:
+    names = [member.name for member in found]
+    root = _packed_folder(names, labels)
+    inside = [name.removeprefix(root) for name in names]
+    if f"{root}{LABELS}" not in labels:
+        return by_folders(inside, folder, packed=True)
+    file = labels[f"{root}{LABELS}"]
+    return by_labels_file(inside, _content(shards[file.shard], file), f"{file.name} in {shards[file.shard]}")
 
 
-def _members(shard: int, file: Path) -> Iterator[_Member]:
-    """Images and class numbers of one .tar file."""
-    size = file.stat().st_size
-    try:
-        with tarfile.open(file, "r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members = []  # it would keep them all
-                if member.size < 0:  # it would go back, and never end
-                    raise ValueError("a size below 0")
-                name = _checked_name(member, file)
-                if name is None:
-                    continue
-                if member.offset_data + member.size > size:
-                    raise ValueError(f"{shown(name)} is cut off")
-                yield _Member(name, shard, member.offset_data, member.size)
-            _check_end(file, archive.offset)
-    except (tarfile.TarError, OSError, ValueError, RecursionError, OverflowError, MemoryError) as error:
-        raise ValueError(
-            f"{file} is a whole, uncompressed .tar of images: got an error ({reason(error)}); make or download it again"
-        ) from error
+def _packed_folder(names: Sequence[str], labels: dict[str, Member]) -> str:
+    """The folder that all images lie in, with a slash at its end: what somebody packed; nothing where there is none."""
+    root = ""
+    while f"{root}{LABELS}" not in labels:
+        tops = {name.removeprefix(root).partition("/")[:2] for name in names}
+        if len(tops) > 1 or not all(slash for _, slash in tops):
+            break
+        root += "".join(tops.pop())
+    return root
 
 
-def _check_end(file: Path, offset: int) -> None:
-    """Raise ValueError where no block of zeros ends an archive: tarfile takes a broken or cut header for the end."""
-    with file.open("rb") as opened:
-        opened.seek(offset)
-        if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise ValueError(f"neither a header nor the mark of the end at byte {offset:,}")
-
-
-def _checked_name(member: tarfile.TarInfo, file: Path) -> str | None:
-    """The name of an image or a class number; None for what is neither."""
-    path = PurePosixPath(member.name)
-    hidden = any(part[0] == "." and part != ".." for part in path.parts)
-    if path.suffix.lower() not in (*SUFFIXES, _CLASS) or hidden or member.isdir():
-        return None
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
-        raise ValueError(f"{shown(member.name)} is a link or no regular file")
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"the name {shown(member.name)} leads out of the folder")
-    return str(path)
-
-
-def _class_number(file: Path, member: _Member) -> int:
+def _content(file: Path, member: Member) -> bytes:
     with file.open("rb") as opened:
         opened.seek(member.offset)
-        text = opened.read(min(member.size, 32)).decode("ascii", "replace").strip()
-    if not text.isdigit() or int(text) >= _MOST_CLASSES:
-        raise ValueError(f"{shown(member.name)} in {file} is a class number below {_MOST_CLASSES:,}: got {shown(text)}")
+        return opened.read(member.size)
+
+
+def _class_number(file: Path, member: Member) -> int:
+    text = _content(file, member._replace(size=min(member.size, 32))).decode("ascii", "replace").strip()
+    if not text.isdigit() or int(text) >= MOST_CLASSES:
+        raise ValueError(f"{shown(member.name)} in {file} is a class number below {MOST_CLASSES:,}: got {shown(text)}")
     return int(text)
 
 
-def _by_number(shards: list[Path], found: list[_Member], numbers: dict[tuple[int, str], int]) -> Listing:
-    order = sorted(found, key=lambda member: member.name)  # archives may hold the same name: numbers are beside them
-    for one, other in pairwise(order):
-        if (one.name, one.shard) == (other.name, other.shard):
-            raise _twice(one, shards[one.shard], shards[other.shard])
-    missing = [member.name for member in order if (member.shard, _key(member.name)) not in numbers]
+def _by_class_files(found: list[Member], numbers: dict[tuple[int, str], int]) -> Arranged:
+    given = [numbers.get((member.shard, _key(member.name))) for member in found]
+    missing = sorted(member.name for member, number in zip(found, given, strict=True) if number is None)
     if missing:
         raise ValueError(f"each image has a class number beside it or none has: got none for {shown(missing[0])}")
-    labels = torch.tensor([numbers[member.shard, _key(member.name)] for member in order])
-    return Listing(_images(shards, order), labels, [str(number) for number in range(int(labels.max()) + 1)])
+    return by_numbers([member.name for member in found], given)
 
 
-def _twice(member: _Member, first: Path, second: Path) -> ValueError:
+def _twice(member: Member, first: Path, second: Path) -> ValueError:
     return ValueError(f"images have names of their own: got {shown(member.name)} in {first} and {second}; repack them")
-
-
-def _images(shards: list[Path], members: list[_Member]) -> TarImages:
-    return TarImages(shards, [member.name for member in members], torch.tensor([member[1:] for member in members]))
-
-
-def _directory(name: str) -> str:
-    return name.rpartition("/")[0]
 
 
 def _key(name: str) -> str:

@@ -21,12 +21,14 @@ from fdistill.weight_files import (
     CheckpointError,
     brief,
     check_finite_weights,
+    check_one_network,
     checked_number,
     file_size,
     read_safetensors,
     reason,
 )
 from fdistill.weight_fitting import build_with_weights
+from fdistill.weight_names import unwrapped
 
 _SAMPLING = {"num_steps": NUM_STEPS, "sigma_min": 0.002, "sigma_max": 80.0, "guidance": 1.0}
 _PARTS = {"sampler": Sampler, "grid": SamplingGrid}
@@ -49,14 +51,16 @@ def read_configured(source: Path, options: Options) -> GenerativeModel:
         raise CheckpointError(f"{source} holds tensors alone: say what they are by --config FILE.yaml ({_FORM})")
     spec, preconditioning, sampling, facts = _described(options.config)
     weights = read_safetensors(source, "save it again")
-    whole = any(name.startswith("network.") for name in weights)
+    check_one_network(weights, source)
+    bare = unwrapped(weights)
+    whole = any(name.startswith("network.") for name in bare)
 
     def build() -> nn.Module:
         network = Network.from_spec(spec)
         return Denoiser(network, preconditioning) if whole else network
 
     try:
-        module = build_with_weights(build, weights, source, functools.partial(_checked, weights, source))
+        module = build_with_weights(build, weights, source, functools.partial(_checked, [weights, bare], source))
     except CheckpointError:
         raise
     except BUILD_ERRORS as error:
@@ -77,8 +81,9 @@ def read_configured(source: Path, options: Options) -> GenerativeModel:
     return model
 
 
-def _checked(weights: dict[str, Tensor], source: Path, plan: nn.Module) -> dict[str, Tensor]:
-    """The weights, finite but for rows of "no class" that nobody has trained."""
+def _checked(named: list[dict[str, Tensor]], source: Path, plan: nn.Module) -> dict[str, Tensor]:
+    """The weights under those of their names that fit, finite but for rows of "no class" that nobody has trained."""
+    weights = max(named, key=lambda given: len(given.keys() & plan.state_dict().keys()))
     floating = {name for name, value in plan.state_dict().items() if value.is_floating_point()}
     rows = {
         f"{place}.{StockUNet.CLASSES}".removeprefix(".")

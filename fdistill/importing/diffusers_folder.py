@@ -5,7 +5,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiTTransformer2DModel
+from diffusers import DiTTransformer2DModel, UNet2DModel
 
 from fdistill.decoders import Decoder
 from fdistill.denoiser import Denoiser
@@ -23,7 +23,7 @@ from fdistill.weight_files import (
     reason,
     shown,
 )
-from fdistill.weight_fitting import build_with_weights
+from fdistill.weight_fitting import build_with_weights, known_config
 
 _NETWORKS, _VAES = ("unet", "transformer"), ("vae", "vqvae")
 _SUPPORTED = (
@@ -52,8 +52,15 @@ def read_pipeline(source: Path, options: Options) -> GenerativeModel:
     if parts["scheduler"] == "CMStochasticIterativeScheduler":
         raise CheckpointError(f"{source} holds a {pipeline}, a student already: fdistill sample and evaluate take it")
     vaes = [source / name for name in _VAES if name in parts]
-    schedule = read_schedule(source / "scheduler")
-    return _teacher(source, source / networks[0], schedule, vaes[0] if vaes else None, options, pipeline)
+    schedule = read_schedule(_part(source, "scheduler", "scheduler_config.json"))
+    return _teacher(
+        source, _part(source, networks[0], "config.json"), schedule, vaes[0] if vaes else None, options, pipeline
+    )
+
+
+def _part(source: Path, name: str, file: str) -> Path:
+    """The folder of a part: its own, or the pipeline's, where the first repositories of the hub have all files."""
+    return source if (source / file).is_file() and not (source / name).is_dir() else source / name
 
 
 def read_network(source: Path, options: Options) -> GenerativeModel:
@@ -98,6 +105,7 @@ def _network(folder: Path, options: Options) -> StockUNet | StockDiT:
         kind, plain = DiTTransformer2DModel.__name__, {name: plain[name] for name in plain if name in takes}
     if kind not in ("UNet2DModel", DiTTransformer2DModel.__name__):
         raise CheckpointError(f"{folder} holds a {shown(kind)}: expected {_SUPPORTED}")
+    plain = known_config(UNet2DModel if kind == "UNet2DModel" else DiTTransformer2DModel, plain, folder / "config.json")
     if kind == "UNet2DModel":
         if plain.get("time_embedding_type") == "fourier":
             raise CheckpointError(

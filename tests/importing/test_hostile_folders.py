@@ -171,7 +171,9 @@ def pickled(folder, content):
         ({1: torch.zeros(1)}, "no tensors by name"),
         ({"x": torch.zeros(3, 3).to_sparse()}, "no tensors by name"),
         ({"x": torch.zeros(3, device="meta")}, "no tensors by name"),
-        ({"state_dict": {"x": torch.zeros(1)}}, "no tensors by name"),
+        ({"state_dict": {"x": torch.zeros(1)}}, "another architecture"),
+        ({"state_dict": {"x": [1]}}, "no tensors by name"),
+        ({"model": {"x": torch.zeros(1)}, "ema": {"x": torch.zeros(1)}}, "no tensors by name"),
         ({"x": torch.zeros(1).expand(2**20, 2**10)}, "no larger than the storages that they lie in"),
         *(
             (data, "is damaged, or a pickle of more than tensors")

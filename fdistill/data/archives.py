@@ -1,0 +1,131 @@
+"""What lies where in .tar and .zip files whose members are not compressed; nothing is extracted."""
+
+import stat
+import struct
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from fdistill.data.image_names import LABELS, Sieve, is_passed_over
+from fdistill.weight_files import reason, shown
+
+CLASS = ".cls"  # webdataset's: the class number of the image of the same name
+SUFFIXES = (".tar", ".zip")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".rar", ".7z")
+_BROKEN = (  # what readers raise where the bytes are not what they expect
+    *(tarfile.TarError, zipfile.BadZipFile, NotImplementedError, OSError, ValueError, RecursionError, OverflowError),
+    *(MemoryError, struct.error),
+)
+_ENCRYPTED, _LOCAL_HEADER = 0x1, 30  # a flag; bytes before the name of a member of a .zip
+
+
+class Member(NamedTuple):
+    """An image, a class number, or dataset.json."""
+
+    name: str
+    shard: int
+    offset: int
+    size: int
+
+
+def archives_in(folder: Path) -> list[Path]:
+    """The .tar and .zip files of a folder, in the order of their names; the file itself where it is one.
+
+    Raises:
+        ValueError: It is a compressed archive, or holds one beside others.
+    """
+    if folder.is_file():
+        found, compressed = [folder] * (folder.suffix.lower() in SUFFIXES), [folder] * _is_compressed(folder)
+    elif folder.is_dir():
+        files = [file for file in sorted(folder.iterdir()) if file.name[0] != "." and file.is_file()]
+        found = [file for file in files if file.suffix.lower() in SUFFIXES]
+        compressed = [file for file in files if _is_compressed(file) and found]
+    else:
+        return []
+    if compressed:
+        raise ValueError(
+            f"archives of images are uncompressed .tar or .zip (zip -0): got {compressed[0]}; unpack it, or pack it"
+            " again without compression"
+        )
+    return found
+
+
+def _is_compressed(file: Path) -> bool:
+    return file.name.lower().endswith(_COMPRESSED)
+
+
+def members(shard: int, file: Path, sieve: Sieve) -> Iterator[Member]:
+    """Images, class numbers and dataset.json of an archive.
+
+    Raises:
+        ValueError: It is compressed, truncated or damaged, an image is a link or sparse, or a name leads out of it.
+    """
+    kind, read = ("tar", _of_tar) if file.suffix.lower() == ".tar" else ("zip", _of_zip)
+    size = file.stat().st_size
+    try:
+        for member in read(shard, file, sieve):
+            if member.offset + member.size > size:
+                raise ValueError(f"{shown(member.name)} is cut off")
+            yield member
+    except _BROKEN as error:
+        raise ValueError(
+            f"{file} is a whole, uncompressed .{kind} of images: got an error ({reason(error)}); make or download it"
+            " again"
+        ) from error
+
+
+def _of_tar(shard: int, file: Path, sieve: Sieve) -> Iterator[Member]:
+    with tarfile.open(file, "r:") as archive:
+        while (member := archive.next()) is not None:
+            archive.members = []  # it would keep them all
+            if member.size < 0:  # it would go back, and never end
+                raise ValueError("a size below 0")
+            plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+            name = None if member.isdir() else _checked_name(member.name, plain, sieve)
+            if name is not None:
+                yield Member(name, shard, member.offset_data, member.size)
+        _check_end(file, archive.offset)
+
+
+def _check_end(file: Path, offset: int) -> None:
+    """Raise ValueError where no block of zeros ends an archive: tarfile takes a broken or cut header for the end."""
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ValueError(f"neither a header nor the mark of the end at byte {offset:,}")
+
+
+def _of_zip(shard: int, file: Path, sieve: Sieve) -> Iterator[Member]:
+    with file.open("rb") as opened, zipfile.ZipFile(opened) as archive:
+        for member in archive.infolist():
+            mode = member.external_attr >> 16
+            plain = not stat.S_IFMT(mode) or stat.S_ISREG(mode)
+            name = None if member.is_dir() else _checked_name(member.filename, plain, sieve)
+            if name is None:
+                continue
+            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
+                raise ValueError(f"{shown(name)} is compressed or encrypted: unpack it, or pack it again with zip -0")
+            opened.seek(member.header_offset)
+            header = opened.read(_LOCAL_HEADER)
+            if header[:4] != b"PK\3\4":
+                raise ValueError(f"there is no {shown(name)} where the directory says")
+            names_end = _LOCAL_HEADER + sum(struct.unpack("<2H", header[26:]))
+            yield Member(name, shard, member.header_offset + names_end, member.file_size)
+
+
+def _checked_name(given: str, plain: bool, sieve: Sieve) -> str | None:
+    """The name of an image, a class number or dataset.json; None for what is none of them."""
+    path = PurePosixPath(given)
+    *folders, last = inside = [part for part in path.parts if part not in ("..", "/")] or [""]
+    if path.name == LABELS or path.suffix.lower() == CLASS:
+        if last[0] == "." or any(is_passed_over(folder) for folder in folders):
+            return None
+    elif not sieve.is_image("/".join(inside)):
+        return None
+    if not plain:
+        raise ValueError(f"{shown(given)} is a link or no regular file")
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"the name {shown(given)} leads out of the folder")
+    return str(path)
