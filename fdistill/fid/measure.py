@@ -112,7 +112,7 @@ class FidSuite:
         networks = [network for network in self._networks if network.name in DISTANCES]
         published = {network.name: self._reference.of(network.name) for network in networks}
         facts: dict[str, Any] = {"what": self._reference.what}
-        reading = {network.name: _Reading(network, self._reference.count or 0) for network in networks}
+        reading = {network.name: _Reading(network, self._reference.count) for network in networks}
         wanted = [network.name for network in networks if network.name == "inception" or not published[network.name]]
         if self._reference.images is not None and wanted:
             digest = hashlib.sha256()

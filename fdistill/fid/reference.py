@@ -24,6 +24,8 @@ from fdistill.weight_files import CheckpointError, reason
 
 AT_ONCE = 128
 """Images in memory at once."""
+LEAST = 3
+"""Images that a reference holds, for KID."""
 SIGMA_SLACK = 1e-5  # of the largest eigenvalue of a covariance that single precision may have turned negative
 
 
@@ -97,11 +99,11 @@ class Reference:
             width: number of its features.
         """
         known, made_with = self.of(network), self.weights.get(network, of_weights)
-        if known is None and self.count < 2:
+        if self.count < LEAST and (known is None or self.images is not None):
             got = f"statistics of {sorted(self.statistics)}" if self.statistics else f"{self.count} images"
             raise ValueError(
-                f"{self.what} has two images or statistics of the {network} network: got {got}; give images, or leave "
-                "the network out"
+                f"{self.what} has {LEAST} images or more, or statistics of the {network} network: got {got}; give "
+                "images, or leave the network out"
             )
         if made_with != of_weights:
             raise ValueError(

@@ -12,9 +12,9 @@ pytest.importorskip(
     "torch_fidelity", reason="torch-fidelity is not installed: pip install 'fdistill[features]'", exc_type=ImportError
 )
 
-from compare_torch_fidelity import compare, images, random_weights  # noqa: E402
+from compare_torch_fidelity import compare, images, random_weights
 
-from fdistill.fid.scores import InceptionScore, kid  # noqa: E402
+from fdistill.fid.scores import InceptionScore, kid
 
 
 def test_numbers_equal_those_of_torch_fidelity_on_the_same_images(tmp_path):

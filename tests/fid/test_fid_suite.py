@@ -182,7 +182,7 @@ GOOD = {"mu": np.zeros(FEATURES), "sigma": np.eye(FEATURES)}
         (GOOD | {"mu": np.array([None] * FEATURES)}, "no .npz"),
         ({"arr_0": np.zeros((20, 8, 8, 3), np.uint8)}, "like the samples"),
         ({"arr_0": np.zeros((20, 9, 9, 3), np.float32)}, "8-bit"),
-        ({"arr_0": np.zeros((1, 9, 9, 3), np.uint8)}, "two images"),
+        ({"arr_0": np.zeros((1, 9, 9, 3), np.uint8)}, "3 images"),
     ],
 )
 def test_statistics_that_do_not_fit_give_one_line(arrays, match, standard, tmp_path):
