@@ -160,6 +160,21 @@ class DiffusersSource:
         return tuple(sample.shape[1:])
 
 
+class FixedSet(Source, Protocol):
+    """A source whose `evaluations` are None: finished samples, which can be asked for by their numbers too.
+
+    Attributes:
+        count: of its samples.
+        class_labels: of all of them, int64 [count]; zeros where it has no classes.
+    """
+
+    count: int
+    class_labels: Tensor
+
+    def read(self, numbers: Tensor) -> Tensor:
+        """The samples with these numbers int64 [n] in [0, count), as `draw` gives them."""
+
+
 class ImageFolderSource:
     """Images of a folder or archives, with classes or without: a fixed set, of which a random part is drawn.
 
@@ -177,8 +192,8 @@ class ImageFolderSource:
     evaluations = None
 
     def __init__(self, folder: Path | str, sample_shape: Sequence[int] | None = None) -> None:
-        self._images, self._labels, class_names = list_folder(Path(folder))
-        self._folder = Path(folder)
+        self._images, self.class_labels, class_names = list_folder(Path(folder))
+        self._folder, self.count = Path(folder), len(self._images)
         self.num_classes = len(class_names)
         self.sample_shape = _own_shape(self._images) if sample_shape is None else tuple(sample_shape)
         channels, *sides = self.sample_shape
@@ -191,7 +206,7 @@ class ImageFolderSource:
 
     def labels(self, n: int, seed: int, wanted: Tensor | None = None) -> Tensor | None:
         """The classes of the images that `draw` takes, whatever was wanted."""
-        return self._labels[self._chosen(n, seed)] if self.num_classes else None
+        return self.class_labels[self._chosen(n, seed)] if self.num_classes else None
 
     def draw(self, n: int, seed: int, labels: Tensor | None = None) -> Tensor:
         """n different images of the folder.
@@ -202,8 +217,12 @@ class ImageFolderSource:
         own = self.labels(n, seed)
         if labels is not None and (own is None or not torch.equal(labels.cpu(), own)):
             raise ValueError(f"{self._folder} is a fixed set with classes of its own: draw without labels, or with its")
+        return self.read(self._chosen(n, seed))
+
+    def read(self, numbers: Tensor) -> Tensor:
+        """The images with these numbers, in the order of their names."""
         channels, side, _ = self.sample_shape
-        pixels = [self._images.read(i, side, channels) for i in self._chosen(n, seed).tolist()]
+        pixels = [self._images.read(i, side, channels) for i in numbers.tolist()]
         return torch.stack(pixels).float() / 127.5 - 1
 
     def _chosen(self, n: int, seed: int) -> Tensor:

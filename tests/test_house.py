@@ -14,7 +14,7 @@ FLOORS = {
     2: "denoiser log_ratio encoding",
     3: "objectives guidance samplers generative_model ema power_ema snapshots checkpoints checkpoint_io report "
     "diagnosis pairs calibration kinetic",
-    4: "importing modules export strategies loggers sources evaluation length_choice teacher_diagnosis diversity "
+    4: "importing modules export strategies loggers sources evaluation fid length_choice teacher_diagnosis diversity "
     "planning",
     5: "callbacks",
     6: "cli trainer_cli plan_cli commands __main__",

@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
+import torch
+
 from fdistill.commands.checked import require_writable, usable_device
 from fdistill.commands.yaml_section import data_of_file, features_of_file, remembered_data
+from fdistill.data import GenerativeDataModule
 from fdistill.evaluation import Evaluation, evaluate_models
 from fdistill.features import default_extractor
+from fdistill.fid import FidSuite, Measured, open_reference, training_reference
+from fdistill.fid import networks as networks_of
 from fdistill.loggers import FILE_NAME
 from fdistill.report import html_page, print_table, sample_grid_figure, training_curves_figure, write_json
 from fdistill.report.evidence_figures import class_bars_figure, copies_figure, intervals_figure, spectra_figure
@@ -40,6 +45,11 @@ def evaluate(
     features: str | None = None,
     bootstrap: int | None = None,
     feature_cache: str | None = None,
+    fid: str | None = None,
+    dinov2: str | None = None,
+    clip: str | None = None,
+    fid_reference: str | None = None,
+    fid_samples: int = 50_000,
 ) -> None:
     """Measure a generator against held-out real data; writes report.json, index.html and its pictures.
 
@@ -60,6 +70,12 @@ def evaluate(
         bootstrap: splits into random halves that the intervals come from, 0 for none; 30, or 10 above 256 features,
             where not given.
         feature_cache: folder in which the classifier and the features of real samples are kept for the next evaluation.
+        fid: also FID, KID and Inception score; file of torch-fidelity's weights of Inception, or hub:inception.
+        dinov2: also the Frechet distance in DINOv2; file of timm's weights, MODEL=FILE, or hub:MODEL.
+        clip: also the CLIP score with the names of classes; MODEL=FILE or hub:MODEL/TAG of OpenCLIP.
+        fid_reference: what these three compare with: a folder of images, an .npz of mu and sigma or of images arr_0, or
+            a report made with fid; the training split, where not given.
+        fid_samples: samples of each source for these three.
     """
     folder, place = require_writable(Path(out) / "report.json").parent, usable_device(device)
     given = None if data is None else data_of_file(data).in_pixels(place)
@@ -72,9 +88,14 @@ def evaluate(
     teacher_source = None if teacher_path is None else open_source(teacher_path, place, real.sample_shape, steps)
     if steps is not None and not any(isinstance(source, DiffusersSource) for source in (student, teacher_source)):
         raise ValueError(f"steps are those of a diffusers pipeline: got {steps} and no pipeline; leave --steps out")
+    sources = {"student": student} | ({} if teacher_source is None else {"teacher": teacher_source})
+    suite = _fid_suite((fid, dinov2, clip), fid_reference, fid_samples, seed, real, place)
+    if suite is not None:
+        suite.check(sources)  # hours before it is needed
     size = min(len(real.held_out_split.x), len(real.train_split.x), _MOST) if n is None else n
     result = evaluate_models(student, teacher_source, real, size, seed, repeats, bootstrap, extractor)
-    written = _write(folder, result, _curve_files(checkpoint, student))
+    measured = None if suite is None else suite.measure(sources)
+    written = _write(folder, result, _curve_files(checkpoint, student), measured)
     print_table(result.report)
     print("wrote " + ", ".join(str(path) for path in written))
 
@@ -87,6 +108,30 @@ def _remembered_teacher(student: Source) -> str | None:
     return None
 
 
+def _fid_suite(
+    given: tuple[str | None, str | None, str | None],
+    reference: str | None,
+    n: int,
+    seed: int,
+    data: GenerativeDataModule,
+    place: torch.device,
+) -> FidSuite | None:
+    """What measures by the standard networks that were given: of fid, dinov2, clip; None where none was."""
+    fid, dinov2, clip = given
+    networks = [] if fid is None else [networks_of.inception(fid, place)]
+    networks += [] if dinov2 is None else [networks_of.dinov2(dinov2, place)]
+    networks += [] if clip is None else [networks_of.clip(clip, getattr(data, "class_names", []), place)]
+    if not networks:
+        if reference is not None:
+            raise ValueError(
+                f"fid_reference is what fid or dinov2 compares with: got {reference} and neither; give one"
+            )
+        return None
+    shape = data.sample_shape
+    opened = training_reference(data) if reference is None else open_reference(reference, shape)
+    return FidSuite(networks, opened, n, seed, shape)
+
+
 def _curve_files(checkpoint: str, student: Source) -> dict[str, Path]:
     """metrics.jsonl of the run the checkpoint lies in, and of its teacher's."""
     sources = {"Student": Path(checkpoint)}
@@ -96,10 +141,16 @@ def _curve_files(checkpoint: str, student: Source) -> dict[str, Path]:
     return {name: file for name, file in files.items() if file.is_file()}
 
 
-def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path]) -> list[Path]:
+def _write(
+    folder: Path, result: Evaluation, curve_files: dict[str, Path], measured: Measured | None
+) -> list[Path]:
     """The report first, because it refuses what is no number, then the pictures, then the page that holds them."""
     report = result.report
-    written = write_json(folder / "report.json", report)
+    if measured is not None:
+        report |= {name: report[name] | row for name, row in measured.rows.items()} | {"fid_setup": measured.setup}
+    written = [write_json(folder / "report.json", report)]
+    if measured is not None:
+        written += [statistics.write(folder / name) for name, statistics in measured.statistics.items()]
     titles = {
         "student": _title("Student", report["student_evaluations"]),
         "teacher": _title("Teacher", report["teacher_evaluations"]),
@@ -123,7 +174,7 @@ def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path]) -> li
     if curve_files:
         pictures["Training"] = training_curves_figure(curve_files, folder / "curves.png")
     page = html_page(folder / "index.html", "One-step generator", report, pictures)
-    return [written, *pictures.values(), page]
+    return [*written, *pictures.values(), page]
 
 
 def _title(name: str, evaluations: int | None) -> str:

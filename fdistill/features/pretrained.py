@@ -7,7 +7,7 @@ downloaded unless `download: true` says so, and nothing is unpickled but tensors
 import importlib
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -29,22 +29,28 @@ class TimmFeatures(ModuleFeatures):
         model: timm's name for it, e.g. `vit_small_patch14_dinov2.lvd142m` or `resnet50.a1_in1k`.
         weights: file of all its weights, head included, as timm publishes them: .safetensors, .bin or .pth.
         download: fetch timm's own weights for this name instead.
+        resolution: height and width to run a vision transformer at, where not those it was trained for; timm resamples
+            its position embedding.
 
     Raises:
         ValueError: if timm is not installed or does not know the model, or the weights are missing or do not fit.
     """
 
-    def __init__(self, model: str, weights: str | None = None, download: bool = False) -> None:
+    def __init__(
+        self, model: str, weights: str | None = None, download: bool = False, resolution: int | None = None
+    ) -> None:
         _require_one("TimmFeatures", weights, download)
         _require_local("TimmFeatures", model, download)
         timm = _library("timm", "timm")
-        source = {} if weights is None else {"pretrained_cfg_overlay": {"state_dict": read_weights(weights)}}
+        source: dict[str, Any] = {} if resolution is None else {"img_size": resolution}
+        if weights is not None:
+            source["pretrained_cfg_overlay"] = {"state_dict": read_weights(weights)}
         with _one_line("timm", model, weights):
             network = timm.create_model(model, pretrained=True, **source)
             network.reset_classifier(0)  # only now: without a head timm would load any file, however little of it fits
         network.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
         made_for = timm.data.resolve_model_data_config(network)
-        super().__init__(network, made_for["input_size"][1], made_for["mean"], made_for["std"])
+        super().__init__(network, resolution or made_for["input_size"][1], made_for["mean"], made_for["std"])
         self._model = model
 
     @property
@@ -53,18 +59,24 @@ class TimmFeatures(ModuleFeatures):
 
 
 class OpenClipFeatures(ModuleFeatures):
-    """Image embeddings of a CLIP model, not normalised; the text tower is dropped.
+    """Image embeddings of a CLIP model, not normalised; the text tower is dropped when it has read the prompts.
 
     Args:
         model: OpenCLIP's name for the architecture, e.g. `ViT-B-32`.
         weights: file of the whole model: .safetensors, .bin or .pt; with download also OpenCLIP's tag for weights.
         download: let OpenCLIP fetch what `weights` names, and whatever else the model asks for.
+        prompts: texts to compare images with.
+
+    Attributes:
+        prompt_embeddings: of the prompts [p, d], not normalised.
 
     Raises:
         ValueError: if open_clip is not installed or does not know the model, or the weights are missing or do not fit.
     """
 
-    def __init__(self, model: str, weights: str, download: bool = False) -> None:
+    prompt_embeddings: Tensor
+
+    def __init__(self, model: str, weights: str, download: bool = False, prompts: Sequence[str] = ()) -> None:
         _require_local("OpenClipFeatures", model, download)
         open_clip = _library("open_clip", "open-clip-torch")
         if not download:
@@ -83,6 +95,11 @@ class OpenClipFeatures(ModuleFeatures):
         resolution = size if isinstance(size, int) else size[0]
         super().__init__(network.visual, resolution, tuple(made_for["mean"]), tuple(made_for["std"]))
         self._model = model
+        embedded = torch.zeros(0)
+        if prompts:
+            with torch.no_grad():
+                embedded = network.eval().encode_text(open_clip.get_tokenizer(model)(list(prompts))).float()
+        self.register_buffer("prompt_embeddings", embedded, persistent=False)
 
     @property
     def what(self) -> str:
@@ -132,6 +149,10 @@ class InceptionFeatures(FeatureExtractor):
     def raw_features(self, x: Tensor) -> Tensor:
         pixels = ((x + 1) * 127.5).round().clamp(0, 255).byte()
         return self.network(pixels.expand(-1, 3, -1, -1))[0].float()
+
+    def class_logits(self, features: Tensor) -> Tensor:
+        """Logits [n, 1008] of raw features [n, 2048], without the bias: those of the Inception score."""
+        return features @ self.network.fc.weight.T
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

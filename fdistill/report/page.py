@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fdistill.files import atomic_write
-from fdistill.report.table import metric_cells, speedup_line, table_cells
+from fdistill.report.table import fid_lines, metric_cells, speedup_line, table_cells
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --dim: #59636e; --line: #d1d9e0; --back: #fff; --mark: #eaf2fb; }
@@ -75,6 +75,7 @@ def html_page(
         f'<p class="dim">{HOW_TO_READ}</p>',
         *(_figure(caption, Path(source)) for caption, source in images.items()),
         _metrics(report),
+        *(f'<p class="dim">{escape(line)}</p>' for line in fid_lines(report)),
         _facts(report),
     ]
     return atomic_write(path, html_document(title, parts))

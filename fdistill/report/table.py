@@ -105,7 +105,14 @@ METRICS = {
     "projection": Explained(
         "Farthest projection", "→ floor", "Of any sample in any direction; 1 for a Gaussian. Rests on one sample."
     ),
+    "fid": Explained("FID", "↓", "Fréchet distance in unscaled Inception features: compare at equal n and reference."),
+    "kid": Explained("KID", "↓ 0", "Kernel distance in Inception features, mean of subsets. Unbiased at every n."),
+    "inception_score": Explained("Inception score", "↑", "Clear and varied classes of ImageNet. Sees no real data."),
+    "fd_dinov2": Explained("FD-DINOv2", "↓", "Fréchet distance in unscaled features of DINOv2."),
+    "clip_score": Explained("CLIP score", "↑", "100 times the mean cosine of image and prompt. Blind to variety."),
 }
+PUBLISHED = ("fid", "kid", "inception_score", "fd_dinov2", "clip_score")
+"""Those by standard networks."""
 
 
 def row_title(row: str, report: dict[str, Any]) -> str:
@@ -148,6 +155,31 @@ def speedup_line(report: dict[str, Any]) -> str | None:
     )
 
 
+def fid_lines(report: dict[str, Any]) -> list[str]:
+    """Return a line for each metric by a standard network, then how they were measured; none where none was."""
+    setup = report.get("fid_setup")
+    if setup is None:
+        return []
+    lines = []
+    for metric in PUBLISHED:
+        numbers = {name: report[name][metric] for name in setup["samples"] if metric in report[name]}
+        if numbers:
+            values = ", ".join(f"{name} {value:.5g}" for name, value in numbers.items())
+            lines.append(f"{METRICS[metric].title}: {values}")
+    counts = ", ".join(f"{name} {count:,}" for name, count in setup["samples"].items())
+    lines.append(f"Samples: {counts}; {setup['pixels']}; seed {setup['seed']}.")
+    for name, network in setup["networks"].items():
+        against = ""
+        if "reference_count" in network:
+            count = "an unknown number of" if network["reference_count"] is None else f"{network['reference_count']:,}"
+            against = f"; against {count} images: {setup['reference']['what']} ({network['reference_fingerprint']})"
+        lines.append(
+            f"{name}: {network['features']}, weights {network['weights']} ({network['fingerprint']}), "
+            f"{network['preprocessing']}{against}."
+        )
+    return [*lines, *(f"Note: {note}." for note in setup["notes"])]
+
+
 def print_table(report: dict[str, Any], console: Console | None = None) -> None:
     """Print the report's rows, its verdict and the speed-up to `console`, standard output by default."""
     console = console or Console()
@@ -170,7 +202,7 @@ def print_table(report: dict[str, Any], console: Console | None = None) -> None:
     for name, cells in rows:
         table.add_row(*cells, style="bold" if name == "student" else None)
     console.print(table)
-    for line in (report.get("verdict"), speedup_line(report)):
+    for line in (report.get("verdict"), speedup_line(report), *fid_lines(report)):
         if line:
             console.print(line, highlight=False, markup=False)
 
