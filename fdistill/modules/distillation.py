@@ -38,6 +38,7 @@ from fdistill.modules.start import (
     teacher_guidance,
     teacher_model,
 )
+from fdistill.networks import train_without_dropout
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import Objective
 from fdistill.schedules import Schedule
@@ -47,7 +48,8 @@ class DistillationModule(DistillationTurn):
     """Distillation of a teacher into a student by an objective: which distributions are matched, and how.
 
     The student descends its objective at its own noised samples; the fake score learns their score, a discriminator
-    their log density ratio, and each is built and asked only where the objective needs it.
+    their log density ratio, and each is built and asked only where the objective needs it. No network drops anything
+    out here, whatever the teacher was trained with: student and fake score learn as they are evaluated.
 
     Args:
         teacher: a run checkpoint or exported folder of a teacher, or a denoiser (an analytic one, say).
@@ -233,8 +235,11 @@ class DistillationModule(DistillationTurn):
         return self.rhythm.is_logged(turn, self.trainer.log_every_n_steps)
 
     def train(self, mode: bool = True) -> "DistillationModule":
-        """Teacher, guide and frozen networks stay in evaluation mode."""
+        """Teacher, guide and frozen networks stay in evaluation mode; student and fake score learn without dropout."""
         super().train(mode)
+        for learner in (self.student, self.fake_score):
+            if mode and learner is not None:
+                train_without_dropout(learner)
         self.teacher.eval()
         if self.guide is not None:
             self.guide.eval()

@@ -19,6 +19,7 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.guidance import Guidance
 from fdistill.modules.discrimination import Reads
 from fdistill.modules.rhythm import Turn
+from fdistill.networks import train_without_dropout
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import Objective
 from fdistill.pairs import TeacherPairs
@@ -256,7 +257,7 @@ def learners(
     fake_score: Denoiser | str | Path | None,
     with_fake_score: bool,
 ) -> tuple[Denoiser, Denoiser | None]:
-    """Trainable copies of the initial student and fake score; of the teacher where None is given.
+    """Trainable copies of the initial student and fake score, without dropout; of the teacher where None is given.
 
     A path is that of a run checkpoint or exported folder. Without a fake score (an objective that asks for none) the
     second is None.
@@ -303,7 +304,8 @@ def _denoiser(source: Denoiser | str | Path | None) -> Denoiser | None:
 
 
 def _trainable(denoiser: Denoiser, name: str) -> Denoiser:
-    copied = copy.deepcopy(denoiser).requires_grad_(True).train()
+    copied = copy.deepcopy(denoiser).requires_grad_(True)
+    train_without_dropout(copied)
     if not any(True for _ in copied.parameters()):
         raise ValueError(
             f"the teacher has no parameters to start the {name} from: give {name} as a denoiser of its own"

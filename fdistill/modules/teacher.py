@@ -82,7 +82,7 @@ class TeacherModule(GenerativeModule):
                 f"expected label_dropout 0, got {label_dropout}"
             )
         with start_at_rank_0(self, meta_start):
-            self.denoiser = Denoiser(network, preconditioning)
+            self.denoiser = Denoiser(network, preconditioning).train()  # it may come in evaluation mode
             self.ema = EMA(self.denoiser, ema_decay)
         self.noise_levels, self.optimizer = noise_levels, optimizer
         self.label_dropout = label_dropout
