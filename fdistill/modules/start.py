@@ -202,14 +202,16 @@ def check_imitation(imitation: float, fake_score: Denoiser | None, student: Deno
 def teacher_model(source: Denoiser | str | Path) -> GenerativeModel:
     """The teacher to distil and how to sample it: what a checkpoint or exported folder holds, or the denoiser given.
 
-    A denoiser alone says nothing of its sampler: it gets 18 Heun steps on EDM's grid from 80 down to .002.
+    A denoiser alone says nothing of its sampler: it gets 18 Heun steps on EDM's grid from 80 down to .002, or between
+    the ends of its path where these are nearer.
 
     Raises:
         CheckpointError: if the file cannot be used.
         ValueError: if it holds a student, which denoises at one noise level only.
     """
     if isinstance(source, Denoiser):
-        return GenerativeModel.teacher(source, num_steps=18, sigma_min=0.002, sigma_max=80.0)
+        low, high = source.noise_range
+        return GenerativeModel.teacher(source, num_steps=18, sigma_min=max(low, 0.002), sigma_max=min(high, 80.0))
     model = load_model(source)
     if model.kind != "teacher":
         raise ValueError(f"a teacher denoises at every noise level: {source} holds a {model.kind}")
