@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fdistill.described import Described
 from fdistill.networks import Encoding, Network
+from fdistill.paths import NoiseRange
 from fdistill.preconditioning import Coefficients, Preconditioning
 
 
@@ -54,6 +55,11 @@ class Denoiser(nn.Module, Described):
     def num_classes(self) -> int:
         """0 where the denoiser is unconditional."""
         return self.network.num_classes
+
+    @property
+    def noise_range(self) -> NoiseRange:
+        """The noise levels that its network knows."""
+        return self.preconditioning.noise_range
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """The denoised sample, [B, *sample_shape]."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from fdistill.decoders import Decoder
@@ -48,6 +49,13 @@ class GenerativeModel:
         elif self.sampler is None:
             self.sampler = Heun()
         Guidance.of(self.guidance).check_fits(self.denoiser)
+        outside = self.denoiser.noise_range.first_outside(_visited(self.kind, self.sigmas, self.sampler))
+        if outside is not None:  # as a file of an earlier version may say
+            low, high = self.denoiser.noise_range
+            rank_zero_warn(
+                f"this {self.kind} is sampled at sigma = {outside:.6g}, outside of its network's path "
+                f"({low:.6g} to {high:.6g})"
+            )
 
     @classmethod
     def student(
@@ -61,9 +69,11 @@ class GenerativeModel:
             facts: see the attribute.
 
         Raises:
-            ValueError: where the levels do not fall, or one is not positive and finite.
+            ValueError: where the levels do not fall, or one is not positive and finite, or outside of D's path.
         """
         levels = torch.atleast_1d(torch.as_tensor(sigmas, dtype=torch.float64))
+        _check_levels(levels)
+        denoiser.noise_range.check("each noise level of a student", levels.tolist())
         return cls(denoiser.eval(), "student", levels, facts=facts or {})
 
     @classmethod
@@ -91,12 +101,12 @@ class GenerativeModel:
             sigmas: a grid of its own, strictly falling to >= 0, in place of the three numbers.
 
         Raises:
-            ValueError: for an impossible grid, one that the sampler cannot use, or a guide that does not fit.
+            ValueError: for an impossible grid, one that the sampler cannot use or that leaves D's path, or a guide
+                that does not fit.
         """
         grid = karras_grid(num_steps, sigma_min, sigma_max) if sigmas is None else sigmas
-        model = cls(denoiser.eval(), "teacher", grid, guidance, facts or {}, sampler)
-        model.sampler.visits(grid)
-        return model
+        denoiser.noise_range.check("each level of a sampling grid", _visited("teacher", grid, sampler or Heun()))
+        return cls(denoiser.eval(), "teacher", grid, guidance, facts or {}, sampler)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -111,7 +121,7 @@ class GenerativeModel:
     @property
     def evaluations(self) -> int:
         """Network evaluations for one sample; two where guidance acts."""
-        levels = self.sigmas.tolist() if self.kind == "student" else self.sampler.visits(self.sigmas)
+        levels = _visited(self.kind, self.sigmas, self.sampler)
         guidance = Guidance.of(self.guidance)
         return sum(guidance.cost(self.denoiser, level) for level in levels)
 
@@ -206,6 +216,11 @@ class GenerativeModel:
         if self.decoder is None:
             return self.sample_shape
         return tuple(self.decode(torch.zeros(1, *self.sample_shape)).shape[1:])
+
+
+def _visited(kind: str, sigmas: Tensor, sampler: Sampler | None) -> list[float]:
+    """The levels at which the denoiser is evaluated."""
+    return sigmas.tolist() if kind == "student" else sampler.visits(sigmas)
 
 
 def _check_levels(sigmas: Tensor) -> None:

@@ -65,6 +65,7 @@ def estimate_shares(
             f"shares need 0 < sigma_min < sigma_max, finite, and sigma_data > 0: got {sigma_min}, {sigma_max} and "
             f"{sigma_data}"
         )
+    denoiser.noise_range.check("each of sigma_min and sigma_max", [sigma_min, sigma_max])
     first, last = (math.atan(sigma_data / sigma) for sigma in (sigma_max, sigma_min))
     angles = first + (last - first) * (torch.arange(num_angles, dtype=torch.float64) + 0.5) / num_angles
     noise = torch.randn(x_0.shape, generator=generator, device=generator.device, dtype=x_0.dtype).to(x_0)

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from fdistill.paths import Path
+from fdistill.paths import NoiseRange, Path
 
 _LARGEST_RATIO = 1e6  # of noise to signal: there single precision rounds x_0 + sigma eps by up to a tenth
 _SMALLEST_SHARE = 1e-6  # keeps u away from 0 and 1, where a log-normal has no finite quantile
+_LEAST_INSIDE = 0.5  # of the mass of a distribution that is cut: with less it is another one
 
 
 class NoiseLevels(ABC):
@@ -131,6 +132,50 @@ class UniformTime(NoiseLevels):
 
     def cdf(self, sigma: Tensor) -> Tensor:
         return ((self.path.time(sigma) - self.t_min) / (self.t_max - self.t_min)).clamp(0, 1)
+
+
+class Truncated(NoiseLevels):
+    """Another distribution, given that sigma lies in a range: its density there, over its mass there."""
+
+    def __init__(self, noise_levels: NoiseLevels, sigma_min: float = 0.0, sigma_max: float = math.inf) -> None:
+        """Args:
+        noise_levels: what is cut.
+        sigma_min: lower end, >= 0.
+        sigma_max: upper end, > sigma_min.
+
+        Raises:
+            ValueError: for ends out of order, or less than half of the mass between them.
+        """
+        if not 0 <= sigma_min < sigma_max:
+            raise ValueError(f"Truncated needs 0 <= sigma_min < sigma_max: got {sigma_min} and {sigma_max}")
+        self.noise_levels, self.sigma_min, self.sigma_max = noise_levels, sigma_min, sigma_max
+        self.below, up_to = (self._mass_below(end) for end in (sigma_min, sigma_max))
+        self.inside = up_to - self.below
+        if not self.inside >= _LEAST_INSIDE:
+            raise ValueError(
+                f"noise levels are cut to where most of them lie: expected at least {_LEAST_INSIDE:.0%} of "
+                f"{type(noise_levels).__name__} between {sigma_min:.6g} and {sigma_max:.6g}, got {self.inside:.2%}; "
+                "choose another distribution"
+            )
+
+    def _mass_below(self, end: float) -> float:
+        if end in (0, math.inf):  # which are no noise levels
+            return float(end > 0)
+        return float(self.noise_levels.cdf(torch.tensor(end, dtype=torch.float64, device="cpu")))
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self.noise_levels.quantile(self.below + self.inside * u).clamp(self.sigma_min, self.sigma_max)
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        return ((self.noise_levels.cdf(sigma) - self.below) / self.inside).clamp(0, 1)
+
+
+def cut_to(noise_levels: NoiseLevels, known: NoiseRange) -> NoiseLevels:
+    """A distribution of which no draw leaves a range: itself where none does, else `Truncated`, whose errors it has."""
+    ends = torch.tensor([_SMALLEST_SHARE, 1 - _SMALLEST_SHARE], dtype=torch.float64, device="cpu")
+    if known.first_outside(noise_levels.quantile(ends).tolist()) is None:
+        return noise_levels
+    return Truncated(noise_levels, *known)
 
 
 def karras_grid(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fdistill.described import Described
-from fdistill.paths import Path, RectifiedFlow, VariancePreserving
+from fdistill.paths import NoiseRange, Path, RectifiedFlow, VariancePreserving
 
 
 class Coefficients(NamedTuple):
@@ -29,6 +29,11 @@ class Preconditioning(Described, ABC):
     @abstractmethod
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """Coefficients at sigma > 0, [B]."""
+
+    @property
+    def noise_range(self) -> NoiseRange:
+        """The noise levels that such a network knows; outside, a path's time stands still or leaves [0, 1]."""
+        return NoiseRange()
 
 
 class EDM(Preconditioning):
@@ -72,6 +77,10 @@ class _OnPath(Preconditioning):
         time_scale: the network's time input is time_scale * t.
         """
         self.path, self.time_scale = path, time_scale
+
+    @property
+    def noise_range(self) -> NoiseRange:
+        return self.path.noise_range
 
     def _at(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         t = self.path.time(sigma)

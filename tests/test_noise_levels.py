@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.noise_levels import KarrasUniform, LogNormal, LogUniform, NoiseLevels, UniformTime, karras_grid
+from fdistill.noise_levels import KarrasUniform, LogNormal, LogUniform, NoiseLevels, Truncated, UniformTime, karras_grid
 from fdistill.paths import RectifiedFlow, VarianceExploding, VPCosine, VPLinear
 
-ARGUMENTS = {UniformTime: {"path": VPLinear()}}
+ARGUMENTS = {
+    UniformTime: {"path": VPLinear()},
+    Truncated: {"noise_levels": LogNormal(-0.8, 1.6), "sigma_min": 0.03, "sigma_max": 14.6},
+}
 
 
 def concrete_subclasses(cls):
@@ -49,6 +52,24 @@ def test_cdf_of_any_positive_level_is_a_share(law):
     assert (share.diff() >= 0).all()
     assert share[0] < 1e-6
     assert share[-1] > 1 - 1e-6
+
+
+@pytest.mark.parametrize("ends", [(0.0, 2.0), (0.05, math.inf), (0.05, 2.0)])
+@pytest.mark.parametrize(
+    "law", [LogNormal(-0.8, 1.6), LogUniform(0.01, 5.0), KarrasUniform(0.01, 5.0), UniformTime(RectifiedFlow())]
+)
+def test_a_truncated_law_is_the_conditional_one(law, ends):
+    cut, (low, high) = Truncated(law, *ends), ends
+    sigma = torch.logspace(-1.2, 0.2, 50, dtype=torch.float64)
+    below = float(law.cdf(torch.tensor(low, dtype=torch.float64))) if low else 0.0
+    up_to = float(law.cdf(torch.tensor(high, dtype=torch.float64))) if high < math.inf else 1.0
+    assert_close(cut.cdf(sigma), (law.cdf(sigma) - below) / (up_to - below), rtol=1e-12, atol=1e-15)
+    drawn = law.sample(200_000, torch.Generator().manual_seed(0)).double()
+    kept = drawn[(drawn >= low) & (drawn <= high)].log()
+    ours = cut.sample(200_000, torch.Generator().manual_seed(1)).double()
+    assert ours.min() >= low * (1 - 1e-6)
+    assert ours.max() <= high
+    assert abs(ours.log().mean() - kept.mean()) < 5 * kept.std() * math.sqrt(2 / len(kept))
 
 
 @every_law

@@ -240,7 +240,7 @@ def parts_of(module: DistillationModule, options: argparse.Namespace, fast: bool
     teacher, student, fake, ratio, ema = (
         copy.deepcopy(part) for part in (module.teacher, module.student, module.fake_score, module.ratio, module.ema)
     )
-    for part in (teacher, student.train(), fake.train(), ratio, ema):
+    for part in (teacher, student, fake, ratio, ema):
         part.to(kind)
     if fast:
         for denoiser in (teacher, student, fake):

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import torch
 from torch import Tensor
 
 from fdistill.checkpoints import load_model
@@ -10,10 +9,7 @@ from fdistill.denoiser import Denoiser
 from fdistill.generative_model import GenerativeModel
 from fdistill.grids import SamplingGrid
 from fdistill.guidance import Guidance
-from fdistill.paths import VarianceExploding
 from fdistill.samplers import Sampler
-
-_ROUNDING = 1e-6  # of a level that is there and back through a path's time
 
 
 def resampled(
@@ -60,7 +56,7 @@ def resampled(
     if {"guidance", "guidance_interval", "guide"} & {name for name, value in given.items() if value is not None}:
         changes["guidance"] = _guidance(model, guidance, guidance_interval, guide)
     visits = changes["sampler"].visits(changes["sigmas"])  # a sampler that cannot use the grid says so before any work
-    _check_reach(model.denoiser, visits)
+    model.denoiser.noise_range.check("each level of a grid", visits)
     changed = dataclasses.replace(model, **changes)
     own = Guidance.of(changed.guidance)
     if own.scale != 1 and not any(own.cost(model.denoiser, level) > 1 for level in visits):
@@ -69,19 +65,6 @@ def resampled(
             f"one of them, got ({own.sigma_low:g}, {own.sigma_high:g}]"
         )
     return changed
-
-
-def _check_reach(denoiser: Denoiser, visits: list[float]) -> None:
-    """Raises ValueError where a network that speaks of a path's time would be asked beyond its ends."""
-    path = getattr(denoiser.preconditioning, "path", None)
-    if path is None or isinstance(path, VarianceExploding):
-        return
-    low, high = path.noise_ratio(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
-    if not (low * (1 - _ROUNDING) <= min(visits) and max(visits) <= high * (1 + _ROUNDING)):
-        raise ValueError(
-            f"this teacher's path ({type(path).__name__}) has noise levels from {low:.6g} to {high:.6g}: expected a "
-            f"grid within, got {max(visits):.6g} to {min(visits):.6g}"
-        )
 
 
 def _grid(model: GenerativeModel, steps: int | None, grid: SamplingGrid | None) -> Tensor:

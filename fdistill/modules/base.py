@@ -245,7 +245,7 @@ class GenerativeModule(L.LightningModule):
         return {name: value for name, value in state.items() if not name.startswith(self.frozen_prefixes)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the description of the model and the random states of every rank (for networks with dropout).
+        """Add the description of the model and the random states of every rank (for teachers that learn with dropout).
 
         Raises:
             NonFiniteError: where the turn that just ended was broken, so that nothing of it is saved.

@@ -1,5 +1,6 @@
 """The discriminator of a distillation: what it reads, and what it learns from."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Literal, NamedTuple
@@ -24,7 +25,9 @@ class Shown(NamedTuple):
     sigma: Tensor  # [B]
 
 
-def shown(x_t: Tensor, sigma: Tensor, instance_noise: float, generator: torch.Generator) -> Shown:
+def shown(
+    x_t: Tensor, sigma: Tensor, instance_noise: float, generator: torch.Generator, highest: float = math.inf
+) -> Shown:
     """x_t + tau n at the level sqrt(sigma^2 + tau^2): instance noise tau (arXiv 1610.04490), in units of the data.
 
     Real and generated samples get it by the same law. The optimal logit becomes the log ratio of the laws noised at
@@ -35,6 +38,7 @@ def shown(x_t: Tensor, sigma: Tensor, instance_noise: float, generator: torch.Ge
         sigma: [B].
         instance_noise: tau.
         generator: of n; nothing is drawn where tau is 0.
+        highest: noise level beyond which no network knows its input: samples near it get less noise, up to it.
 
     Raises:
         ValueError: where tau is negative, which only a schedule can be here.
@@ -44,6 +48,10 @@ def shown(x_t: Tensor, sigma: Tensor, instance_noise: float, generator: torch.Ge
     if instance_noise == 0:
         return Shown(x_t, sigma)
     noise = torch.randn(x_t.shape, generator=generator, device=x_t.device)
+    if highest < math.inf:
+        added = (highest**2 - sigma.square()).clamp(0, instance_noise**2)
+        moved = x_t + added.sqrt().reshape(-1, *[1] * (x_t.ndim - 1)) * noise
+        return Shown(moved, (sigma.square() + added).sqrt())
     return Shown(x_t + instance_noise * noise, (sigma.square() + instance_noise**2).sqrt())
 
 

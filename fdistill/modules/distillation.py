@@ -16,6 +16,7 @@ from fdistill.log_ratio import RatioEstimator
 from fdistill.modules.discrimination import Reads, build_discriminator
 from fdistill.modules.distillation_turn import DistillationTurn
 from fdistill.modules.generation import check_levels
+from fdistill.modules.noise_range import check_on_path, known_by, levels_on_path
 from fdistill.modules.rhythm import Rhythm, Turn
 from fdistill.modules.start import (
     Stored,
@@ -38,6 +39,7 @@ from fdistill.modules.start import (
     teacher_guidance,
     teacher_model,
 )
+from fdistill.networks import train_without_dropout
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import Objective
 from fdistill.schedules import Schedule
@@ -47,7 +49,8 @@ class DistillationModule(DistillationTurn):
     """Distillation of a teacher into a student by an objective: which distributions are matched, and how.
 
     The student descends its objective at its own noised samples; the fake score learns their score, a discriminator
-    their log density ratio, and each is built and asked only where the objective needs it.
+    their log density ratio, and each is built and asked only where the objective needs it. No network drops anything
+    out here, whatever the teacher was trained with: student and fake score learn as they are evaluated.
 
     Args:
         teacher: a run checkpoint or exported folder of a teacher, or a denoiser (an analytic one, say).
@@ -151,7 +154,6 @@ class DistillationModule(DistillationTurn):
         check_needs(objective, discriminator, pairs, r1_weight, r1_step)
         check_instance_noise(instance_noise, objective)
         self.objective, self.levels, needs = objective, check_levels(sigma_init, renoise_levels), objective.needs
-        self.noise_levels, self.fake_noise_levels = noise_levels, fake_noise_levels or noise_levels
         check_one_step(objective, self.levels)
         self.rhythm = Rhythm(turn, fake_updates_per_student, fake_score_warmup)
         self.reads = discriminator if needs.discriminator else "none"
@@ -174,8 +176,16 @@ class DistillationModule(DistillationTurn):
             self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.student, loaded.facts)
             self.guidance = teacher_guidance(guidance, guidance_interval, guide, self.teacher, dtype)
             self.guide = Guidance.of(self.guidance).guide
+            self._keep_to_path(noise_levels, fake_noise_levels)
             self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)
             self.ratio = self._ratio(ratio_bins, ratio_decay) if needs.discriminator else None
+
+    def _keep_to_path(self, noise_levels: NoiseLevels, fake_noise_levels: NoiseLevels | None) -> None:
+        check_on_path(self.levels, self.student)
+        self.known = known_by(self.teacher, self.guide, self.fake_score)
+        self.noise_levels = self.fake_noise_levels = levels_on_path("noise_levels", noise_levels, self.known)
+        if fake_noise_levels is not None:
+            self.fake_noise_levels = levels_on_path("fake_noise_levels", fake_noise_levels, self.known)
 
     def _ratio(self, bins: int, decay: float) -> RatioEstimator:
         network = build_discriminator(self.reads, self.teacher, self.student, self.fake_score, self.seed)
@@ -233,8 +243,11 @@ class DistillationModule(DistillationTurn):
         return self.rhythm.is_logged(turn, self.trainer.log_every_n_steps)
 
     def train(self, mode: bool = True) -> "DistillationModule":
-        """Teacher, guide and frozen networks stay in evaluation mode."""
+        """Teacher, guide and frozen networks stay in evaluation mode; student and fake score learn without dropout."""
         super().train(mode)
+        for learner in (self.student, self.fake_score):
+            if mode and learner is not None:
+                train_without_dropout(learner)
         self.teacher.eval()
         if self.guide is not None:
             self.guide.eval()

@@ -31,6 +31,7 @@ from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import Needs, NoisedSamples, Objective, Regression, denoising_loss, discriminator_loss
 from fdistill.objectives.base import Asked
 from fdistill.pairs import TeacherPairs
+from fdistill.paths import NoiseRange
 from fdistill.schedules import Schedule, value_at
 
 
@@ -40,6 +41,7 @@ class DistillationTurn(StudentValidation):
     objective: Objective
     noise_levels: NoiseLevels
     fake_noise_levels: NoiseLevels
+    known: NoiseRange
     levels: tuple[float, ...]
     rhythm: Rhythm
     reads: Reads
@@ -145,7 +147,7 @@ class DistillationTurn(StudentValidation):
         return self.reuse_generated and self.last_generated is not None and len(self.last_generated[0]) == n
 
     def _shown(self, x_t: Tensor, sigma: Tensor, generator: torch.Generator) -> Shown:
-        return shown(x_t, sigma, value_at(self.instance_noise, self.updates), generator)
+        return shown(x_t, sigma, value_at(self.instance_noise, self.updates), generator, self.known.high)
 
     def _ask_teacher(self, x_t: Tensor, seen: Shown, generated: Generated, needs: Needs, fake_learns: bool) -> Opinion:
         """Only what this turn reads: features for the discriminator, the guided value for the student.

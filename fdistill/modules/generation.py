@@ -63,7 +63,7 @@ def simulate(
     in sampling, instead of on noised data.
 
     Args:
-        student: in training mode.
+        student: as it learns.
         latents: standard normal [B, *sample_shape], one for each step made.
         levels: noise level of each step.
         labels: int64 [B], or None.

@@ -19,6 +19,7 @@ from fdistill.generative_model import GenerativeModel
 from fdistill.guidance import Guidance
 from fdistill.modules.discrimination import Reads
 from fdistill.modules.rhythm import Turn
+from fdistill.networks import train_without_dropout
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import Objective
 from fdistill.pairs import TeacherPairs
@@ -201,14 +202,16 @@ def check_imitation(imitation: float, fake_score: Denoiser | None, student: Deno
 def teacher_model(source: Denoiser | str | Path) -> GenerativeModel:
     """The teacher to distil and how to sample it: what a checkpoint or exported folder holds, or the denoiser given.
 
-    A denoiser alone says nothing of its sampler: it gets 18 Heun steps on EDM's grid from 80 down to .002.
+    A denoiser alone says nothing of its sampler: it gets 18 Heun steps on EDM's grid from 80 down to .002, or between
+    the ends of its path where these are nearer.
 
     Raises:
         CheckpointError: if the file cannot be used.
         ValueError: if it holds a student, which denoises at one noise level only.
     """
     if isinstance(source, Denoiser):
-        return GenerativeModel.teacher(source, num_steps=18, sigma_min=0.002, sigma_max=80.0)
+        low, high = source.noise_range
+        return GenerativeModel.teacher(source, num_steps=18, sigma_min=max(low, 0.002), sigma_max=min(high, 80.0))
     model = load_model(source)
     if model.kind != "teacher":
         raise ValueError(f"a teacher denoises at every noise level: {source} holds a {model.kind}")
@@ -256,7 +259,7 @@ def learners(
     fake_score: Denoiser | str | Path | None,
     with_fake_score: bool,
 ) -> tuple[Denoiser, Denoiser | None]:
-    """Trainable copies of the initial student and fake score; of the teacher where None is given.
+    """Trainable copies of the initial student and fake score, without dropout; of the teacher where None is given.
 
     A path is that of a run checkpoint or exported folder. Without a fake score (an objective that asks for none) the
     second is None.
@@ -303,7 +306,8 @@ def _denoiser(source: Denoiser | str | Path | None) -> Denoiser | None:
 
 
 def _trainable(denoiser: Denoiser, name: str) -> Denoiser:
-    copied = copy.deepcopy(denoiser).requires_grad_(True).train()
+    copied = copy.deepcopy(denoiser).requires_grad_(True)
+    train_without_dropout(copied)
     if not any(True for _ in copied.parameters()):
         raise ValueError(
             f"the teacher has no parameters to start the {name} from: give {name} as a denoiser of its own"

@@ -12,10 +12,12 @@ from fdistill.grids import SamplingGrid
 from fdistill.loss_weights import EDMWeight, LossWeight
 from fdistill.modules.base import GenerativeModule, MicroBatch, mean_of
 from fdistill.modules.guard import Samples
+from fdistill.modules.noise_range import levels_on_path
 from fdistill.modules.start import start_at_rank_0
 from fdistill.networks import Network
 from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import weighted_denoising_loss
+from fdistill.paths import NoiseRange
 from fdistill.preconditioning import Preconditioning
 from fdistill.random_streams import generator_for
 from fdistill.samplers import Sampler
@@ -82,14 +84,15 @@ class TeacherModule(GenerativeModule):
                 f"expected label_dropout 0, got {label_dropout}"
             )
         with start_at_rank_0(self, meta_start):
-            self.denoiser = Denoiser(network, preconditioning)
+            self.denoiser = Denoiser(network, preconditioning).train()  # it may come in evaluation mode
             self.ema = EMA(self.denoiser, ema_decay)
-        self.noise_levels, self.optimizer = noise_levels, optimizer
+        known = self.denoiser.noise_range
+        self.noise_levels, self.optimizer = levels_on_path("noise_levels", noise_levels, known), optimizer
         self.label_dropout = label_dropout
         self.validation_weight = EDMWeight(sigma_data)
         self.loss_weight = self.validation_weight if loss_weight is None else loss_weight
         edm_grid = {"num_steps": num_steps, "sigma_min": sigma_min, "sigma_max": sigma_max}
-        self.sampling = {**edm_grid, "guidance": guidance, "sampler": sampler, "sigmas": _levels(grid, edm_grid)}
+        self.sampling = {**edm_grid, "guidance": guidance, "sampler": sampler, "sigmas": _levels(grid, edm_grid, known)}
         GenerativeModel.teacher(
             self.ema.average, **self.sampling
         )  # an impossible grid is refused now, not after training
@@ -166,9 +169,11 @@ class TeacherModule(GenerativeModule):
         return weighted_denoising_loss(denoised, x_0, sigma, weight), Samples(sigma, [x, denoised])
 
 
-def _levels(grid: SamplingGrid | None, edm_grid: dict[str, float]) -> Tensor | None:
-    """The noise levels that a grid names, which leaves nothing to say for the numbers of EDM's."""
+def _levels(grid: SamplingGrid | None, edm_grid: dict[str, float], known: NoiseRange) -> Tensor | None:
+    """The noise levels that a grid names, which leaves nothing to say for EDM's numbers; these lie on the path."""
     if grid is None:
+        for name in ("sigma_min", "sigma_max"):
+            known.check(name, [edm_grid[name]])
         return None
     if tuple(edm_grid.values()) != (_STEPS, _SIGMA_MIN, _SIGMA_MAX):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Raw networks F: each sees a scaled sample, a noise input and labels, and knows nothing of noise schedules."""
 
-from fdistill.networks.base import Encoding, Network
+from fdistill.networks.base import Encoding, Network, train_without_dropout
 from fdistill.networks.diffusers_unet import DiffusersUNet
 from fdistill.networks.edm2_unet import EDM2UNet
 from fdistill.networks.gaussian_mixture import GaussianMixture
@@ -23,4 +23,5 @@ __all__ = [
     "StockDiT",
     "StockUNet",
     "TwoExperts",
+    "train_without_dropout",
 ]

@@ -56,6 +56,16 @@ class Network(nn.Module, Described, ABC):
         return self.decode(self.encode(x, noise, labels))
 
 
+def train_without_dropout(network: nn.Module) -> None:
+    """Evaluation mode for all of a network that learns, but for modules whose class says `exact_in_training`.
+
+    So whatever acts by chance while training is off, in networks of any library; what else a network does in training
+    mode (EDM2 normalises its weights) goes on.
+    """
+    for module in network.modules():
+        module.training = getattr(module, "exact_in_training", False)
+
+
 def _listed(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):

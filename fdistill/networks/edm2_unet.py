@@ -28,6 +28,8 @@ class EDM2UNet(Network):
     the weights at every step and must decay.
     """
 
+    exact_in_training = True
+
     def __init__(
         self,
         resolution: int = 64,

@@ -52,6 +52,8 @@ class MPFourier(nn.Module):
 class MPConv(nn.Module):
     """A convolution or linear map without bias, whose output vectors have weights of unit magnitude (equation 47)."""
 
+    exact_in_training = True
+
     def __init__(self, inward: int, outward: int, size: int = 0) -> None:
         """Args:
         inward: input channels.

