@@ -16,6 +16,8 @@ import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from omegaconf.errors import OmegaConfBaseException
 
 from fdistill import (  # noqa: F401
@@ -40,6 +42,7 @@ from fdistill.commands.explain import raised_by_class
 from fdistill.data import GenerativeDataModule
 from fdistill.loggers import CsvFiles, DashboardLogger, JsonlLogger, TensorBoardFiles, log_configuration
 from fdistill.modules import GenerativeModule
+from fdistill.runs import RunFolder, changes, check_kept, flat_settings
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # ${data.batch_size} resolves under subcommands too
 
@@ -51,19 +54,77 @@ _NOISE = (  # beginnings of warnings that are true of every run of ours and need
     "FSDP2-wrapped module",  # its halves return the sample that they were given, which nobody writes to
     "Using ModelCheckpoint with manual optimization and every_n_train_steps",  # after the turn is what we want
     r"The '\w+' does not have many workers",  # data in memory is fastest without any
+    "The dirpath has changed from",  # of a run that was moved or branches
     r'\.fit\(ckpt_path="last"\) is set, but there is no last checkpoint',  # the first run of the same command
 )
 _CHATTER = ("Seed set to", "GPU available: False", "TPU available: False", "\N{ELECTRIC LIGHT BULB} Tip:")
 
 
 class TrainingConfig(SaveConfigCallback):
-    """Writes config.yaml once training really starts: a run that is refused, or a validation, leaves it as it was.
+    """Keeps a run the one that its folder holds, and writes config.yaml once training really starts.
 
-    The same goes to the dashboards.
+    A run that is refused, or a validation, leaves config.yaml as it was. The same goes to the dashboards.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Args:
+        args, kwargs: of SaveConfigCallback.
+        """
+        super().__init__(*args, **kwargs)
+        self._folder: RunFolder | None = None
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Nothing yet."""
+        """Take the run folder, before anything is written into it.
+
+        Raises:
+            ValueError: on every rank, where another process trains in it, or an older run would be overwritten.
+        """
+        if stage != "fit":
+            return
+        folder, said, refusal = RunFolder(trainer.log_dir), None, None
+        if trainer.is_global_zero:
+            try:
+                said = folder.enter(self.config.get("ckpt_path"))
+                self._folder = folder
+            except (ValueError, OSError) as error:
+                refusal = error if trainer.world_size == 1 else ValueError(str(error))
+        refusal = trainer.strategy.broadcast(refusal)
+        if refusal is not None:
+            raise refusal
+        if said is not None:
+            rank_zero_info(said)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Compare the settings with those that the checkpoint was made with.
+
+        Raises:
+            ValueError: where the run in this folder would continue as another one.
+        """
+        if trainer.state.fn != TrainerFn.FITTING or "settings" not in checkpoint:
+            return
+        found = changes(checkpoint["settings"], self.settings(trainer))
+        source = Path(trainer.ckpt_path)
+        if source.resolve().is_relative_to(Path(trainer.log_dir).resolve()):
+            check_kept(found, str(source))
+        done = checkpoint["global_step"]
+        if 0 <= trainer.max_steps <= done:
+            rank_zero_info(
+                f"{source} has done {done} turns, which trainer.max_steps {trainer.max_steps} ends: raise it"
+            )
+        if found:
+            shown = "; ".join(change.said() for change in found)
+            rank_zero_info(f"turn {done} of {source} continues with other settings: {shown}")
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the settings."""
+        checkpoint["settings"] = self.settings(trainer)
+
+    def settings(self, trainer: L.Trainer) -> dict[str, Any]:
+        """What the run is, by full names; its batch is that of all ranks."""
+        given = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        found = flat_settings({name: given[name] for name in ("seed_everything", "model", "data")})
+        found["data.batch_size of all ranks"] = found.pop("data.batch_size", 1) * trainer.world_size
+        return found | {"trainer.precision": trainer.precision}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write it."""
@@ -71,6 +132,15 @@ class TrainingConfig(SaveConfigCallback):
             if isinstance(logger, DashboardLogger | TensorBoardFiles):
                 logger.continue_from(trainer.global_step)
         super().setup(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let the folder go."""
+        if self._folder is not None:
+            self._folder.release()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Let the folder go."""
+        self.teardown(trainer, pl_module, "fit")
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Send it to the dashboards."""

@@ -55,12 +55,6 @@ def test_log_after_a_kill_has_every_line_once(teacher_checkpoint, tmp_path):
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
 
 
-def test_a_new_run_in_an_old_folder_starts_a_new_log(tmp_path):
-    for _ in range(2):
-        succeeds(*teacher_arguments(tmp_path / "run", "--trainer.max_steps=3"))
-    assert [line["step"] for line in log_of(tmp_path / "run")] == [0, 1, 2]
-
-
 def test_resuming_a_finished_run_changes_nothing(teacher_run, tmp_path):
     folder = shutil.copytree(teacher_run, tmp_path / "run")
     before, log = weights_of(folder), log_of(folder)

@@ -9,7 +9,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 FLOORS = {
     0: "described divergences paths grids noise_levels preconditioning random_streams files distributed "
-    "weight_files weight_names weight_fitting weightless collapse schedules fingerprints",
+    "weight_files weight_names weight_fitting weightless collapse schedules fingerprints runs",
     1: "compression decoders networks data metrics features rewards loss_weights",
     2: "denoiser log_ratio encoding",
     3: "objectives guidance samplers generative_model ema power_ema snapshots checkpoints checkpoint_io report "

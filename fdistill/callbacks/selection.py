@@ -5,6 +5,7 @@ none, and its checkpoints are due every so many steps whether or not the metric 
 """
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as L
@@ -66,8 +67,9 @@ class BestCheckpoint(Monitor, ModelCheckpoint):
         return super().state_dict() | {"best_turn": self.best_turn}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue; a run in another folder has no best yet."""
-        super().load_state_dict(state_dict)
+        """Continue, also where the run was moved with its best; one that branches into another folder has none yet."""
+        moved = Path(self.dirpath or "", f"{self.filename}.ckpt").is_file()
+        super().load_state_dict(state_dict | {"dirpath": self.dirpath} if moved else state_dict)
         self.best_turn = 0 if self.best_model_score is None else state_dict["best_turn"]
 
 

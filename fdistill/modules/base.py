@@ -19,6 +19,7 @@ from fdistill.denoiser import Denoiser
 from fdistill.distributed import gather_objects, whole, world_size
 from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import JsonlLogger, log_numbers
+from fdistill.modules.continuation import Continuation
 from fdistill.modules.guard import Check, Guard, Samples
 from fdistill.random_streams import fold_seed, generator_for
 from fdistill.strategies import ReplicatedStrategy
@@ -107,6 +108,10 @@ class GenerativeModule(L.LightningModule):
             check_divides(self.accumulate, data.batch_size)
             for name, denoiser in self.denoisers().items():
                 check_fits(name, denoiser, data)
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """What compares a checkpoint with the run that continues from it."""
+        return [Continuation()]
 
     def denoisers(self) -> dict[str, Denoiser]:
         """The networks by role."""

@@ -84,6 +84,16 @@ def test_a_run_that_continues_from_the_last_checkpoint_keeps_the_best_of_before(
     assert saved(tmp_path)["global_step"] == best
 
 
+def test_a_run_that_was_moved_keeps_the_best_of_before(tmp_path):
+    callbacks = [LastCheckpoint(every_n_turns=4)]
+    run(4, [1.0, 2.0], BestCheckpoint(NAME), folder=tmp_path / "first", callbacks=callbacks)
+    (tmp_path / "first").rename(tmp_path / "second")
+    again = {"folder": tmp_path / "second", "resume_from": "last", "callbacks": [LastCheckpoint(every_n_turns=4)]}
+    with pytest.warns(UserWarning, match="dirpath has changed"):  # of last.ckpt, to which it makes no difference
+        run(8, [0.0, 0.0, 4.0, 3.0], BestCheckpoint(NAME), **again)
+    assert saved(tmp_path / "second")["global_step"] == 2
+
+
 def test_a_run_that_continues_in_another_folder_looks_for_a_best_of_its_own(tmp_path):
     first, _ = run(4, [1.0, 2.0], BestCheckpoint(NAME), folder=tmp_path / "first")
     first.save_checkpoint(tmp_path / "last.ckpt")
