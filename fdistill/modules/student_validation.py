@@ -21,8 +21,9 @@ class StudentValidation(GenerativeModule):
         self._validation.append((self.predict_step(batch, batch_idx), batch.x.cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        generated, real = (gather_rows(torch.cat(parts).flatten(1)) for parts in zip(*self._validation, strict=True))
-        distance = frechet_distance(generated, real).float()
+        sides = (torch.cat(parts).flatten(1).to(self.device) for parts in zip(*self._validation, strict=True))
+        generated, real = (gather_rows(side).cpu() for side in sides)  # NCCL gathers nothing on the CPU
+        distance = frechet_distance(generated, real).float().to(self.device)
         self.log("validation/pixel_frechet_distance", distance, prog_bar=True, sync_dist=True)
 
     on_test_epoch_start = on_validation_epoch_start

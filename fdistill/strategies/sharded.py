@@ -88,7 +88,8 @@ class ShardedStrategy(ReplicatedStrategy):
         self._sharded = self.shards(self.model)
         for name, network in self._sharded.items():
             gathered_as = in_bf16 if mixed and self.gathers_in_bf16(self.model, name) else MixedPrecisionPolicy()
-            _shard(network, mesh, gathered_as, on_cpu if self.cpu_offload else OffloadPolicy())
+            kept = on_cpu if self.cpu_offload else OffloadPolicy()
+            _shard(network, mesh, self.root_device, gathered_as, kept)
 
     def _get_process_group_backend(self) -> str:
         """One that sums numbers of the CPU too, where parts lie there."""
@@ -177,9 +178,10 @@ def _check_penalty(module: nn.Module, sharded: Mapping[str, Denoiser]) -> None:
         )
 
 
-def _shard(denoiser: Denoiser, mesh: DeviceMesh, gathered_as: MixedPrecisionPolicy, kept: OffloadPolicy) -> None:
+def _shard(
+    denoiser: Denoiser, mesh: DeviceMesh, device: torch.device, gathered_as: MixedPrecisionPolicy, kept: OffloadPolicy
+) -> None:
     """Replace the weights by this rank's part of rank 0's; one block is whole on the device at a time."""
-    device = torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else None)
     for unit in (*denoiser.network.units(), denoiser):
         make_room(unit, device)
         for tensor in (*unit.parameters(), *unit.buffers()):

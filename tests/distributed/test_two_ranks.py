@@ -84,6 +84,11 @@ def halves():
     return torch.cat(logit), torch.cat(sigma)
 
 
+def test_all_of_this_ran_where_collectives_refuse_tensors_on_the_host(ranks):
+    for words in both(ranks, "sums", "on the host"):
+        assert "all_gather" in words
+
+
 def test_sums_and_means_are_over_both_ranks(ranks):
     assert both(ranks, "sums", "world_size") == [2, 2]
     for total, mean in zip(both(ranks, "sums", "sum"), both(ranks, "sums", "mean"), strict=True):

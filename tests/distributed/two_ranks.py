@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from compressed_ranks import compressed
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from places import DEVICE, two_places
 from sharded_ranks import sharded, whole_weights
 from tiny_runs import GivenData, Recorded, distillation, fit, mlp, ring, teacher_training, weights
 from torch import nn
@@ -130,7 +131,15 @@ def sums_over_ranks(rank):
         "ratio_buffers": dict(ratio.named_buffers()),
         "gradients": [p.grad for p in network.parameters()],
         "gathered": gather_rows(rows(rank)),
+        "on the host": refusal(lambda: gather_rows(rows(rank).cpu())),
     }
+
+
+def refusal(collective):
+    try:
+        collective()
+    except RuntimeError as error:
+        return str(error)
 
 
 TURNS = 50
@@ -275,18 +284,28 @@ def one_rank_fails(rank):
     return {"error": None}
 
 
+def on_the_device(part):
+    """The part, whose own tensors stand for those of a module."""
+
+    def on_device():
+        with DEVICE:
+            return part()
+
+    return on_device
+
+
 def main(folder):
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo")
     parts = {
-        "sums": lambda: sums_over_ranks(rank),
+        "sums": on_the_device(lambda: sums_over_ranks(rank)),
         "teacher": lambda: turns(rank, "teacher"),
         "fused": lambda: turns(rank, "fused"),
         "alternating": lambda: turns(rank, "alternating"),
         **{name: functools.partial(objective_turns, rank, name) for name in OBJECTIVES},
         **{f"one turn: {name}": functools.partial(comparable_turns, name) for name in COMPARABLE},
         "elastic": lambda: elastic(folder),
-        "compressed": lambda: compressed(rank, folder),
+        "compressed": on_the_device(lambda: compressed(rank, folder)),
         "sharded": lambda: sharded(rank, folder) | {"joined": joined_in_parts(folder)},
         "resume": lambda: resume(rank, folder),
         "one_rank_fails": lambda: one_rank_fails(rank),
@@ -296,7 +315,8 @@ def main(folder):
     results = {}
     for name, part in parts.items():
         print("begins", name, flush=True)  # in the log, to tell where a rank hangs
-        results[name] = part()
+        with two_places():
+            results[name] = part()
     torch.save(results, folder / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
