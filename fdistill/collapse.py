@@ -142,9 +142,11 @@ def bands(null: Mapping[str, Tensor], watched: Mapping[str, Watch] = WATCHED) ->
     return {name: band(null[name], watch) for name, watch in watched.items() if name in null}
 
 
-def half_splits(n: int, num_splits: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    """`num_splits` random pairs of disjoint halves of the indices 0 ... n - 1, each of n // 2."""
+def half_splits(
+    n: int, num_splits: int, generator: torch.Generator, most: int | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """`num_splits` random pairs of disjoint halves of the indices 0 ... n - 1, each of n // 2 but at most `most`."""
     if n < 4 or num_splits < 1:
         raise ValueError(f"half-splits need n >= 4 samples and at least one split: got {n} and {num_splits}")
-    orders = [torch.randperm(n, generator=generator) for _ in range(num_splits)]
-    return [(order[: n // 2], order[n // 2 : 2 * (n // 2)]) for order in orders]
+    orders, size = [torch.randperm(n, generator=generator) for _ in range(num_splits)], min(n // 2, most or n)
+    return [(order[:size], order[size : 2 * size]) for order in orders]

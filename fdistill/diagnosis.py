@@ -1,11 +1,13 @@
 """Where along the noise levels a teacher is poor, and where a student's density ratio is off."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fdistill.data.batches import InMemorySplit
 from fdistill.denoiser import Denoiser
 from fdistill.noise_levels import NoiseLevels
 
@@ -49,7 +51,11 @@ class LinearDenoiser:
 
     @classmethod
     def fit(
-        cls, x_0: Tensor, generator: torch.Generator, labels: Tensor | None = None, num_classes: int = 0
+        cls,
+        x_0: Tensor | InMemorySplit,
+        generator: torch.Generator,
+        labels: Tensor | None = None,
+        num_classes: int = 0,
     ) -> "LinearDenoiser":
         """The one of the samples' own mean and covariance.
 
@@ -57,21 +63,24 @@ class LinearDenoiser:
         sample shows, so that with fewer samples than entries this is not quite the best on others, and easier to beat.
 
         Args:
-            x_0: [n, *sample_shape].
-            generator: of the choice of samples, on the device of x_0.
+            x_0: [n, *sample_shape]; a split, `data.train_samples`, is read a batch at a time.
+            generator: of the choice of samples, on the device to fit on.
             labels: classes [n] in [0, num_classes), to be told the class; None for one mean of all.
             num_classes: a class without samples has the mean of all.
 
         Raises:
             ValueError: where a value is NaN or infinite, or all samples (of a class) are equal.
         """
-        classes = torch.zeros(len(x_0), dtype=torch.int64, device=x_0.device) if labels is None else labels
+        device = generator.device
+        classes = torch.zeros(len(x_0), dtype=torch.int64) if labels is None else labels
+        classes, rows = classes.to(device), torch.arange(len(x_0))
         mean = _class_means(x_0, classes, 1 if labels is None else num_classes)
-        if x_0[0].numel() > MOST_ENTRIES and len(x_0) > MOST_ENTRIES:
-            chosen = torch.randperm(len(x_0), generator=generator, device=x_0.device)[:MOST_ENTRIES]
-            x_0, classes = x_0[chosen], classes[chosen]
-        n, d = len(x_0), mean.shape[1]
-        centred = (block - mean[index] for block, index in zip(_blocks(x_0), classes.split(BATCH), strict=True))
+        if mean.shape[1] > MOST_ENTRIES and len(x_0) > MOST_ENTRIES:
+            chosen = torch.randperm(len(x_0), generator=generator, device=device)[:MOST_ENTRIES]
+            classes, rows = classes[chosen], chosen.cpu()
+        n, d = len(rows), mean.shape[1]
+        blocks = zip(_blocks(x_0, rows, device), classes.split(BATCH), strict=True)
+        centred = (block - mean[index] for block, index in blocks)
         if n > d:
             variances, axes = _eigen(sum(block.T @ block for block in centred) / n)
         else:  # the same eigenvalues from products of samples, which are fewer
@@ -228,14 +237,18 @@ def _rows(n: int) -> Iterator[slice]:
     return (slice(first, first + BATCH) for first in range(0, n, BATCH))
 
 
-def _blocks(x: Tensor) -> Iterator[Tensor]:
-    return (x[rows].flatten(1).double() for rows in _rows(len(x)))
+def _blocks(x: Tensor | InMemorySplit, rows: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Those samples, flattened, in float64 on a device, a batch at a time."""
+    for part in rows.split(BATCH):
+        block = x[part.to(x.device)] if isinstance(x, Tensor) else x.rows(part).x
+        yield block.to(device).flatten(1).double()
 
 
-def _class_means(x: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+def _class_means(x: Tensor | InMemorySplit, classes: Tensor, num_classes: int) -> Tensor:
     """The mean of each class [num_classes, d] float64; the mean of all for a class without samples."""
-    sums = torch.zeros(num_classes, x[0].numel(), dtype=torch.float64, device=x.device)
-    for block, index in zip(_blocks(x), classes.split(BATCH), strict=True):
+    shape = x.shape[1:] if isinstance(x, Tensor) else x.sample_shape
+    sums = torch.zeros(num_classes, math.prod(shape), dtype=torch.float64, device=classes.device)
+    for block, index in zip(_blocks(x, torch.arange(len(x)), classes.device), classes.split(BATCH), strict=True):
         sums.index_add_(0, index, block)
     counts = classes.bincount(minlength=num_classes)[:, None]
     return torch.where(counts > 0, sums / counts.clamp(min=1), sums.sum(0) / len(x))

@@ -9,7 +9,7 @@ from torch import Tensor
 from fdistill.collapse import half_splits
 from fdistill.data import GenerativeDataModule
 from fdistill.distributed import gather_rows, same_on_all_ranks
-from fdistill.features import FeatureExtractor
+from fdistill.features import FeatureExtractor, compared_rows
 from fdistill.generative_model import GenerativeModel
 from fdistill.metrics import FeatureMetric
 from fdistill.random_streams import generator_for
@@ -46,7 +46,7 @@ def compared_samples(data: GenerativeDataModule, num_samples: int) -> int:
     Raises:
         ValueError: where that is too few.
     """
-    n = min(num_samples, len(data.train_split.x) // 2)
+    n = min(num_samples, len(data.train_samples) // 2)
     if n < LEAST:
         raise ValueError(
             f"diversity compares halves of the training split: expected at least {LEAST} samples in each, got {n}; "
@@ -85,21 +85,21 @@ class DiversityProbe:
         """
         self.n, self._decoder = compared_samples(data, num_samples), data.decoder
         data = data.in_pixels(extractor.device)
-        train = data.train_split
+        train = data.train_samples
         self.data, self.extractor, self.metrics, self.seed = data, extractor, dict(metrics), seed
         labels = train.labels if data.num_classes > 1 else None
-        extractor.prepare(train.x, labels, data.num_classes, seed)
+        extractor.prepare(train, labels, data.num_classes, seed)
         same_on_all_ranks(extractor)  # training on a GPU differs a little from rank to rank
-        chosen = torch.randperm(len(train.x), generator=generator_for(seed))[: 2 * self.n]
-        self._pool = self.rows(train.x[chosen], None if labels is None else labels[chosen], keep=True)
+        chosen = torch.randperm(len(train), generator=generator_for(seed))[: 2 * self.n]
+        self._pool = self.rows(train.rows(chosen).x, None if labels is None else labels[chosen], keep=True)
         # every other sample of each class: generators are asked for the reference's classes, so the floor has them too
         order = torch.arange(2 * self.n) if labels is None else labels[chosen].argsort(stable=True)
         shuffled = torch.randperm(self.n, generator=generator_for(seed, 2))
         self.reference, self.other_half = (self._pool[order[part::2][shuffled]] for part in (0, 1))
         self._training = self._held_out = None
         if any(metric.reads == "training" for metric in self.metrics.values()):
-            self._training = extractor.extract(train.x, keep=True)
-            self._held_out = extractor.extract(data.held_out_split.x[: self.n], keep=True)
+            self._training = extractor.extract(train, keep=True, rows=compared_rows(train))
+            self._held_out = extractor.extract(data.held_out_samples.first(self.n).x, keep=True)
 
     @property
     def labels(self) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from fdistill.collapse import WATCHED, bands, half_splits
 from fdistill.data import GenerativeDataModule
-from fdistill.features import FeatureExtractor, default_extractor
+from fdistill.features import FeatureExtractor, compared_rows, default_extractor
 from fdistill.metrics import memorized_fraction, nearest, vendi_score
 from fdistill.metrics.vendi_spectrum import vendi_spectrum
 from fdistill.random_streams import fold_seed, generator_for
@@ -22,11 +23,17 @@ from fdistill.report.rows import Samples
 from fdistill.sources import ModelSource, Source
 
 SPLITS = 10  # pairs of real halves, of which the bands are made
+MOST_IN_BANDS = 5000  # samples of such a half; more would make the bands narrower by little, and take long
+DRAWN = 20_000  # samples of each row in all draws together, where nobody asked for a number of draws
+USUAL_REPEATS = 4  # at most
+TIMED = 500  # samples at once, whose speed is measured
+LONG = 5.0  # seconds of one draw, which is then not repeated
 LEAST_IN_MODE = 5  # reference samples, for a mode without generated ones to be missing rather than unlucky
 LEAST_TO_BE_RARE = 20  # reference samples, for one with some
 RARE = 0.25  # of the samples that the reference has
 MOST_CLASSES = 40  # that are told apart
 MOST_COPIES = 20
+SHOWN_IMAGES, SHOWN_POINTS = 50, 2000  # of each row in a picture
 
 
 @dataclass
@@ -50,7 +57,7 @@ class Evaluation:
 
     Attributes:
         report: plain values.
-        samples: by row, [n, ...].
+        samples: by row, the first 50 images or 2,000 points.
         spectra: by row, the eigenvalue shares of the Vendi kernel [r], falling.
         copies: of the student.
     """
@@ -67,7 +74,7 @@ def evaluate_models(
     data: GenerativeDataModule,
     n: int,
     seed: int,
-    repeats: int,
+    repeats: int | None,
     bootstrap: int | None = None,
     extractor: FeatureExtractor | None = None,
 ) -> Evaluation:
@@ -83,7 +90,7 @@ def evaluate_models(
         data: real samples; the images of latents.
         n: samples of each row, >= 12.
         seed: of all draws and of the features.
-        repeats: draws that the numbers are means of, >= 1.
+        repeats: draws that the numbers are means of, >= 1; 4, or 20,000 / n where that is fewer, where None.
         bootstrap: splits into halves that intervals are made of; as `intervals` takes `splits`.
         extractor: prepared here; the default one where not given.
 
@@ -92,20 +99,23 @@ def evaluate_models(
             broken.
     """
     started, data = time.perf_counter(), data.in_pixels()
+    repeats = usual_repeats(max(n, 1)) if repeats is None else repeats
     sources = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     _check(sources, data, n, repeats)
     check_splits(bootstrap)
     bench = _Bench(data, extractor or default_extractor(data.sample_shape, data.num_classes), n, seed)
-    gaussian = per_class_gaussian(data.train_split.x, bench.training_labels, data.num_classes)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("floor", *sources, "class_gaussian")}
     modes: dict[str, list[Tensor]] = {name: [] for name in rows}
     first: dict[str, Samples] = {}
+    shown: dict[str, Tensor] = {}
+    copies: Copies | None = None
     for repeat in tqdm(range(repeats), desc="Evaluation", unit="draw"):
-        drawn = {"floor": bench.floor(repeat)}
-        for name, source in sources.items():
-            drawn[name] = bench.draw(name, source, repeat)
-        x = gaussian(bench.labels, generator_for(seed, repeat))
-        drawn["class_gaussian"] = bench.read("class_gaussian", x, bench.labels)
+        drawn = {}
+        for name, (x, labels) in bench.draws(sources, repeat):
+            drawn[name] = bench.read(name, x, labels, keep=name == "floor")
+            if repeat == 0:
+                shown[name] = x[: SHOWN_IMAGES if x.ndim == 4 else SHOWN_POINTS].clone()
+                copies = bench.copies(x, drawn[name]) if name == "student" else copies
         for name, samples in drawn.items():
             pairs = drawn["teacher"].features if name == "student" and _share_noise(student, teacher) else None
             training = None if name == "floor" else bench.training
@@ -119,7 +129,7 @@ def evaluate_models(
     report["verdict"] = verdict(report)
     report["seconds"] = _seconds(sources, started)
     spectra = {name: vendi_spectrum(first[name].features).cpu() for name in ("floor", *sources)}
-    return Evaluation(report, {k: v.x for k, v in first.items()}, spectra, bench.copies(first["student"]))
+    return Evaluation(report, shown, spectra, copies)
 
 
 class _Bench:
@@ -127,36 +137,38 @@ class _Bench:
 
     Attributes:
         labels: of the reference, int64 [n]; zeros where the data has no classes.
-        training: features of the training split [N, d].
-        training_labels: int64 [N]; None where the data has no classes.
+        compared: indices [m] of the training samples that copies are looked for among.
+        training: their features [m, d].
+        gaussian: draws samples of the classes asked for from a Gaussian of each.
         reference: n held-out samples.
     """
 
     def __init__(self, data: GenerativeDataModule, extractor: FeatureExtractor, n: int, seed: int) -> None:
-        train, held_out = data.train_split, data.held_out_split
+        train, held_out = data.train_samples, data.held_out_samples
         self.data, self.extractor, self.n, self.seed = data, extractor, n, seed
-        self.training_labels = train.labels if data.num_classes > 1 else None
-        extractor.prepare(train.x, self.training_labels, data.num_classes, seed)
-        self.training = extractor.extract(train.x, keep=True)
-        chosen = torch.randperm(len(held_out.x), generator=generator_for(seed))[:n]
-        self.labels = held_out.labels[chosen]
-        self.reference = self.read("reference", held_out.x[chosen], self.labels, keep=True)
+        labels = train.labels if data.num_classes > 1 else None
+        extractor.prepare(train, labels, data.num_classes, seed)
+        self.gaussian = per_class_gaussian(train, labels, data.num_classes)
+        self.compared = compared_rows(train)
+        self.training = extractor.extract(train, keep=True, rows=self.compared)
+        x, self.labels = held_out.rows(torch.randperm(len(held_out), generator=generator_for(seed))[:n])
+        self.reference = self.read("reference", x, self.labels, keep=True)
 
     def read(self, name: str, x: Tensor, labels: Tensor | None, keep: bool = False) -> Samples:
         """Read samples [n, ...] once; an error says whose they are."""
         return read_samples(self.data, self.extractor, name.replace("_", " "), x, labels, keep)
 
-    def floor(self, repeat: int) -> Samples:
-        """n training samples of a draw."""
-        train = self.data.train_split
-        real = torch.randperm(len(train.x), generator=generator_for(self.seed, repeat))[: self.n]
-        return self.read("floor", train.x[real], train.labels[real], keep=True)
+    def draws(self, sources: Mapping[str, Source], repeat: int) -> Iterator[tuple[str, tuple[Tensor, Tensor | None]]]:
+        """Every row's name with its n samples and their labels, one row after the other.
 
-    def draw(self, name: str, source: Source, repeat: int) -> Samples:
-        """n samples of a source, of the reference's classes where it can be asked for them."""
-        seed = fold_seed(self.seed, repeat) % 2**32
-        labels = source.labels(self.n, seed, self.labels)
-        return self.read(name, source.draw(self.n, seed, labels), labels)
+        Sources make the reference's classes where they can be asked for them.
+        """
+        train, seed = self.data.train_samples, fold_seed(self.seed, repeat) % 2**32
+        yield "floor", train.rows(torch.randperm(len(train), generator=generator_for(self.seed, repeat))[: self.n])
+        for name, source in sources.items():
+            labels = source.labels(self.n, seed, self.labels)
+            yield name, (source.draw(self.n, seed, labels), labels)
+        yield "class_gaussian", (self.gaussian(self.labels, generator_for(self.seed, repeat)), self.labels)
 
     def details(
         self, row: dict[str, Any], samples: Samples, modes: list[Tensor], bootstrap: int | None
@@ -184,9 +196,9 @@ class _Bench:
         return modes[modes >= 0].bincount(minlength=self.data.num_modes).cpu()
 
     def bands(self, floor: Samples) -> dict[str, list[float | None]]:
-        """The collapse alarm's bands, of n real samples against n others; None for an end that is open."""
+        """The collapse alarm's bands, of n real samples (at most 5,000) against others; None for an open end."""
         pool = joined(self.reference, floor)
-        splits = half_splits(len(pool), SPLITS, generator_for(self.seed, SPLITS))
+        splits = half_splits(len(pool), SPLITS, generator_for(self.seed, SPLITS), MOST_IN_BANDS)
         null = [compare(pool[a], pool[b], self.data.num_modes) for a, b in splits]
         known = [name for name in WATCHED if all(values[name] is not None for values in null)]
         found = bands({name: torch.tensor([values[name] for values in null]) for name in known})
@@ -204,12 +216,13 @@ class _Bench:
             "memorized_fraction": float(memorized_fraction(self.reference.features, self.training)),
         }
 
-    def copies(self, samples: Samples) -> Copies:
-        """The samples that lie nearest to a training sample."""
+    def copies(self, x: Tensor, samples: Samples) -> Copies:
+        """The samples x [n, ...] that lie nearest to a training sample."""
         near = nearest(samples.features, self.training, k=2)
         ratio = (near.distances[:, 0] / near.distances[:, 1].clamp(min=torch.finfo(torch.float64).tiny)).cpu()
         order = ratio.argsort(stable=True)[:MOST_COPIES]
-        return Copies(samples.x[order], self.data.train_split.x[near.indices[:, 0].cpu()[order]], ratio[order])
+        training = self.data.train_samples.rows(self.compared[near.indices[:, 0].cpu()[order]]).x
+        return Copies(x[order], training, ratio[order])
 
 
 def read_samples(
@@ -231,22 +244,33 @@ def read_samples(
     except ValueError as error:
         raise ValueError(f"the {name}: {error}") from error
     modes, labels = (None if kept is None else kept.to(features.device) for kept in (modes, labels))
-    return Samples(x, features, modes, labels if data.num_classes > 1 else None)
+    return Samples(features, modes, labels if data.num_classes > 1 else None)
 
 
 def _numbers(chosen: Tensor) -> list[int]:
     return chosen.nonzero().flatten().tolist()
 
 
+def usual_repeats(n: int) -> int:
+    """Draws of n samples where nobody asked for another number: 4, or as many as make 20,000 samples together."""
+    return max(1, min(USUAL_REPEATS, DRAWN // n))
+
+
 def samples_per_second(source: Source, n: int, repeats: int = 3) -> float:
-    """Median over `repeats` draws of n samples, after one that does not count."""
+    """Median over `repeats` draws of n samples but at most 500, after one that does not count.
+
+    That one alone counts where it takes more than five seconds.
+    """
+    n = min(n, TIMED)
     labels = source.labels(n, 0)
-    times = []
+    times: list[float] = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
         source.draw(n, 0, labels)
         times.append(time.perf_counter() - started)
-    return n / statistics.median(times[1:])
+        if times[0] > LONG:
+            break
+    return n / statistics.median(times[1:] or times)
 
 
 def _share_noise(student: Source, teacher: Source | None) -> bool:
@@ -256,7 +280,7 @@ def _share_noise(student: Source, teacher: Source | None) -> bool:
 
 
 def _check(sources: dict[str, Source], data: GenerativeDataModule, n: int, repeats: int) -> None:
-    most = min(len(data.held_out_split.x), len(data.train_split.x))
+    most = min(len(data.held_out_samples), len(data.train_samples))
     if not LEAST_FOR_INTERVALS <= n <= most:
         raise ValueError(
             f"n samples are compared with n held-out real ones, and so are n training ones: "
@@ -288,6 +312,7 @@ def _facts(bench: _Bench, sources: dict[str, Source], n: int, seed: int, repeats
         "repeats": repeats,
         "seed": seed,
         "features": bench.extractor.name,
+        "training_samples_compared": [len(bench.compared), len(bench.data.train_samples)],
         "data": bench.data.spec(),
         "samples_per_second": speeds,
         "speedup": speeds["student"] / speeds["teacher"] if len(speeds) == 2 else None,

@@ -49,22 +49,22 @@ class TwoHalves:
         Raises:
             ValueError: for a number out of range.
         """
-        held_out, train = data.held_out_split, data.train_split
-        half = len(held_out.x) // 2
+        held_out, train = data.held_out_samples, data.train_samples
+        half = len(held_out) // 2
         self.n = min(half, MOST) if n is None else n
         if not LEAST_SAMPLES <= self.n <= half:
             raise ValueError(
-                f"one half of the {len(held_out.x)} held-out samples chooses and the other reports, n of each: "
+                f"one half of the {len(held_out)} held-out samples chooses and the other reports, n of each: "
                 f"expected {LEAST_SAMPLES} <= n <= {half}, got {self.n}"
             )
         if repeats < 1:
             raise ValueError(f"repeats is at least 1: got {repeats}")
         self.data, self.extractor, self.seed, self.repeats = data, extractor, seed, repeats
-        extractor.prepare(train.x, train.labels if data.num_classes > 1 else None, data.num_classes, seed)
-        order = torch.randperm(len(held_out.x), generator=generator_for(seed))
+        extractor.prepare(train, train.labels if data.num_classes > 1 else None, data.num_classes, seed)
+        order = torch.randperm(len(held_out), generator=generator_for(seed))
         parts = (order[: self.n], order[half : half + self.n])
         self._labels = [held_out.labels[part] for part in parts]
-        self._references = [self._read("reference", held_out.x[part], held_out.labels[part]) for part in parts]
+        self._references = [self._read("reference", *held_out.rows(part)) for part in parts]
 
     def rows(self, name: str, source: Source) -> Rows:
         """What a source measures in each part, draw by draw; the same latents for every source.

@@ -108,8 +108,7 @@ class ClassifierReward(Reward):
             )
         if self.label is not None and self.label >= data.num_classes:
             raise ValueError(f"label is a class of the data: expected < {data.num_classes}, got {self.label}")
-        train = data.train_split
-        self.features.prepare(train.x, train.labels, data.num_classes, self.seed)
+        self.features.prepare(data.train_samples, data.train_samples.labels, data.num_classes, self.seed)
         same_on_all_ranks(self.features)
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:

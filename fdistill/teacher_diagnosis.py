@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fdistill.data import GenerativeDataModule
+from fdistill.data import Batch, GenerativeDataModule
 from fdistill.denoiser import Denoiser
 from fdistill.diagnosis import LinearDenoiser, SeeSawCurve, see_saw
 from fdistill.evaluation import check_fits, read_samples
@@ -20,7 +20,7 @@ from fdistill.paths import VarianceExploding
 from fdistill.preconditioning import X0Prediction
 from fdistill.random_streams import fold_seed, generator_for
 from fdistill.report.collapse_verdict import collapse_verdict
-from fdistill.report.intervals import FEWER, LEAST_FOR_INTERVALS, MANY_FEATURES, SPLITS, standard_errors
+from fdistill.report.intervals import LEAST_FOR_INTERVALS, standard_errors, usual_splits
 from fdistill.report.rows import Samples, compare
 from fdistill.samplers import GDDIM, Heun
 from fdistill.sources import ModelSource
@@ -77,29 +77,31 @@ def diagnose_teacher(
     Raises:
         ValueError: for a student, a teacher of latents or of other data, or an argument outside its range.
     """
-    most = min(len(data.held_out_split.x), len(data.train_split.x))
+    most = min(len(data.held_out_samples), len(data.train_samples))
     n = min(most, MOST) if n is None else n
     _check(model, data, n, most, eta, repeats)
     sources = _sources(model, num_steps, eta)
     extractor = extractor or default_extractor(data.sample_shape, data.num_classes)
-    train, held_out = data.train_split, data.held_out_split
-    extractor.prepare(train.x, train.labels if data.num_classes > 1 else None, data.num_classes, seed)
-    chosen = torch.randperm(len(held_out.x), generator=generator_for(seed))[:n]
-    real = held_out.x[chosen], held_out.labels[chosen]
+    train, held_out = data.train_samples, data.held_out_samples
+    extractor.prepare(train, train.labels if data.num_classes > 1 else None, data.num_classes, seed)
+    chosen = torch.randperm(len(held_out), generator=generator_for(seed))[:n]
+    real = held_out.rows(chosen)
     reference = read_samples(data, extractor, "held-out samples", *real)
 
     rows: dict[str, list[dict[str, float | None]]] = {name: [] for name in ("real", *sources)}
     first: dict[str, Samples] = {}
+    shown: dict[str, Tensor] = {}
     for repeat in tqdm(range(repeats), desc="Diagnosis", unit="draw"):
-        order = torch.randperm(len(train.x), generator=generator_for(seed, repeat))[:n]
-        drawn = {"real": read_samples(data, extractor, "training samples", train.x[order], train.labels[order])}
+        order = torch.randperm(len(train), generator=generator_for(seed, repeat))[:n]
+        made = {"real": train.rows(order)}
+        drawn = {"real": read_samples(data, extractor, "training samples", *made["real"])}
         for name, source in sources.items():
-            x = source.draw(n, fold_seed(seed, repeat) % 2**32, real[1])
-            drawn[name] = read_samples(data, extractor, f"{name} samples", x, real[1])
+            made[name] = Batch(source.draw(n, fold_seed(seed, repeat) % 2**32, real.labels), real.labels)
+            drawn[name] = read_samples(data, extractor, f"{name} samples", *made[name])
         for name, samples in drawn.items():
             rows[name].append(compare(samples, reference))
-        first = first or drawn
-    splits = SPLITS if reference.features.shape[1] <= MANY_FEATURES else FEWER
+        first, shown = first or drawn, shown or {name: batch.x for name, batch in made.items()}
+    splits = usual_splits(reference.features)
     report: dict[str, Any] = {
         name: _summary(found, standard_errors(first[name], reference, 0, splits, seed)) for name, found in rows.items()
     }
@@ -107,7 +109,7 @@ def diagnose_teacher(
     report |= {"see_saw": _columns(curve, best), "data_std": data.data_std()}
     report |= _facts(sources, n, repeats, seed, eta, extractor, data)
     report["collapse"], report["verdict"] = collapse_verdict(report)
-    return TeacherDiagnosis(report, curve, best, {name: samples.x for name, samples in first.items()})
+    return TeacherDiagnosis(report, curve, best, shown)
 
 
 def finer_grid(sigmas: Tensor, num_steps: int) -> Tensor:
@@ -180,10 +182,11 @@ def _curves(
     model: GenerativeModel, data: GenerativeDataModule, x_0: Tensor, labels: Tensor, seed: int
 ) -> tuple[SeeSawCurve, SeeSawCurve | None]:
     """The teacher's, and the exact denoiser's where the data knows it and the teacher is told no class."""
-    device, train, told = model.device, data.train_split, model.num_classes > 0
+    device, told = model.device, model.num_classes > 0
     generator = generator_for(seed, 2, device=device)
-    given = (train.labels.to(device), model.num_classes) if told else ()
-    linear = LinearDenoiser.fit(train.x.to(device), generator, *given)
+    linear = LinearDenoiser.fit(
+        data.train_samples, generator, data.train_samples.labels if told else None, model.num_classes
+    )
     network = None if told else data.exact_network()
     exact = None if network is None else Denoiser(network, X0Prediction(VarianceExploding())).to(device)
     positive = model.sigmas[model.sigmas > 0]

@@ -1,8 +1,12 @@
 """One tiny teacher and one tiny student, trained once through the command line and shared by all tests."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of such small work mostly wait for each other
+# nobody's own cache is read or written
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fdistill-tests-")
 
 import pytest
 from cli_runs import last, student_arguments, succeeds, teacher_arguments
@@ -16,6 +20,11 @@ def pytest_collection_modifyitems(items):
         fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
         if any(starts_something(part, known) for part in (item.function, *fixtures)):
             item.add_marker("system")
+
+
+def pytest_sessionfinish():
+    """Remove the cache of this process."""
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def report_on(source, data, extractor, teacher=None, n=300, repeats=1, bootstrap
 
 
 def test_held_out_samples_have_no_fault_but_that_they_are_few(digits, extractor):
-    held_out = digits.held_out_split
+    held_out = digits.held_out_samples.copied()
     report = report_on(Resampled(held_out.x, held_out.labels, num_classes=10), digits, extractor)
     assert report["verdict"].startswith("Nothing is wrong")
     assert report["student"]["missing_modes"] == []
@@ -70,7 +70,7 @@ def test_held_out_samples_have_no_fault_but_that_they_are_few(digits, extractor)
 
 
 def test_dropped_classes_are_named(digits, extractor):
-    held_out = digits.held_out_split
+    held_out = digits.held_out_samples.copied()
     kept = (held_out.labels != 3) & (held_out.labels != 8)
     report = report_on(Resampled(held_out.x[kept]), digits, extractor, repeats=2)
     assert set(report["student"]["missing_modes"] + report["student"]["rare_modes"]) == {3, 8}
@@ -82,7 +82,7 @@ def test_dropped_classes_are_named(digits, extractor):
 
 
 def test_training_samples_are_copies_and_their_neighbours_are_shown(digits, extractor):
-    result = evaluate_models(Resampled(digits.train_split.x), None, digits, 100, 0, 1, 0, extractor)
+    result = evaluate_models(Resampled(digits.train_samples.copied().x), None, digits, 100, 0, 1, 0, extractor)
     assert result.report["student"]["memorized_fraction"] == 1
     assert result.report["floor"]["memorized_fraction"] is None
     assert result.report["held_out"]["memorized_fraction"] < 0.05
@@ -97,19 +97,19 @@ def test_noise_is_found_imprecise(digits, extractor):
     def noisy(x):
         return (x + 0.8 * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
 
-    report = report_on(Resampled(digits.held_out_split.x, spoil=noisy), digits, extractor)
+    report = report_on(Resampled(digits.held_out_samples.copied().x, spoil=noisy), digits, extractor)
     assert report["student"]["precision"] < 0.7 * report["floor"]["precision"]
     assert "Precision" in report["verdict"]
 
 
 def test_one_sample_alone_is_measured(digits, extractor):
-    report = report_on(Resampled(digits.held_out_split.x[:1]), digits, extractor)
+    report = report_on(Resampled(digits.held_out_samples.copied().x[:1]), digits, extractor)
     assert report["student"]["vendi"] == pytest.approx(1, abs=1e-6)
     assert "It makes only 1 of 10 classes" in report["verdict"]
 
 
 def test_the_floor_alone_is_inside_its_bands(digits, extractor):
-    report = report_on(Resampled(digits.held_out_split.x), digits, extractor)
+    report = report_on(Resampled(digits.held_out_samples.copied().x), digits, extractor)
     for name, (low, high) in report["bands"].items():
         assert (low is None) != (high is None)
         value = report["floor"][name]
@@ -118,7 +118,7 @@ def test_the_floor_alone_is_inside_its_bands(digits, extractor):
 
 def test_modes_of_points_are_read_by_the_data():
     data = GaussianMixtureData("ring", num_samples=400, num_held_out=300)
-    x, modes = data.held_out_split.x, data.read_modes(data.held_out_split.x)
+    x, modes = data.held_out_samples.copied().x, data.read_modes(data.held_out_samples.copied().x)
     result = evaluate_models(Resampled(x[modes < 4]), None, data, 200, 0, 1, 2)
     assert result.report["student"]["mode_coverage"] == 0.5
     assert result.report["student"]["missing_modes"] == [4, 5, 6, 7]
@@ -142,26 +142,27 @@ def test_pairs_from_the_same_noise_are_compared_where_there_are_any():
     other = evaluate_models(model(0), model(1), data, 50, 0, 2, 3, PixelFeatures()).report
     low, high = other["student"]["intervals"]["paired_distance"]
     assert 0 < low < other["student"]["paired_distance"] < high
-    points = Resampled(data.held_out_split.x)
+    points = Resampled(data.held_out_samples.copied().x)
     assert report_on(model(0), data, PixelFeatures(), teacher=points, n=50)["student"]["paired_distance"] is None
 
 
 def test_broken_samples_are_told_with_their_owner(digits, extractor):
-    broken = Resampled(digits.held_out_split.x, spoil=lambda x: x * torch.nan)
+    broken = Resampled(digits.held_out_samples.copied().x, spoil=lambda x: x * torch.nan)
     with pytest.raises(ValueError, match="the teacher: samples hold finite numbers: expected 0 broken ones, got 20"):
-        report_on(Resampled(digits.held_out_split.x), digits, extractor, teacher=broken, n=20)
+        report_on(Resampled(digits.held_out_samples.copied().x), digits, extractor, teacher=broken, n=20)
 
 
 def test_a_floor_needs_training_samples():
     data = GaussianMixtureData("ring", num_samples=40, num_held_out=100)
     with pytest.raises(ValueError, match="expected 12 <= n <= 40, got 50"):
-        report_on(Resampled(data.held_out_split.x), data, PixelFeatures(), n=50)
+        report_on(Resampled(data.held_out_samples.copied().x), data, PixelFeatures(), n=50)
 
 
 def test_the_seed_decides_all():
     data = GaussianMixtureData("ring", num_samples=300, num_held_out=200)
     first, again, other = (
-        evaluate_models(Resampled(data.held_out_split.x), None, data, 60, seed, 1, 3).report for seed in (0, 0, 1)
+        evaluate_models(Resampled(data.held_out_samples.copied().x), None, data, 60, seed, 1, 3).report
+        for seed in (0, 0, 1)
     )
     del first["seconds"], again["seconds"]
     assert first == again

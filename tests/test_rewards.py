@@ -67,13 +67,13 @@ def test_a_float64_sample_has_a_float64_reward():
 
 
 def test_probabilities_of_all_classes_add_to_one(asked, digits):
-    x = digits.held_out_split.x[:20]
+    x = digits.held_out_samples.copied().x[:20]
     total = sum(asked(x, torch.full((20,), label)).exp() for label in range(10))
     assert_close(total, torch.ones(20))
 
 
 def test_unseen_digits_are_worth_more_as_what_they_are_than_as_any_other(asked, digits):
-    x, labels = digits.held_out_split
+    x, labels = digits.held_out_samples.copied()
     worth = torch.stack([asked(x, torch.full_like(labels, label)) for label in range(10)], dim=1)
     assert (worth.argmax(1) == labels).double().mean() > 0.8
 
@@ -81,13 +81,13 @@ def test_unseen_digits_are_worth_more_as_what_they_are_than_as_any_other(asked, 
 def test_the_gradient_at_the_sample_is_that_of_the_value_and_no_weight_has_one(asked, digits):
     exact = copy.deepcopy(asked).double()
     labels = torch.tensor([3, 8])
-    x = digits.held_out_split.x[:2].double().requires_grad_()
+    x = digits.held_out_samples.copied().x[:2].double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: exact(x, labels), x)
     assert not any(parameter.requires_grad for parameter in asked.parameters())
 
 
 def test_ascent_makes_a_digit_the_asked_one(asked, digits):
-    x, labels = digits.held_out_split.x[:16], torch.full((16,), 7)
+    x, labels = digits.held_out_samples.copied().x[:16], torch.full((16,), 7)
     before = asked(x, labels)
     for _ in range(30):
         x = x + 0.1 * gradient(asked, x, labels)
@@ -96,7 +96,7 @@ def test_ascent_makes_a_digit_the_asked_one(asked, digits):
 
 
 def test_each_sample_is_scored_alone(asked, digits):
-    x, labels = digits.held_out_split.x[:6], digits.held_out_split.labels[:6]
+    x, labels = digits.held_out_samples.copied().x[:6], digits.held_out_samples.labels[:6]
     alone = torch.cat([asked(x[i : i + 1], labels[i : i + 1]) for i in range(6)])
     assert_close(asked(x, labels), alone)
 
@@ -104,7 +104,7 @@ def test_each_sample_is_scored_alone(asked, digits):
 def test_a_fixed_class_is_scored_whatever_the_labels(asked, digits):
     fixed = ClassifierReward(label=4, epochs=4)
     fixed.prepare(digits)
-    x, labels = digits.held_out_split.x[:9], digits.held_out_split.labels[:9]
+    x, labels = digits.held_out_samples.copied().x[:9], digits.held_out_samples.labels[:9]
     expected = asked(x, torch.full((9,), 4))
     assert torch.equal(fixed(x, None), expected)
     assert torch.equal(fixed(x, labels), expected)
@@ -118,13 +118,13 @@ def test_a_seed_decides_the_classifier_and_the_global_random_state_nothing(digit
         before = torch.random.get_rng_state()
         reward.prepare(digits)
         assert torch.equal(before, torch.random.get_rng_state())
-        worth.append(reward(*digits.held_out_split))
+        worth.append(reward(*digits.held_out_samples.copied()))
     assert torch.equal(worth[0], worth[1])
     assert not torch.allclose(worth[0], worth[2])
 
 
 def test_reduced_precision_of_the_networks_does_not_reach_the_reward(asked, digits):
-    x, labels = digits.held_out_split.x[:4], digits.held_out_split.labels[:4]
+    x, labels = digits.held_out_samples.copied().x[:4], digits.held_out_samples.labels[:4]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         reduced = asked(x, labels)
     assert torch.equal(reduced, asked(x, labels))

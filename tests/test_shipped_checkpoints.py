@@ -13,7 +13,7 @@ FOLDERS = {name: Path(__file__).parents[1] / "checkpoints" / f"digits-{name}" fo
 
 @pytest.fixture(scope="module")
 def extractor():
-    real, features = Digits().train_split, ClassifierFeatures()
+    real, features = Digits().train_samples.copied(), ClassifierFeatures()
     features.prepare(real.x, real.labels, 10, seed=3)
     return features
 

@@ -90,7 +90,7 @@ def by_class(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """100 training digits as PNG files in ten class folders; real samples, in other words."""
-    folder, train = tmp_path_factory.mktemp("pictures"), Digits().train_split
+    folder, train = tmp_path_factory.mktemp("pictures"), Digits().train_samples.copied()
     for c in range(10):
         (folder / f"digit{c}").mkdir()
         for i, x in enumerate(train.x[train.labels == c][:10]):
@@ -258,7 +258,7 @@ def test_a_folder_is_drawn_without_replacement(pictures):
 
 
 def test_pictures_keep_their_values_and_their_classes(pictures):
-    found, train = ImageFolderSource(pictures), Digits().train_split
+    found, train = ImageFolderSource(pictures), Digits().train_samples.copied()
     x, labels = found.draw(30, 4), found.labels(30, 4, wanted=torch.zeros(30))
     for image, label in zip(x, labels, strict=True):
         distance = (train.x - image).abs().amax((1, 2, 3))
@@ -340,7 +340,7 @@ def test_command_evaluates_a_pipeline_and_a_folder(ddpm, pictures, quick_feature
 
 def test_command_converts_pictures_to_the_data(quick_features, tmp_path):
     (tmp_path / "big").mkdir()
-    for i, x in enumerate(Digits().train_split.x[:20]):
+    for i, x in enumerate(Digits().train_samples.copied().x[:20]):
         pixels = ((x[0] + 1) * 127.5).byte().numpy()
         Image.fromarray(pixels).resize((32, 32)).convert("RGB").save(tmp_path / "big" / f"{i}.png")
     data = write_yaml(tmp_path / "data.yaml", data={"class_path": "Digits"})

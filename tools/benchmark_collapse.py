@@ -65,7 +65,9 @@ def digits_case(seed: int) -> Case:
     data = Digits(batch_size=128)
     probe = DiversityProbe(data, ClassifierFeatures(), standard_metrics(10), 2000, seed)
     student = load_model("checkpoints/digits-student")
-    cells = KMeans(30, n_init=3, random_state=seed).fit(probe.extractor.extract(data.train_split.x).double().numpy())
+    cells = KMeans(30, n_init=3, random_state=seed).fit(
+        probe.extractor.extract(data.train_samples.copied().x).double().numpy()
+    )
 
     def draw(seed: int) -> tuple[Tensor, Tensor]:
         return student.sample(student.noise(probe.n, seed), probe.labels), probe.labels
@@ -82,7 +84,7 @@ def mixture_case(seed: int) -> Case:
 
     def draw(seed: int) -> tuple[Tensor, Tensor]:
         generator = generator_for(seed, 7)
-        x = data.train_split.x[torch.randint(len(data.train_split.x), (probe.n,), generator=generator)]
+        x = data.train_samples.copied().x[torch.randint(len(data.train_samples), (probe.n,), generator=generator)]
         x = x + 0.2 * torch.randn(x.shape, generator=generator)
         bridge = torch.rand(len(x), 1, generator=generator) < 0.05
         way = torch.rand(len(x), 1, generator=generator)
@@ -126,7 +128,7 @@ def dropped(case: Case, kind: str, strength: float, seed: int) -> tuple[Tensor, 
         stays = ~torch.isin(labels if by_class else case.mode_of(x), gone)
         kept, wanted, draws = [*kept, x[stays]], [*wanted, labels[stays]], draws + 1
     x, wanted = torch.cat(kept)[: len(asked)], torch.cat(wanted)[: len(asked)]
-    real = case.probe.data.train_split
+    real = case.probe.data.train_samples.copied()
     weight = torch.isin(real.labels if by_class else case.mode_of(real.x), gone).double().mean()
     return x, asked if by_class else wanted, Dropped(len(gone) / count, float(weight))
 

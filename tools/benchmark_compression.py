@@ -90,7 +90,7 @@ def train(module: GenerativeModule, compression: Compression | None, turns: int,
 
 def held_out_loss(denoiser: nn.Module, data: Digits) -> float:
     """Of the held-out digits, the same noise for every row."""
-    x_0, labels = data.held_out_split
+    x_0, labels = data.held_out_samples.copied()
     losses = []
     for draw in range(8):
         generator = generator_for(7, draw)
@@ -102,7 +102,7 @@ def held_out_loss(denoiser: nn.Module, data: Digits) -> float:
 
 
 def distance(model: GenerativeModel, data: Digits, extractor: FeatureExtractor) -> float:
-    x, labels = data.held_out_split
+    x, labels = data.held_out_samples.copied()
     reference = extractor.extract(x)
     draws = [extractor.extract(model.sample(model.noise(len(x), 1000 + i), labels)) for i in range(DRAWS)]
     return statistics.fmean(float(frechet_distance(draw, reference)) for draw in draws)
@@ -148,7 +148,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     data = Digits()
     extractor = default_extractor(data.sample_shape, data.num_classes)
-    extractor.prepare(data.train_split.x, data.train_split.labels, data.num_classes, 0)
+    extractor.prepare(data.train_samples.copied().x, data.train_samples.labels, data.num_classes, 0)
     rows = {}
     for name in options.only or COMPRESSIONS:
         path = options.out / f"{name.replace(' ', '-')}-{options.turns}-{options.seed}.json"

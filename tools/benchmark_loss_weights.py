@@ -86,8 +86,8 @@ def run(options: argparse.Namespace) -> None:
     if missing:
         data = Digits()
         extractor = default_extractor(data.sample_shape, data.num_classes)
-        extractor.prepare(data.train_split.x, data.train_split.labels, data.num_classes, FEATURES_SEED)
-        reference, labels = extractor.extract(data.held_out_split.x), data.held_out_split.labels
+        extractor.prepare(data.train_samples.copied().x, data.train_samples.labels, data.num_classes, FEATURES_SEED)
+        reference, labels = extractor.extract(data.held_out_samples.copied().x), data.held_out_samples.labels
         write_json(folder / f"{FLOOR}.json", {"frechet": _floor(data, reference, extractor)})
     for name, seed in missing:
         model, seconds = train(name, seed, options.turns, folder)
@@ -112,8 +112,8 @@ def _is_done(path: Path, turns: int) -> bool:
 
 def _floor(data: GenerativeDataModule, reference: Tensor, extractor: FeatureExtractor) -> float:
     """The distance of as many training digits."""
-    chosen = [torch.randperm(len(data.train_split.x), generator=torch.Generator().manual_seed(i)) for i in range(DRAWS)]
-    draws = [extractor.extract(data.train_split.x[order[: len(reference)]]) for order in chosen]
+    chosen = [torch.randperm(len(data.train_samples), generator=torch.Generator().manual_seed(i)) for i in range(DRAWS)]
+    draws = [extractor.extract(data.train_samples.copied().x[order[: len(reference)]]) for order in chosen]
     return statistics.fmean(float(frechet_distance(draw, reference)) for draw in draws)
 
 

@@ -147,11 +147,11 @@ class ImageJudge:
 
     def __init__(self, data: GenerativeDataModule) -> None:
         self.data, self.stacked = data, isinstance(data, StackedDigits)
-        self.n = 10_000 if self.stacked else DRAWS * len(data.held_out_split.x)
-        digits = digit_splits(data.split_seed)[0] if self.stacked else data.train_split
+        self.n = 10_000 if self.stacked else DRAWS * len(data.held_out_samples)
+        digits = digit_splits(data.split_seed)[0] if self.stacked else data.train_samples.copied()
         self.extractor = ClassifierFeatures(epochs=20)
         self.extractor.prepare(digits.x, digits.labels, 10, 0)
-        self.reference = self.features(data.held_out_split.x[:SPARE])
+        self.reference = self.features(data.held_out_samples.copied().x[:SPARE])
         modes = ("modes", "weight_kl", "weight_kl_raw") if self.stacked else ("classes_hit",)
         self.numbers = (*modes, "frechet", "precision", "recall", "vendi", "anchored_tid")
 
@@ -161,7 +161,7 @@ class ImageJudge:
 
     def real(self) -> Tensor:
         """As many training images, of the held-out ones' classes where they have few."""
-        train, wanted = self.data.train_split, self.data.held_out_split.labels
+        train, wanted = self.data.train_samples.copied(), self.data.held_out_samples.labels
         if self.stacked:
             return train.x[: self.n]
         places = {int(c): iter((train.labels == c).nonzero().squeeze(1).tolist()) for c in wanted.unique()}
@@ -185,7 +185,7 @@ class ImageJudge:
         return {"modes": hit, "weight_kl": raw - (hit - 1) / (2 * len(modes)), "weight_kl_raw": raw}
 
     def _classes(self, features: Tensor) -> dict[str, float]:
-        wanted = self.data.held_out_split.labels[: len(features)]
+        wanted = self.data.held_out_samples.labels[: len(features)]
         return {"classes_hit": float((self.extractor.classify(features) == wanted).double().mean())}
 
 
@@ -281,7 +281,7 @@ def run(options: argparse.Namespace) -> None:
 
 def drawn(model: GenerativeModel, judge: Any, data: GenerativeDataModule, seed: int) -> Tensor:
     """judge.n samples, of the held-out classes where the model has classes."""
-    wanted = data.held_out_split.labels
+    wanted = data.held_out_samples.labels
     labels = wanted.repeat(-(-judge.n // len(wanted)))[: judge.n] if model.num_classes else None
     return model.sample(model.noise(judge.n, seed), labels)
 
@@ -352,7 +352,7 @@ def picture(folder: Path, judge: Any, data: GenerativeDataModule) -> None:
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for place in axes:
         place.set_axis_off()
-    reach = float(data.held_out_split.x.abs().max()) * 1.05 if isinstance(judge, MixtureJudge) else 0.0
+    reach = float(data.held_out_samples.copied().x.abs().max()) * 1.05 if isinstance(judge, MixtureJudge) else 0.0
     for place, (name, path) in zip(axes, found.items(), strict=False):
         samples = torch.load(path, weights_only=True).float()
         place.set_title(judge.floor_name if name == "floor" else name, fontsize=9)

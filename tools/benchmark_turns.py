@@ -38,7 +38,7 @@ class Stopwatch(L.Callback):
     """Measures the student every `every` training seconds and stops the run after `seconds`."""
 
     def __init__(self, extractor: FeatureExtractor, data: Digits, every: float, seconds: float) -> None:
-        self.extractor, self.reference = extractor, data.held_out_split
+        self.extractor, self.reference = extractor, data.held_out_samples.copied()
         self.reference_features = extractor.extract(self.reference.x)
         self.every, self.seconds = every, seconds
         self.spent, self.rows = 0.0, []
@@ -108,7 +108,7 @@ def main() -> None:
     options = parser.parse_args()
     data = Digits()
     extractor = default_extractor(data.sample_shape, data.num_classes)
-    extractor.prepare(data.train_split.x, data.train_split.labels, data.num_classes, 0)
+    extractor.prepare(data.train_samples.copied().x, data.train_samples.labels, data.num_classes, 0)
     rows: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in options.only}
     for seed in options.seeds:
         for name in options.only:

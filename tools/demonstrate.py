@@ -31,7 +31,7 @@ class Oracle:
     """Which mode a sample belongs to, the true weights, and the features for the distance."""
 
     def __init__(self, data: GenerativeDataModule) -> None:
-        train, self.held_out = data.train_split, data.held_out_split
+        train, self.held_out = data.train_samples.copied(), data.held_out_samples.copied()
         self.num_modes = data.num_classes
         self.mixture = data.parameters() if isinstance(data, GaussianMixtureData) else None
         if self.mixture is not None:

@@ -56,10 +56,10 @@ class Estimate(NamedTuple):
 
 
 def estimate(model: GenerativeModel, data: GenerativeDataModule, options: argparse.Namespace) -> Estimate:
-    held_out = data.held_out_split
+    held_out = data.held_out_samples.copied()
     x_0 = held_out.x.to(model.device)
     labels = held_out.labels.to(model.device) if model.num_classes else None
-    sigma_data = round(float(data.train_split.x.double().square().mean().sqrt()), DIGITS)
+    sigma_data = round(float(data.train_samples.copied().x.double().square().mean().sqrt()), DIGITS)
     draws = [
         estimate_shares(
             model.denoiser,
@@ -110,7 +110,7 @@ def sampled(
     model: GenerativeModel, data: GenerativeDataModule, path: KineticOptimal, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """One row for every sampler, number of steps and grid."""
-    train, held_out = data.train_split, data.held_out_split
+    train, held_out = data.train_samples.copied(), data.held_out_samples.copied()
     extractor = default_extractor(data.sample_shape, data.num_classes)
     extractor.prepare(train.x, train.labels if data.num_classes > 1 else None, data.num_classes, options.seed)
     real = extractor.extract(held_out.x)

@@ -53,7 +53,7 @@ def run_once(seed: int, split: int, out: Path) -> dict[str, Any]:
         )
     student = open_source(folder / "train-student" / "checkpoints" / "best.ckpt")
     data = Digits(split_seed=split)
-    evaluation = evaluate_models(student, open_source(teacher), data, len(data.held_out_split.x), seed, 4)
+    evaluation = evaluate_models(student, open_source(teacher), data, len(data.held_out_samples), seed, 4)
     write_json(report_file, evaluation.report)
     return evaluation.report
 

@@ -114,7 +114,7 @@ def denoiser_of(kind: str, setting: Setting, width: int, seed: int) -> Denoiser:
 
 def train(denoiser: Denoiser, setting: Setting, turns: int, ema: float, seed: int) -> tuple[Denoiser, float]:
     """The trained denoiser, averaged where ema > 0, and the seconds of processor time."""
-    average, x, weight = copy.deepcopy(denoiser).eval(), setting.data.train_split.x, ConstantEps()
+    average, x, weight = copy.deepcopy(denoiser).eval(), setting.data.train_samples.copied().x, ConstantEps()
     optimiser, generator = torch.optim.Adam(denoiser.parameters(), setting.lr), generator_for(seed, 1)
     started = time.process_time()
     for turn in range(turns):
@@ -138,10 +138,10 @@ class Judge:
     def __init__(self, setting: Setting, seed: int) -> None:
         self.setting, data = setting, setting.data
         self.extractor: FeatureExtractor = default_extractor(data.sample_shape, data.num_classes)
-        self.extractor.prepare(data.train_split.x, data.train_split.labels, data.num_classes, seed)
-        self.held_out = data.held_out_split.x[: setting.n]
+        self.extractor.prepare(data.train_samples.copied().x, data.train_samples.labels, data.num_classes, seed)
+        self.held_out = data.held_out_samples.copied().x[: setting.n]
         self.reference = self.read(self.held_out)
-        self.linear = LinearDenoiser.fit(data.train_split.x, generator_for(seed, 2))
+        self.linear = LinearDenoiser.fit(data.train_samples.copied().x, generator_for(seed, 2))
 
     def read(self, x: Tensor) -> Samples:
         return read_samples(self.setting.data, self.extractor, "samples", x, None)
@@ -176,7 +176,7 @@ def kept(x: Tensor) -> list[Any]:
 
 
 def real_cell(judge: Judge, seed: int) -> dict[str, Any]:
-    x = judge.setting.data.train_split.x
+    x = judge.setting.data.train_samples.copied().x
     x = x[torch.randperm(len(x), generator=generator_for(seed, 5))[: judge.setting.n]]
     return {"rows": {"": judge.row(x)}, "curve": None, "samples": {"": kept(x)}, "parameters": 0}
 

@@ -42,7 +42,8 @@ class DiversityCallback(L.Callback):
         metrics: what to measure, by name; None for the standard ones.
         teacher: whether a student's teacher is measured too.
         seed: of latents, reference and extractor.
-        feature_cache: folder in which the extractor and the features of real samples are kept for the next start.
+        feature_cache: folder in which the extractor and the features of real samples are kept for the next start; None
+            for what the extractor learned alone, in the user's cache, where `fdistill evaluate` finds it.
         """
         if every_n_updates < 1 or num_samples < 1:
             raise ValueError(f"DiversityCallback needs positive numbers: got {every_n_updates} and {num_samples}")
@@ -122,8 +123,7 @@ class DiversityCallback(L.Callback):
             data = trainer.datamodule
             shown = data.in_pixels(pl_module.device)
             extractor = self.extractor or default_extractor(tuple(shown.sample_shape), data.num_classes)
-            if self.feature_cache is not None:
-                extractor.keep_in(self.feature_cache)
+            extractor.keep_learned() if self.feature_cache is None else extractor.keep_in(self.feature_cache)
             metrics = standard_metrics(data.num_modes) if self.metrics is None else self.metrics
             self.probe = DiversityProbe(data, extractor.to(pl_module.device), metrics, self.num_samples, self.seed)
         return self.probe

@@ -7,7 +7,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from fdistill.data import GenerativeDataModule
+from fdistill.data import GenerativeDataModule, InMemorySplit
 from fdistill.decoders import Decoder
 from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import log_histogram, log_picture
@@ -78,16 +78,16 @@ class SampleGrid(L.Callback):
         (name, first), *others = rows.items()
         samples, data = first.samples, trainer.datamodule
         has_real = isinstance(data, GenerativeDataModule) and data.has_real and data.sample_shape == samples.shape[1:]
-        train = data.train_split.x if has_real else None
+        train = data.train_samples if has_real else None
         if samples.ndim != 4:
             panels = {f"{name}, {title}": samples, **{other: row.samples for other, row in others}}
             if train is not None:
                 chosen = torch.randperm(len(train), generator=generator_for(self.seed))[: len(samples)]
-                panels["training data"] = train[chosen]
+                panels["training data"] = train.rows(chosen).x
             sample_grid_figure({panel.replace("\n", ", "): points for panel, points in panels.items()}, path)
             return
         if train is not None:
-            nearest, distances = nearest_images(samples, train[:SEARCHED])
+            nearest, distances = nearest_images(samples, train)
             rows["nearest\ntraining image"] = _row(nearest, data.decoder, trainer)
             log_histogram(trainer.loggers, "samples/nearest_distance", distances, trainer.global_step)
         compared_grid_figure({name: row.shown for name, row in rows.items()}, title, path)
@@ -99,12 +99,12 @@ def _row(samples: Tensor, decoder: Decoder | None, trainer: L.Trainer) -> _Row:
     return _Row(samples, decoder.to(trainer.strategy.root_device)(samples, batch_size=4))
 
 
-def nearest_images(samples: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_images(samples: Tensor, training: InMemorySplit) -> tuple[Tensor, Tensor]:
     """The training image nearest to each sample, and the root mean square difference of their pixels.
 
     Args:
         samples: [n, ...].
-        training: [m, ...], m > 0.
+        training: m > 0 of them, of which the first 50,000 are looked at, a few at a time.
 
     Returns:
         [n, ...] and float64 [n].
@@ -114,8 +114,8 @@ def nearest_images(samples: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
         torch.full((len(points),), torch.inf, dtype=torch.float64),
         torch.zeros(len(points), dtype=torch.int64),
     )
-    for first in range(0, len(training), CHUNK):
-        distance, place = torch.cdist(points, training[first : first + CHUNK].flatten(1).double()).min(1)
+    for part in torch.arange(min(len(training), SEARCHED)).split(CHUNK):
+        distance, place = torch.cdist(points, training.rows(part).x.flatten(1).double()).min(1)
         closer = distance < best
-        best, index = torch.where(closer, distance, best), torch.where(closer, place + first, index)
-    return training[index], best / points.shape[1] ** 0.5
+        best, index = torch.where(closer, distance, best), torch.where(closer, part[place], index)
+    return training.rows(index).x, best / points.shape[1] ** 0.5

@@ -88,20 +88,20 @@ class SeeSaw(L.Callback):
         return {f"see_saw/{name}/{i}": float(v) for name, column in columns.items() for i, v in enumerate(column)}
 
     def _best_linear(self, trainer: L.Trainer, num_classes: int, device: torch.device) -> LinearDenoiser:
-        train = trainer.datamodule.train_split
-        labels = train.labels.to(device) if num_classes else None
-        return LinearDenoiser.fit(train.x.to(device), generator_for(self.seed, 2, device=device), labels, num_classes)
+        train = trainer.datamodule.train_samples
+        labels = train.labels if num_classes else None
+        return LinearDenoiser.fit(train, generator_for(self.seed, 2, device=device), labels, num_classes)
 
     def _curve(
         self, trainer: L.Trainer, denoiser: Denoiser, device: torch.device, exact: Denoiser | None
     ) -> SeeSawCurve:
-        held_out = trainer.datamodule.held_out_split
-        chosen = torch.randperm(len(held_out.x), generator=generator_for(self.seed))[: self.num_samples]
+        held_out = trainer.datamodule.held_out_samples
+        chosen = held_out.rows(torch.randperm(len(held_out), generator=generator_for(self.seed))[: self.num_samples])
         return see_saw(
             denoiser,
             self._linear,
-            held_out.x[chosen].to(device),
-            held_out.labels[chosen].to(device),
+            chosen.x.to(device),
+            chosen.labels.to(device),
             self.noise_levels,
             generator_for(self.seed, 1, device=device),
             self.num_bins,

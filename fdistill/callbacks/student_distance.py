@@ -38,8 +38,8 @@ class StudentDistance(L.Callback):
         """Measure on schedule."""
         if trainer.global_step % self.every_n_turns:
             return
-        model, real = pl_module.generative_model(), trainer.datamodule.train_split
+        model, real = pl_module.generative_model(), trainer.datamodule.train_samples
         labels = real.labels.repeat(-(-self.num_samples // len(real.labels)))[: self.num_samples]
         samples = model.sample(model.noise(self.num_samples, self.seed), labels)
-        distance = frechet_distance(samples.flatten(1), real.x.flatten(1))
+        distance = frechet_distance(samples.flatten(1), real.copied().x.flatten(1))
         publish(trainer, pl_module, {"metric/pixel_frechet_distance": distance})

@@ -16,8 +16,6 @@ from fdistill.report import html_page, print_table, sample_grid_figure, training
 from fdistill.report.evidence_figures import class_bars_figure, copies_figure, intervals_figure, spectra_figure
 from fdistill.sources import DiffusersSource, Source, open_source
 
-_SHOWN = 50  # images of each source in the picture
-_POINTS = 2000
 _MOST = 5000  # samples of each source, where nobody asked for another number
 
 _INTERVALS = """What overlaps
@@ -37,7 +35,7 @@ def evaluate(
     teacher: str | None = None,
     data: str | None = None,
     n: int | None = None,
-    repeats: int = 4,
+    repeats: int | None = None,
     seed: int = 0,
     steps: int | None = None,
     out: str = "runs/evaluation",
@@ -60,16 +58,18 @@ def evaluate(
         data: YAML file with a data section; the data that the model was trained on, where not given and remembered.
         n: samples of each source; the whole held-out split, but at most 5000 and as many as there are training
             samples, where not given.
-        repeats: how many times to draw; the report holds the mean and the range.
+        repeats: how many times to draw; the report holds the mean and the range. 4 times, or as often as makes 20,000
+            samples of each source in all, where not given.
         seed: seed of the samples and of the classifier whose features are compared.
         steps: num_inference_steps of a diffusers pipeline; its own default where not given.
         out: folder to write into.
         device: where to generate, and to extract the features of a file: cpu, cuda, cuda:1, mps.
         features: YAML file with a features section, class_path and init_args of a class of fdistill.features; a small
             classifier trained on the data, or the values themselves, where not given.
-        bootstrap: splits into random halves that the intervals come from, 0 for none; 30, or 10 above 256 features,
-            where not given.
-        feature_cache: folder in which the classifier and the features of real samples are kept for the next evaluation.
+        bootstrap: splits into random halves that the intervals come from, 0 for none; 30, or 10 above 256 features
+            or 2,000 samples, where not given.
+        feature_cache: folder in which the classifier and the features of real samples are kept for the next evaluation;
+            the classifier alone in the user's cache ($XDG_CACHE_HOME/fdistill or ~/.cache/fdistill), where not given.
         fid: also FID, KID and Inception score; file of torch-fidelity's weights of Inception, or hub:inception.
         dinov2: also the Frechet distance in DINOv2; file of timm's weights, MODEL=FILE, or hub:MODEL.
         clip: also the CLIP score with the names of classes; MODEL=FILE or hub:MODEL/TAG of OpenCLIP.
@@ -82,8 +82,8 @@ def evaluate(
     extractor = None if features is None else features_of_file(features, place)
     student = open_source(checkpoint, place, None if given is None else given.sample_shape, steps)
     real = remembered_data(student.facts).in_pixels(place) if given is None else given
-    if feature_cache is not None:
-        extractor = (extractor or default_extractor(real.sample_shape, real.num_classes)).keep_in(feature_cache)
+    extractor = extractor or default_extractor(real.sample_shape, real.num_classes)
+    extractor = extractor.keep_learned() if feature_cache is None else extractor.keep_in(feature_cache)
     teacher_path = teacher or _remembered_teacher(student)
     teacher_source = None if teacher_path is None else open_source(teacher_path, place, real.sample_shape, steps)
     if steps is not None and not any(isinstance(source, DiffusersSource) for source in (student, teacher_source)):
@@ -92,7 +92,7 @@ def evaluate(
     suite = _fid_suite((fid, dinov2, clip), fid_reference, fid_samples, seed, real, place)
     if suite is not None:
         suite.check(sources)  # hours before it is needed
-    size = min(len(real.held_out_split.x), len(real.train_split.x), _MOST) if n is None else n
+    size = min(len(real.held_out_samples), len(real.train_samples), _MOST) if n is None else n
     result = evaluate_models(student, teacher_source, real, size, seed, repeats, bootstrap, extractor)
     measured = None if suite is None else suite.measure(sources)
     written = _write(folder, result, _curve_files(checkpoint, student), measured)
@@ -157,8 +157,7 @@ def _write(
         "floor": "Real training images",
         "class_gaussian": "One Gaussian per class",
     }
-    most = _SHOWN if result.samples["student"].ndim == 4 else _POINTS
-    shown = {title: result.samples[name][:most] for name, title in titles.items() if name in result.samples}
+    shown = {title: result.samples[name] for name, title in titles.items() if name in result.samples}
     pictures = {
         "Samples": sample_grid_figure(shown, folder / "samples.png"),
         _INTERVALS: intervals_figure(report, folder / "intervals.png"),

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from fdistill.data.batch_stream import EndlessBatchSampler
-from fdistill.data.batches import Batch, Split
+from fdistill.data.batches import Batch, InMemorySplit, Split
 from fdistill.decoders import Decoder
 from fdistill.networks import Network
 from fdistill.random_streams import generator_for
@@ -97,19 +97,19 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
         return self
 
     @property
-    def train_split(self) -> Batch:
-        """The training split; an even part of it where it does not lie in memory (`ReadSplit`)."""
-        return self._loaded()[0].whole()
+    def train_samples(self) -> InMemorySplit:
+        """Training samples, asked for by index; an even part of them where they do not lie in memory (`ReadSplit`)."""
+        return self._loaded()[0].measured()
 
     @property
-    def held_out_split(self) -> Batch:
-        """The held-out split; as `train_split`."""
-        return self._loaded()[1].whole()
+    def held_out_samples(self) -> InMemorySplit:
+        """Held-out samples; as `train_samples`."""
+        return self._loaded()[1].measured()
 
     def data_std(self) -> float:
-        """Return the standard deviation over all entries of `train_split` (EDM's sigma_data)."""
+        """Return the standard deviation over all entries of `train_samples` (EDM's sigma_data)."""
         if self._data_std is None:
-            self._data_std = self._loaded()[0].std()
+            self._data_std = self.train_samples.std()
         return self._data_std
 
     def spec(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A batch, and the splits of a data set that hand out whole batches at once: in memory, or read when it is fetched."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,16 +53,15 @@ class Split(Dataset[Batch], ABC):
         return Batch(batch.x[0], batch.labels[0])
 
     @abstractmethod
-    def whole(self) -> Batch:
+    def measured(self) -> "InMemorySplit":
         """Return what metrics read of the split, in order and without mirror images: all N samples if in memory."""
-
-    @abstractmethod
-    def std(self) -> float:
-        """Return the standard deviation over all entries of those samples (divisor: the number of entries)."""
 
 
 class InMemorySplit(Split):
     """Samples in memory, fetched by one ``index_select`` per batch.
+
+    8-bit pixels stay 8-bit pixels: what asks for rows by their indices, or streams them in batches, holds float32 of
+    those alone.
 
     Args:
         x: [N, *sample_shape], float32, or uint8 pixels that become float32 in [-1, 1] when they are fetched.
@@ -106,10 +105,27 @@ class InMemorySplit(Split):
             x = torch.where(mirror.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
         return Batch(x, self.labels.index_select(0, index))
 
-    def whole(self) -> Batch:
-        return Batch(_as_float(self.x), self.labels)
+    def rows(self, indices: Tensor | Sequence[int]) -> Batch:
+        """Return the samples with these indices, in this order; the same as ``__getitems__``."""
+        return self.__getitems__(indices)
+
+    def first(self, n: int) -> Batch:
+        """Return the first n samples, or all where there are fewer."""
+        return self.rows(range(min(n, len(self))))
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Return all samples in order, ``size`` at a time."""
+        return (self.rows(range(i, min(i + size, len(self)))) for i in range(0, len(self), size))
+
+    def copied(self) -> Batch:
+        """Return a copy of all samples in float32, four times the size of 8-bit pixels: for small data alone."""
+        return self.first(len(self))
+
+    def measured(self) -> "InMemorySplit":
+        return InMemorySplit(self.x, self.labels) if self.mirrored else self
 
     def std(self) -> float:
+        """Return the standard deviation over all entries, mirror images left out (divisor: the number of entries)."""
         mean = sum(float(_as_float(chunk).double().sum()) for chunk in self.x.split(4096)) / self.x.numel()
         squares = sum(float((_as_float(chunk).double() - mean).square().sum()) for chunk in self.x.split(4096))
         return (squares / self.x.numel()) ** 0.5
@@ -141,13 +157,7 @@ class ReadSplit(Split):
         index = torch.as_tensor(indices, dtype=torch.long) % len(self) % len(self.labels)
         return Batch(_as_float(self.read(indices)), self.labels[index])
 
-    def whole(self) -> Batch:
-        return self._read_once().whole()
-
-    def std(self) -> float:
-        return self._read_once().std()
-
-    def _read_once(self) -> InMemorySplit:
+    def measured(self) -> InMemorySplit:
         if self._for_metrics is None:
             chosen = torch.arange(len(self.labels))
             if len(chosen) > self.metric_samples:

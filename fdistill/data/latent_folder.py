@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fdistill.data.base import GenerativeDataModule, require_at_least
-from fdistill.data.batches import Batch, InMemorySplit, ReadSplit, Split
+from fdistill.data.batches import InMemorySplit, ReadSplit, Split
 from fdistill.data.image_folder import held_out_part
 from fdistill.data.latent_files import DECODER, LatentFiles
 from fdistill.decoders import Decoder
@@ -126,7 +126,7 @@ class DecodedLatents(LatentFolder):
     def load_splits(self) -> tuple[Split, Split]:
         """Decode those latents of both splits."""
         decoder = Decoder(Path(self.folder) / DECODER).to(self._device)
-        return tuple(_decoded(split.whole(), decoder) for split in super().load_splits())
+        return tuple(_decoded(split.measured(), decoder) for split in super().load_splits())
 
 
 class _LatentSplit(ReadSplit):
@@ -159,11 +159,13 @@ class _LatentSplit(ReadSplit):
         return x
 
 
-def _decoded(latents: Batch, decoder: Decoder) -> InMemorySplit:
+def _decoded(latents: InMemorySplit, decoder: Decoder) -> InMemorySplit:
     """The images of latents, rounded as pixels of a file are."""
-    parts = latents.x.split(_DECODED_AT_ONCE)
-    parts = tqdm(parts, desc="decoding latents", leave=False, disable=len(parts) < _PROGRESS_BAR_FROM)
-    return InMemorySplit(torch.cat([_as_pixels(decoder(part)) for part in parts]), latents.labels)
+    count = -(-len(latents) // _DECODED_AT_ONCE)
+    parts = tqdm(
+        latents.batches(_DECODED_AT_ONCE), "decoding latents", count, False, disable=count < _PROGRESS_BAR_FROM
+    )
+    return InMemorySplit(torch.cat([_as_pixels(decoder(part.x)) for part in parts]), latents.labels)
 
 
 def _as_pixels(images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fdistill.data.base import Batch, GenerativeDataModule, require_at_least
+from fdistill.data.base import GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit
 
 _LABELS = 4096  # at least so many before a pass over the classes ends
@@ -73,12 +73,12 @@ class LatentsOnly(GenerativeDataModule):
         return split, split
 
     @property
-    def train_split(self) -> Batch:
+    def train_samples(self) -> InMemorySplit:
         """An error: there is none."""
         self._refuse("a training split")
 
     @property
-    def held_out_split(self) -> Batch:
+    def held_out_samples(self) -> InMemorySplit:
         """An error: there is none."""
         self._refuse("a held-out split")
 

@@ -1,6 +1,6 @@
 """Where samples are compared: extractors that turn samples into features, fitted to the real training samples."""
 
-from fdistill.features.base import FeatureExtractor
+from fdistill.features.base import FeatureExtractor, compared_rows
 from fdistill.features.cache import FeatureCache
 from fdistill.features.classifier import ClassifierFeatures
 from fdistill.features.default import default_extractor
@@ -17,5 +17,6 @@ __all__ = [
     "OpenClipFeatures",
     "PixelFeatures",
     "TimmFeatures",
+    "compared_rows",
     "default_extractor",
 ]

@@ -1,5 +1,6 @@
 """What every feature extractor shares: fitted once to real training samples, then samples in, scaled features out."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fdistill.features.cache import FeatureCache
+from fdistill.data.batches import InMemorySplit
+from fdistill.features.cache import FeatureCache, user_cache
+from fdistill.random_streams import generator_for
 
 PROGRESS_BAR_FROM = 20  # batches; fewer are through before a bar is worth its line
+MOST_REAL = 50_000  # training samples that shift and scale are taken from, and that copies are looked for among
 
 
 class FeatureExtractor(nn.Module, ABC):
@@ -41,6 +45,7 @@ class FeatureExtractor(nn.Module, ABC):
         self.register_buffer("scale", torch.ones(()), persistent=False)
         self._sample_shape: tuple[int, ...] | None = None
         self._cache: FeatureCache | None = None
+        self._keeps_features = False
 
     def keep_in(self, folder: str | Path | None) -> Self:
         """Keep what real samples give in a folder, and read it there at the next start; None for nowhere.
@@ -49,6 +54,19 @@ class FeatureExtractor(nn.Module, ABC):
             OSError: where the folder cannot be made.
         """
         self._cache = None if folder is None else FeatureCache(folder)
+        self._keeps_features = True
+        return self
+
+    def keep_learned(self) -> Self:
+        """Keep what `fit` learns, and no features, in the user's cache: what a report does where nobody chose a folder.
+
+        Where that cannot be written there is a warning, and everything is learned anew at each start.
+        """
+        try:
+            self.keep_in(user_cache())
+        except OSError as error:
+            warnings.warn(f"learned features are not kept: {error}; set XDG_CACHE_HOME to a folder", stacklevel=2)
+        self._keeps_features = False
         return self
 
     @property
@@ -60,8 +78,8 @@ class FeatureExtractor(nn.Module, ABC):
     def raw_features(self, x: Tensor) -> Tensor:
         """The features [b, d] of one batch [b, *shape], float32 on the extractor's device, before shift and scale."""
 
-    def fit(self, x: Tensor, labels: Tensor | None, num_classes: int | None, seed: int) -> None:
-        """Learn from all real training samples what `raw_features` needs; does nothing where that is nothing.
+    def fit(self, x: InMemorySplit, labels: Tensor | None, num_classes: int | None, seed: int) -> None:
+        """Learn from real training samples what `raw_features` needs; does nothing where that is nothing.
 
         Raises:
             ValueError: if these samples are not of the kind that the extractor reads.
@@ -72,7 +90,7 @@ class FeatureExtractor(nn.Module, ABC):
         return {}
 
     def fit_again(
-        self, learned: Mapping[str, Tensor], x: Tensor, labels: Tensor | None, num_classes: int | None, seed: int
+        self, learned: Mapping[str, Tensor], x: InMemorySplit, labels: Tensor | None, num_classes: int | None, seed: int
     ) -> None:
         """What `fit` with the same arguments did, whose `learned` this is."""
         self.fit(x, labels, num_classes, seed)
@@ -93,11 +111,12 @@ class FeatureExtractor(nn.Module, ABC):
         return self._require_prepared()
 
     @torch.no_grad()
-    def prepare(self, x: Tensor, labels: Tensor | None, num_classes: int | None, seed: int) -> None:
+    def prepare(self, x: Tensor | InMemorySplit, labels: Tensor | None, num_classes: int | None, seed: int) -> None:
         """Fit everything to real training samples; the same arguments give the same features, bit for bit on a CPU.
 
         Args:
-            x: real training samples [N, *shape], images in [-1, 1].
+            x: real training samples [N, *shape], images in [-1, 1]; a split, `data.train_samples`, is read a batch at
+                a time.
             labels: their classes int64 [N] in [0, num_classes), or None.
             num_classes: number of classes; 0 or None for unlabelled samples.
             seed: of whatever is trained here; the global random state is left alone.
@@ -106,12 +125,13 @@ class FeatureExtractor(nn.Module, ABC):
             ValueError: for fewer than two samples, a NaN, samples whose features are all equal, or samples that this
                 extractor does not read.
         """
-        if x.ndim < 2 or len(x) < 2:
-            raise ValueError(f"a feature space needs real samples [N, ...] with N >= 2, got {list(x.shape)}")
-        _require_finite(x)
+        x = x if isinstance(x, InMemorySplit) else _as_split(x, labels)
+        if len(x) < 2:
+            raise ValueError(f"a feature space needs real samples [N, ...] with N >= 2, got N = {len(x)}")
         self._sample_shape = None  # what fails below leaves nothing half prepared
         fitted = (x, labels, num_classes, seed)
-        key = None if self._cache is None else self._cache.key("fitted", self, {"x": x, "labels": labels}, *fitted[2:])
+        told = {"x": x.x, "labels": labels}
+        key = self._cache.key("fitted", self, told, *fitted[2:]) if self._keeps_fitted() else None
         kept = None if key is None else self._cache.read(key)
         if kept is None:
             self.fit(*fitted)
@@ -125,32 +145,43 @@ class FeatureExtractor(nn.Module, ABC):
         else:
             self.fit_again({name: kept[name] for name in kept.keys() - {"mean", "scale"}}, *fitted)
         self.mean, self.scale = (kept[name].float().to(self.device) for name in ("mean", "scale"))
-        self._sample_shape = tuple(x.shape[1:])
+        self._sample_shape = x.sample_shape
 
     @torch.no_grad()
-    def extract(self, x: Tensor, batch_size: int | None = None, keep: bool = False) -> Tensor:
+    def extract(
+        self,
+        x: Tensor | InMemorySplit,
+        batch_size: int | None = None,
+        keep: bool = False,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """The features [n, d] of samples [n, *shape], float32 on the extractor's device.
 
         Args:
-            x: samples.
+            x: samples; a split is read a batch at a time.
             batch_size: of them at once.
             keep: they are real ones, whose features are kept where `keep_in` named a folder.
+            rows: indices of those of a split that are read, int64 [n]; all, where not given.
 
         Raises:
             ValueError: before `prepare`, for samples of another shape than it saw, none at all, or a NaN.
         """
         shape = self._require_prepared()
-        if tuple(x.shape[1:]) != shape or len(x) == 0:
+        values = x if isinstance(x, Tensor) else x.x
+        if tuple(values.shape[1:]) != shape or len(x) == 0:
             raise ValueError(
                 f"samples have the shape of the training set: expected [n, {', '.join(map(str, shape))}] "
-                f"with n >= 1, got {list(x.shape)}"
+                f"with n >= 1, got {list(values.shape)}"
             )
-        _require_finite(x)
-        key = self._cache.key("features", self, {"x": x}, batch_size) if keep and self._cache is not None else None
+        if isinstance(x, Tensor):
+            _require_finite(x)  # a split has looked
+        told = {"x": values, "rows": rows}
+        kept_here = keep and self._cache is not None and self._keeps_features
+        key = self._cache.key("features", self, told, batch_size) if kept_here else None
         kept = None if key is None else self._cache.read(key)
         if kept is not None:
             return kept["features"].to(self.device)
-        features = torch.cat([(raw - self.mean) / self.scale for raw in self._batches(x, batch_size)])
+        features = torch.cat([(raw - self.mean) / self.scale for raw in self._batches(x, batch_size, rows)])
         if key is not None:
             self._cache.write(key, {"features": features})
         return features
@@ -160,22 +191,30 @@ class FeatureExtractor(nn.Module, ABC):
         """Where features are made: that of the extractor's own tensors."""
         return self.mean.device
 
-    def _batches(self, x: Tensor, batch_size: int | None = None) -> Iterator[Tensor]:
+    def _batches(
+        self, x: Tensor | InMemorySplit, batch_size: int | None = None, rows: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Raw features of one batch after the other."""
         self.eval()  # a parent module in training mode may have switched it
-        parts = x.split(self.batch_size if batch_size is None else batch_size)
+        parts = (torch.arange(len(x)) if rows is None else rows).split(batch_size or self.batch_size)
         for part in tqdm(parts, desc="features", unit="batch", leave=False, disable=len(parts) < PROGRESS_BAR_FROM):
-            yield self.raw_features(part.float().to(self.device))
+            batch = x[part.to(x.device)] if isinstance(x, Tensor) else x.rows(part).x
+            yield self.raw_features(batch.float().to(self.device))
 
-    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _moments(self, x: InMemorySplit) -> tuple[Tensor, Tensor]:
         """Mean [d] and root mean variance of the raw features, summed in float64 about the first sample's."""
-        origin, total, squares = None, 0, 0
-        for raw in self._batches(x):
+        origin, total, squares, rows = None, 0, 0, compared_rows(x)
+        for raw in self._batches(x, rows=rows):
             raw = raw.cpu().double()  # not every device has float64
             origin = raw[0] if origin is None else origin
             total, squares = total + (raw - origin).sum(0), squares + (raw - origin).square().sum(0)
-        variance = (squares - total.square() / len(x)) / (len(x) - 1)
-        return origin + total / len(x), variance.mean().clamp(min=0).sqrt()
+        variance = (squares - total.square() / len(rows)) / (len(rows) - 1)
+        return origin + total / len(rows), variance.mean().clamp(min=0).sqrt()
+
+    def _keeps_fitted(self) -> bool:
+        """Where features are not kept, a mean and a scale alone are not worth a file."""
+        learns = type(self).learned is not FeatureExtractor.learned
+        return self._cache is not None and (self._keeps_features or learns)
 
     def _require_prepared(self) -> tuple[int, ...]:
         if self._sample_shape is None:
@@ -183,6 +222,23 @@ class FeatureExtractor(nn.Module, ABC):
                 f"{type(self).__name__} is fitted to real samples first: call prepare(x, labels, num_classes, seed)"
             )
         return self._sample_shape
+
+
+def compared_rows(train: InMemorySplit) -> Tensor:
+    """Indices [m] of the training samples that features are scaled by and copies looked for among, m <= 50,000.
+
+    All, or so many chosen at random; the choice depends on their number alone.
+    """
+    if len(train) <= MOST_REAL:
+        return torch.arange(len(train))
+    return torch.randperm(len(train), generator=generator_for(0))[:MOST_REAL].sort().values
+
+
+def _as_split(x: Tensor, labels: Tensor | None) -> InMemorySplit:
+    if x.ndim < 2 or len(x) == 0:
+        raise ValueError(f"a feature space needs real samples [N, ...] with N >= 2, got {list(x.shape)}")
+    _require_finite(x)
+    return InMemorySplit(x, torch.zeros(len(x), dtype=torch.int64) if labels is None else labels)
 
 
 def _require_finite(x: Tensor) -> None:

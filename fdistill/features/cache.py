@@ -1,5 +1,6 @@
 """Features of real samples kept on disk from one start to the next: found again by all that they depend on."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,17 @@ from fdistill.features.identity import Identity
 from fdistill.files import atomic_write
 from fdistill.fingerprints import fingerprint
 
-_FORMAT = 2  # raise it where the same extractor comes to give other features of the same samples
+_FORMAT = 3  # raise it where the same extractor comes to give other features of the same samples
 _REMEDY = "remove it, and it is made again"
+
+
+def user_cache() -> Path:
+    """Folder of learned extractors where nobody named one: $XDG_CACHE_HOME/fdistill, or ~/.cache/fdistill.
+
+    As the XDG base directory specification says, a relative $XDG_CACHE_HOME does not count.
+    """
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "fdistill"
 
 
 class FeatureCache:

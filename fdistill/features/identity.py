@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fdistill.fingerprints import fingerprint
 from fdistill.weight_files import shown
 
-_OF_EVERY_MODULE = vars(nn.Module()).keys() | {"_cache"}
+_OF_EVERY_MODULE = vars(nn.Module()).keys() | {"_cache", "_keeps_features"}
 _UNORDERED = "_use_default_values"  # a list that diffusers makes of a set: another one in every process
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _SAID_BY_REPR = (torch.dtype, torch.device, torch.memory_format, PurePath, Enum, complex, bytes, range, slice)

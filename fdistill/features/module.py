@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fdistill.data.batches import InMemorySplit
 from fdistill.features.base import FeatureExtractor
 
 
@@ -58,12 +59,16 @@ class ModuleFeatures(FeatureExtractor):
         size = f" at {self.resolution} x {self.resolution}" if self.resolution else ""
         return f"{layer}{type(self.module).__name__}{size}"
 
-    def fit(self, x: Tensor, labels: Tensor | None, num_classes: int | None, seed: int) -> None:
+    def fit(self, x: InMemorySplit, labels: Tensor | None, num_classes: int | None, seed: int) -> None:
         channels = len(self.input_mean)
-        if self.resolution is not None and x.ndim != 4:
-            raise ValueError(f"a module with a resolution reads images: expected [n, C, H, W], got {list(x.shape)}")
-        if channels > 1 and x.shape[1] not in (1, channels):
-            raise ValueError(f"{type(self).__name__} reads images of 1 or {channels} channels: got {list(x.shape)}")
+        if self.resolution is not None and len(x.sample_shape) != 3:
+            raise ValueError(
+                f"a module with a resolution reads images: expected [n, C, H, W], got samples {list(x.sample_shape)}"
+            )
+        if channels > 1 and x.sample_shape[0] not in (1, channels):
+            raise ValueError(
+                f"{type(self).__name__} reads images of 1 or {channels} channels: got samples {list(x.sample_shape)}"
+            )
 
     def raw_features(self, x: Tensor) -> Tensor:
         output = self._output(self._as_trained(x))

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fdistill.data.batches import InMemorySplit
 from fdistill.features.base import FeatureExtractor
 from fdistill.features.module import ModuleFeatures
 
@@ -142,9 +143,9 @@ class InceptionFeatures(FeatureExtractor):
     def what(self) -> str:
         return "2048 pooled features of the Inception network of FID"
 
-    def fit(self, x: Tensor, labels: Tensor | None, num_classes: int | None, seed: int) -> None:
-        if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise ValueError(f"InceptionFeatures reads images of 1 or 3 channels: got {list(x.shape)}")
+    def fit(self, x: InMemorySplit, labels: Tensor | None, num_classes: int | None, seed: int) -> None:
+        if len(x.sample_shape) != 3 or x.sample_shape[0] not in (1, 3):
+            raise ValueError(f"InceptionFeatures reads images of 1 or 3 channels: got samples {list(x.sample_shape)}")
 
     def raw_features(self, x: Tensor) -> Tensor:
         pixels = ((x + 1) * 127.5).round().clamp(0, 255).byte()

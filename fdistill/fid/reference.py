@@ -148,11 +148,13 @@ def open_reference(path: str, sample_shape: Sequence[int]) -> Reference:
 def training_reference(data: GenerativeDataModule) -> Reference:
     """The training split as metrics read it."""
 
-    def images() -> Iterator[Tensor]:
-        for x in data.train_split.x.split(AT_ONCE):
-            yield to_pixels(x)
+    samples = data.train_samples
 
-    return Reference(f"training split of {type(data).__name__}", images, len(data.train_split.x))
+    def images() -> Iterator[Tensor]:
+        for batch in samples.batches(AT_ONCE):
+            yield to_pixels(batch.x)
+
+    return Reference(f"training split of {type(data).__name__}", images, len(samples))
 
 
 def to_pixels(x: Tensor) -> Tensor:

@@ -8,15 +8,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from fdistill.data.batches import InMemorySplit
 from fdistill.metrics.checks import checked_labels
 
 FEATURES = 32
+SEEN_SIZE = 16  # pixels along what the first convolution makes of an image, at most
 BATCH_SIZE = 64
 LEARNING_RATE = 3e-3
 
 
 class ConvClassifier(nn.Module):
     """Convolutions that halve the image until it is at most 4 x 4, a linear layer to 32 features, a linear head.
+
+    The first one has a stride that leaves at most 16 x 16: at full resolution it would cost four fifths of all time.
 
     The features are taken before the nonlinearity: they have both signs, so that cosines between them spread over
     [-1, 1] and the Vendi score means something.
@@ -40,7 +44,10 @@ class ConvClassifier(nn.Module):
                 raise ValueError(f"{name} of a classifier: expected >= {least}, got {value}")
         self.image_shape = (in_channels, resolution, resolution)
         self.num_classes = num_classes
-        layers, channels, size = [nn.Conv2d(in_channels, width, 3, padding=1), nn.SiLU()], width, resolution
+        stride = -(-resolution // SEEN_SIZE)
+        kernel = max(3, stride // 2 * 2 + 1)
+        layers = [nn.Conv2d(in_channels, width, kernel, stride, kernel // 2), nn.SiLU()]
+        channels, size = width, -(-resolution // stride)
         while size > 4:
             wider = min(2 * channels, 4 * width)
             layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1), nn.SiLU()]
@@ -63,7 +70,13 @@ class ConvClassifier(nn.Module):
 
 
 def train_classifier(
-    x: Tensor, labels: Tensor, num_classes: int, seed: int, epochs: int = 100, steps: int | None = None
+    x: Tensor | InMemorySplit,
+    labels: Tensor,
+    num_classes: int,
+    seed: int,
+    epochs: int = 100,
+    steps: int | None = None,
+    device: torch.device | None = None,
 ) -> ConvClassifier:
     """Return a classifier trained on images `x` [n, C, R, R] in [-1, 1] with `labels` [n], in eval mode.
 
@@ -71,27 +84,30 @@ def train_classifier(
     is left alone.
 
     Args:
-        x, labels: the training set.
+        x, labels: the training set; of a split no more than a batch is held in float32.
         num_classes: >= 2.
         seed: of the first weights, the batches and the shifts of the images.
         epochs: passes over the images, >= 1.
         steps: batches of up to 64 images to train for in place of `epochs`, >= 1, the last pass cut short.
+        device: where to train; that of `x`, where not given.
 
     Raises:
         ValueError: when images are not square, not finite or below 8 x 8, or labels do not fit them.
     """
-    if x.ndim != 4 or x.shape[2] != x.shape[3]:
-        raise ValueError(f"the classifier trains on square images: expected [n, C, R, R], got {list(x.shape)}")
+    shape = tuple((x if isinstance(x, Tensor) else x.x).shape)
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise ValueError(f"the classifier trains on square images: expected [n, C, R, R], got {list(shape)}")
     if len(labels) != len(x):
         raise ValueError(f"every image has a label: expected {len(x)}, got {len(labels)}")
-    if not x.isfinite().all():
+    if isinstance(x, Tensor) and not x.isfinite().all():  # a split has looked
         raise ValueError("the classifier trains on finite numbers: got a NaN or an infinity; check the images")
     if epochs < 1 or (steps is not None and steps < 1):
         raise ValueError(f"epochs and steps of training: expected >= 1, got {epochs} and {steps}")
-    x, labels = x.detach().float(), checked_labels(labels, num_classes).to(x.device)
+    labels = checked_labels(labels, num_classes)
+    device = device or (x if isinstance(x, Tensor) else x.x).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ConvClassifier(x.shape[1], num_classes, x.shape[2]).to(x.device)
+        model = ConvClassifier(shape[1], num_classes, shape[2]).to(device)
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same batches
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     total = steps or epochs * -(-len(x) // BATCH_SIZE)
@@ -99,8 +115,10 @@ def train_classifier(
     batches = tqdm(islice(_batches(len(x), generator), total), desc="classifier", total=total, leave=False)
     with torch.enable_grad():
         for index in batches:
-            index = index.to(x.device)
-            loss = F.cross_entropy(model(_shifted(x[index], generator)), labels[index])
+            images = x[index.to(x.device)].detach().float() if isinstance(x, Tensor) else x.rows(index).x
+            loss = F.cross_entropy(
+                model(_shifted(images.to(device), generator)), labels[index.to(labels.device)].to(device)
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from fdistill.collapse import half_splits
 from fdistill.metrics import tail_indices
@@ -24,8 +25,12 @@ from fdistill.report.rows import LEAST_SAMPLES, Samples, compare
 
 STANDARD_ERRORS = 1.96  # on each side, for 95%
 SPLITS = 30  # a standard deviation that is right to 13%
-FEWER = 10  # to 22%, where the eigenvalues of a covariance take seconds
+FEWER = 10  # to 22%, where one split takes long
 MANY_FEATURES = 256
+MANY_SAMPLES = 2000
+MOST_IN_HALF = 2500
+"""Samples of a half: time grows with their square. Standard deviations of n > 5,000 samples are those of 2,500 times
+sqrt(2,500 / n), as they are of n / 2 times sqrt(1 / 2) below."""
 LEAST_FOR_INTERVALS = 2 * LEAST_SAMPLES
 SHARES = ("precision", "recall", "coverage", "accuracy", "memorized_fraction")
 """Shares of n samples: their intervals are at least the binomial ones."""
@@ -53,7 +58,7 @@ def intervals(
         generated: samples of one draw, n >= 12.
         reference: n real samples.
         num_modes: as `measure` takes it.
-        splits: how many; 0 for no intervals, None for 30, or 10 above 256 features.
+        splits: how many; 0 for no intervals, None for 30, or 10 above 256 features or 2,000 samples.
         seed: of the halves.
 
     Raises:
@@ -61,7 +66,7 @@ def intervals(
     """
     check_splits(splits)
     if splits is None:
-        splits = SPLITS if generated.features.shape[1] <= MANY_FEATURES else FEWER
+        splits = usual_splits(generated.features)
     if splits == 0:
         return {}
     errors = standard_errors(generated, reference, num_modes, splits, seed)
@@ -81,13 +86,20 @@ def check_splits(splits: int | None) -> None:
         raise ValueError(f"intervals come from splits into halves: expected 0 or more, got {splits}; 30 are usual")
 
 
+def usual_splits(features: Tensor) -> int:
+    """Splits of features [n, d] where nobody asked for another number."""
+    n, d = features.shape
+    return SPLITS if d <= MANY_FEATURES and n <= MANY_SAMPLES else FEWER
+
+
 def standard_errors(
     generated: Samples, reference: Samples, num_modes: int, splits: int, seed: int
 ) -> dict[str, float | None]:
     """Return the standard deviation of every number of `compare` over draws of n samples; None where one has none.
 
     Samples that were asked for the classes of the real ones, row by row, are divided as these are: fresh draws of both
-    have equal classes too. Crowding is counted within one radius throughout, that of the whole reference.
+    have equal classes too. Crowding is counted within one radius throughout, that of the whole reference (of as many
+    samples as both halves have together).
 
     Args:
         generated, reference: n >= 12 each.
@@ -103,15 +115,21 @@ def standard_errors(
         raise ValueError(
             f"halves hold {LEAST_SAMPLES} samples: expected n >= {LEAST_FOR_INTERVALS}, got {n}; draw more"
         )
-    radius = tail_indices(generated.features, reference.features).eps
-    ours = half_splits(n, splits, generator_for(seed, 0))
-    theirs = ours if _same_classes(generated, reference) else half_splits(n, splits, generator_for(seed, 1))
+    size = min(n // 2, MOST_IN_HALF)
+    scale = 1.0 if size == n // 2 else math.sqrt(2 * size / n)
+    both = n if size == n // 2 else 2 * size
+    radius = tail_indices(generated.features[:both], reference.features[:both]).eps
+    ours = half_splits(n, splits, generator_for(seed, 0), size)
+    same = _same_classes(generated, reference)
+    theirs = ours if same else half_splits(n, splits, generator_for(seed, 1), size)
     pairs = [
         [compare(generated[i], reference[j], num_modes, radius) for i, j in zip(mine, real, strict=True)]
         for mine, real in zip(ours, theirs, strict=True)
     ]
     columns = {name: [(a[name], b[name]) for a, b in pairs] for name in pairs[0][0]}
-    return {name: None if None in sum(column, ()) else _half_difference(column) for name, column in columns.items()}
+    return {
+        name: None if None in sum(column, ()) else scale * _half_difference(column) for name, column in columns.items()
+    }
 
 
 def share_interval(share: float, n: int) -> tuple[float, float]:

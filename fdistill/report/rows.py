@@ -35,16 +35,14 @@ LEAST_SAMPLES = DENSITY_K + 1
 
 @dataclass
 class Samples:
-    """Samples, and what the metrics read of them.
+    """What the metrics read of n samples.
 
     Attributes:
-        x: [n, ...], on the CPU.
         features: [n, d], on the extractor's device like all that follows.
         modes: class or mode read from each, int64 [n], -1 for none; None where nobody can tell.
         wanted: class that each was asked to be, or has, int64 [n]; None without classes.
     """
 
-    x: Tensor
     features: Tensor
     modes: Tensor | None = None
     wanted: Tensor | None = None
@@ -59,7 +57,7 @@ class Samples:
     def __getitem__(self, index: Tensor) -> "Samples":
         there = index.to(self.features.device)
         modes, wanted = (None if kept is None else kept[there] for kept in (self.modes, self.wanted))
-        return Samples(self.x[index], self.features[there], modes, wanted)
+        return Samples(self.features[there], modes, wanted)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -67,7 +65,7 @@ class Samples:
 
 def joined(first: Samples, second: Samples) -> Samples:
     """Both sets as one; classes are kept where both have them."""
-    pairs = ((getattr(first, name), getattr(second, name)) for name in ("x", "features", "modes", "wanted"))
+    pairs = ((getattr(first, name), getattr(second, name)) for name in ("features", "modes", "wanted"))
     return Samples(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))
 
 

@@ -49,7 +49,7 @@ def test_the_best_checkpoint_is_the_one_of_the_smallest_distance(tmp_path):
 
     checkpoint = torch.load(tmp_path / "best.ckpt", weights_only=True)
     assert checkpoint["global_step"] == smallest
-    model, real = load_model(tmp_path / "best.ckpt"), data.train_split
+    model, real = load_model(tmp_path / "best.ckpt"), data.train_samples.copied()
     again = frechet_distance(model.sample(model.noise(200, seed=1)), real.x)
     assert float(again) == pytest.approx(distances[smallest], rel=1e-5)
 

@@ -6,7 +6,7 @@ from tiny_runs import GivenData, distillation, exact, fit, mlp, ring, teacher_tr
 
 from fdistill.callbacks import SampleGrid, StudentDistance, sample_grid
 from fdistill.callbacks.sample_grid import nearest_images
-from fdistill.data import LatentsOnly
+from fdistill.data import InMemorySplit, LatentsOnly
 from fdistill.denoiser import Denoiser
 from fdistill.loggers import JsonlLogger
 from fdistill.networks import DiffusersUNet
@@ -43,16 +43,20 @@ def images(n=12):
 
 def test_the_nearest_image_is_the_one_at_the_least_root_mean_square_difference(monkeypatch):
     monkeypatch.setattr(sample_grid, "CHUNK", 5)  # several chunks, the last one shorter
-    samples, training = images(4).double(), images(17).double().flip(0)
-    distance = (samples[:, None] - training[None]).square().flatten(2).mean(2).sqrt()
-    found, distances = nearest_images(samples, training)
+    samples, training = images(4), images(17).flip(0)
+    distance = (samples.double()[:, None] - training.double()[None]).square().flatten(2).mean(2).sqrt()
+    found, distances = nearest_images(samples, split_of(training))
     torch.testing.assert_close(distances, distance.min(1).values, rtol=1e-12, atol=1e-7)  # copies are among them
     assert torch.equal(found, training[distance.argmin(1)])
 
 
+def split_of(x):
+    return InMemorySplit(x, torch.zeros(len(x), dtype=torch.int64))
+
+
 def test_a_memorised_image_lies_at_distance_0():
     training = images()
-    found, distances = nearest_images(training[3:5], training)
+    found, distances = nearest_images(training[3:5], split_of(training))
     assert torch.equal(found, training[3:5])
     torch.testing.assert_close(distances, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-6)
 
@@ -69,7 +73,7 @@ def test_a_student_stands_above_its_teacher_from_the_same_latents_and_the_neares
         noise, labels = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
         assert torch.equal(student, module.generative_model().sample(noise, labels))
         assert torch.equal(teacher, module.teacher_model().sample(noise, labels))
-        assert torch.equal(nearest, nearest_images(student, data.train_split.x)[0])
+        assert torch.equal(nearest, nearest_images(student, data.train_samples)[0])
 
 
 def test_a_student_of_several_steps_starts_from_the_latents_of_its_teacher(drawn, tmp_path):
@@ -101,7 +105,7 @@ def test_points_are_drawn_beside_the_teacher_s_and_training_data(drawn, tmp_path
     assert list(rows) == ["student, 1 evaluation, after 1 turns", "teacher, 35 evaluations", "training data"]
     student, teacher, training = rows.values()
     assert student.shape == teacher.shape == training.shape == (6, 2)
-    assert all((data.train_split.x == point).all(1).any() for point in training)
+    assert all((data.train_samples.copied().x == point).all(1).any() for point in training)
 
 
 def test_a_teacher_in_training_stands_above_the_nearest_training_image(tmp_path, drawn):

@@ -56,7 +56,7 @@ def test_a_teacher_that_trains_is_looked_at_on_schedule_as_its_average_told_the_
 
     module = teacher_training(mlp(num_classes=2).network)
     fit(module, 4, data)
-    train, held_out = data.train_split, data.held_out_split
+    train, held_out = data.train_samples.copied(), data.held_out_samples.copied()
     chosen = torch.randperm(64, generator=generator_for(0))[:50]
     expected = see_saw(
         module.ema.average.eval(),

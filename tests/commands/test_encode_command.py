@@ -218,7 +218,7 @@ def test_pictures_are_what_the_vae_makes_of_the_latents(student, encoded):
     assert {tuple(images.shape) for images in drawn.values()} == {(3, 3, 16, 16)}
     model = load_model(root / "run" / "checkpoints" / "last.ckpt")
     latents = model.sample(model.noise(3, 0), model.labels(3))
-    training = LatentFolder(str(encoded[0]), held_out_fraction=0.25).train_split.x
+    training = LatentFolder(str(encoded[0]), held_out_fraction=0.25).train_samples
     for name, wanted in {"student": latents, "nearest": nearest_images(latents, training)[0]}.items():
         (found,) = (images for key, images in drawn.items() if key.startswith(name))
         torch.testing.assert_close(found, model.decode(wanted), rtol=0, atol=1e-4)

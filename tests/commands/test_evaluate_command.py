@@ -10,25 +10,10 @@ from fdistill.denoiser import Denoiser
 from fdistill.export import export_folder
 from fdistill.features import PixelFeatures
 from fdistill.generative_model import GenerativeModel
-from fdistill.metrics import train_classifier
 from fdistill.networks import MLP
 from fdistill.preconditioning import EDM
 
 QUICK = ["--n", 20, "--repeats", 1, "--bootstrap", 0]
-CLASSIFIERS = {}
-
-
-@pytest.fixture(autouse=True)
-def _one_classifier(monkeypatch):
-    """The feature classifier of the digits takes seconds to train: all tests here share one."""
-
-    def shared(x, labels, num_classes, seed, epochs):
-        key = (tuple(x.shape), num_classes, seed, epochs)
-        if key not in CLASSIFIERS:
-            CLASSIFIERS[key] = train_classifier(x, labels, num_classes, seed, epochs)
-        return CLASSIFIERS[key]
-
-    monkeypatch.setattr("fdistill.features.classifier.train_classifier", shared)
 
 
 def report_of(folder):

@@ -203,7 +203,7 @@ def test_predict_runs_over_the_held_out_split_once():
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_checkpointing=False
     )
     outputs = torch.cat(trainer.predict(Predictor(), Digits(batch_size=200)))
-    assert torch.equal(outputs, Digits().held_out_split.x)
+    assert torch.equal(outputs, Digits().held_out_samples.copied().x)
 
 
 def test_a_trainer_that_would_divide_the_data_again_is_refused():

@@ -11,7 +11,7 @@ N = 40_000
 
 def test_every_dark_square_has_its_share_and_is_filled_evenly():
     data = Chequerboard(num_samples=N, num_held_out=10)
-    x, labels = data.train_split
+    x, labels = data.train_samples.copied()
     share, deviation = 1 / 8, (1 / 8 * 7 / 8 / N) ** 0.5
     assert ((labels.bincount(minlength=8) / N - share).abs() < 5 * deviation).all()
     within = (x.double() + 2) % 1  # the place inside a square is uniform: mean 1/2, variance 1/12
@@ -20,7 +20,7 @@ def test_every_dark_square_has_its_share_and_is_filled_evenly():
 
 
 def test_a_board_has_the_mean_and_variance_of_its_coordinates():
-    x = Chequerboard(side=6, num_samples=N, num_held_out=10).train_split.x.double()
+    x = Chequerboard(side=6, num_samples=N, num_held_out=10).train_samples.copied().x.double()
     assert_close(x.var(0), torch.full((2,), 6**2 / 12, dtype=torch.float64), rtol=0.03, atol=0)
     assert (x.mean(0).abs() < 5 * (3 / N) ** 0.5).all()
 

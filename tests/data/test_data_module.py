@@ -52,7 +52,7 @@ def build(request, tmp_path):
 def test_splits_have_the_announced_shape_range_and_type(build):
     data = build()
     shape, num_classes = data.sample_shape, data.num_classes  # known before the data is loaded
-    for split in (data.train_split, data.held_out_split):
+    for split in (data.train_samples.copied(), data.held_out_samples.copied()):
         assert isinstance(split, Batch)
         assert split.x.shape == (len(split.labels), *shape)
         assert split.x.dtype == torch.float32
@@ -64,20 +64,20 @@ def test_splits_have_the_announced_shape_range_and_type(build):
 
 def test_the_same_arguments_give_the_same_data_and_another_split_seed_does_not(build):
     one, same, other = build(), build(), build(split_seed=1)
-    for name in ("train_split", "held_out_split"):
+    for name in ("train_samples", "held_out_samples"):
         assert torch.equal(getattr(one, name).x, getattr(same, name).x)
         assert not torch.equal(getattr(one, name).x, getattr(other, name).x)
 
 
 def test_seed_changes_the_order_and_not_the_data(build):
     one, other = build(seed=0), build(seed=1)
-    assert torch.equal(one.train_split.x, other.train_split.x)
+    assert torch.equal(one.train_samples.copied().x, other.train_samples.copied().x)
     assert not torch.equal(next(iter(one.train_dataloader())).x, next(iter(other.train_dataloader())).x)
 
 
 def test_data_std_is_that_of_the_training_split(build):
     data = build()
-    assert data.data_std() == pytest.approx(float(data.train_split.x.double().std(correction=0)), rel=1e-6)
+    assert data.data_std() == pytest.approx(float(data.train_samples.copied().x.double().std(correction=0)), rel=1e-6)
 
 
 def test_spec_survives_a_weights_only_file_and_rebuilds_the_data(build):
@@ -89,13 +89,13 @@ def test_spec_survives_a_weights_only_file_and_rebuilds_the_data(build):
     rebuilt = GenerativeDataModule.from_spec(spec)
     assert type(rebuilt) is type(data)
     assert rebuilt.spec() == data.spec() == spec
-    assert torch.equal(rebuilt.held_out_split.x, data.held_out_split.x)
+    assert torch.equal(rebuilt.held_out_samples.copied().x, data.held_out_samples.copied().x)
     assert torch.equal(next(iter(rebuilt.train_dataloader())).x, next(iter(data.train_dataloader())).x)
 
 
 def test_modes_are_read_by_an_exact_rule_or_not_at_all(build):
     data = build()
-    x, labels = data.held_out_split
+    x, labels = data.held_out_samples.copied()
     modes = data.read_modes(x)
     assert modes is None or (modes.dtype == torch.int64 and (modes == labels).double().mean() > 0.99)
 
@@ -142,16 +142,16 @@ def test_data_that_is_not_finite_is_counted_and_located(value):
     x = torch.zeros(10, 2, 3)
     x[4, 1, 2] = x[7, 0] = value
     with pytest.raises(ValueError, match="got 4 such values in 2 samples, the first in sample 4"):
-        _ = Given(x).train_split
+        _ = Given(x).train_samples.copied()
     with pytest.raises(ValueError, match="the first in sample 4"):
         Given(torch.zeros(10, 2, 3), held_out=x).setup("fit")
 
 
 def test_splits_that_break_the_announcement_are_refused():
     with pytest.raises(ValueError, match=r"expected \(2,\), got \(3,\) in the held-out split"):
-        _ = Given(torch.zeros(4, 2), held_out=torch.zeros(4, 3)).train_split
+        _ = Given(torch.zeros(4, 2), held_out=torch.zeros(4, 3)).train_samples.copied()
     with pytest.raises(ValueError, match="at least one sample"):
-        _ = Given(torch.zeros(4, 2), held_out=torch.zeros(0, 2)).train_split
+        _ = Given(torch.zeros(4, 2), held_out=torch.zeros(0, 2)).train_samples.copied()
     with pytest.raises(ValueError, match="one index per sample"):
         InMemorySplit(torch.zeros(4, 2), torch.zeros(3, dtype=torch.long))
 
@@ -162,4 +162,4 @@ def test_labels_outside_the_classes_are_refused():
             return tuple(InMemorySplit(self.x, torch.ones(len(self.x), dtype=torch.long)) for _ in range(2))
 
     with pytest.raises(ValueError, match=r"expected \[0, 1\), got 1 to 1"):
-        _ = Mislabelled(torch.zeros(4, 2)).train_split
+        _ = Mislabelled(torch.zeros(4, 2)).train_samples.copied()

@@ -29,14 +29,18 @@ def pixels_of(split):
 
 def test_images_of_the_right_size_keep_their_pixels(flat):
     data = ImageFolder(flat, resolution=12)
-    ours = ((torch.cat([data.train_split.x, data.held_out_split.x]) + 1) * 127.5).round().permute(0, 2, 3, 1)
+    ours = (
+        ((torch.cat([data.train_samples.copied().x, data.held_out_samples.copied().x]) + 1) * 127.5)
+        .round()
+        .permute(0, 2, 3, 1)
+    )
     theirs = [np.asarray(Image.open(file)) for file in sorted(flat.iterdir())]
     assert {x.byte().numpy().tobytes() for x in ours} == {x.tobytes() for x in theirs}
 
 
 def test_the_splits_are_disjoint_and_complete(flat):
     data = ImageFolder(flat, resolution=12, held_out_fraction=0.25)
-    train, held_out = pixels_of(data.train_split), pixels_of(data.held_out_split)
+    train, held_out = pixels_of(data.train_samples.copied()), pixels_of(data.held_out_samples.copied())
     assert (len(train), len(held_out), len(train | held_out)) == (15, 5, 20)
 
 
@@ -46,14 +50,14 @@ def test_the_central_square_is_kept(tmp_path, width, height):
         pixels = save(tmp_path / f"{i}.png", width, height, seed=3)
     left, top = (width - 8) // 2, (height - 8) // 2
     centre = torch.from_numpy(pixels[top : top + 8, left : left + 8]).permute(2, 0, 1) / 127.5 - 1
-    torch.testing.assert_close(ImageFolder(tmp_path, resolution=8).train_split.x[0], centre)
+    torch.testing.assert_close(ImageFolder(tmp_path, resolution=8).train_samples.copied().x[0], centre)
 
 
 def test_downscaling_is_antialiased(tmp_path):
     checkerboard = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     for i in range(2):
         Image.fromarray(checkerboard).save(tmp_path / f"{i}.png")
-    x = ImageFolder(tmp_path, resolution=8, channels=1).train_split.x
+    x = ImageFolder(tmp_path, resolution=8, channels=1).train_samples.copied().x
     assert x.shape == (1, 1, 8, 8)
     assert x.abs().max() < 0.05  # without a low-pass filter every pixel would be -1 or 1
 
@@ -62,7 +66,7 @@ def test_downscaling_is_antialiased(tmp_path):
 def test_colours_are_converted(tmp_path, channels, mode):
     for i in range(2):
         save(tmp_path / f"{i}.png", seed=i, mode=mode)
-    x = ImageFolder(tmp_path, resolution=6, channels=channels).train_split.x
+    x = ImageFolder(tmp_path, resolution=6, channels=channels).train_samples.copied().x
     assert x.shape == (1, channels, 6, 6)
     assert mode != "L" or torch.equal(x[:, 0], x[:, 2])
 
@@ -71,7 +75,7 @@ def test_black_and_white_are_minus_one_and_one(tmp_path):
     for name, value in (("black", 0), ("white", 255)):
         Image.new("L", (9, 9), value).save(tmp_path / f"{name}.png")
     data = ImageFolder(tmp_path, resolution=4)
-    values = torch.cat([data.train_split.x, data.held_out_split.x]).flatten(1)
+    values = torch.cat([data.train_samples.copied().x, data.held_out_samples.copied().x]).flatten(1)
     assert sorted(values.unique(dim=1).flatten().tolist()) == [-1, 1]
 
 
@@ -81,7 +85,7 @@ def test_rotated_photographs_are_turned_upright(tmp_path):
     exif[0x0112] = 3  # orientation: upside down
     for i in range(2):
         image.save(tmp_path / f"{i}.jpg", exif=exif, quality=95)
-    x = ImageFolder(tmp_path, resolution=16, channels=1).train_split.x[0, 0]
+    x = ImageFolder(tmp_path, resolution=16, channels=1).train_samples.copied().x[0, 0]
     assert x[0].mean() > 0.5 > -0.5 > x[-1].mean()
 
 
@@ -93,35 +97,35 @@ def test_sorted_sub_folders_are_the_classes_and_are_split_in_proportion(tmp_path
             Image.new("L", (4, 4), 255 if name == "zebra" else 0).save(path)
     data = ImageFolder(tmp_path, resolution=4, channels=1, held_out_fraction=0.2)
     assert (data.class_names, data.num_classes) == (["ant", "zebra"], 2)
-    assert data.held_out_split.labels.bincount().tolist() == [6, 2]
-    for split in (data.train_split, data.held_out_split):
+    assert data.held_out_samples.labels.bincount().tolist() == [6, 2]
+    for split in (data.train_samples.copied(), data.held_out_samples.copied()):
         assert torch.equal((split.x.mean(dim=(1, 2, 3)) > 0).long(), split.labels)
 
 
 def test_an_unlabelled_folder_has_no_classes(flat):
     data = ImageFolder(flat, resolution=8)
     assert data.num_classes == 0
-    assert not data.train_split.labels.any()
+    assert not data.train_samples.labels.any()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_epoch_with_flips_is_every_training_image_and_its_mirror_image_once(flat, num_workers):
     data = ImageFolder(flat, resolution=12, horizontal_flip=True, batch_size=36, num_workers=num_workers)
-    x = data.train_split.x
+    x = data.train_samples.copied().x
     assert len(x) == 18
     loader = iter(data.train_dataloader())
     epochs = [next(loader) for _ in range(2)]
     both = sorted(torch.cat([x, x.flip(-1)]).flatten(1).tolist())
     assert all(sorted(epoch.x.flatten(1).tolist()) == both for epoch in epochs)
     assert not torch.equal(epochs[0].x, epochs[1].x)
-    assert torch.equal(torch.cat([b.x for b in data.val_dataloader()]), data.held_out_split.x)
+    assert torch.equal(torch.cat([b.x for b in data.val_dataloader()]), data.held_out_samples.copied().x)
 
 
 def test_the_held_out_split_is_never_empty(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}.png", seed=i)
     data = ImageFolder(tmp_path, resolution=4, held_out_fraction=0.01)
-    assert (len(data.train_split.x), len(data.held_out_split.x)) == (2, 1)
+    assert (len(data.train_samples), len(data.held_out_samples)) == (2, 1)
 
 
 def test_other_files_and_hidden_files_are_passed_over(flat):
@@ -129,7 +133,7 @@ def test_other_files_and_hidden_files_are_passed_over(flat):
     (flat / ".hidden.png").write_bytes(b"not an image")
     (flat / ".thumbnails").mkdir()
     data = ImageFolder(flat, resolution=4)
-    assert len(data.train_split.x) + len(data.held_out_split.x) == 20
+    assert len(data.train_samples) + len(data.held_out_samples) == 20
 
 
 def test_a_truncated_or_broken_image_is_named(flat):
@@ -138,18 +142,18 @@ def test_a_truncated_or_broken_image_is_named(flat):
     for broken in (whole[: len(whole) // 2], b"", b"hello", whole[:60] + bytes(40) + whole[100:]):
         file.write_bytes(broken)
         with pytest.raises(ValueError, match=r"cannot decode .*07\.png"):
-            _ = ImageFolder(flat, resolution=4).train_split
+            _ = ImageFolder(flat, resolution=4).train_samples.copied()
 
 
 def test_sixteen_bit_images_are_refused_and_not_clipped(flat):
     Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(flat / "deep.png")
     with pytest.raises(ValueError, match=r"8 bits per channel: got mode I;16 in .*deep\.png"):
-        _ = ImageFolder(flat, resolution=4).train_split
+        _ = ImageFolder(flat, resolution=4).train_samples.copied()
 
 
 def test_unusable_folders_are_refused(tmp_path, flat):
     def split_of(folder):
-        return ImageFolder(folder, resolution=4).train_split
+        return ImageFolder(folder, resolution=4).train_samples.copied()
 
     with pytest.raises(ValueError, match="existing folder"):
         split_of(tmp_path / "nowhere")
@@ -169,7 +173,7 @@ def test_class_folders_without_images_or_with_one_each_are_refused(tmp_path):
     for name in "ab":
         save(tmp_path / name / "0.png")
     with pytest.raises(ValueError, match="two images of some class: got 2 images in 2 classes"):
-        _ = ImageFolder(tmp_path, resolution=4).train_split
+        _ = ImageFolder(tmp_path, resolution=4).train_samples.copied()
     (tmp_path / "c").mkdir()
     with pytest.raises(ValueError, match=r"got none in \['c'\]"):
         _ = ImageFolder(tmp_path, resolution=4).num_classes

@@ -38,12 +38,12 @@ def stream(data, n, first=0):
 def test_latents_are_the_vae_s_own_with_the_scale_of_its_decoder(kind, tmp_path):
     folder = latents(tmp_path, kind)
     data, images, decoder = LatentFolder(str(folder), sample=False), images_of(folder), Decoder(folder / "vae")
-    coded = decoder.vae.encode(images.train_split.x)
+    coded = decoder.vae.encode(images.train_samples.copied().x)
     own = coded.latent_dist.mean if hasattr(coded, "latent_dist") else coded.latents
     factor, shift = decoder.scale
-    torch.testing.assert_close(data.train_split.x / factor + shift, own, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(data.train_samples.copied().x / factor + shift, own, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
-        decoder(data.train_split.x), decoder.vae.decode(own).sample.clamp(-1, 1), rtol=0, atol=1e-4
+        decoder(data.train_samples.copied().x), decoder.vae.decode(own).sample.clamp(-1, 1), rtol=0, atol=1e-4
     )
 
 
@@ -61,7 +61,10 @@ def test_draws_have_the_posterior_s_mean_and_standard_deviation(encoded):
 
 def test_an_epoch_is_every_training_image_and_its_mirror_image_once(encoded):
     (epoch,) = stream(LatentFolder(str(encoded), batch_size=36, sample=False), 1)
-    file, held_out = load_file(encoded / "latents-00000.safetensors"), LatentFolder(str(encoded)).held_out_split
+    file, held_out = (
+        load_file(encoded / "latents-00000.safetensors"),
+        LatentFolder(str(encoded)).held_out_samples.copied(),
+    )
     both = torch.cat([file["mean"], file["flipped_mean"]])
     nearest = torch.cdist(epoch.flatten(1).double(), both.flatten(1).double())
     assert (nearest.min(1).values < 1e-4).all()
@@ -74,8 +77,10 @@ def test_the_stream_and_the_split_are_those_of_the_images(encoded):
     encode = Decoder(encoded / "vae").encode
     for batch, pixels in zip(stream(data, 6), stream(images, 6), strict=True):
         torch.testing.assert_close(batch, encode(pixels)[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(data.held_out_split.x, encode(images.held_out_split.x)[0], rtol=1e-4, atol=1e-4)
-    assert torch.equal(data.held_out_split.labels, images.held_out_split.labels)
+    torch.testing.assert_close(
+        data.held_out_samples.copied().x, encode(images.held_out_samples.copied().x)[0], rtol=1e-4, atol=1e-4
+    )
+    assert torch.equal(data.held_out_samples.labels, images.held_out_samples.labels)
     assert (data.num_classes, data.class_names) == (2, ["a", "b"])
 
 
@@ -132,10 +137,10 @@ def test_metrics_see_images_of_an_even_part(encoded):
     pixels = data.in_pixels()
     assert (type(pixels), pixels.sample_shape, pixels.decoder) == (DecodedLatents, (3, 8, 8), None)
     assert pixels.in_pixels() is pixels is data.in_pixels()
-    assert len(data.train_split.x) == len(pixels.train_split.x) == 7
-    decoded = data.decoder(data.train_split.x)
-    torch.testing.assert_close(pixels.train_split.x, decoded, rtol=0, atol=1 / 255 + 1e-6)
-    assert torch.equal(pixels.train_split.labels, data.train_split.labels)
+    assert len(data.train_samples) == len(pixels.train_samples) == 7
+    decoded = data.decoder(data.train_samples.copied().x)
+    torch.testing.assert_close(pixels.train_samples.copied().x, decoded, rtol=0, atol=1 / 255 + 1e-6)
+    assert torch.equal(pixels.train_samples.labels, data.train_samples.labels)
     assert pixels.num_classes == 2
 
 
@@ -143,7 +148,7 @@ def test_sixteen_bits_are_half_the_file(tmp_path, encoded):
     half = latents(tmp_path, images=encoded.parent / "images", flips=True, half=True)
     sizes = [(folder / "latents-00000.safetensors").stat().st_size for folder in (half, encoded)]
     assert sizes[0] < 0.55 * sizes[1]
-    pair = [LatentFolder(str(folder), sample=False).train_split.x for folder in (half, encoded)]
+    pair = [LatentFolder(str(folder), sample=False).train_samples.copied().x for folder in (half, encoded)]
     torch.testing.assert_close(*pair, rtol=2**-10, atol=1e-4)
 
 

@@ -103,7 +103,7 @@ def test_ranks_share_the_classes_of_a_pass_between_them():
     assert (torch.cat(parts).bincount() == 410).all()
 
 
-@pytest.mark.parametrize("asks", ["train_split", "held_out_split", "data_std", "val_dataloader", "test_dataloader"])
+@pytest.mark.parametrize("asks", ["train_samples", "held_out_samples", "data_std", "val_dataloader", "test_dataloader"])
 def test_whoever_asks_for_real_samples_is_told(asks):
     with pytest.raises(ValueError, match="LatentsOnly has no real samples: got asked for") as error:
         getattr(LatentsOnly(SHAPE), asks)()

@@ -21,14 +21,14 @@ def data(request):
 
 
 def test_empirical_weights_are_within_five_standard_errors(data):
-    w, n = data.parameters().weights, len(data.train_split.labels)
-    empirical = data.train_split.labels.bincount(minlength=data.num_classes) / n
+    w, n = data.parameters().weights, len(data.train_samples.labels)
+    empirical = data.train_samples.labels.bincount(minlength=data.num_classes) / n
     assert ((empirical - w).abs() <= 5 * (w * (1 - w) / n).sqrt()).all()
 
 
 def test_empirical_mean_and_covariance_are_those_of_the_mixture(data):
     means, stds, w = data.parameters()
-    x = data.train_split.x.double()
+    x = data.train_samples.copied().x.double()
     mean = w @ means
     cov = (w * stds.square()).sum() * torch.eye(2) + torch.einsum("i,ia,ib->ab", w, means - mean, means - mean)
     products = (x - mean)[:, :, None] * (x - mean)[:, None, :]
@@ -38,7 +38,9 @@ def test_empirical_mean_and_covariance_are_those_of_the_mixture(data):
 
 def test_each_mode_is_an_isotropic_gaussian_about_its_mean(data):
     means, stds, _ = data.parameters()
-    z = (data.train_split.x.double() - means[data.train_split.labels]) / stds[data.train_split.labels, None]
+    z = (data.train_samples.copied().x.double() - means[data.train_samples.labels]) / stds[
+        data.train_samples.labels, None
+    ]
     assert z.mean(0).abs().max() < 5 / len(z) ** 0.5
     assert (z.T @ z / len(z) - torch.eye(2)).abs().max() < 5 * (2 / len(z)) ** 0.5
 
@@ -51,11 +53,13 @@ def test_data_std_is_the_root_of_the_mean_variance(data):
 
 
 def test_every_mode_of_nonzero_weight_is_in_both_splits(data):
-    assert len(data.train_split.labels.unique()) == len(data.held_out_split.labels.unique()) == data.num_classes
+    assert len(data.train_samples.labels.unique()) == len(data.held_out_samples.labels.unique()) == data.num_classes
 
 
 def test_splits_share_no_sample(data):
-    train, held_out = ({tuple(p) for p in s.x.tolist()} for s in (data.train_split, data.held_out_split))
+    train, held_out = (
+        {tuple(p) for p in s.x.tolist()} for s in (data.train_samples.copied(), data.held_out_samples.copied())
+    )
     assert not train & held_out
 
 
@@ -70,7 +74,7 @@ def test_nearest_mode_recovers_the_labels_of_well_separated_modes():
 
 
 def test_read_modes_is_the_nearest_mode_however_many_points_there_are(data, monkeypatch):
-    x = data.held_out_split.x
+    x = data.held_out_samples.copied().x
     monkeypatch.setattr("fdistill.data.mixtures._CHUNK", 7)
     assert torch.equal(data.read_modes(x), nearest_mode(x, data.parameters()))
     assert data.read_modes(x[:0]).shape == (0,)
@@ -163,7 +167,7 @@ def test_bad_mixtures_are_refused(arguments, match):
 
 def test_the_exact_network_minimises_the_denoising_loss_of_the_data(data):
     """E[x_0 | x] is uncorrelated with the error it makes, and x_0 - E[x_0 | x] has mean 0 wherever one looks."""
-    x_0, sigma = data.held_out_split.x.double(), torch.full((2_000,), 0.7, dtype=torch.float64)
+    x_0, sigma = data.held_out_samples.copied().x.double(), torch.full((2_000,), 0.7, dtype=torch.float64)
     x = x_0 + 0.7 * torch.randn(x_0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     best = data.exact_network()(x, sigma)
     for looked_at in (torch.ones_like(x), best, x):

@@ -56,7 +56,10 @@ def test_the_samples_are_those_in_memory(source, num_workers, folder, tars):
     assert (data.num_classes, data.class_names) == (3, ["a", "b", "c"])
     assert_same(batches(data), batches(memory))  # more than one epoch
     assert_same(data.val_dataloader(), memory.val_dataloader())
-    assert_same([data.train_split, data.held_out_split], [memory.train_split, memory.held_out_split])
+    assert_same(
+        [data.train_samples.copied(), data.held_out_samples.copied()],
+        [memory.train_samples.copied(), memory.held_out_samples.copied()],
+    )
     assert data.data_std() == memory.data_std()
 
 
@@ -71,9 +74,9 @@ def test_tars_may_be_read_into_memory_too(folder, tars):
 
 def test_metrics_read_an_even_part_that_no_seed_changes(folder):
     parts = [ImageFolder(folder, **SETTINGS | {"seed": s}, in_memory=False, metric_samples=10) for s in (0, 1)]
-    one, other = (data.train_split for data in parts)
+    one, other = (data.train_samples.copied() for data in parts)
     assert torch.equal(one.x, other.x)
-    everything = ImageFolder(folder, **SETTINGS).train_split.x
+    everything = ImageFolder(folder, **SETTINGS).train_samples.copied().x
     places = [(everything == x).flatten(1).all(1).nonzero().item() for x in one.x]
     assert (len(places), places == sorted(set(places))) == (10, True)
     assert max(places) > 12  # not the first ones

@@ -24,12 +24,12 @@ def channels(modes):
 def held_out():
     """Data with all held-out stacks and their modes, read once."""
     data = stacks()
-    return data, data.held_out_split, data.read_modes(data.held_out_split.x)
+    return data, data.held_out_samples.copied(), data.read_modes(data.held_out_samples.copied().x)
 
 
 @pytest.mark.parametrize("split_seed", range(5))
 def test_at_least_98_of_100_held_out_digits_are_read_right_in_every_channel(split_seed):
-    digits, data = Digits(split_seed=split_seed).held_out_split, stacks(split_seed=split_seed)
+    digits, data = Digits(split_seed=split_seed).held_out_samples.copied(), stacks(split_seed=split_seed)
     for channel in range(3):
         x = digits.x.roll(1, dims=0).repeat(1, 3, 1, 1)
         x[:, channel] = digits.x[:, 0]
@@ -39,7 +39,7 @@ def test_at_least_98_of_100_held_out_digits_are_read_right_in_every_channel(spli
 
 def test_training_stacks_are_read_without_a_mistake():
     data = stacks()
-    assert torch.equal(data.read_modes(data.train_split.x), data.train_split.labels)
+    assert torch.equal(data.read_modes(data.train_samples.copied().x), data.train_samples.labels)
 
 
 def test_held_out_stacks_are_read_with_few_mistakes(held_out):
@@ -70,13 +70,13 @@ def test_another_instance_reads_the_same_whatever_the_random_state_and_the_sizes
 def test_reading_leaves_the_random_state_alone():
     data = stacks()
     before = torch.get_rng_state()
-    data.read_modes(data.held_out_split.x[:1])
+    data.read_modes(data.held_out_samples.copied().x[:1])
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_held_out_digits_never_reach_the_reader(held_out, monkeypatch):
     _, batch, modes = held_out
-    train, unseen = Digits().train_split, Digits().held_out_split
+    train, unseen = Digits().train_samples.copied(), Digits().held_out_samples.copied()
     spoilt = Batch(torch.zeros_like(unseen.x), torch.zeros_like(unseen.labels))
     monkeypatch.setattr("fdistill.data.stacked_digits.digit_splits", lambda split_seed: (train, spoilt))
     assert torch.equal(stacks().read_modes(batch.x), modes)
@@ -104,7 +104,7 @@ def test_images_of_another_shape_are_refused(shape):
 
 def test_real_stacks_cover_the_thousand_modes_evenly_and_a_channel_that_collapsed_costs_ln_10():
     data = stacks(num_samples=8_000)
-    x, coverage = data.train_split.x, ModeCoverage(data.num_modes)
+    x, coverage = data.train_samples.copied().x, ModeCoverage(data.num_modes)
     coverage.update(data.read_modes(x), real=False)
     assert coverage.compute()["modes_covered"] > 980
     assert abs(coverage.compute()["mode_weight_kl"]) < 0.02

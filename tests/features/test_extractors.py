@@ -26,7 +26,7 @@ class Convolution(nn.Module):
 
 @pytest.fixture(scope="module")
 def digits():
-    return Digits().train_split
+    return Digits().train_samples.copied()
 
 
 @pytest.fixture(scope="module")

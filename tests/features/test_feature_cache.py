@@ -14,6 +14,7 @@ from fdistill.data import Digits
 from fdistill.diversity import DiversityProbe
 from fdistill.features import ClassifierFeatures, FeatureCache, ModuleFeatures, PixelFeatures
 from fdistill.features import classifier as classifier_file
+from fdistill.features.cache import user_cache
 from fdistill.metrics import FrechetDistance, MemorizedFraction
 
 
@@ -39,7 +40,7 @@ every_extractor = pytest.mark.parametrize("build", EXTRACTORS.values(), ids=EXTR
 
 @pytest.fixture(scope="module")
 def real():
-    train = Digits().train_split
+    train = Digits().train_samples.copied()
     return train.x[:96], train.labels[:96]
 
 
@@ -250,3 +251,27 @@ def test_a_run_measures_the_same_with_what_was_kept(tmp_path, real, monkeypatch)
     again = measured(ClassifierFeatures(epochs=1).keep_in(tmp_path))
     assert again[:2] == expected[:2]
     assert torch.equal(again[2], expected[2])
+
+
+def test_what_was_learned_is_kept_in_the_users_cache_by_default_and_features_are_not(real, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    expected = features(ClassifierFeatures(epochs=1).keep_learned(), real)
+    features(PixelFeatures().keep_learned(), real)
+    assert [name.split("-")[0] for name in names(tmp_path / "fdistill")] == ["fitted"]
+    monkeypatch.setattr(classifier_file, "train_classifier", None)
+    assert torch.equal(features(ClassifierFeatures(epochs=1).keep_learned(), real), expected)
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_costs_nothing_else(real, tmp_path, monkeypatch):
+    (tmp_path / "fdistill").write_text("a file where a folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.warns(UserWarning, match="XDG_CACHE_HOME"):
+        extractor = ClassifierFeatures(epochs=1).keep_learned()
+    assert torch.equal(features(extractor, real), features(ClassifierFeatures(epochs=1), real))
+
+
+@pytest.mark.parametrize("named", ["", "relative/path"])
+def test_only_an_absolute_cache_folder_counts(named, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", named)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_cache() == tmp_path / ".cache" / "fdistill"

@@ -79,7 +79,7 @@ def test_a_turn_of_the_fake_side_asks_the_teacher_once_and_learns_what_it_learnt
         monkeypatch.setattr(type(module), "global_step", 0)
         monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
         module._fresh = []
-        real = GivenData(torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(2)), 2).train_split
+        real = GivenData(torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(2)), 2).train_samples.copied()
         part = next(iter(module.micro_batches(8)))
         losses, _, _ = module._learn(Batch(*real), part, False, True)
         gradients = [p.grad for p in (*module.fake_score.parameters(), *module.ratio.parameters())]

@@ -184,7 +184,7 @@ def test_validation_and_prediction_use_the_average_of_the_student():
     module, data = distillation(ema_decay=0.0), ring()
     run = fit(module, 3, data)
     predicted = torch.cat(run.predict(module, datamodule=data))
-    assert predicted.shape == data.held_out_split.x.shape
+    assert predicted.shape == data.held_out_samples.copied().x.shape
     run = trainer(1, limit_val_batches=1.0)
     (metrics,) = run.validate(module, datamodule=data, verbose=False)
     assert metrics["validation/pixel_frechet_distance"] > 0

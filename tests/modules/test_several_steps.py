@@ -102,7 +102,7 @@ def test_a_run_produces_a_model_of_as_many_evaluations_and_predicts_with_it():
     assert model.evaluations == 3
     assert model.sigmas.tolist() == list(LEVELS)
     predicted = torch.cat(run.predict(module, datamodule=data))
-    assert predicted.shape == data.held_out_split.x.shape
+    assert predicted.shape == data.held_out_samples.copied().x.shape
     assert predicted.isfinite().all()
 
 

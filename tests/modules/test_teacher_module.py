@@ -69,7 +69,7 @@ def test_predicts_samples_for_the_given_labels():
     module, data = teacher_training(mlp(num_classes=2).network, num_steps=3), ring()
     run = fit(module, 1, data)
     predicted = torch.cat(run.predict(module, datamodule=data))
-    assert predicted.shape == data.held_out_split.x.shape
+    assert predicted.shape == data.held_out_samples.copied().x.shape
     assert torch.equal(predicted, torch.cat(run.predict(module, datamodule=data)))
 
 

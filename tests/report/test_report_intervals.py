@@ -13,7 +13,7 @@ N, D = 200, 6
 
 def gaussian(seed, scale=1.0, shift=0.0, n=N, d=D):
     noise = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Samples(noise, scale * noise * torch.linspace(0.4, 1.6, d, dtype=torch.float64) + shift)
+    return Samples(scale * noise * torch.linspace(0.4, 1.6, d, dtype=torch.float64) + shift)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_classes_that_are_asked_for_do_not_scatter():
 
     def of_classes(seed, wanted):
         noise = gaussian(seed)
-        return Samples(noise.x, noise.features + centres[labels], wanted=wanted)
+        return Samples(noise.features + centres[labels], wanted=wanted)
 
     rows = [compare(of_classes(2 * i, labels), of_classes(2 * i + 1, labels)) for i in range(60)]
     fresh = torch.tensor([row["frechet_distance"] for row in rows]).std().item()
@@ -84,7 +84,7 @@ def test_the_interval_of_label_accuracy_is_the_binomial_one_of_many_samples():
     modes = torch.randint(2, (2, 400), generator=generator)
     x = torch.randn(2, 400, 3, generator=generator, dtype=torch.float64)
     wanted = torch.where(torch.rand(400, generator=generator) < 0.8, modes[0], 1 - modes[0])
-    generated, reference = Samples(x[0], x[0], modes[0], wanted), Samples(x[1], x[1], modes[1], modes[1])
+    generated, reference = Samples(x[0], modes[0], wanted), Samples(x[1], modes[1], modes[1])
     row = average_rows([measure(generated, reference, 2)])
     low, high = intervals(row, generated, reference, 2, 50, 0)["accuracy"]
     assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.8 * 0.2 / 400), rel=0.25)

@@ -28,7 +28,7 @@ def extractor(digits):
 def read(extractor, x, labels=None):
     """Samples as an evaluation reads them."""
     features = extractor.extract(x)
-    return Samples(x, features, extractor.classify(features), labels)
+    return Samples(features, extractor.classify(features), labels)
 
 
 def test_the_training_set_measured_against_itself_is_perfect(digits, extractor):
@@ -83,7 +83,7 @@ def test_samples_without_classes_are_compared_by_their_values(shape):
 
 def gaussian_samples(n, d=4, seed=0):
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Samples(x, x)
+    return Samples(x)
 
 
 def test_broken_samples_stop_the_measurement():
@@ -96,12 +96,12 @@ def test_broken_samples_stop_the_measurement():
     with pytest.raises(ValueError, match="needs at least 6 samples, got 5"):
         measure(gaussian_samples(5), gaussian_samples(5, seed=1))
     with pytest.raises(ValueError, match=r"wanted hold one class per sample: expected \[4\], got \[3\]"):
-        Samples(torch.zeros(4, 2), torch.zeros(4, 2), wanted=torch.zeros(3))
+        Samples(torch.zeros(4, 2), wanted=torch.zeros(3))
 
 
 def test_a_generator_of_one_sample_has_numbers_too():
     reference = gaussian_samples(40)
-    one = Samples(*2 * [torch.ones(40, 4, dtype=torch.float64)])
+    one = Samples(torch.ones(40, 4, dtype=torch.float64))
     row = measure(one, reference)
     assert row["vendi"] == pytest.approx(1)
     assert row["in_batch_similarity"] == pytest.approx(1)
