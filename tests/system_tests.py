@@ -6,7 +6,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 
 TESTS = Path(__file__).parent
-STARTS = {"Trainer", "main", "fork", "subprocess"}
+STARTS = {"Trainer", "main", "fork", "spawn", "subprocess"}
 
 
 def starts_something(part, known):
