@@ -2,6 +2,9 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 TOOL = Path(__file__).parents[1] / "tools" / "count_type_errors.py"
 REPORT = """\
@@ -13,11 +16,15 @@ Found 3 errors in 2 files (checked 245 source files)
 """
 
 
-def compare(allowed):
+def load():
     spec = importlib.util.spec_from_file_location("count_type_errors", TOOL)
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    return tool.compare(REPORT, allowed)
+    return tool
+
+
+def compare(allowed):
+    return load().compare(REPORT, allowed)
 
 
 def test_as_many_as_allowed_pass():
@@ -39,3 +46,19 @@ def test_fewer_pass_and_ask_for_the_lower_number():
     assert passed
     assert "paths from 4 to 1" in words[0]
     assert "grids from 1 to 0" in words[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "out", "expected"),
+    [
+        (0, "Success: no issues found in 245 source files\n", 0),
+        (1, "fdistill/new_room.py:1: error: x  [misc]\nFound 1 error in 1 file (checked 245 source files)\n", 1),
+        (1, "", 2),  # python: No module named mypy
+        (2, "fdistill/pairs.py:1: error: Invalid syntax\nFound 1 error in 1 file (errors prevented checking)\n", 2),
+    ],
+)
+def test_what_has_not_counted_does_not_pass(monkeypatch, status, out, expected):
+    tool = load()
+    done = SimpleNamespace(returncode=status, stdout=out, stderr="")
+    monkeypatch.setattr(tool.subprocess, "run", lambda *args, **kwargs: done)
+    assert tool.main() == expected

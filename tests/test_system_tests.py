@@ -1,4 +1,4 @@
-"""A test is of the system when it, a helper, a fixture or a class of the tests starts a run, a command or a process."""
+"""A test is of the system when it, or a helper, fixture or class it uses, trains or starts a command or a process."""
 
 import functools
 import math

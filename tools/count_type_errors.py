@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SUMMARY = re.compile(r"^(Success|Found \d+ error)", re.MULTILINE)
 ERROR = re.compile(r"fdistill/(\w+)\S*: error: ")
 
 
@@ -34,9 +35,9 @@ def compare(report: str, allowed: dict[str, int]) -> tuple[bool, list[str]]:
 def main() -> int:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode not in (0, 1):  # mypy itself failed, and has counted nothing
+    if done.returncode not in (0, 1) or not SUMMARY.search(done.stdout):  # it is not there, or could not read a file
         print(done.stdout + done.stderr, file=sys.stderr)
-        return done.returncode
+        return 2
     passed, words = compare(done.stdout, settings["count_type_errors"])
     print("\n".join(words))
     return 0 if passed else 1

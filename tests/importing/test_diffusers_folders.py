@@ -66,7 +66,8 @@ def test_ddim_of_ours_is_the_whole_run_of_the_pipeline(prediction, schedule, tmp
     pipeline = DDIMPipeline(unet(), ddim(prediction_type=prediction, **schedule))
     model = import_model(save(pipeline, tmp_path))
     ours = sampled(model, pipeline.scheduler, 3, seed=4).clamp(-1, 1)
-    assert_close(ours, drawn(pipeline, 4, batch_size=3), rtol=0, atol=1e-5)
+    # rounding of a whole run in float32, which differs from one kind of CPU to another
+    assert_close(ours, drawn(pipeline, 4, batch_size=3), rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
