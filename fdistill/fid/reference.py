@@ -225,7 +225,10 @@ def _of_report(path: Path) -> Reference:
     """The reference of another report."""
     try:
         setup = json.loads(path.read_text())["fid_setup"]
-        what, networks = setup["reference"]["what"], setup["networks"]
+        what = setup["reference"]["what"]
+        networks = {
+            name: said for name, said in setup["networks"].items() if name != "clip"
+        }  # it compares with prompts
         files = {name: path.parent / said["statistics"]["reference"] for name, said in networks.items()}
         weights = {name: said["fingerprint"] for name, said in networks.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
