@@ -40,6 +40,7 @@ class StandardNetwork:
     def features(self, pixels: Tensor) -> Tensor:
         """Raw features [n, d] of 8-bit pixels [n, C, H, W], float32 on the CPU."""
         self.extractor.eval()
+        pixels = pixels.contiguous()  # convolutions round otherwise where channels come last
         images = pixels.to(self.extractor.device).float() / 127.5 - 1
         return torch.cat([self.extractor.raw_features(part) for part in images.split(self.extractor.batch_size)]).cpu()
 

@@ -82,7 +82,7 @@ class Reference:
     what: str
     images: Callable[[], Iterator[Tensor]] | None = None
     count: int = 0
-    statistics: dict[str, Statistics] = field(default_factory=dict)
+    statistics: dict[str, Statistics | None] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -131,7 +131,7 @@ def open_reference(path: str, sample_shape: Sequence[int]) -> Reference:
     if place.suffix == ".npz":
         return _of_npz(place, sample_shape)
     if place.name == "report.json" or (place / "report.json").is_file():
-        return _of_report(place if place.name == "report.json" else place / "report.json")
+        return _of_report(place if place.name == "report.json" else place / "report.json", sample_shape)
     source = open_source(place, "cpu", sample_shape)
     if source.evaluations is not None:
         raise CheckpointError(
@@ -172,7 +172,8 @@ def _of_npz(path: Path, sample_shape: Sequence[int]) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as file:
             names = set(file.files)
-            found = {name: file[name] for name in ("mu", "sigma", "count") if name in names}
+            found = {name: file[name] for name in ("mu", "sigma") if name in names}
+            count = int(file["count"]) if "count" in names else None
     except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(
             f"{path} is no .npz of mu and sigma ({reason(error)}); make or download it again"
@@ -185,7 +186,6 @@ def _of_npz(path: Path, sample_shape: Sequence[int]) -> Reference:
     notes = [f"{path} also holds {', '.join(unused)} (mu_s, sigma_s: of sFID), not used"] if unused else []
     reference = Reference(str(path), notes=notes)
     if {"mu", "sigma"} <= names:
-        count = int(found["count"]) if "count" in found else None
         reference.statistics[Reference.ANY] = _checked(path, found["mu"], found["sigma"], count)
     if "arr_0" in names:
         reference.count = _checked_count(path, sample_shape)
@@ -223,11 +223,13 @@ def _images_of_npz(path: Path) -> Iterator[Tensor]:
             yield torch.from_numpy(pixels.reshape(rows, *shape)).permute(0, 3, 1, 2)
 
 
-def _of_report(path: Path) -> Reference:
+def _of_report(path: Path, sample_shape: Sequence[int]) -> Reference:
     """The reference of another report."""
     try:
         setup = json.loads(path.read_text())["fid_setup"]
-        what, networks = setup["reference"]["what"], setup["networks"]
+        what = setup["reference"]["what"]
+        # CLIP compares with prompts
+        networks = {name: said for name, said in setup["networks"].items() if name != "clip"}
         files = {name: path.parent / said["statistics"]["reference"] for name, said in networks.items()}
         weights = {name: said["fingerprint"] for name, said in networks.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -235,7 +237,7 @@ def _of_report(path: Path) -> Reference:
             f"{path} is a report of fdistill evaluate --fid: it tells of no reference ({reason(error)}); name a report "
             "that was made with --fid"
         ) from error
-    statistics = {name: _of_npz(file, ()).statistics[Reference.ANY] for name, file in files.items()}
+    statistics = {name: _of_npz(file, sample_shape).of(name) for name, file in files.items()}
     return Reference(f"{what}, by the report {path}", statistics=statistics, weights=weights)
 
 
@@ -257,4 +259,4 @@ def _checked(path: Path, mu: np.ndarray, sigma: np.ndarray, count: int | None) -
             f"sigma of {path} is a covariance, positive semi-definite: expected no eigenvalue below 0, got "
             f"{values[0]:.3g} beside {values[-1]:.3g}; make it again"
         )
-    return Statistics(mean, covariance, count)
+    return Statistics(mean, (covariance + covariance.T) / 2, count)

@@ -22,8 +22,8 @@ def inception_of(folder):
     return inception(str(folder / "inception.pth"), CPU)
 
 
-def images_as_reference(pixels, parts=50):
-    return Reference("real images", lambda: iter(pixels.split(parts)), len(pixels))
+def images_as_reference(pixels):
+    return Reference("real images", lambda: iter(pixels.split(AT_ONCE)), len(pixels))
 
 
 def measured(source, reference, networks, n=1000, seed=0):
