@@ -45,7 +45,8 @@ def evaluate(
 
     Args:
         checkpoint: a run's .ckpt file, a folder written by fdistill export, a local diffusers pipeline (a folder with
-            model_index.json), or a folder or archive of images, in class sub-folders or not.
+            model_index.json), a folder or archive of images, in class sub-folders or not, or samples in a .npz of
+            fdistill sample or of ADM.
         teacher: the same for its teacher; the one that the student was distilled from, where not given and still there.
         data: YAML file with a data section; the data that the model was trained on, where not given and remembered.
         n: samples of each source; the whole held-out split, but at most 5000 and as many as there are training
@@ -65,6 +66,10 @@ def evaluate(
     given = None if data is None else data_of_file(data).in_pixels(place)
     extractor = None if features is None else features_of_file(features, place)
     student = open_source(checkpoint, place, None if given is None else given.sample_shape, steps)
+    if "read_as" in student.facts:
+        print(f"{checkpoint}: {student.facts['samples']:,} samples, read as {student.facts['read_as']}")
+    if given is None and student.evaluations is None:
+        raise ValueError(f"{checkpoint} holds samples alone, not the data to compare with: give --data FILE.yaml")
     real = remembered_data(student.facts).in_pixels(place) if given is None else given
     if feature_cache is not None:
         extractor = (extractor or default_extractor(real.sample_shape, real.num_classes)).keep_in(feature_cache)
