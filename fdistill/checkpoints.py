@@ -12,7 +12,7 @@ from fdistill.denoiser import Denoiser
 from fdistill.generative_model import GenerativeModel
 from fdistill.guidance import Guidance
 from fdistill.samplers import Sampler
-from fdistill.strangers import what_lies_at
+from fdistill.strangers import run_checkpoint, what_lies_at
 from fdistill.weight_files import CheckpointError, load_weights
 
 RECORD = "fdistill"
@@ -33,7 +33,9 @@ def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}: expected a .ckpt file or an exported folder; check the path")
+        inside = run_checkpoint(path)
+        remedy = "check the path" if inside is None else f"give {inside}, which is in this folder of a run"
+        raise CheckpointError(f"no checkpoint at {path}: expected a .ckpt file or an exported folder; {remedy}")
     fault = _fault_of_archive(path)
     if fault is not None:
         raise CheckpointError(f"{path} is {fault}: {_instead_of(path)}")

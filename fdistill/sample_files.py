@@ -34,6 +34,7 @@ class SamplesSource:
 
     Args:
         file: .npz with `samples` and `labels`, or `arr_0` and `arr_1`; or .npy of such an array.
+        num_classes: that its labels are of; as many as the largest tells, where not given or too few for it.
 
     Raises:
         CheckpointError: if it holds none, or numbers of an unknown range. No pickle in it is read.
@@ -41,11 +42,11 @@ class SamplesSource:
 
     evaluations = None
 
-    def __init__(self, file: Path | str) -> None:
+    def __init__(self, file: Path | str, num_classes: int | None = None) -> None:
         self._file = Path(file)
         self._x, self._labels, read_as = _read(self._file)
         self.sample_shape = tuple(self._x.shape[1:])
-        self.num_classes = 0 if self._labels is None else int(self._labels.max()) + 1
+        self.num_classes = 0 if self._labels is None else max(int(self._labels.max()) + 1, num_classes or 0)
         self.facts: dict[str, Any] = {"file": str(file), "samples": len(self._x), "read_as": read_as}
 
     def labels(self, n: int, seed: int, wanted: Tensor | None = None) -> Tensor | None:

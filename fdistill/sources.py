@@ -222,6 +222,7 @@ def open_source(
     device: torch.device | str = "cpu",
     sample_shape: Sequence[int] | None = None,
     num_inference_steps: int | None = None,
+    num_classes: int | None = None,
 ) -> Source:
     """The source at a path: a run's .ckpt, an exported folder, a diffusers pipeline, images, or samples in a .npz.
 
@@ -230,6 +231,7 @@ def open_source(
         device: where samples are made.
         sample_shape: what a folder of images is converted to; see ImageFolderSource.
         num_inference_steps: of a diffusers pipeline; the others have no use for it.
+        num_classes: that the labels in a file of samples are of; see SamplesSource.
 
     Raises:
         CheckpointError: with one line that says what is there, if it is none of these or broken.
@@ -238,7 +240,7 @@ def open_source(
     if path.is_file() and path.suffix.lower() in ARCHIVES:
         return ImageFolderSource(path, sample_shape)
     if path.is_file() and path.suffix.lower() in sample_files.SUFFIXES:
-        return sample_files.SamplesSource(path)
+        return sample_files.SamplesSource(path, num_classes)
     if path.is_file() or (path / f"{RECORD}.json").is_file():
         return ModelSource(load_model(path).to(device))
     checkpoint = run_checkpoint(path)  # before pictures, which a run's folder has too

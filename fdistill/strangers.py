@@ -21,7 +21,9 @@ _LORA = (
 
 
 def run_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to give in place of a run's folder; None for any other folder."""
+    """The checkpoint to give in place of a run's folder; None for any other folder, also one of diffusers with some."""
+    if (folder / "model_index.json").is_file():
+        return None
     return next((file for pattern in _IN_RUNS for file in sorted(folder.glob(pattern))), None)
 
 

@@ -49,6 +49,7 @@ def test_labels_stay_with_their_samples(tmp_path):
     for image, label in zip(x, labels, strict=True):
         assert torch.equal(image, torch.from_numpy(BYTES[int(label)]).permute(2, 0, 1) / 127.5 - 1)
     assert source.num_classes == 5
+    assert SamplesSource(tmp_path / "s.npz", 10).num_classes == 10
     with pytest.raises(ValueError, match="classes of its own"):
         source.draw(3, 4, labels.flip(0))
     with pytest.raises(ValueError, match="n <= 5"):

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from stock_models import save, unet
 
-from fdistill.checkpoints import load_model
+from fdistill.checkpoints import load_model, read_run_checkpoint
 from fdistill.export import export_folder
 from fdistill.importing import import_model
 from fdistill.modules.start import teacher_model
@@ -113,6 +113,19 @@ def test_import_says_what_else_it_is(given, words, places):
     with pytest.raises(CheckpointError) as error:
         import_model(places / given)
     assert words.format(root=places) in str(error.value)
+
+
+def test_a_folder_of_diffusers_with_a_single_file_beside_is_no_run(places, tmp_path):
+    folder = shutil.copytree(places / "stock", tmp_path / "stock")
+    (folder / "v1-5-pruned.ckpt").touch()
+    with pytest.raises(CheckpointError, match="fdistill import"):
+        load_model(folder)
+    assert type(open_source(folder)).__name__ == "DiffusersSource"
+
+
+def test_a_runs_folder_given_to_continue_names_its_checkpoint(places):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*run: .*last\.ckpt"):
+        read_run_checkpoint(places / "run")
 
 
 def test_import_leaves_a_checkpoint_of_ours_as_it_is(teacher_checkpoint):

@@ -65,7 +65,8 @@ def evaluate(
     folder, place = require_writable(Path(out) / "report.json").parent, usable_device(device)
     given = None if data is None else data_of_file(data).in_pixels(place)
     extractor = None if features is None else features_of_file(features, place)
-    student = open_source(checkpoint, place, None if given is None else given.sample_shape, steps)
+    shape, classes = (None, None) if given is None else (given.sample_shape, given.num_classes)
+    student = open_source(checkpoint, place, shape, steps, classes)
     if "read_as" in student.facts:
         print(f"{checkpoint}: {student.facts['samples']:,} samples, read as {student.facts['read_as']}")
     if given is None and student.evaluations is None:
@@ -74,7 +75,8 @@ def evaluate(
     if feature_cache is not None:
         extractor = (extractor or default_extractor(real.sample_shape, real.num_classes)).keep_in(feature_cache)
     teacher_path = teacher or _remembered_teacher(student)
-    teacher_source = None if teacher_path is None else open_source(teacher_path, place, real.sample_shape, steps)
+    expected = (real.sample_shape, steps, real.num_classes)
+    teacher_source = None if teacher_path is None else open_source(teacher_path, place, *expected)
     if steps is not None and not any(isinstance(source, DiffusersSource) for source in (student, teacher_source)):
         raise ValueError(f"steps are those of a diffusers pipeline: got {steps} and no pipeline; leave --steps out")
     size = min(len(real.held_out_split.x), len(real.train_split.x), _MOST) if n is None else n
