@@ -69,8 +69,8 @@ def evaluate(
     student = open_source(checkpoint, place, shape, steps, classes)
     if "read_as" in student.facts:
         print(f"{checkpoint}: {student.facts['samples']:,} samples, read as {student.facts['read_as']}")
-    if given is None and student.evaluations is None:
-        raise ValueError(f"{checkpoint} holds samples alone, not the data to compare with: give --data FILE.yaml")
+        if given is None:
+            raise ValueError(f"{checkpoint} holds samples alone, not the data to compare with: give --data FILE.yaml")
     real = remembered_data(student.facts).in_pixels(place) if given is None else given
     if feature_cache is not None:
         extractor = (extractor or default_extractor(real.sample_shape, real.num_classes)).keep_in(feature_cache)
