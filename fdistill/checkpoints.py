@@ -12,6 +12,7 @@ from fdistill.denoiser import Denoiser
 from fdistill.generative_model import GenerativeModel
 from fdistill.guidance import Guidance
 from fdistill.samplers import Sampler
+from fdistill.strangers import run_checkpoint, what_lies_at
 from fdistill.weight_files import CheckpointError, load_weights
 
 RECORD = "fdistill"
@@ -32,7 +33,9 @@ def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}: expected a .ckpt file or an exported folder; check the path")
+        inside = run_checkpoint(path)
+        remedy = "check the path" if inside is None else f"give {inside}, which is in this folder of a run"
+        raise CheckpointError(f"no checkpoint at {path}: expected a .ckpt file or an exported folder; {remedy}")
     fault = _fault_of_archive(path)
     if fault is not None:
         raise CheckpointError(f"{path} is {fault}: {_instead_of(path)}")
@@ -46,8 +49,16 @@ def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is damaged: {_instead_of(path)}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{path} is no Lightning checkpoint: expected a state_dict inside")
+        got = _got(checkpoint)
+        raise CheckpointError(f"{path} is no Lightning checkpoint: expected a state_dict inside, got {got}")
     return checkpoint
+
+
+def _got(content: Any) -> str:
+    """What a file holds in place of a checkpoint, and the way for a network's weights."""
+    if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
+        return f"a {type(content).__name__}; give the checkpoint of a run"
+    return "tensors; save them as safetensors, and fdistill import FILE.safetensors TARGET --config FILE.yaml"
 
 
 def _fault_of_archive(path: Path) -> str | None:
@@ -84,6 +95,9 @@ def load_model(path: Path | str) -> GenerativeModel:
         CheckpointError: with one line that says what is wrong with it.
     """
     path = Path(path)
+    said = what_lies_at(path)
+    if said is not None:
+        raise CheckpointError(said)
     if path.is_dir():
         from fdistill.export.folder import read_folder  # the folder needs diffusers' pipelines, which a .ckpt does not
 
@@ -91,7 +105,8 @@ def load_model(path: Path | str) -> GenerativeModel:
     checkpoint = read_run_checkpoint(path)
     if RECORD not in checkpoint:
         raise CheckpointError(
-            f"{path} was not written by fdistill: it has no {RECORD!r} record; import the model first"
+            f"{path} was not written by fdistill: it has no {RECORD!r} record; save its network alone as safetensors, "
+            "and make a teacher of that by fdistill import FILE.safetensors TARGET --config FILE.yaml"
         )
     weights = {
         name.removeprefix("ema.average."): value

@@ -57,6 +57,28 @@ class EDM(Preconditioning):
         )
 
 
+class ConsistencyEDM(EDM):
+    """EDM for consistency models with a boundary above 0: D(x, sigma_min) = x (Song et al. 2023, arXiv 2303.01469, C).
+
+    skip = sigma_data^2 / ((sigma - sigma_min)^2 + sigma_data^2), out = (sigma - sigma_min) sigma_data / total.
+    """
+
+    def __init__(self, sigma_data: float = 0.5, sigma_min: float = 0.002) -> None:
+        """Args:
+        sigma_data: standard deviation of the data over all entries, > 0.
+        sigma_min: where D is the identity, >= 0; at 0 it is EDM.
+        """
+        super().__init__(sigma_data)
+        if not sigma_min >= 0:
+            raise ValueError(f"sigma_min is a noise level from 0 on: got {sigma_min}")
+        self.sigma_min = sigma_min
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        edm, above = super().coefficients(sigma), sigma - self.sigma_min
+        skip = self.sigma_data**2 / (above.square() + self.sigma_data**2)
+        return edm._replace(skip=skip, out=above * self.sigma_data * edm.input)
+
+
 class VEScorePrediction(Preconditioning):
     """Song et al. 2021's VE column of table 1 in Karras et al. 2022: D = x + sigma F(x, ln(sigma / 2)).
 

@@ -1,4 +1,4 @@
-"""What can be evaluated: our own models, any local diffusers pipeline of images, and folders of finished pictures."""
+"""What can be evaluated: our own models, any local diffusers pipeline of images, and finished pictures or samples."""
 
 import functools
 import inspect
@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fdistill import sample_files
 from fdistill.checkpoints import RECORD, load_model
 from fdistill.data.archives import SUFFIXES as ARCHIVES
 from fdistill.data.image_files import Images
 from fdistill.data.image_folder import list_folder
 from fdistill.data.image_names import SUFFIXES
 from fdistill.generative_model import GenerativeModel, check_labels
+from fdistill.strangers import run_checkpoint, what_lies_at
 from fdistill.weight_files import CheckpointError, read_json
 
 _BATCH = 64  # samples in a pipeline at once
@@ -239,14 +241,16 @@ def open_source(
     device: torch.device | str = "cpu",
     sample_shape: Sequence[int] | None = None,
     num_inference_steps: int | None = None,
+    num_classes: int | None = None,
 ) -> Source:
-    """The source at a path: a run's .ckpt, a folder of fdistill export, a diffusers pipeline, or a folder of images.
+    """The source at a path: a run's .ckpt, an exported folder, a diffusers pipeline, images, or samples in a .npz.
 
     Args:
         path: which of them it is, is read from what lies there.
         device: where samples are made.
         sample_shape: what a folder of images is converted to; see ImageFolderSource.
         num_inference_steps: of a diffusers pipeline; the others have no use for it.
+        num_classes: that the labels in a file of samples are of; see SamplesSource.
 
     Raises:
         CheckpointError: with one line that says what is there, if it is none of these or broken.
@@ -254,12 +258,20 @@ def open_source(
     path = Path(path)
     if path.is_file() and path.suffix.lower() in ARCHIVES:
         return ImageFolderSource(path, sample_shape)
+    if path.is_file() and path.suffix.lower() in sample_files.SUFFIXES:
+        return sample_files.SamplesSource(path, num_classes)
     if path.is_file() or (path / f"{RECORD}.json").is_file():
         return ModelSource(load_model(path).to(device))
+    checkpoint = run_checkpoint(path)  # before pictures, which a run's folder has too
+    if checkpoint is not None:
+        raise CheckpointError(f"{path} is the folder of a run: give its checkpoint, {checkpoint}")
     if (path / "model_index.json").is_file():
         return DiffusersSource(path, num_inference_steps, device)
     if any(file.suffix.lower() in (*SUFFIXES, *ARCHIVES) for file in path.rglob("*")):
         return ImageFolderSource(path, sample_shape)
+    said = what_lies_at(path)
+    if said is not None:
+        raise CheckpointError(said)
     if path.is_dir():
         found = sorted(child.name for child in path.iterdir())[:5]
         raise CheckpointError(

@@ -255,7 +255,7 @@ def test_empty_folder_of_pictures(pictures, tmp_path):
     folder, arguments = pictures
     for path in folder.iterdir():
         path.unlink()
-    assert "folder holds images: expected files .png, .jpg, .jpeg, got none" in one_error_line(fdistill(*arguments))
+    assert "folder holds images" in one_error_line(fdistill(*arguments))
     assert not (tmp_path / "run").exists()
 
 

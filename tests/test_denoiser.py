@@ -21,6 +21,7 @@ from fdistill.paths import (
 )
 from fdistill.preconditioning import (
     EDM,
+    ConsistencyEDM,
     EpsPrediction,
     Preconditioning,
     TrigFlowPrediction,
@@ -32,6 +33,7 @@ from fdistill.preconditioning import (
 
 MIXTURE = GaussianMixture([[-1.0, 0.5], [0.8, 0.2], [0.0, -1.5]], [0.2, 0.4, 0.1], [0.5, 0.2, 0.3])
 SIGMA_DATA = 0.7
+SIGMA_MIN = 0.004  # of a consistency model
 
 
 class ExactNetwork(Network):
@@ -64,6 +66,18 @@ class ExactEDMNetwork(ExactNetwork):
         total = (sigma**2 + SIGMA_DATA**2).sqrt()
         x = scaled * total
         return (MIXTURE(x, sigma[:, 0]) - SIGMA_DATA**2 / total**2 * x) / (sigma * SIGMA_DATA / total)
+
+
+class ExactBoundaryNetwork(ExactNetwork):
+    """The same for consistency models, whose D is the identity at sigma_min (arXiv 2303.01469, appendix C)."""
+
+    def decode(self, encoding):
+        scaled, noise = encoding.state
+        sigma = (4 * noise).exp()[:, None]
+        x, above = scaled * (sigma**2 + SIGMA_DATA**2).sqrt(), sigma - SIGMA_MIN
+        skip = SIGMA_DATA**2 / (above**2 + SIGMA_DATA**2)
+        out = SIGMA_DATA * above / (sigma**2 + SIGMA_DATA**2).sqrt()
+        return (MIXTURE(x, sigma[:, 0]) - skip * x) / out
 
 
 class ExactScoreNetwork(ExactNetwork):
@@ -108,6 +122,7 @@ CASES |= {
     for scale in (1.0, 1000.0)
 }
 CASES["score"] = (ExactScoreNetwork(None, None, 1.0), VEScorePrediction())
+CASES["boundary"] = (ExactBoundaryNetwork(None, None, 1.0), ConsistencyEDM(SIGMA_DATA, SIGMA_MIN))
 CASES["EDM"] = (ExactEDMNetwork(None, None, 1.0), EDM(SIGMA_DATA))
 
 
@@ -145,6 +160,14 @@ def test_consistency_models_predict_the_velocity_of_trig_flow_in_their_own_units
     assert_close(theirs.out, torch.pi / 2 * 0.4 * ours.out)
     assert_close(theirs.input, ours.input / 0.4)
     assert_close(theirs.noise, torch.pi / 2 * ours.noise)
+
+
+def test_consistency_models_leave_their_smallest_noise_as_it_is_and_are_edm_without_it():
+    skip, out, _, _ = ConsistencyEDM(SIGMA_DATA, SIGMA_MIN).coefficients(torch.tensor([SIGMA_MIN], dtype=torch.float64))
+    assert (skip.item(), out.item()) == (1.0, 0.0)
+    sigma = torch.logspace(-2, 2, 9, dtype=torch.float64)
+    for ours, edm in zip(ConsistencyEDM(0.4, 0.0).coefficients(sigma), EDM(0.4).coefficients(sigma), strict=True):
+        assert_close(ours, edm, rtol=1e-14, atol=0)
 
 
 def noisy(sigma, n=64):

@@ -13,7 +13,7 @@ FLOORS = {
     1: "compression decoders networks data metrics features rewards loss_weights",
     2: "denoiser log_ratio encoding",
     3: "objectives guidance samplers generative_model ema power_ema snapshots checkpoints checkpoint_io report "
-    "diagnosis pairs calibration kinetic",
+    "diagnosis pairs calibration kinetic strangers sample_files",
     4: "importing modules export strategies loggers sources evaluation fid length_choice teacher_diagnosis diversity "
     "planning",
     5: "callbacks",

@@ -53,7 +53,8 @@ def evaluate(
 
     Args:
         checkpoint: a run's .ckpt file, a folder written by fdistill export, a local diffusers pipeline (a folder with
-            model_index.json), or a folder or archive of images, in class sub-folders or not.
+            model_index.json), a folder or archive of images, in class sub-folders or not, or samples in a .npz of
+            fdistill sample or of ADM.
         teacher: the same for its teacher; the one that the student was distilled from, where not given and still there.
         data: YAML file with a data section; the data that the model was trained on, where not given and remembered.
         n: samples of each source; the whole held-out split, but at most 5000 and as many as there are training
@@ -80,12 +81,18 @@ def evaluate(
     folder, place = require_writable(Path(out) / "report.json").parent, usable_device(device)
     given = None if data is None else data_of_file(data).in_pixels(place)
     extractor = None if features is None else features_of_file(features, place)
-    student = open_source(checkpoint, place, None if given is None else given.sample_shape, steps)
+    shape, classes = (None, None) if given is None else (given.sample_shape, given.num_classes)
+    student = open_source(checkpoint, place, shape, steps, classes)
+    if "read_as" in student.facts:
+        print(f"{checkpoint}: {student.facts['samples']:,} samples, read as {student.facts['read_as']}")
+        if given is None:
+            raise ValueError(f"{checkpoint} holds samples alone, not the data to compare with: give --data FILE.yaml")
     real = remembered_data(student.facts).in_pixels(place) if given is None else given
     extractor = extractor or default_extractor(real.sample_shape, real.num_classes)
     extractor = extractor.keep_learned() if feature_cache is None else extractor.keep_in(feature_cache)
     teacher_path = teacher or _remembered_teacher(student)
-    teacher_source = None if teacher_path is None else open_source(teacher_path, place, real.sample_shape, steps)
+    expected = (real.sample_shape, steps, real.num_classes)
+    teacher_source = None if teacher_path is None else open_source(teacher_path, place, *expected)
     if steps is not None and not any(isinstance(source, DiffusersSource) for source in (student, teacher_source)):
         raise ValueError(f"steps are those of a diffusers pipeline: got {steps} and no pipeline; leave --steps out")
     sources = {"student": student} | ({} if teacher_source is None else {"teacher": teacher_source})

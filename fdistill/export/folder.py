@@ -5,12 +5,14 @@ sigma_min = 0 and the timestep 250 ln(sigma), in one step or, asked for them, in
 ours. All weights are safetensors.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from diffusers import UNet2DModel
 from safetensors.torch import save_file
 
 from fdistill.checkpoints import RECORD, model_from_record, model_record, model_weights
@@ -20,13 +22,27 @@ from fdistill.export.program import Program, check_program, write_program
 from fdistill.export.stock_levels import stock_levels
 from fdistill.files import replace_folder
 from fdistill.generative_model import GenerativeModel
-from fdistill.networks import DiffusersUNet
-from fdistill.preconditioning import EDM
-from fdistill.weight_files import CheckpointError, load_weights, read_json, read_safetensors
+from fdistill.networks import DiffusersUNet, StockUNet
+from fdistill.preconditioning import EDM, ConsistencyEDM
+from fdistill.weight_files import (
+    BUILD_ERRORS,
+    CheckpointError,
+    check_finite_weights,
+    checked_number,
+    load_weights,
+    read_config,
+    read_json,
+    read_safetensors,
+    read_stock_weights,
+    reason,
+    shown,
+)
+from fdistill.weight_fitting import build_with_weights, known_config
 
 _STOCK_PIPELINE = "ConsistencyModelPipeline"
 _OWN_WEIGHTS = "denoiser.safetensors"
 _DECODER = "vae"
+_TIME_SCALE = 1000.0  # a ConsistencyModelPipeline's timestep is 250 ln(sigma), 1000 times EDM's noise input
 _REMEDY = "export it again"
 _SHIMS = {  # the two files in which DiffusionPipeline.from_pretrained(folder, trust_remote_code=True) looks for classes
     "pipeline.py": ("the pipeline", "OneStepPipeline"),
@@ -90,7 +106,7 @@ def loads_in_stock_diffusers(model: GenerativeModel) -> bool:
     return (
         model.kind == "student"
         and isinstance(denoiser.network, DiffusersUNet)
-        and isinstance(denoiser.preconditioning, EDM)
+        and type(denoiser.preconditioning) is EDM
         and stock_levels(model.sigmas) is not None
         and model.decoder is None
     )
@@ -110,9 +126,13 @@ def read_folder(path: Path | str) -> GenerativeModel:
     index = read_json(path / "model_index.json")
     if index.get("_class_name") != _STOCK_PIPELINE:
         raise CheckpointError(
-            f"{path} holds a {index.get('_class_name')}: expected {_STOCK_PIPELINE} or a folder of fdistill export"
+            f"{path} holds a {shown(index.get('_class_name'))}: expected {_STOCK_PIPELINE} or a folder of fdistill "
+            f"export; fdistill import {path} TARGET makes a teacher of a diffusion model"
         )
-    return _read_stock(path, record or {})
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    if record is None and scheduler.get("sigma_min") != 0:
+        return _read_published(path, scheduler)
+    return _read_stock(path, scheduler, record or {})
 
 
 def _write_stock(model: GenerativeModel, folder: Path) -> None:
@@ -131,11 +151,8 @@ def _write_stock(model: GenerativeModel, folder: Path) -> None:
     ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
 
 
-def _read_stock(path: Path, record: dict[str, Any]) -> GenerativeModel:
+def _read_stock(path: Path, scheduler: dict[str, Any], record: dict[str, Any]) -> GenerativeModel:
     """One step from the scheduler's sigma_max, and those further ones that our record tells."""
-    from diffusers import UNet2DModel
-
-    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     config = read_json(path / "unet" / "config.json")
     weights = read_safetensors(path / "unet" / "diffusion_pytorch_model.safetensors", _REMEDY)
     if config.get("_class_name") != UNet2DModel.__name__:
@@ -154,6 +171,31 @@ def _read_stock(path: Path, record: dict[str, Any]) -> GenerativeModel:
         raise
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is no student: {error}") from error
+
+
+def _read_published(path: Path, scheduler: dict[str, Any]) -> GenerativeModel:
+    """A consistency model that others trained: one step from its scheduler's sigma_max."""
+    folder = path / "unet"
+    config = read_config(folder / "config.json", "the network of a consistency model")
+    if config.get("_class_name") != UNet2DModel.__name__:
+        raise CheckpointError(f"{folder}/config.json is of {shown(config.get('_class_name'))}: expected UNet2DModel")
+    plain = {name: value for name, value in config.items() if name[:1] != "_"}
+    plain = known_config(UNet2DModel, plain, folder / "config.json")
+    weights = read_stock_weights(folder)
+    check_finite_weights(weights, folder)
+    build = functools.partial(StockUNet, plain, _TIME_SCALE)
+    try:
+        levels = [
+            checked_number(scheduler.get(name, usual), name, low, 1e6)
+            for name, usual, low in (("sigma_data", 0.5, 1e-6), ("sigma_min", 0.002, 0.0), ("sigma_max", 80.0, 1e-6))
+        ]
+        network = build_with_weights(build, weights, folder, lambda plan: plan.from_stock_names(weights))
+        denoiser = Denoiser(network.eval(), ConsistencyEDM(*levels[:2]))
+        return GenerativeModel.student(denoiser, levels[2], {"imported_from": path.resolve().name})
+    except CheckpointError:
+        raise
+    except BUILD_ERRORS as error:
+        raise CheckpointError(f"{path}: {reason(error)}") from error
 
 
 def _write_own(model: GenerativeModel, folder: Path) -> None:

@@ -47,8 +47,6 @@ def read_configured(source: Path, options: Options) -> GenerativeModel:
     Raises:
         CheckpointError: if the configuration is missing or describes nothing, or the tensors do not fit it.
     """
-    if options.config is None:
-        raise CheckpointError(f"{source} holds tensors alone: say what they are by --config FILE.yaml ({_FORM})")
     spec, preconditioning, sampling, facts = _described(options.config)
     weights = read_safetensors(source, "save it again")
     check_one_network(weights, source)

@@ -4,11 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from fdistill.checkpoints import RECORD, read_run_checkpoint
 from fdistill.decoders import Decoder
 from fdistill.generative_model import GenerativeModel
 from fdistill.importing.configured import read_configured
 from fdistill.importing.diffusers_folder import read_network, read_pipeline
 from fdistill.importing.options import Options
+from fdistill.strangers import what_lies_at
 from fdistill.weight_files import CheckpointError, file_size, shown
 
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin")
@@ -46,6 +48,9 @@ def _read(source: Path, options: Options) -> GenerativeModel:
         options.check_used(source, "a network of diffusers", used)
         return read_network(source, options)
     if source.is_dir():
+        said = what_lies_at(source)
+        if said is not None:
+            raise CheckpointError(said)
         found = [shown(name) for name in sorted(child.name for child in source.iterdir())[:5]]
         raise CheckpointError(
             f"{source} has no model_index.json or config.json: expected {_KNOWN}, got {found or 'an empty folder'}"
@@ -53,13 +58,18 @@ def _read(source: Path, options: Options) -> GenerativeModel:
     try:
         file_size(source)
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is nothing at {source}: expected {_KNOWN}; check the path") from error
+        raise CheckpointError(
+            f"there is nothing at {source}: expected {_KNOWN}; check the path (nothing is downloaded: hf download NAME "
+            "--local-dir FOLDER does)"
+        ) from error
     return _read_file(source, options)
 
 
 def _read_file(source: Path, options: Options) -> GenerativeModel:
     if source.suffix == ".safetensors":
         options.check_used(source, "a file of tensors", {"config", "num_steps", "guidance", "sigma_data", "vae"})
+        if options.config is None:
+            raise CheckpointError(what_lies_at(source) or f"there is nothing at {source}: check the path")
         return read_configured(source, options)
     if source.suffix == ".pkl":
         from fdistill.importing.edm_pickle import read_edm
@@ -70,6 +80,11 @@ def _read_file(source: Path, options: Options) -> GenerativeModel:
         decoder = None if options.vae is None else _decoder_of_edm2(source, options.vae, model.facts)
         scale = options.scale(model.denoiser, source)
         return dataclasses.replace(model, sigmas=sigmas, guidance=scale, decoder=decoder)
+    if source.suffix == ".ckpt" and _is_ours(source):
+        raise CheckpointError(f"{source} is a checkpoint of fdistill: a teacher or student already, use it as it is")
+    said = what_lies_at(source)
+    if said is not None:
+        raise CheckpointError(f"{said}; import takes {_KNOWN}")
     if source.suffix in _PICKLES:
         raise CheckpointError(
             f"{source} is a pickle, which could run anything: convert it to safetensors where you trust it, and import "
@@ -78,6 +93,13 @@ def _read_file(source: Path, options: Options) -> GenerativeModel:
     raise CheckpointError(
         f"{source} is no model that is known here: expected {_KNOWN}, got a {source.suffix or 'file'}"
     )
+
+
+def _is_ours(source: Path) -> bool:
+    try:
+        return RECORD in read_run_checkpoint(source)
+    except CheckpointError:
+        return False
 
 
 def _decoder_of_edm2(source: Path, vae: Path, facts: dict[str, Any]) -> Decoder:
