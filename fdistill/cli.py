@@ -1,5 +1,6 @@
 """The front door: `fdistill fit|validate|test|predict` (LightningCLI) and `sample`, `evaluate`, `export`, `doctor`."""
 
+import importlib.metadata
 import os
 import re
 import sys
@@ -10,7 +11,7 @@ from fdistill.commands import VERBS, UsageError, run_verb
 from fdistill.commands.explain import choices
 
 _TRAINER_VERBS = ("fit", "validate", "test", "predict")
-_HELP = """usage: fdistill [--debug] [--import MODULE] COMMAND [OPTIONS]
+_HELP = """usage: fdistill [--version] [--debug] [--import MODULE] COMMAND [OPTIONS]
 
 Turn a diffusion model into a generator that needs one network evaluation.
 
@@ -26,6 +27,7 @@ use what was trained:
 options, before or after the command:
   --import MODULE   make your own classes known to --config files; repeatable
   --debug           show the traceback of an error
+  --version         show the version
 
 first steps:
   fdistill fit --config configs/trainer.yaml --config configs/quickstart/teacher.yaml
@@ -59,6 +61,9 @@ def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_HELP.format(verbs="\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())))
         return 0 if arguments else 2
+    if arguments == ["--version"]:
+        print(f"fdistill {importlib.metadata.version('fdistill')}")
+        return 0
     command, rest = arguments[0], arguments[1:]
     if command in VERBS:
         return run_verb(command, rest)

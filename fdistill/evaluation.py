@@ -280,7 +280,13 @@ def _share_noise(student: Source, teacher: Source | None) -> bool:
 
 
 def _check(sources: dict[str, Source], data: GenerativeDataModule, n: int, repeats: int) -> None:
-    most = min(len(data.held_out_samples), len(data.train_samples))
+    counts = len(data.held_out_samples), len(data.train_samples)
+    most = min(counts)
+    if most < LEAST_FOR_INTERVALS:
+        raise ValueError(
+            f"intervals and density need {LEAST_FOR_INTERVALS} held-out samples and as many training ones: got "
+            f"{counts[0]} and {counts[1]}; give more data, or hold more of it out"
+        )
     if not LEAST_FOR_INTERVALS <= n <= most:
         raise ValueError(
             f"n samples are compared with n held-out real ones, and so are n training ones: "

@@ -52,6 +52,11 @@ class TwoHalves:
         held_out, train = data.held_out_samples, data.train_samples
         half = len(held_out) // 2
         self.n = min(half, MOST) if n is None else n
+        if half < LEAST_SAMPLES:
+            raise ValueError(
+                f"one half of the held-out samples chooses and the other reports: expected {2 * LEAST_SAMPLES} or more, "
+                f"got {len(held_out.x)}; give more data, or hold more of it out"
+            )
         if not LEAST_SAMPLES <= self.n <= half:
             raise ValueError(
                 f"one half of the {len(held_out)} held-out samples chooses and the other reports, n of each: "

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -39,10 +38,13 @@ from fdistill import (  # noqa: F401
 )
 from fdistill.commands import UsageError, explain
 from fdistill.commands.explain import raised_by_class
+from fdistill.commands.yaml_options import read_options_as_yaml_files
 from fdistill.data import GenerativeDataModule
 from fdistill.loggers import CsvFiles, DashboardLogger, JsonlLogger, TensorBoardFiles, log_configuration
 from fdistill.modules import GenerativeModule
 from fdistill.runs import RunFolder, changes, check_kept, flat_settings
+from fdistill.trainer_flags import check_trainer_flags
+from fdistill.yaml_files import parse_yaml, read_yaml
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # ${data.batch_size} resolves under subcommands too
 
@@ -121,7 +123,7 @@ class TrainingConfig(SaveConfigCallback):
 
     def settings(self, trainer: L.Trainer) -> dict[str, Any]:
         """What the run is, by full names; its batch is that of all ranks."""
-        given = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        given = parse_yaml(self.parser.dump(self.config, skip_none=False))
         found = flat_settings({name: given[name] for name in ("seed_everything", "model", "data")})
         found["data.batch_size of all ranks"] = found.pop("data.batch_size", 1) * trainer.world_size
         return found | {"trainer.precision": trainer.precision}
@@ -144,7 +146,7 @@ class TrainingConfig(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Send it to the dashboards."""
-        log_configuration(trainer.loggers, yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+        log_configuration(trainer.loggers, parse_yaml(self.parser.dump(self.config, skip_none=False)))
 
 
 class TrainerCLI(LightningCLI):
@@ -168,6 +170,7 @@ class TrainerCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """With metrics.jsonl in the run folder, which only training writes."""
         settings = self._get(self.config_init, "trainer")
+        check_trainer_flags(settings)
         if settings.get("enable_progress_bar") is False and isinstance(settings.get("callbacks"), list):
             kwargs["callbacks"] = [c for c in settings["callbacks"] if not isinstance(c, ProgressBar)]
         trainer = super().instantiate_trainer(**kwargs)
@@ -183,6 +186,7 @@ def run_trainer(arguments: Sequence[str] | None, run: bool = True) -> TrainerCLI
     Raises:
         UsageError: for everything that is wrong with arguments or configuration, in one line.
     """
+    read_options_as_yaml_files()
     try:
         with quiet():
             return TrainerCLI(
@@ -237,9 +241,9 @@ def _broken_file(arguments: Sequence[str]) -> str | None:
     given += [argument.split("=", 1)[1] for argument in arguments if argument.startswith("--config=")]
     for path in filter(Path.is_file, map(Path, given)):
         try:
-            value = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            return f"{path} is no valid YAML: {' '.join(str(error).replace('<unicode string>', path.name).split())}"
+            value = read_yaml(path)
+        except ValueError as error:
+            return str(error)
         if not isinstance(value, dict):
             return f"{path} is no configuration: expected a mapping (trainer, model, data), got {type(value).__name__}"
     return None

@@ -9,7 +9,8 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 FLOORS = {
     0: "described divergences paths grids noise_levels preconditioning random_streams files distributed "
-    "weight_files weight_names weight_fitting weightless collapse schedules fingerprints runs",
+    "weight_files weight_names weight_fitting weightless collapse schedules fingerprints runs "
+    "yaml_files",
     1: "compression decoders networks data metrics features rewards loss_weights",
     2: "denoiser log_ratio encoding",
     3: "objectives guidance samplers generative_model ema power_ema snapshots checkpoints checkpoint_io report "
@@ -17,7 +18,7 @@ FLOORS = {
     4: "importing modules export strategies loggers sources evaluation fid length_choice teacher_diagnosis diversity "
     "planning",
     5: "callbacks",
-    6: "cli trainer_cli plan_cli commands __main__",
+    6: "cli trainer_cli trainer_flags plan_cli commands __main__",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 

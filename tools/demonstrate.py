@@ -70,7 +70,8 @@ def distil(config: str, divergence: str, seed: int, out: Path, n: int, overrides
         divergence,
     ]
     folder = out / f"{divergence}-{seed}"
-    arguments += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(folder), "--ckpt_path", "last", *overrides]
+    arguments += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
+    arguments += overrides
     started = time.perf_counter()
     cli = run_trainer(arguments)
     model = cli.model.generative_model()

@@ -75,6 +75,9 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
     """Parse the arguments by the signature and docstring of the verb's function, and call it."""
     from jsonargparse import ArgumentError, ArgumentParser
 
+    from fdistill.commands.yaml_options import read_options_as_yaml_files
+
+    read_options_as_yaml_files()
     verb = VERBS[name]
     function: Callable[..., None] = getattr(importlib.import_module(verb.module), verb.function or name)
     parser = ArgumentParser(prog=f"fdistill {name}", exit_on_error=False)

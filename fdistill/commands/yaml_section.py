@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fdistill.data import GenerativeDataModule
 from fdistill.described import public_path
 from fdistill.features import FeatureExtractor
+from fdistill.yaml_files import read_yaml
 
 
 def data_of_file(path: str) -> GenerativeDataModule:
@@ -62,17 +62,19 @@ def features_of_file(path: str, place: torch.device) -> FeatureExtractor:
 def _section(given: str, name: str) -> dict[str, Any]:
     """The section of a YAML file that describes an object; classes without a dot are those of fdistill.<section>."""
     try:
-        spec: Any = OmegaConf.to_container(OmegaConf.load(given), resolve=True)[name]
+        content = read_yaml(given)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no file {given} to read the {name} section from: check the path") from error
+    try:
+        spec: Any = OmegaConf.to_container(OmegaConf.create(content), resolve=True)[name]
         path = spec["class_path"]
         return {
             "class_path": path if "." in path else f"fdistill.{name}.{path}",
             "init_args": spec.get("init_args") or {},
         }
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no file {given} to read the {name} section from: check the path") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"{given} has a reference that does not resolve: {str(error).splitlines()[0]}") from error
-    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{given} is no YAML file with a {name} section of class_path and init_args") from error
 
 

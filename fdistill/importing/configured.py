@@ -29,6 +29,7 @@ from fdistill.weight_files import (
 )
 from fdistill.weight_fitting import build_with_weights
 from fdistill.weight_names import unwrapped
+from fdistill.yaml_files import read_yaml, yaml_text
 
 _SAMPLING = {"num_steps": NUM_STEPS, "sigma_min": 0.002, "sigma_max": 80.0, "guidance": 1.0}
 _PARTS = {"sampler": Sampler, "grid": SamplingGrid}
@@ -130,18 +131,23 @@ def _read_yaml(file: Path) -> Any:
         size = file_size(file)
         if size > _LARGEST:
             raise ValueError(f"a configuration has at most {_LARGEST:,} bytes, got {size:,}")
-        text, depth = file.read_text(encoding="utf-8"), 0
-        for event in yaml.parse(text, yaml.SafeLoader):
+        text, depth = yaml_text(file), 0
+        for event in yaml.parse(text, yaml.SafeLoader) if text else ():
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _DEEPEST or (isinstance(event, yaml.ScalarEvent) and event.value == "<<"):
                 raise ValueError(f"a configuration merges no keys (<<) and is at most {_DEEPEST} levels deep")
-        content = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no {file}: {_FORM}; check the path") from error
     except CheckpointError:
         raise
-    except (OSError, ValueError, yaml.YAMLError, *BUILD_ERRORS) as error:
+    except yaml.YAMLError:
+        pass  # read_yaml says in which line
+    except (OSError, ValueError, *BUILD_ERRORS) as error:
         raise CheckpointError(f"{file} is no readable YAML: {reason(error)}") from error
+    try:
+        content = read_yaml(file, text)
+    except (ValueError, *BUILD_ERRORS) as error:
+        raise CheckpointError(reason(error)) from error
     waiting, met = [(content, 0)], 0
     while waiting:
         value, depth = waiting.pop()

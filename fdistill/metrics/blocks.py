@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fdistill.metrics.checks import checked_features
+from fdistill.metrics.checks import check_tensor, checked_features
 
 ROWS = 1024
 """Rows of a block: 16 MiB of 2,048 features, and a matrix product long enough to be fast."""
@@ -13,6 +13,7 @@ ROWS = 1024
 
 def check_features(name: str, features: Tensor, minimum: int = 1) -> None:
     """Raise ValueError as `checked_features` does, for features [n, d], without its copy in float64."""
+    check_tensor(name, features)
     sound = features.ndim == 2 and features.shape[1] > 0 and len(features) >= minimum
     # the extremes carry a NaN along, and need no mask of the size of the features
     if not sound or not torch.stack(features.detach().aminmax()).isfinite().all():

@@ -1,5 +1,6 @@
 """What teacher training and distillation share: a guarded step, counter-based noise, self-describing checkpoints."""
 
+import inspect
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -316,10 +317,25 @@ def check_fits(name: str, denoiser: Denoiser, data: GenerativeDataModule) -> Non
     """Raises ValueError where a network does not fit the data's shape or classes."""
     if denoiser.sample_shape != tuple(data.sample_shape):
         raise ValueError(
-            f"{name} makes samples of {denoiser.sample_shape}, the data has {tuple(data.sample_shape)}: change one"
+            f"{name} makes samples of {denoiser.sample_shape}, the data has {tuple(data.sample_shape)}: "
+            f"{mending_options(name, denoiser, data)}"
         )
     if denoiser.num_classes not in (0, data.num_classes):
         raise ValueError(
             f"{name} has {denoiser.num_classes} classes, the data has {data.num_classes}: "
             "expected the same, or 0 for unconditional"
         )
+
+
+def mending_options(name: str, denoiser: Denoiser, data: GenerativeDataModule) -> str:
+    """Which options make the shape of a network and that of the data the same, in words."""
+    one, other = denoiser.sample_shape, tuple(data.sample_shape)
+    named = {"sample_shape"}
+    if one[:1] != other[:1]:
+        named |= {"channels", "in_channels", "image_channels", "dim"}
+    if one[1:] != other[1:]:
+        named |= {"resolution", "sample_size"}
+    owners = {"data": data, **({"model.network": denoiser.network} if name == "denoiser" else {})}
+    found = [f"{place}.{n}" for place, owner in owners.items() for n in inspect.signature(type(owner)).parameters]
+    options = [option for option in found if option.rpartition(".")[2] in named]
+    return f"change {' or '.join(options)}" if options else "give data of that shape, or another teacher"

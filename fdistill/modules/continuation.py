@@ -1,4 +1,4 @@
-"""A run that continues: its optimisers get the numbers of today's configuration, and nothing that another one remembers."""
+"""A run that continues: its optimisers get the numbers of today's configuration, and no other one's memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -141,6 +141,6 @@ def _move_counters(optimizer: Optimizer) -> None:
 
 def _refusal(before: str, now: str) -> ValueError:
     return ValueError(
-        f"an optimiser cannot go on from the memory of another one: expected {before}, got {now}; leave it as it was, or "
-        "begin a new run in another folder (a distillation from this checkpoint's student: --model.student CHECKPOINT)"
+        f"an optimiser cannot go on from the memory of another one: expected {before}, got {now}; leave it as it was, "
+        "or begin a new run in another folder (a distillation by --model.student CHECKPOINT from this one's weights)"
     )

@@ -96,7 +96,7 @@ def test_mistake(flags, words, student_checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: [", "is no YAML file with a data section"),
+        ("a: [", "is no valid YAML, line 1"),
         ("model: {}", "is no YAML file with a data section"),
         ("data: 3", "is no YAML file with a data section"),
         ("data: {class_path: '${nothing}'}", "has a reference that does not resolve"),

@@ -113,7 +113,7 @@ def test_latents_have_the_vae_that_is_named(tmp_path):
     [
         ("[1, 2]", "describes no denoiser: expected a denoiser"),
         ("denoiser: 3", "describes no denoiser"),
-        ("{", "is no readable YAML"),
+        ("{", "is no valid YAML"),
         ({"denoiser": {"network": NETWORK}}, "describes no denoiser"),
         ({"denoiser": EDM_SECTION | {"network": {"class_path": "os.system"}}}, "'os.system' is no Network that is"),
         ({"denoiser": EDM_SECTION | {"preconditioning": NETWORK}}, "is no Preconditioning that is"),

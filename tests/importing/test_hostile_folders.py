@@ -272,11 +272,11 @@ def described(network=None, sampling=None, **arguments):
         ("denoiser: &a [*a]\n", "at most 20,000 values in 32 levels"),
         ("a: &a {b: 1}\nc: {<<: [*a, *a]}\n", "merges no keys"),
         ("[" * 100_000, "at most 32 levels deep"),
-        ("2001-99-99", "no readable YAML"),
-        ("? [a]\n: b", "no readable YAML"),
-        ("a: " + "9" * 5000, "no readable YAML"),
+        ("2001-99-99", "describes no denoiser"),
+        ("? [a]\n: b", "no valid YAML"),
+        ("a: " + "9" * 5000, "no valid YAML"),
         ("#" * 200_000, "at most 131,072 bytes"),
-        ("!!python/object/apply:os.system [exit 1]", "no readable YAML"),
+        ("!!python/object/apply:os.system [exit 1]", "no valid YAML"),
     ],
 )
 def test_descriptions_of_no_network(content, words, tmp_path):
