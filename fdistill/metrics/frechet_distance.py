@@ -25,7 +25,7 @@ def frechet_distance(generated: Tensor, reference: Tensor) -> Tensor:
         ValueError: for a wrong shape, fewer than two samples, or a NaN.
     """
     check_pair(generated, reference, minimum=2)
-    return _distance(_moments(generated), _moments(reference))
+    return distance_of_moments(_moments(generated), _moments(reference))
 
 
 class FrechetDistance(FeatureMetric):
@@ -52,16 +52,16 @@ class FrechetDistance(FeatureMetric):
         name = "real" if real else "generated"
         check_features(f"{name} features", features)
         for row in (*self.generated, *self.real):
-            check_width(len(_Moments.from_row(row[0]).mean), features)
+            check_width(len(Moments.from_row(row[0]).mean), features)
         row = _moments(features).to_row().to(self.device)
-        setattr(self, name, [_merged(_Moments.from_row(kept) for kept in (*self.rows(name), row)).to_row()[None]])
+        setattr(self, name, [merged(Moments.from_row(kept) for kept in (*self.rows(name), row)).to_row()[None]])
 
     def compute(self) -> Tensor:
         """The distance of all samples so far, of all ranks."""
-        sides = {name: [_Moments.from_row(row) for row in self.rows(name)] for name in ("generated", "real")}
+        sides = {name: [Moments.from_row(row) for row in self.rows(name)] for name in ("generated", "real")}
         for name, parts in sides.items():
             self.need(name, sum(int(part.count) for part in parts), minimum=2)
-        return _distance(*map(_merged, sides.values()))
+        return distance_of_moments(*map(merged, sides.values()))
 
 
 def gaussian_frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def gaussian_frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tens
     return distance.clamp(min=0)
 
 
-class _Moments(NamedTuple):
+class Moments(NamedTuple):
     """Of `count` samples: their mean [d] and the sum of the outer products of what they deviate from it [d, d]."""
 
     count: Tensor
@@ -93,7 +93,7 @@ class _Moments(NamedTuple):
     scatter: Tensor
 
     @classmethod
-    def from_row(cls, row: Tensor) -> "_Moments":
+    def from_row(cls, row: Tensor) -> "Moments":
         d = math.isqrt(len(row) - 1)  # d^2 <= d + d^2 < (d + 1)^2
         count, mean, scatter = row.split([1, d, d * d])
         return cls(count, mean, scatter.view(d, d))
@@ -101,30 +101,32 @@ class _Moments(NamedTuple):
     def to_row(self) -> Tensor:
         return torch.cat([self.count, self.mean, self.scatter.flatten()])
 
-    def merge(self, other: "_Moments") -> "_Moments":
+    def merge(self, other: "Moments") -> "Moments":
         """Return the moments of both together (Chan, Golub and LeVeque 1983, updating formulae)."""
         count = self.count + other.count
         gap = other.mean - self.mean
         scatter = self.scatter + other.scatter + torch.outer(gap, gap * (self.count * other.count / count))
-        return _Moments(count, self.mean + gap * (other.count / count), scatter)
+        return Moments(count, self.mean + gap * (other.count / count), scatter)
 
 
-def _moments(features: Tensor) -> _Moments:
+def _moments(features: Tensor) -> Moments:
     """Return the moments of features [n, d], n >= 1."""
-    return _merged(_of_block(block) for block in blocks(features))
+    return merged(moments_of(block) for block in blocks(features))
 
 
-def _of_block(block: Tensor) -> _Moments:
+def moments_of(block: Tensor) -> Moments:
+    """Return the moments of one block of rows [n, d], n >= 1, in its own type."""
     mean = block.mean(0)
     centred = block - mean
-    return _Moments(block.new_tensor([len(block)]), mean, centred.T @ centred)
+    return Moments(block.new_tensor([len(block)]), mean, centred.T @ centred)
 
 
-def _merged(parts: Iterable[_Moments]) -> _Moments:
-    return reduce(_Moments.merge, parts)
+def merged(parts: Iterable[Moments]) -> Moments:
+    """Return the moments of all parts together."""
+    return reduce(Moments.merge, parts)
 
 
-def _distance(first: _Moments, second: _Moments) -> Tensor:
+def distance_of_moments(first: Moments, second: Moments) -> Tensor:
     """Return the Frechet distance of Gaussians with these means and their unbiased covariances."""
     gaussians = [(side.mean, side.scatter / (side.count - 1)) for side in (first, second)]
     return gaussian_frechet_distance(*gaussians[0], *gaussians[1])
