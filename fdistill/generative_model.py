@@ -2,8 +2,9 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +19,9 @@ from fdistill.guidance import Guidance
 from fdistill.noise_levels import karras_grid
 from fdistill.samplers import Heun, Sampler, generate, multi_step, one_step
 
+AT_ONCE = 500  # samples
+VALUES_AT_ONCE = AT_ONCE * 3 * 32 * 32  # and no more numbers than so many small images have
+
 
 @dataclass
 class GenerativeModel:
@@ -31,6 +35,7 @@ class GenerativeModel:
         facts: plain values that a model card tells (divergence, seed, step, teacher, data ...).
         sampler: a teacher's, Heun where none is given; None for a student.
         decoder: makes images of its samples, where they are latents.
+        autocast: type in which its network computes while sampling, that of a run in mixed precision; None for its own.
     """
 
     denoiser: Denoiser
@@ -40,6 +45,7 @@ class GenerativeModel:
     facts: dict[str, Any] = field(default_factory=dict)
     sampler: Sampler | None = None
     decoder: Decoder | None = None
+    autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.kind == "student":
@@ -179,7 +185,7 @@ class GenerativeModel:
         guide = Guidance.of(self.guidance).guide
         return gathered(*(network for network in (self.denoiser, guide) if network is not None))
 
-    def sample(self, noise: Tensor, labels: Tensor | None = None, batch_size: int = 500) -> Tensor:
+    def sample(self, noise: Tensor, labels: Tensor | None = None, batch_size: int | None = None) -> Tensor:
         """Samples on the CPU, [B, *sample_shape] float32.
 
         Where weights are sharded, all ranks have to ask equally often, for any number of samples, or be inside `whole`.
@@ -187,7 +193,8 @@ class GenerativeModel:
         Args:
             noise: standard normal, [B, *latent_shape].
             labels: int64 [B] in [0, num_classes); not read by an unconditional model.
-            batch_size: samples made at once; they do not depend on it.
+            batch_size: samples made at once; they do not depend on it. Where not given 500, fewer of more than 3,072
+                values each, and half as many where the device's memory is not enough.
 
         Raises:
             ValueError: if the noise is of another shape, or a conditional model gets no labels or one out of range.
@@ -200,11 +207,20 @@ class GenerativeModel:
         labels = check_labels(labels, self.num_classes) if self.num_classes else None
         few_steps = one_step if self._blocks == 1 else multi_step
         sampler = few_steps if self.kind == "student" else self.sampler
-        with self.whole():
+        size = batch_size or max(1, min(AT_ONCE, VALUES_AT_ONCE // math.prod(self.sample_shape)))
+        with self.whole(), self._precision():
             labels, device = None if labels is None else labels.to(self.device), self.device
-            return generate(
-                sampler, self.denoiser, noise.to(device), self.sigmas, labels, self.guidance, batch_size
-            ).cpu()
+            fixed = (self.denoiser, noise.to(device), self.sigmas, labels, self.guidance)
+            while True:
+                try:
+                    return generate(sampler, *fixed, size).cpu()
+                except torch.OutOfMemoryError:
+                    if batch_size is not None or size == 1:
+                        raise
+                size //= 2  # outside the handler, which holds the memory of what failed
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
 
     def decode(self, samples: Tensor) -> Tensor:
         """Images [B, C, H, W] of samples that are latents; without a decoder, the samples as they are."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from fdistill.callbacks.measured import in_run_precision
 from fdistill.denoiser import Denoiser
 from fdistill.generative_model import GenerativeModel, check_labels
 from fdistill.networks import MLP, GaussianMixture
@@ -209,3 +210,57 @@ def test_latents_of_another_shape_are_refused(build, shape, words):
     with pytest.raises(ValueError, match=words) as error:
         build().sample(torch.zeros(shape))
     assert "\n" not in str(error.value)
+
+
+class Small(Denoiser):
+    """Runs out of memory above 100 samples, and notes how many it is asked for and in which precision."""
+
+    def forward(self, x, sigma, labels=None):
+        self.asked = [*getattr(self, "asked", []), len(x)]
+        self.in_half = torch.is_autocast_enabled("cpu")
+        if len(x) > 100:
+            raise torch.OutOfMemoryError("too many")
+        return super().forward(x, sigma, labels)
+
+
+def small_student():
+    network = denoiser()
+    return GenerativeModel.student(Small(network.network, network.preconditioning), 2.5)
+
+
+def test_where_memory_is_short_samples_are_made_in_smaller_batches_and_are_the_same():
+    model, noise = small_student(), torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    found = model.sample(noise)
+    assert model.denoiser.asked == [300, 250, 125, 62, 62, 62, 62, 52]
+    assert_close(found, GenerativeModel.student(denoiser(), 2.5).sample(noise))
+
+
+def test_a_batch_that_was_asked_for_is_not_changed():
+    with pytest.raises(torch.OutOfMemoryError):
+        small_student().sample(torch.zeros(300, 2), batch_size=200)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((3, 32, 32), 500), ((1, 28, 28), 500), ((3, 64, 64), 125)])
+def test_large_images_are_made_fewer_at_once(shape, size):
+    class Still(Denoiser):
+        sizes = []
+
+        def forward(self, x, sigma, labels=None):
+            self.sizes.append(len(x))
+            return x
+
+    network = MLP(dim=2, width=4, depth=1)
+    network.sample_shape = shape
+    GenerativeModel.student(Still(network, EDM(0.5)), 1.0).sample(torch.zeros(1, *shape).expand(size + 1, *shape))
+    assert Still.sizes == [size, 1]
+
+
+@pytest.mark.parametrize(("precision", "half"), [("bf16-mixed", True), ("32-true", False)])
+def test_callbacks_sample_in_the_precision_of_the_run(precision, half):
+    class Run:
+        pass
+
+    Run.precision = precision
+    model = in_run_precision(Run, small_student())
+    assert model.sample(torch.zeros(4, 2)).dtype == torch.float32
+    assert model.denoiser.in_half is half

@@ -140,6 +140,11 @@ def test_public_classes_and_functions_have_docstrings():
     assert [n.name for n in top if not n.name.startswith("_") and not ast.get_docstring(n)] == []
 
 
+def test_nothing_copies_a_whole_split():
+    asked = [place for place, node in nodes(ast.Attribute) if node.attr == "copied"]
+    assert asked == [], "ask for rows, or stream batches"
+
+
 def test_torch_loads_weights_only():
     loads = {place: node.keywords for place, node in nodes(ast.Call) if ast.unparse(node.func) == "torch.load"}
     assert loads, "nothing loads a checkpoint any more: drop this test"

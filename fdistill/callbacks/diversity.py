@@ -8,7 +8,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from fdistill.callbacks.measured import publish
+from fdistill.callbacks.measured import in_run_precision, publish
 from fdistill.data import GenerativeDataModule
 from fdistill.diversity import DiversityProbe, Rows, compared_samples
 from fdistill.features import FeatureCache, FeatureExtractor, default_extractor
@@ -104,10 +104,10 @@ class DiversityCallback(L.Callback):
     def _measure(self, trainer: L.Trainer, pl_module: GenerativeModule) -> tuple[dict[str, float], list[int]]:
         ranks = (trainer.global_rank, trainer.world_size)
         probe = self._prepared(trainer, pl_module)
-        rows = probe.draw(pl_module.generative_model(), *ranks)
+        rows = probe.draw(in_run_precision(trainer, pl_module.generative_model()), *ranks)
         compare = self.measure_teacher and isinstance(pl_module, DistillationModule)
         if compare and self._teacher_rows is None:
-            self._teacher_rows = probe.draw(pl_module.teacher_model(), *ranks)
+            self._teacher_rows = probe.draw(in_run_precision(trainer, pl_module.teacher_model()), *ranks)
         return on_rank_0(trainer, lambda: self._compute(probe, rows))
 
     def _compute(self, probe: DiversityProbe, rows: Rows) -> tuple[dict[str, float], list[int]]:

@@ -8,8 +8,15 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import log_numbers
 from fdistill.modules import GenerativeModule
+
+
+def in_run_precision(trainer: L.Trainer, model: GenerativeModel) -> GenerativeModel:
+    """The model, sampling in the precision that the run trains in: callbacks run outside Lightning's own context."""
+    model.autocast = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
+    return model
 
 
 class Listener(L.Callback):

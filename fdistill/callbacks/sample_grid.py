@@ -7,6 +7,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
+from fdistill.callbacks.measured import in_run_precision
 from fdistill.data import GenerativeDataModule, InMemorySplit
 from fdistill.decoders import Decoder
 from fdistill.generative_model import GenerativeModel
@@ -66,6 +67,7 @@ class SampleGrid(L.Callback):
 
     def _drawn(self, model: GenerativeModel, trainer: L.Trainer) -> dict[str, _Row]:
         """The samples under the model's name; nothing on ranks that only help to gather its weights."""
+        model = in_run_precision(trainer, model)
         with model.whole():
             if not trainer.is_global_zero:
                 return {}

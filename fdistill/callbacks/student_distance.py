@@ -2,13 +2,18 @@
 
 import lightning.pytorch as L
 
-from fdistill.callbacks.measured import publish
-from fdistill.metrics import frechet_distance
+from fdistill.callbacks.measured import in_run_precision, publish
+from fdistill.metrics import PixelMoments, pixel_frechet_distance
+from fdistill.metrics.blocks import ROWS
+from fdistill.metrics.frechet_distance import Moments
 from fdistill.modules import GenerativeModule
 
 
 class StudentDistance(L.Callback):
-    """Logs metric/pixel_frechet_distance: EMA samples against the training split, on flattened pixel values.
+    """Logs metric/pixel_frechet_distance: EMA samples against the training split, on pixel values.
+
+    Of samples of more than 256 values it is that of 256 random projections, see `fdistill.metrics.pixel_distance`; the
+    real side is read once a run.
 
     It uses neither the held-out split nor the features of the evaluation report, so that a checkpoint may be chosen
     by it. Every rank computes the same number from the same latents, so that no rank has to wait.
@@ -25,6 +30,7 @@ class StudentDistance(L.Callback):
                 f"StudentDistance needs every_n_turns >= 1 and num_samples >= 2: got {every_n_turns}, {num_samples}"
             )
         self.every_n_turns, self.num_samples, self.seed = every_n_turns, num_samples, seed
+        self._real: Moments | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: GenerativeModule, stage: str) -> None:
         """Raises ValueError where there are no training images to compare with."""
@@ -38,8 +44,14 @@ class StudentDistance(L.Callback):
         """Measure on schedule."""
         if trainer.global_step % self.every_n_turns:
             return
-        model, real = pl_module.generative_model(), trainer.datamodule.train_samples
-        labels = real.labels.repeat(-(-self.num_samples // len(real.labels)))[: self.num_samples]
-        samples = model.sample(model.noise(self.num_samples, self.seed), labels)
-        distance = frechet_distance(samples.flatten(1), real.copied().x.flatten(1))
+        model, real = in_run_precision(trainer, pl_module.generative_model()), trainer.datamodule.train_samples
+        if self._real is None:
+            moments = PixelMoments(real.sample_shape)
+            for batch in real.batches(ROWS):
+                moments.add(batch.x)
+            self._real = moments.of_this_rank()
+        labels = real.labels.repeat(-(-self.num_samples // len(real)))[: self.num_samples]
+        generated = PixelMoments(real.sample_shape)
+        generated.add(model.sample(model.noise(self.num_samples, self.seed), labels))
+        distance = pixel_frechet_distance(generated.of_this_rank(), self._real, real.sample_shape)
         publish(trainer, pl_module, {"metric/pixel_frechet_distance": distance})

@@ -20,6 +20,7 @@ from fdistill.metrics.neighbours import (
     neighbour_statistics,
 )
 from fdistill.metrics.paired_distance import PairedDistance, paired_distance
+from fdistill.metrics.pixel_distance import PixelMoments, pixel_frechet_distance
 from fdistill.metrics.precision_recall import PrecisionAndRecall, PrecisionRecall, inside_manifolds, precision_recall
 from fdistill.metrics.random_fourier import fourier_features, fourier_frequencies
 from fdistill.metrics.suite import standard_metrics
@@ -45,6 +46,7 @@ __all__ = [
     "Nearest",
     "NeighbourStatistics",
     "PairedDistance",
+    "PixelMoments",
     "PrecisionAndRecall",
     "PrecisionRecall",
     "RowMetric",
@@ -76,6 +78,7 @@ __all__ = [
     "neighbour_statistics",
     "paired_distance",
     "per_class_vendi_score",
+    "pixel_frechet_distance",
     "precision_recall",
     "reference_balls",
     "rke",

@@ -25,7 +25,7 @@ def frechet_distance(generated: Tensor, reference: Tensor) -> Tensor:
         ValueError: for a wrong shape, fewer than two samples, or a NaN.
     """
     check_pair(generated, reference, minimum=2)
-    return _distance(moments(generated), moments(reference))
+    return distance_of_moments(moments(generated), moments(reference))
 
 
 class FrechetDistance(FeatureMetric):
@@ -54,14 +54,14 @@ class FrechetDistance(FeatureMetric):
         for row in (*self.generated, *self.real):
             check_width(len(Moments.from_row(row[0]).mean), features)
         row = moments(features).to_row().to(self.device)
-        setattr(self, name, [_merged(Moments.from_row(kept) for kept in (*self.rows(name), row)).to_row()[None]])
+        setattr(self, name, [merged(Moments.from_row(kept) for kept in (*self.rows(name), row)).to_row()[None]])
 
     def compute(self) -> Tensor:
         """The distance of all samples so far, of all ranks."""
         sides = {name: [Moments.from_row(row) for row in self.rows(name)] for name in ("generated", "real")}
         for name, parts in sides.items():
             self.need(name, sum(int(part.count) for part in parts), minimum=2)
-        return _distance(*map(_merged, sides.values()))
+        return distance_of_moments(*map(merged, sides.values()))
 
 
 def gaussian_frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> Tensor:
@@ -116,20 +116,22 @@ class Moments(NamedTuple):
 
 def moments(features: Tensor) -> Moments:
     """Return the moments of features [n, d], n >= 1, in float64."""
-    return _merged(_of_block(block) for block in blocks(features))
+    return merged(moments_of(block) for block in blocks(features))
 
 
-def _of_block(block: Tensor) -> Moments:
+def moments_of(block: Tensor) -> Moments:
+    """Return the moments of one block of rows [n, d], n >= 1, in its own type."""
     mean = block.mean(0)
     centred = block - mean
     return Moments(block.new_tensor([len(block)]), mean, centred.T @ centred)
 
 
-def _merged(parts: Iterable[Moments]) -> Moments:
+def merged(parts: Iterable[Moments]) -> Moments:
+    """Return the moments of all parts together."""
     return reduce(Moments.merge, parts)
 
 
-def _distance(first: Moments, second: Moments) -> Tensor:
+def distance_of_moments(first: Moments, second: Moments) -> Tensor:
     """Return the Frechet distance of Gaussians with these means and their unbiased covariances."""
     return gaussian_frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
 

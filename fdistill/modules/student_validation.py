@@ -1,30 +1,43 @@
 """Validation, test and prediction of a student: its average's samples beside as many held-out ones."""
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from fdistill.data import Batch
-from fdistill.distributed import gather_rows
-from fdistill.metrics import frechet_distance
+from fdistill.metrics.frechet_distance import Moments
+from fdistill.metrics.pixel_distance import PixelMoments, pixel_frechet_distance
 from fdistill.modules.base import GenerativeModule
 from fdistill.random_streams import generator_for
 
 
 class StudentValidation(GenerativeModule):
-    """The loops beside training; a Frechet distance of pixels, without any feature network."""
+    """The loops beside training; a Frechet distance of pixels, without any feature network.
+
+    Both sides are moments on the module's device that add over batches and ranks: memory does not grow with the
+    held-out split. The real side is computed once for a data module and a number of batches.
+    """
+
+    _real: tuple[Any, Moments] | None = None  # what it is of, and the moments
 
     def on_validation_epoch_start(self) -> None:
-        self._validation: list[tuple[Tensor, Tensor]] = []
+        shape = self.generative_model().sample_shape
+        self._sides = PixelMoments(shape, self.device), PixelMoments(shape, self.device)
+        self._knows_real = self._real is not None and self._real[0] == self._validated()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """As many EMA student samples as held-out ones, with their labels."""
-        self._validation.append((self.predict_step(batch, batch_idx), batch.x.cpu()))
+        generated, real = self._sides
+        generated.add(self.predict_step(batch, batch_idx))
+        if not self._knows_real:
+            real.add(batch.x)
 
     def on_validation_epoch_end(self) -> None:
-        sides = (torch.cat(parts).flatten(1).to(self.device) for parts in zip(*self._validation, strict=True))
-        generated, real = (gather_rows(side).cpu() for side in sides)  # NCCL gathers nothing on the CPU
-        distance = frechet_distance(generated, real).float().to(self.device)
-        self.log("validation/pixel_frechet_distance", distance, prog_bar=True, sync_dist=True)
+        generated, real = self._sides
+        if not self._knows_real:
+            self._real = self._validated(), real.total()
+        distance = pixel_frechet_distance(generated.total(), self._real[1], generated.sample_shape)
+        self.log("validation/pixel_frechet_distance", distance.float().to(self.device), prog_bar=True, sync_dist=True)
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
@@ -35,3 +48,10 @@ class StudentValidation(GenerativeModule):
         generator = generator_for(self.seed, batch_idx, self.global_rank)
         model = self.generative_model()
         return model.sample(model.latents(len(batch.x), generator), batch.labels)
+
+    def _validated(self) -> tuple[Any, tuple[int | float, ...]]:
+        """What the real side is of: the data, and how many batches of it."""
+        run = self.trainer
+        evaluated = run.num_test_batches if run.testing else run.num_val_batches
+        batches = run.num_sanity_val_batches if run.sanity_checking else evaluated
+        return getattr(run, "datamodule", None), tuple(batches)

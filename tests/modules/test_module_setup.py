@@ -12,6 +12,7 @@ from fdistill.denoiser import Denoiser
 from fdistill.divergences import ReverseKL
 from fdistill.export import export_folder
 from fdistill.generative_model import GenerativeModel
+from fdistill.metrics import PixelMoments, frechet_distance
 from fdistill.modules import TeacherModule
 from fdistill.modules.start import teacher_model
 from fdistill.networks import MLP, StockUNet
@@ -236,3 +237,18 @@ def test_no_class_is_not_learnt_by_a_network_that_has_no_weights_for_it():
     teacher = teacher_training(network, label_dropout=0.0).denoiser
     with pytest.raises(ValueError, match=r"expected fake_label_dropout 0 and fake_guidance 1, got 0\.2 and 1\.0"):
         distillation(teacher, turn="alternating", fake_label_dropout=0.2)
+
+
+def test_validation_is_the_frechet_distance_of_all_samples_and_reads_the_real_ones_once(monkeypatch):
+    module, data = distillation(), ring()
+    fit(module, 1, data)
+    run, added = trainer(1, limit_val_batches=1.0), []
+    predicted, real = torch.cat(run.predict(module, datamodule=data)), data.held_out_samples.copied().x
+    expected = frechet_distance(predicted.flatten(1), real.flatten(1)).float()
+    add = PixelMoments.add
+    monkeypatch.setattr(PixelMoments, "add", lambda self, x: added.append(len(x)) or add(self, x))
+    for times in (2, 1):
+        (metrics,) = run.validate(module, datamodule=data, verbose=False)
+        assert metrics["validation/pixel_frechet_distance"] == float(expected)
+        assert sum(added) == times * len(real)
+        added.clear()
