@@ -54,7 +54,7 @@ class TwoHalves:
         self.n = min(half, MOST) if n is None else n
         if half < LEAST_SAMPLES:
             raise ValueError(
-                f"one half of the held-out samples chooses and the other reports: expected {2 * LEAST_SAMPLES} or more, "
+                f"one half of the held-out samples chooses, the other reports: expected {2 * LEAST_SAMPLES} or more, "
                 f"got {len(held_out.x)}; give more data, or hold more of it out"
             )
         if not LEAST_SAMPLES <= self.n <= half:
