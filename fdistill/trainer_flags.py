@@ -14,7 +14,7 @@ _UNUSED = {  # flag: values under which it asks for nothing, and what to do in i
     "max_epochs": ((None, -1), "the training stream has no end: --trainer.max_steps is the number of turns"),
     "min_epochs": ((None, 0), "the training stream has no end: --trainer.min_steps is the least number of turns"),
     "limit_train_batches": ((None, 1.0), "--trainer.max_steps is the number of turns"),
-    "overfit_batches": ((None, 0), "train on a smaller data set, by another --data"),
+    "overfit_batches": ((None, 0, 0.0), "train on a smaller data set, by another --data"),
     "fast_dev_run": (
         (None, False, 0),
         "--trainer.max_steps 2 with a --trainer.default_root_dir of its own tries a run",
@@ -45,7 +45,7 @@ def check_trainer_flags(given: Mapping[str, Any]) -> None:
     """
     for name, (idle, instead) in _UNUSED.items():
         value = given.get(name)
-        if value not in idle or (isinstance(value, bool) and value):
+        if not any(value == one and type(value) is type(one) for one in idle):  # 1 batch is not a share of 1.0
             raise UsageError(f"trainer.{name} is not for this trainer: {instead}; got {value}")
     precision, strategy = given.get("precision"), given.get("strategy")
     if precision not in _PRECISIONS:

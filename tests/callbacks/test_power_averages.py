@@ -90,7 +90,7 @@ def test_five_turns_and_seven_more_have_the_snapshots_of_twelve(kind, tmp_path):
     fit(module, 5, folder=parts, callbacks=[PowerAverages(every_n_updates=2)]).save_checkpoint(parts / "half.ckpt")
     run(build, 12, parts, resume_from=parts / "half.ckpt")
     assert files(whole).items() <= files(parts).items()  # the end of the first part is one more
-    assert len(torch.load(parts / "half.ckpt", weights_only=True)["callbacks"]) == 1
+    assert len(torch.load(parts / "half.ckpt", weights_only=True)["callbacks"].keys() - {"Continuation"}) == 1
 
 
 def test_snapshots_of_a_branch_that_is_left_are_removed(tmp_path):
@@ -206,6 +206,6 @@ def test_an_average_goes_into_the_model_that_it_is_of(tmp_path):
 def test_a_checkpoint_holds_plain_values_only(tmp_path):
     trainer = fit(teacher_training(), 2, ring(), folder=tmp_path, callbacks=[PowerAverages()])
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    (state,) = torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"].values()
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"]["PowerAverages"]
     assert json.dumps({name: value for name, value in state.items() if name != "averages"})
     assert {value.dtype for average in state["averages"] for value in average} == {torch.float32}
