@@ -50,7 +50,7 @@ def test_negative_factors_are_refused():
 class Alarmed(CollapseCallback):
     """Acts at the end of turn 2, whatever was measured."""
 
-    def setup(self, *args):
+    def setup(self, *args, **stage):
         pass
 
     def on_train_batch_end(self, trainer, *_):
