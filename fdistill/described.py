@@ -21,7 +21,7 @@ class Described:
 
     def spec(self) -> Spec:
         """Class path and constructor arguments as str, int, float, bool, None, list and dict only."""
-        return {"class_path": public_path(type(self)), "init_args": _plain(self.__dict__.get("_init_args", {}))}
+        return {"class_path": public_path(type(self)), "init_args": plain(self.__dict__.get("_init_args", {}))}
 
     @classmethod
     def from_spec(cls, spec: Spec) -> Self:
@@ -30,19 +30,36 @@ class Described:
         Raises:
             ValueError: if the description names no known subclass of this class or arguments it does not take.
         """
-        if not (_has_form(spec) and isinstance(spec["class_path"], str) and isinstance(spec["init_args"], dict)):
-            raise ValueError(f"a {cls.__name__} is described by class_path and init_args: got {spec!r}")
-        found = {public_path(sub): sub for sub in _concrete_subclasses(cls)}
-        if spec["class_path"] not in found:
-            raise ValueError(
-                f"{spec['class_path']!r} is no {cls.__name__} that is imported here: expected one of {sorted(found)}; "
-                "import the module that defines it first (--import MODULE)"
-            )
-        arguments = {name: _built(value) for name, value in spec["init_args"].items()}
-        try:
-            return found[spec["class_path"]](**arguments)
-        except TypeError as error:
-            raise ValueError(f"{spec['class_path']} does not take these arguments: {error}") from error
+        return build(cls, spec)
+
+
+def build(base: type, spec: Spec) -> Any:
+    """The object of a class below `base` that a description names; objects among its arguments are built first.
+
+    They may lie in lists and dicts. Only classes that Python has already imported are looked up.
+
+    Raises:
+        ValueError: if the description names no known subclass of `base` or arguments it does not take.
+    """
+    if not (_has_form(spec) and isinstance(spec["class_path"], str) and isinstance(spec["init_args"], dict)):
+        raise ValueError(f"a {base.__name__} is described by class_path and init_args: got {spec!r}")
+    found = {public_path(sub): sub for sub in (base, *subclasses(base)) if sub is not Described}
+    found = {path: sub for path, sub in found.items() if not inspect.isabstract(sub)}
+    if spec["class_path"] not in found:
+        raise ValueError(
+            f"{spec['class_path']!r} is no {base.__name__} that is imported here: expected one of {sorted(found)}; "
+            "import the module that defines it first (--import MODULE)"
+        )
+    arguments = {name: _built(value) for name, value in spec["init_args"].items()}
+    try:
+        return found[spec["class_path"]](**arguments)
+    except TypeError as error:
+        raise ValueError(f"{spec['class_path']} does not take these arguments: {error}") from error
+
+
+def subclasses(cls: type) -> list[type]:
+    """Every imported class below, abstract ones too."""
+    return [found for sub in cls.__subclasses__() for found in (sub, *subclasses(sub))]
 
 
 def public_path(cls: type) -> str:
@@ -70,13 +87,18 @@ def _kept(value: Any) -> Any:
     return [_kept(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as str, int, float, bool, None, list and dict only; objects become their descriptions.
+
+    Raises:
+        TypeError: for anything else.
+    """
     if isinstance(value, Described):
         return value.spec()
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise TypeError(f"only plain values can be described in a checkpoint: got {type(value).__name__}")
@@ -88,10 +110,7 @@ def _has_form(value: Any) -> bool:
 
 def _built(value: Any) -> Any:
     if _has_form(value):
-        return Described.from_spec(value)
-    return value
-
-
-def _concrete_subclasses(cls: type[Any]) -> list[type[Any]]:
-    below = [found for sub in cls.__subclasses__() for found in _concrete_subclasses(sub)]
-    return below if inspect.isabstract(cls) or cls is Described else [cls, *below]
+        return build(Described, value)
+    if isinstance(value, dict):
+        return {name: _built(item) for name, item in value.items()}
+    return [_built(item) for item in value] if isinstance(value, list) else value

@@ -5,6 +5,9 @@ import hashlib
 import torch
 from torch import Tensor
 
+VALIDATION = int.from_bytes(b"validate", "big")
+"""Counter of the streams beside training, whose second counter is a turn and never reaches it."""
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 

@@ -203,3 +203,26 @@ def test_parameters_outside_their_range_are_refused_on_the_way_back_too():
 def test_a_nested_description_of_another_form_is_refused(path):
     with pytest.raises(ValueError, match="class_path and init_args"):
         Preconditioning.from_spec({"class_path": "fdistill.preconditioning.EpsPrediction", "init_args": {"path": path}})
+
+
+class Holder(Described):
+    """An object that is told others in every kind of container."""
+
+    def __init__(self, items, named, nested=()):
+        self.items, self.named, self.nested = items, named, nested
+
+
+def test_objects_in_lists_and_dicts_are_rebuilt_as_objects():
+    held = Holder([VPLinear(0.2, 9.0), 3, None], {"a": EDM(0.7), "b": "text"}, ({"deep": [Holder([EDM()], {})]},))
+    again = Described.from_spec(json.loads(json.dumps(held.spec())))
+    assert again.spec() == held.spec()
+    assert (again.items[0].beta_max, *again.items[1:]) == (9.0, 3, None)
+    assert (again.named["a"].sigma_data, again.named["b"]) == (0.7, "text")
+    assert isinstance(again.nested[0]["deep"][0].items[0], EDM)
+
+
+def test_a_container_cannot_name_what_is_not_imported():
+    spec = Holder([EDM()], {}).spec()
+    spec["init_args"]["items"][0]["class_path"] = "os.system"
+    with pytest.raises(ValueError, match=r"os\.system"):
+        Described.from_spec(spec)

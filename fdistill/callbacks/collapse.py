@@ -7,6 +7,7 @@ import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from fdistill.callbacks.diversity import DiversityCallback, on_rank_0
+from fdistill.callbacks.learning_rate import reduce_rates
 from fdistill.callbacks.measured import Listener
 from fdistill.collapse import WATCHED, CollapseAlarm, Verdict, Watch, bands
 from fdistill.loggers import log_numbers, log_words
@@ -33,7 +34,8 @@ class CollapseCallback(Listener):
     ) -> None:
         """Args:
         patience: measurements in a row that a metric is outside its band.
-        action: besides the warning: nothing, stop the run, or multiply every learning rate by `factor` once.
+        action: besides the warning: nothing, stop the run, or multiply every learning rate by `factor` once, beside
+            whatever `LearningRate` schedules.
         factor: in (0, 1).
         tolerance: how far from the null a healthy student may be, by metric; replaces the defaults of
             `fdistill.collapse.WATCHED`.
@@ -113,9 +115,7 @@ class CollapseCallback(Listener):
             trainer.should_stop = True
         elif self.action == "lower_learning_rate" and not self._lowered:
             self._lowered = True
-            for optimizer in trainer.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] *= self.factor
+            reduce_rates(trainer, self.factor)
             rank_zero_info(f"CollapseCallback multiplied every learning rate by {self.factor}")
 
     def state_dict(self) -> dict[str, Any]:

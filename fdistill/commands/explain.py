@@ -9,6 +9,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fdistill.described import subclasses
+
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
 _UNKNOWN_KEY = re.compile(r"does not accept option '([^']+)'|Option '([^']+)' is not accepted")
@@ -229,8 +231,8 @@ def _classes(annotation: Any) -> list[type]:
 
 def _concrete(base: type) -> list[type]:
     """`base` and all of its imported subclasses that can be built, without private ones."""
-    below = [found for sub in base.__subclasses__() for found in _concrete(sub)]
-    return below if inspect.isabstract(base) or base.__name__.startswith("_") else [base, *below]
+    known = (base, *subclasses(base))
+    return [found for found in known if not (inspect.isabstract(found) or found.__name__.startswith("_"))]
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

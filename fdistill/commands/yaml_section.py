@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fdistill.data import GenerativeDataModule
-from fdistill.described import public_path
+from fdistill.described import public_path, subclasses
 from fdistill.features import FeatureExtractor
 from fdistill.yaml_files import read_yaml
 
@@ -44,7 +44,7 @@ def features_of_file(path: str, place: torch.device) -> FeatureExtractor:
         ValueError: with one line that says what is wrong with the file.
     """
     spec = _section(path, "features")
-    known = {public_path(c): c for c in _subclasses(FeatureExtractor) if not inspect.isabstract(c)}
+    known = {public_path(c): c for c in subclasses(FeatureExtractor) if not inspect.isabstract(c)}
     name, arguments = spec["class_path"], spec["init_args"]
     if name not in known:
         raise ValueError(
@@ -76,7 +76,3 @@ def _section(given: str, name: str) -> dict[str, Any]:
         raise ValueError(f"{given} has a reference that does not resolve: {str(error).splitlines()[0]}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{given} is no YAML file with a {name} section of class_path and init_args") from error
-
-
-def _subclasses(cls: type) -> list[type]:
-    return [found for child in cls.__subclasses__() for found in (child, *_subclasses(child))]

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from fdistill.data.batch_stream import EndlessBatchSampler
 from fdistill.data.batches import Batch, InMemorySplit, Split
 from fdistill.decoders import Decoder
+from fdistill.described import build, plain, public_path
 from fdistill.networks import Network
 from fdistill.random_streams import generator_for
 
@@ -114,35 +115,17 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
 
     def spec(self) -> dict[str, Any]:
         """Return ``{class_path: ..., init_args: {...}}`` in plain values, for ``from_spec`` to rebuild the data."""
-        init_args = {name: _plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
-        return {"class_path": _class_path(type(self)), "init_args": init_args}
+        init_args = {name: plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
+        return {"class_path": public_path(type(self)), "init_args": init_args}
 
     @staticmethod
     def from_spec(spec: dict[str, Any]) -> "GenerativeDataModule":
         """Rebuild the data module that ``spec`` describes; imports nothing, so a file cannot run code of its choice.
 
         Raises:
-            ValueError: The spec is malformed, or names no data module that is already imported.
+            ValueError: The spec is malformed, or names no data module that is already imported, or no arguments of it.
         """
-        init_args = spec.get("init_args", {}) if isinstance(spec, dict) else None
-        if not isinstance(init_args, dict) or not isinstance(spec.get("class_path"), str):
-            raise ValueError(
-                f"a data spec holds class_path and init_args: expected such a dict, got {spec!r}; use spec()"
-            )
-        known = {_class_path(c): c for c in _subclasses(GenerativeDataModule) if not inspect.isabstract(c)}
-        cls = known.get(spec["class_path"])
-        if cls is None:
-            raise ValueError(
-                f"class_path names an imported data module: expected one of {sorted(known)},"
-                f" got {spec['class_path']!r}; import the module that defines it first"
-            )
-        unknown = sorted(set(init_args) - set(inspect.signature(cls).parameters))
-        if unknown:
-            raise ValueError(
-                f"init_args are arguments of {spec['class_path']}: expected some of"
-                f" {list(inspect.signature(cls).parameters)}, got also {unknown}; remove them"
-            )
-        return cls(**init_args)
+        return build(GenerativeDataModule, {"init_args": {}, **spec} if isinstance(spec, dict) else spec)
 
     def setup(self, stage: str | None = None) -> None:
         """Load the splits (trainer hook)."""
@@ -246,28 +229,3 @@ def _check_split(name: str, split: Split, sample_shape: tuple[int, ...], num_cla
 
 def _already_a_batch(batch: Batch) -> Batch:
     return batch
-
-
-def _class_path(cls: type) -> str:
-    return (
-        f"fdistill.data.{cls.__name__}"
-        if cls.__module__.startswith("fdistill.data.")
-        else f"{cls.__module__}.{cls.__qualname__}"
-    )
-
-
-def _subclasses(cls: type) -> list[type]:
-    return [c for child in cls.__subclasses__() for c in (child, *_subclasses(child))]
-
-
-def _plain(value: Any) -> Any:
-    """Copy a value that consists of plain types only; anything else is an error of the subclass."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    raise TypeError(
-        f"a data spec holds plain values: expected str, int, float, bool, list or dict, got {type(value).__name__}"
-    )

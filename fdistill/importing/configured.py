@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fdistill.decoders import Decoder
 from fdistill.denoiser import Denoiser
-from fdistill.described import Described, Spec, public_path
+from fdistill.described import Described, Spec, public_path, subclasses
 from fdistill.generative_model import GenerativeModel
 from fdistill.grids import SamplingGrid
 from fdistill.importing.options import MOST_STEPS, NUM_STEPS, Options
@@ -111,7 +111,7 @@ def _described(file: Path) -> tuple[Spec, Preconditioning, dict[str, Any], dict[
         checked_number(numbers["num_steps"], "num_steps", 1, MOST_STEPS, whole=True)
         for name, low in (("sigma_min", 0), ("sigma_max", 0), ("guidance", -1e6)):
             checked_number(numbers[name], name, low, 1e6)
-        classes = {path.rsplit(".", 1)[-1]: path for path in map(public_path, _subclasses(Described))}
+        classes = {path.rsplit(".", 1)[-1]: path for path in map(public_path, subclasses(Described))}
         preconditioning = Preconditioning.from_spec(_full(section["preconditioning"], classes))
         parts = {n: cls.from_spec(_full(given[n], classes)) for n, cls in _PARTS.items() if given.get(n) is not None}
         grid = parts["grid"].levels() if "grid" in parts else None
@@ -184,7 +184,3 @@ def _full(value: Any, classes: dict[str, str]) -> Any:
         raise ValueError(f"a class has a class_path and init_args by name: got {brief(value)}")
     arguments = {name: _full(item, classes) for name, item in given.items()}
     return {"class_path": classes.get(value["class_path"], value["class_path"]), "init_args": arguments}
-
-
-def _subclasses(cls: type) -> list[type]:
-    return [found for sub in cls.__subclasses__() for found in [sub, *_subclasses(sub)]]

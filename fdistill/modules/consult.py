@@ -1,11 +1,14 @@
 """Asking a denoiser at noised samples for exactly what somebody reads: features, a value, a graph to the input."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fdistill.denoiser import Denoiser, HalfDenoised
+from fdistill.distributed import is_sharded
 from fdistill.guidance import Guidance
 from fdistill.objectives.base import Asked
 
@@ -15,6 +18,23 @@ class Opinion(NamedTuple):
 
     half: HalfDenoised | None = None
     denoised: Tensor | None = None
+
+
+@contextmanager
+def weights_at_rest(network: nn.Module) -> Iterator[None]:
+    """Inside, no weight of a network requires a gradient, so that nothing is kept that only such a gradient would read.
+
+    Gradients by its input have the same bits. It may be entered again inside, and reads no number. A sharded network
+    stays as it is: what it computes with are gathered copies of its weights.
+    """
+    learning = [] if is_sharded(network) else [weight for weight in network.parameters() if weight.requires_grad]
+    for weight in learning:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in learning:
+            weight.requires_grad_(True)
 
 
 def consult(
@@ -42,12 +62,13 @@ def consult(
     if value == features == "nothing":
         return Opinion()
     labels = labels if denoiser.num_classes else None
-    if features == "nothing":
+    with nullcontext() if learns else weights_at_rest(denoiser):
+        if features == "nothing":
+            with torch.set_grad_enabled(learns or value == "gradient"):
+                return Opinion(None, Guidance.of(guidance)(denoiser, x_t, sigma, labels))
+        with torch.set_grad_enabled(learns or "gradient" in (value, features)):
+            half = denoiser.encode(x_t, sigma, labels)
+        if value == "nothing":
+            return Opinion(half)
         with torch.set_grad_enabled(learns or value == "gradient"):
-            return Opinion(None, Guidance.of(guidance)(denoiser, x_t, sigma, labels))
-    with torch.set_grad_enabled(learns or "gradient" in (value, features)):
-        half = denoiser.encode(x_t, sigma, labels)
-    if value == "nothing":
-        return Opinion(half)
-    with torch.set_grad_enabled(learns or value == "gradient"):
-        return Opinion(half, Guidance.of(guidance).push(denoiser.finish(half), denoiser, x_t, sigma, labels))
+            return Opinion(half, Guidance.of(guidance).push(denoiser.finish(half), denoiser, x_t, sigma, labels))

@@ -12,7 +12,7 @@ from fdistill.ema import EMA
 from fdistill.guidance import Guidance
 from fdistill.log_ratio import RatioEstimator
 from fdistill.modules.base import MicroBatch, mean_of
-from fdistill.modules.consult import Opinion
+from fdistill.modules.consult import Opinion, weights_at_rest
 from fdistill.modules.discrimination import (
     Reads,
     Shown,
@@ -198,7 +198,7 @@ class DistillationTurn(StudentValidation):
         self.last_ratio, log = None, {}
         if needs.discriminator:
             half = fake.half if self.reads == "fake_score" else teacher.half
-            with torch.set_grad_enabled(needs.logit):
+            with torch.set_grad_enabled(needs.logit), weights_at_rest(self.ratio):
                 logit = self.ratio.logit(half, *seen, at.labels)
             if needs.ratio:
                 at = at._replace(log_ratio=self.ratio.log_ratio(logit, at.sigma, continues=part.rows.start > 0))

@@ -8,7 +8,7 @@ from fdistill.data import Batch
 from fdistill.metrics.frechet_distance import Moments
 from fdistill.metrics.pixel_distance import PixelMoments, pixel_frechet_distance
 from fdistill.modules.base import GenerativeModule
-from fdistill.random_streams import generator_for
+from fdistill.random_streams import VALIDATION, generator_for
 
 
 class StudentValidation(GenerativeModule):
@@ -45,7 +45,7 @@ class StudentValidation(GenerativeModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """As many samples as the batch has, with its labels."""
-        generator = generator_for(self.seed, batch_idx, self.global_rank)
+        generator = generator_for(self.seed, VALIDATION, batch_idx, self.global_rank)
         model = self.generative_model()
         return model.sample(model.latents(len(batch.x), generator), batch.labels)
 

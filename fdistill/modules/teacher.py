@@ -19,7 +19,7 @@ from fdistill.noise_levels import NoiseLevels
 from fdistill.objectives import weighted_denoising_loss
 from fdistill.paths import NoiseRange
 from fdistill.preconditioning import Preconditioning
-from fdistill.random_streams import generator_for
+from fdistill.random_streams import VALIDATION, generator_for
 from fdistill.samplers import Sampler
 
 _STEPS, _SIGMA_MIN, _SIGMA_MAX = 18, 0.002, 80.0  # of EDM's grid
@@ -134,7 +134,7 @@ class TeacherModule(GenerativeModule):
         return {"loss/teacher": loss}, samples
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        generator = generator_for(self.seed, batch_idx, self.global_rank, device=self.device)
+        generator = generator_for(self.seed, VALIDATION, batch_idx, self.global_rank, device=self.device)
         loss, _ = self._loss(self.ema.average, batch, generator, 0.0, self.validation_weight)
         self.log("validation/loss", loss, batch_size=len(batch.x), sync_dist=True, prog_bar=True)
 
@@ -143,7 +143,7 @@ class TeacherModule(GenerativeModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """As many samples as the batch has, with its labels."""
-        generator = generator_for(self.seed, batch_idx, self.global_rank)
+        generator = generator_for(self.seed, VALIDATION, batch_idx, self.global_rank)
         model = self.generative_model()
         return model.sample(torch.randn(batch.x.shape, generator=generator), batch.labels)
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tiny_runs import distillation, fit, teacher_training, weights
 
-from fdistill.callbacks import LearningRate
+from fdistill.callbacks import BestCheckpoint, CollapseCallback, LastCheckpoint, LearningRate, StopEarly
+from fdistill.callbacks.measured import publish
 from fdistill.schedules import Linear, Steps
 
 
@@ -44,3 +45,88 @@ def test_a_resumed_run_has_the_rates_of_an_uninterrupted_one(tmp_path):
 def test_negative_factors_are_refused():
     with pytest.raises(ValueError, match="factor >= 0: got -1"):
         fit(distillation(), 1, callbacks=[LearningRate(Steps([-1.0, 1.0], [5]))])
+
+
+class Alarmed(CollapseCallback):
+    """Acts at the end of turn 2, whatever was measured."""
+
+    def setup(self, *args, **stage):
+        pass
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 2:
+            self._act(trainer)
+
+
+def composed(order, kinds):
+    """Callbacks of some kinds in an order, and what writes the rates down."""
+    made = {
+        "alarm": lambda: Alarmed(action="lower_learning_rate", factor=0.5),
+        "ramp": lambda: LearningRate(Linear(1.0, 0.0, updates=8)),
+        "steps": lambda: LearningRate(Steps([1.0, 0.1], [3])),
+    }
+    chosen = [made[kind]() for kind in kinds]
+    rates = Rates()  # first: what a turn used, before the alarm at its end
+    return [rates, *(chosen if order == "as listed" else chosen[::-1])], rates
+
+
+PAIRS = {
+    ("alarm", "ramp"): [1, 7 / 8, 6 / 16, 5 / 16],
+    ("alarm", "steps"): [1, 1, 0.5, 0.05],
+    ("ramp", "steps"): [1, 7 / 8, 6 / 8, 5 / 80],
+    ("alarm",): [1, 1, 0.5, 0.5],
+}
+
+
+@pytest.mark.parametrize("order", ["as listed", "reversed"])
+@pytest.mark.parametrize("kinds", PAIRS)
+def test_what_acts_on_the_rate_multiplies_in_any_order(kinds, order):
+    callbacks, rates = composed(order, kinds)
+    fit(distillation(discriminator_lr=0.5), 4, callbacks=callbacks)
+    seen = [[rate / base for rate, base in zip(turn, (0.01, 0.01, 0.5), strict=True)] for turn in rates.seen]
+    assert seen == [[pytest.approx(factor)] * 3 for factor in PAIRS[kinds]]
+
+
+@pytest.mark.parametrize("order", ["as listed", "reversed"])
+def test_a_reduction_under_a_schedule_survives_a_resume(order, tmp_path):
+    first, _ = composed(order, ("alarm", "ramp"))
+    fit(teacher_training(), 3, callbacks=first).save_checkpoint(tmp_path / "half.ckpt")
+    again, _ = composed(order, ("alarm", "ramp"))
+    fit(continued := teacher_training(), 6, callbacks=again, resume_from=tmp_path / "half.ckpt")
+    straight, _ = composed(order, ("alarm", "ramp"))
+    fit(whole := teacher_training(), 6, callbacks=straight)
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(continued).items())
+
+
+class Measures(L.Callback):
+    """Publishes a number after every turn."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def on_train_batch_end(self, trainer, module, *_):
+        publish(trainer, module, {"metric/x": self.values[trainer.global_step - 1]})
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 3.0, 4.0, 5.0], [5.0, 4.0, 3.0, 2.0, 1.0]], ids=["worse", "better"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_first_of_two_that_stop_the_run_stops_it(order, values):
+    stopping = [Alarmed(action="stop"), StopEarly("metric/x", patience=3)][::order]
+    run = fit(distillation(), 5, callbacks=[Measures(values), *stopping])
+    assert run.global_step == 2
+    early = [StopEarly("metric/x", patience=1), StopEarly("metric/x", patience=3, mode="max")][::order]
+    assert fit(distillation(), 5, callbacks=[Measures(values), *early]).global_step == (2 if values[0] == 1 else 4)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_best_and_last_checkpoint_of_a_turn_agree_in_any_order(order, tmp_path):
+    kept = [BestCheckpoint("metric/x"), LastCheckpoint(2)][::order]
+    values = [3.0, 1.0, 2.0, 0.5]
+    callbacks = {"callbacks": [*kept, Measures(values)], "enable_checkpointing": True}
+    fit(distillation(), 4, default_root_dir=tmp_path, **callbacks)
+    states = {}
+    for file in sorted(tmp_path.rglob("*.ckpt")):
+        checkpoint = torch.load(file, weights_only=True)
+        best = next(state for key, state in checkpoint["callbacks"].items() if key.startswith("BestCheckpoint"))
+        states[file.stem] = (checkpoint["global_step"], best["best_turn"], float(best["best_model_score"]))
+    assert states == {"best": (4, 4, 0.5), "last": (4, 4, 0.5)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from objective_runs import Asking, learning_by
 from test_objectives_in_turns import Losses
-from tiny_runs import Recorded, adam, distillation, exact, fit, mlp, ring, weights
+from tiny_runs import GivenData, Recorded, adam, distillation, exact, fit, mlp, ring, weights
 from torch import nn
 
 from fdistill.divergences import JensenShannon
@@ -70,6 +70,25 @@ def test_the_regression_is_the_mean_squared_error_of_one_step_at_the_pairs(gauss
     expected = torch.autograd.grad((made - regression.target).square().mean(), list(student.parameters()))
     for (name, three), truth in zip(ends[1].items(), expected, strict=True):
         torch.testing.assert_close((three - ends[0][name]) / 2, truth, rtol=2e-3, atol=1e-6)
+
+
+def test_each_pair_is_regressed_under_its_own_class(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    latents, samples = torch.randn(2, 64, 2, generator=generator)
+    classes = torch.randint(3, (64,), generator=generator)
+    file = str(TeacherPairs(latents, samples, classes, {}).save(tmp_path / "pairs.safetensors"))
+    data = GivenData(torch.randn(64, 2, generator=generator), num_classes=3, batch_size=16)
+    networks = {"teacher": mlp(num_classes=3), "student": mlp(num_classes=3, seed=1)}
+    module = learning_by(objective := DMD(), pairs=file, **networks)
+    asking = Asking(objective)
+    fit(module, 1, data)
+    regression, student = asking.seen[0].regression, mlp(num_classes=3, seed=1)
+    rows = [int((samples == target).all(1).nonzero()) for target in regression.target]
+    assert len(classes[rows].unique()) == 3
+    level = torch.full((len(rows),), 2.0)
+    torch.testing.assert_close(student(2.0 * latents[rows], level, classes[rows]), regression.x)
+    for wrong in (classes[rows].roll(1), (classes[rows] + 1) % 3, torch.full_like(classes[rows], 3)):
+        assert not torch.allclose(student(2.0 * latents[rows], level, wrong), regression.x, atol=1e-3)
 
 
 class Idle(Objective):

@@ -1,0 +1,74 @@
+"""What a network is differentiated by its input for keeps nothing that only a gradient of its weights would read."""
+
+import contextlib
+
+import pytest
+import torch
+from objective_runs import learning_by
+from tiny_runs import fit, mlp, ring, weights
+
+from fdistill.modules import consult, distillation_turn
+from fdistill.modules.consult import weights_at_rest
+from fdistill.objectives import SiDA
+
+
+def kept(run):
+    """What `run` returns, and the bytes of the storages that its graph keeps beside the weights."""
+    storages, own = {}, {p.untyped_storage()._cdata for p in NET.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            storages[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        made = run()
+    return made, sum(storages.values())
+
+
+NET = mlp(num_classes=2)
+B = 256
+X = torch.randn(B, 2, generator=torch.Generator().manual_seed(0))
+SIGMA, LABELS = torch.linspace(0.1, 3.0, B), torch.arange(B) % 2
+
+
+@pytest.mark.parametrize("what", ["value", "features"])
+def test_less_is_kept_and_the_gradient_by_the_input_has_the_same_bits(what):
+    ends, asked = [], {what: "gradient"}
+    for learns in (True, False):
+        x = X.clone().requires_grad_()
+        opinion, size = kept(lambda x=x, learns=learns: consult.consult(NET, x, SIGMA, LABELS, **asked, learns=learns))
+        made = opinion.denoised if what == "value" else opinion.half.features[-1]
+        (gradient,) = torch.autograd.grad(made.square().sum(), x)
+        ends.append((made.detach(), gradient, size))
+    (value, gradient, all_of_it), (same, also, less) = ends
+    assert torch.equal(value, same)
+    assert torch.equal(gradient, also)
+    assert less < 0.8 * all_of_it
+    assert all(p.requires_grad and p.grad is None for p in NET.parameters())
+
+
+def test_rest_ends_where_it_began_also_inside_itself_and_after_an_error():
+    frozen = next(iter(NET.parameters())).requires_grad_(False)
+    try:
+        before = [p.requires_grad for p in NET.parameters()]
+        with contextlib.suppress(ArithmeticError), weights_at_rest(NET), weights_at_rest(NET):
+            assert not any(p.requires_grad for p in NET.parameters())
+            raise ArithmeticError
+        assert [p.requires_grad for p in NET.parameters()] == before
+        assert not frozen.requires_grad
+    finally:
+        frozen.requires_grad_(True)
+
+
+def test_fifty_turns_have_the_bits_of_fifty_in_which_everything_is_kept(monkeypatch):
+    arguments = {"discriminator": "fake_score", "turn": "alternating", "fake_updates_per_student": 1}
+    ends = []
+    for keeps_all in (False, True):
+        if keeps_all:
+            for place in (consult, distillation_turn):
+                monkeypatch.setattr(place, "weights_at_rest", lambda network: contextlib.nullcontext())
+        fit(module := learning_by(SiDA(0.1), **arguments), 50, ring())
+        ends.append(weights(module))
+    assert [name for name in ends[0] if not torch.equal(ends[0][name], ends[1][name])] == []
