@@ -5,11 +5,12 @@ import io
 
 import pytest
 import torch
+from idx_files import write_idx
 from latent_folders import latents
 from PIL import Image
 
 import fdistill.data
-from fdistill.data import Batch, Digits, GenerativeDataModule, InMemorySplit, LatentFolder
+from fdistill.data import Batch, Digits, GenerativeDataModule, IdxFolder, InMemorySplit, LatentFolder
 from fdistill.grids import GivenGrid, KarrasGrid
 from fdistill.paths import VPLinear
 
@@ -47,8 +48,16 @@ def build(request, tmp_path):
     small = {"folder": str(tmp_path), "resolution": 8, "num_samples": 600, "num_held_out": 130}
     if issubclass(request.param, LatentFolder):
         small["folder"] = str(latents(tmp_path / "encoded"))
+    if issubclass(request.param, IdxFolder):
+        small["folder"] = str(write_idx(tmp_path / "idx", n=20))
     taken = inspect.signature(request.param).parameters
-    return lambda **arguments: request.param(**{k: v for k, v in small.items() if k in taken}, **arguments)
+
+    def build(**arguments):
+        if not arguments.keys() <= taken.keys():
+            pytest.skip(f"{request.param.__name__} has no {', '.join(arguments)}: its files hold the split")
+        return request.param(**{k: v for k, v in small.items() if k in taken}, **arguments)
+
+    return build
 
 
 def test_splits_have_the_announced_shape_range_and_type(build):

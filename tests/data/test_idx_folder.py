@@ -1,35 +1,18 @@
 """IDX files are read as their format says, from every layout they come in, and refused where they are damaged."""
 
 import gzip
-import struct
 
 import pytest
 import torch
+from idx_files import IMAGES, LABELS, idx, write_idx
 
 from fdistill.data import GenerativeDataModule, IdxFolder
-
-IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
-
-
-def idx(array):
-    header = bytes((0, 0, 8, array.dim())) + struct.pack(f">{array.dim()}I", *array.shape)
-    return header + array.to(torch.uint8).numpy().tobytes()
-
-
-def write(folder, pack=lambda data: data, suffix="", n=6):
-    """A data set whose image i is all of value 10 i, of class i mod 3; the held-out one is its first half."""
-    folder.mkdir(parents=True, exist_ok=True)
-    images, labels = (10 * torch.arange(n)).view(n, 1, 1).expand(n, 2, 4), torch.arange(n) % 3
-    for name, part in (("train", slice(n)), ("t10k", slice(n // 2))):
-        (folder / f"{name}-{IMAGES}{suffix}").write_bytes(pack(idx(images[part].contiguous())))
-        (folder / f"{name}-{LABELS}{suffix}").write_bytes(pack(idx(labels[part])))
-    return folder
 
 
 @pytest.mark.parametrize("below", ["", "raw", "FashionMNIST/raw"])
 @pytest.mark.parametrize(("pack", "suffix"), [(bytes, ""), (gzip.compress, ".gz")])
 def test_every_layout_gives_the_pixels_and_labels_of_the_files(tmp_path, below, pack, suffix):
-    write(tmp_path / below, pack, suffix)
+    write_idx(tmp_path / below, pack, suffix)
     data = IdxFolder(str(tmp_path))
     train, held_out = data.load_splits()
     batch = train.__getitems__(range(6))
@@ -40,13 +23,13 @@ def test_every_layout_gives_the_pixels_and_labels_of_the_files(tmp_path, below, 
 
 
 def test_dotted_names_are_read_too(tmp_path):
-    for file in write(tmp_path).iterdir():
+    for file in write_idx(tmp_path).iterdir():
         file.rename(tmp_path / file.name.replace("-idx", ".idx"))
     assert len(IdxFolder(str(tmp_path)).load_splits()[0]) == 6
 
 
 def test_it_is_rebuilt_from_its_description(tmp_path):
-    data = GenerativeDataModule.from_spec(IdxFolder(str(write(tmp_path)), batch_size=2).spec())
+    data = GenerativeDataModule.from_spec(IdxFolder(str(write_idx(tmp_path)), batch_size=2).spec())
     assert (data.folder, data.batch_size) == (str(tmp_path), 2)
 
 
@@ -62,7 +45,7 @@ def damaged(name, change):
     ("damage", "word"),
     [
         (lambda folder: (folder / f"train-{LABELS}").unlink(), "none"),
-        (lambda folder: write(folder / "KMNIST/raw"), "KMNIST"),
+        (lambda folder: write_idx(folder / "KMNIST/raw"), "KMNIST"),
         (damaged(f"train-{IMAGES}", lambda data: data[:-1]), "47"),
         (damaged(f"t10k-{IMAGES}", lambda data: data + b"0"), "more"),
         (damaged(f"t10k-{IMAGES}", lambda data: b""), "empty"),
@@ -72,12 +55,12 @@ def damaged(name, change):
     ],
 )
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path, damage, word):
-    damage(write(tmp_path))
+    damage(write_idx(tmp_path))
     with pytest.raises(ValueError, match=word):
         IdxFolder(str(tmp_path)).setup()
 
 
 def test_a_cut_gzip_file_is_refused(tmp_path):
-    write(tmp_path, lambda data: gzip.compress(data)[:-4], ".gz")
+    write_idx(tmp_path, lambda data: gzip.compress(data)[:-4], ".gz")
     with pytest.raises(ValueError, match="fetch"):
         IdxFolder(str(tmp_path)).setup()
