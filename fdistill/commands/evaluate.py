@@ -81,20 +81,9 @@ def evaluate(
     folder, place = require_writable(Path(out) / "report.json").parent, usable_device(device)
     given = None if data is None else data_of_file(data).in_pixels(place)
     extractor = None if features is None else features_of_file(features, place)
-    shape, classes = (None, None) if given is None else (given.sample_shape, given.num_classes)
-    student = open_source(checkpoint, place, shape, steps, classes)
-    if "read_as" in student.facts:
-        print(f"{checkpoint}: {student.facts['samples']:,} samples, read as {student.facts['read_as']}")
-        if given is None:
-            raise ValueError(f"{checkpoint} holds samples alone, not the data to compare with: give --data FILE.yaml")
-    real = remembered_data(student.facts).in_pixels(place) if given is None else given
+    student, teacher_source, real = _opened(checkpoint, teacher, given, steps, place)
     extractor = extractor or default_extractor(real.sample_shape, real.num_classes)
     extractor = extractor.keep_learned() if feature_cache is None else extractor.keep_in(feature_cache)
-    teacher_path = teacher or _remembered_teacher(student)
-    expected = (real.sample_shape, steps, real.num_classes)
-    teacher_source = None if teacher_path is None else open_source(teacher_path, place, *expected)
-    if steps is not None and not any(isinstance(source, DiffusersSource) for source in (student, teacher_source)):
-        raise ValueError(f"steps are those of a diffusers pipeline: got {steps} and no pipeline; leave --steps out")
     sources = {"student": student} | ({} if teacher_source is None else {"teacher": teacher_source})
     suite = _fid_suite((fid, dinov2, clip), fid_reference, fid_samples, seed, real, place)
     if suite is not None:
@@ -105,6 +94,24 @@ def evaluate(
     written = _write(folder, result, _curve_files(checkpoint, student), measured)
     print_table(result.report)
     print("wrote " + ", ".join(str(path) for path in written))
+
+
+def _opened(
+    checkpoint: str, teacher: str | None, given: GenerativeDataModule | None, steps: int | None, place: torch.device
+) -> tuple[Source, Source | None, GenerativeDataModule]:
+    """Student, teacher and real data: what was given, or what the student remembers."""
+    shape, classes = (None, None) if given is None else (given.sample_shape, given.num_classes)
+    student = open_source(checkpoint, place, shape, steps, classes)
+    if "read_as" in student.facts:
+        print(f"{checkpoint}: {student.facts['samples']:,} samples, read as {student.facts['read_as']}")
+        if given is None:
+            raise ValueError(f"{checkpoint} holds samples alone, not the data to compare with: give --data FILE.yaml")
+    real = remembered_data(student.facts).in_pixels(place) if given is None else given
+    path, expected = teacher or _remembered_teacher(student), (real.sample_shape, steps, real.num_classes)
+    teacher_source = None if path is None else open_source(path, place, *expected)
+    if steps is not None and not any(isinstance(source, DiffusersSource) for source in (student, teacher_source)):
+        raise ValueError(f"steps are those of a diffusers pipeline: got {steps} and no pipeline; leave --steps out")
+    return student, teacher_source, real
 
 
 def _remembered_teacher(student: Source) -> str | None:
