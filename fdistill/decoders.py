@@ -93,8 +93,9 @@ class Decoder:
             raise CheckpointError(
                 f"{self.folder} makes images of at most {_LARGEST_SIDE:,} pixels a side: got {side:,}"
             )
-        parts = (latents.float().cpu() / factor + shift).split(batch_size)
-        return torch.cat([vae.decode(part.to(self._device)).sample.clamp(-1, 1).cpu() for part in parts])
+        parts, dtype = (latents.float().cpu() / factor + shift).split(batch_size), next(vae.parameters()).dtype
+        decoded = (vae.decode(part.to(self._device, dtype)).sample for part in parts)
+        return torch.cat([images.clamp(-1, 1).float().cpu() for images in decoded])
 
     @property
     def scale(self) -> tuple[Tensor, Tensor]:

@@ -74,9 +74,11 @@ class Denoiser(nn.Module, Described):
             )
         if x.shape[1:] != self.sample_shape:
             raise ValueError(f"this network sees samples of {self.sample_shape}: got {tuple(x.shape[1:])}")
-        coefficients = self.preconditioning.coefficients(sigma)
+        # of sigma in half precision a network would be told another time
+        coefficients = self.preconditioning.coefficients(sigma.to(torch.promote_types(sigma.dtype, torch.float32)))
         with self._arithmetic(x):
-            encoding = self.network.encode(_expand(coefficients.input, x) * x, coefficients.noise, labels)
+            scaled = _rounded(_expand(coefficients.input, x) * x, x)
+            encoding = self.network.encode(scaled, coefficients.noise, labels)
         if self.halved and not torch.is_autocast_enabled(x.device.type):
             encoding = encoding._replace(features=tuple(tap.to(x.dtype) for tap in encoding.features))
         return HalfDenoised(encoding, x, coefficients)
@@ -86,7 +88,7 @@ class Denoiser(nn.Module, Described):
         with self._arithmetic(half.x):
             output = self.network.decode(half.encoding)
         skip, out = (_expand(value, half.x) for value in half.coefficients[:2])
-        return skip * half.x + out * output.to(half.x.dtype)
+        return _rounded(skip * half.x + out * output.to(half.x.dtype), half.x)
 
     def hold_in(self, dtype: torch.dtype) -> Self:
         """Keep the matrices and kernels of a network that does not learn in bfloat16, or in float32 again; in place.
@@ -125,3 +127,8 @@ class Denoiser(nn.Module, Described):
 
 def _expand(value: Tensor, x: Tensor) -> Tensor:
     return value.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _rounded(value: Tensor, x: Tensor) -> Tensor:
+    """Back in the precision of x where that is below single, in which the coefficients are."""
+    return value.to(x.dtype) if x.dtype in (torch.bfloat16, torch.float16) else value

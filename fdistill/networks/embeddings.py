@@ -42,7 +42,8 @@ class ConditionEmbedding(nn.Module):
 
     def forward(self, noise: Tensor, labels: Tensor | None) -> Tensor:
         """noise [B], labels int64 [B]."""
-        embedding = self.mix(self.noise(noise))
+        waves, linear, activation = self.noise
+        embedding = self.mix(activation(linear(waves(noise).to(linear.weight.dtype))))
         if self.classes is not None:
             embedding = embedding + self.classes(required_labels(labels))
         return embedding

@@ -162,8 +162,9 @@ class SongUNet(Network):
         embedding = self.map_noise(noise.to(at_least_single(self.map_layer0.weight.dtype)))
         if self.map_label is not None:
             classes = class_vectors(labels, self.num_classes).to(embedding.dtype)
-            embedding = embedding + self.map_label(classes * math.sqrt(self.num_classes))
-        return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
+            scaled = classes * math.sqrt(self.num_classes)
+            embedding = embedding + self.map_label(scaled.to(self.map_label.weight.dtype))
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding.to(self.map_layer0.weight.dtype)))))
 
 
 class PositionalEmbedding(nn.Module):

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 from cli_runs import python_process
+from stock_models import SMALL_UNET, vae
 
+from fdistill.decoders import Decoder
 from fdistill.denoiser import Denoiser
 from fdistill.export import export_folder
 from fdistill.export.pipeline import OneStepPipeline
 from fdistill.generative_model import GenerativeModel
-from fdistill.networks import MLP, SmallUNet
-from fdistill.preconditioning import EDM
+from fdistill.networks import MLP, DiffusersUNet, EDM2UNet, SmallUNet, SongUNet, StockUNet
+from fdistill.paths import DDPMPath
+from fdistill.preconditioning import EDM, EpsPrediction
 
 NETWORKS = {
     "vectors": lambda: MLP(dim=3, width=8, depth=2),
@@ -100,6 +103,98 @@ def test_given_latents_are_used():
 def test_bad_arguments(network, arguments, words):
     with pytest.raises(ValueError, match=words):
         OneStepPipeline(student(network))(2, **arguments)
+
+
+def latent_student(folder):
+    """A stock UNet2DModel on a path of timesteps, with a VAE."""
+    vae().save_pretrained(folder)
+    network = StockUNet(SMALL_UNET | {"in_channels": 4, "out_channels": 4})
+    model = GenerativeModel.student(Denoiser(network, EpsPrediction(DDPMPath(), 999.0)), [14.6, 1.0])
+    model.decoder = Decoder(folder)
+    return model
+
+
+ROUNDED = {
+    "small": lambda: SmallUNet(channels=3, widths=[8, 16]),
+    "vectors": lambda: MLP(dim=3, width=8, depth=2),
+    "song": lambda: SongUNet(8, 3, 0, 8, (1,), blocks_per_level=1, attention_resolutions=()),
+    "diffusers": lambda: DiffusersUNet(8, 3, (8, 16)),
+    "edm2": lambda: EDM2UNet(8, 3, 0, 8, (1,), blocks_per_level=1, attention_resolutions=(), channels_per_head=8),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", [*ROUNDED, "latents"])
+def test_in_half_precision_images_are_as_exact_as_it_is(name, dtype, tmp_path):
+    torch.manual_seed(0)
+    model = latent_student(tmp_path) if name == "latents" else student_of(ROUNDED[name]())
+    pipeline = OneStepPipeline(model)
+    exact = pipeline(4, generator=seeded(), output_type="pt").images
+    assert pipeline.to(dtype) is pipeline
+    assert pipeline.dtype == pipeline.model.dtype == dtype
+    rounded = pipeline(4, generator=seeded(), output_type="pt").images
+    assert rounded.dtype == torch.float32
+    error = (rounded - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert 0 < error < 16 * torch.finfo(dtype).eps
+
+
+def student_of(network):
+    return GenerativeModel.student(Denoiser(network, EDM(0.5)), 3.0, {"seed": 2})
+
+
+def test_the_student_is_a_component_like_any_other(tmp_path):
+    model = latent_student(tmp_path)
+    pipeline = OneStepPipeline(model)
+    assert list(pipeline.components) == ["model"]
+    assert isinstance(pipeline.components["model"], torch.nn.Module)
+    weights = {p.data_ptr() for p in pipeline.components["model"].parameters()}
+    inside = [*model.denoiser.parameters(), *model.decoder.vae.parameters()]
+    assert weights == {p.data_ptr() for p in inside}
+    assert pipeline.device == torch.device("cpu")
+    other = OneStepPipeline(**pipeline.components)
+    images, again = (p(2, generator=seeded(), output_type="pt").images for p in (pipeline, other))
+    assert torch.equal(images, again)
+    assert torch.equal(images, model.decode(model.sample(model.noise(2, 0))))
+    assert pipeline.to("meta").device.type == "meta"
+    assert all(p.is_meta for p in pipeline.model.parameters())
+
+
+def test_a_type_may_be_asked_for_while_loading(tmp_path):
+    OneStepPipeline(student("grey images")).save_pretrained(tmp_path / "student")
+    loaded = OneStepPipeline.from_pretrained(tmp_path / "student", torch_dtype=torch.bfloat16)
+    rounded = OneStepPipeline(student("grey images")).to(torch.bfloat16)
+    labels = {"class_labels": [0, 1], "output_type": "pt"}
+    pair = [pipeline(2, generator=seeded(), **labels).images for pipeline in (loaded, rounded)]
+    assert torch.equal(*pair)
+
+
+def test_weights_are_read_only_while_the_component_runs(tmp_path):
+    """What offloading asks for: it brings the weights before a component's forward pass, and takes them away."""
+    pipeline = OneStepPipeline(latent_student(tmp_path))
+    expected = pipeline(2, generator=seeded(), output_type="pt").images
+    component, own = pipeline.model, list(pipeline.model.parameters())
+    kept = [p.detach().clone() for p in own]
+
+    def fill(values):
+        for parameter, value in zip(own, values, strict=True):
+            parameter.data.copy_(value)
+
+    away = [torch.full_like(p, torch.nan) for p in own]
+    component.register_forward_pre_hook(lambda *_: fill(kept))
+    component.register_forward_hook(lambda *_: fill(away))
+    fill(away)
+    assert torch.equal(pipeline(2, generator=seeded(), output_type="pt").images, expected)
+    assert own[0].isnan().all()
+
+
+@pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading_changes_no_pixel(way, tmp_path):
+    pytest.importorskip("accelerate", reason="diffusers offloads by accelerate")
+    pipeline = OneStepPipeline(latent_student(tmp_path))
+    expected = pipeline(2, generator=seeded(), output_type="pt").images
+    getattr(pipeline, way)(device="cpu")
+    for _ in range(2):
+        assert torch.equal(pipeline(2, generator=seeded(), output_type="pt").images, expected)
 
 
 def test_a_teacher_is_refused():
