@@ -7,7 +7,7 @@ import torch
 
 from fdistill.data import Digits, GaussianMixtureData
 from fdistill.denoiser import Denoiser
-from fdistill.evaluation import evaluate_models
+from fdistill.evaluation import evaluate_models, samples_per_second, usual_repeats
 from fdistill.features import ClassifierFeatures, PixelFeatures
 from fdistill.generative_model import GenerativeModel
 from fdistill.networks import MLP
@@ -167,3 +167,31 @@ def test_the_seed_decides_all():
     del first["seconds"], again["seconds"]
     assert first == again
     assert first["student"] != other["student"]
+
+
+def test_all_draws_together_are_bounded():
+    assert [usual_repeats(n) for n in (12, 500, 5_000, 10_000, 50_000)] == [4, 4, 4, 2, 1]
+
+
+class Timed:
+    """Notes how many samples it is asked for, which take a while on the clock of a test."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.asked, self.now, self.seconds = [], 0.0, seconds
+        monkeypatch.setattr("fdistill.evaluation.time.perf_counter", lambda: self.now)
+
+    def labels(self, n, seed):
+        return None
+
+    def draw(self, n, seed, labels):
+        self.asked.append(n)
+        self.now += self.seconds
+
+
+def test_speed_is_measured_on_few_samples_and_on_one_draw_where_that_takes_long(monkeypatch):
+    fast, slow = (Timed(monkeypatch, seconds) for seconds in (0.5, 60.0))
+    assert samples_per_second(slow, 10_000) == pytest.approx(500 / 60)
+    assert slow.asked == [500]
+    monkeypatch.setattr("fdistill.evaluation.time.perf_counter", lambda: fast.now)
+    assert samples_per_second(fast, 20) == pytest.approx(20 / 0.5)
+    assert fast.asked == [20] * 4

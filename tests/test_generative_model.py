@@ -249,7 +249,7 @@ def test_large_images_are_made_fewer_at_once(shape, size):
             self.sizes.append(len(x))
             return x
 
-    network = MLP(dim=2, width=4, depth=1)
+    network = MLP(dim=2, width=4, depth=2)
     network.sample_shape = shape
     GenerativeModel.student(Still(network, EDM(0.5)), 1.0).sample(torch.zeros(1, *shape).expand(size + 1, *shape))
     assert Still.sizes == [size, 1]

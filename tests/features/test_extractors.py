@@ -5,8 +5,15 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from fdistill.data import Digits
-from fdistill.features import ClassifierFeatures, FeatureExtractor, ModuleFeatures, PixelFeatures, default_extractor
+from fdistill.data import Digits, InMemorySplit
+from fdistill.features import (
+    ClassifierFeatures,
+    FeatureExtractor,
+    ModuleFeatures,
+    PixelFeatures,
+    compared_rows,
+    default_extractor,
+)
 from fdistill.metrics import frechet_distance
 
 
@@ -204,11 +211,11 @@ def test_preparation_works_where_gradients_are_off(digits):
     assert torch.equal(inside.classify(inside.extract(x)), outside.classify(outside.extract(x)))
 
 
-def test_epochs_follow_the_number_of_images_unless_they_are_given(monkeypatch, digits):
+def test_steps_follow_the_number_of_images_up_to_a_budget_unless_epochs_are_given(monkeypatch, digits):
     seen = []
 
-    def counted(x, labels, num_classes, seed, epochs):
-        seen.append(epochs)
+    def counted(x, labels, num_classes, seed, steps, device):
+        seen.append(steps)
         return Classes()
 
     class Classes(nn.Module):
@@ -220,9 +227,16 @@ def test_epochs_follow_the_number_of_images_unless_they_are_given(monkeypatch, d
     for epochs in (None, 7):
         extractor = ClassifierFeatures(epochs)
         extractor.prepare(x, labels, 10, seed=1)
-        assert f"for {seen[-1]} epochs on 2,594 real images with seed 1" in extractor.name
-    ClassifierFeatures().prepare(digits.x[:100], digits.labels[:100], 10, seed=1)
-    assert seen == [200_000 // 2594, 7, 100]
+        assert f"for {epochs or 77} epochs on 2,594 real images with seed 1" in extractor.name
+    ClassifierFeatures().prepare(digits.x, digits.labels, 10, seed=1)
+    assert seen == [77 * 41, 7 * 41, 100 * 21]
+    pixels = torch.randint(0, 256, (70_000, 1, 8, 8), dtype=torch.uint8)
+    many = InMemorySplit(pixels, torch.arange(70_000) % 10)
+    extractor.epochs = None
+    extractor.prepare(many, many.labels, 10, seed=1)
+    assert seen[-1] == 3910
+    assert "for 3,910 steps on 70,000 real images" in extractor.name
+    assert len(compared_rows(many)) == len(compared_rows(many).unique()) == 50_000
 
 
 @pytest.mark.parametrize(
