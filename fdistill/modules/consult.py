@@ -1,15 +1,14 @@
 """Asking a denoiser at noised samples for exactly what somebody reads: features, a value, a graph to the input."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fdistill.denoiser import Denoiser, HalfDenoised
-from fdistill.distributed import is_sharded
 from fdistill.guidance import Guidance
+from fdistill.modules.at_rest import weights_at_rest
 from fdistill.objectives.base import Asked
 
 
@@ -18,23 +17,6 @@ class Opinion(NamedTuple):
 
     half: HalfDenoised | None = None
     denoised: Tensor | None = None
-
-
-@contextmanager
-def weights_at_rest(network: nn.Module) -> Iterator[None]:
-    """Inside, no weight of a network requires a gradient, so that nothing is kept that only such a gradient would read.
-
-    Gradients by its input have the same bits. It may be entered again inside, and reads no number. A sharded network
-    stays as it is: what it computes with are gathered copies of its weights.
-    """
-    learning = [] if is_sharded(network) else [weight for weight in network.parameters() if weight.requires_grad]
-    for weight in learning:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in learning:
-            weight.requires_grad_(True)
 
 
 def consult(

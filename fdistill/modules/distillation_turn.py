@@ -11,8 +11,9 @@ from fdistill.distributed import gather_objects
 from fdistill.ema import EMA
 from fdistill.guidance import Guidance
 from fdistill.log_ratio import RatioEstimator
+from fdistill.modules.at_rest import weights_at_rest
 from fdistill.modules.base import MicroBatch, mean_of
-from fdistill.modules.consult import Opinion, weights_at_rest
+from fdistill.modules.consult import Opinion
 from fdistill.modules.discrimination import (
     Reads,
     Shown,

@@ -8,7 +8,7 @@ from objective_runs import learning_by
 from tiny_runs import fit, mlp, ring, weights
 
 from fdistill.modules import consult, distillation_turn
-from fdistill.modules.consult import weights_at_rest
+from fdistill.modules.at_rest import weights_at_rest
 from fdistill.objectives import SiDA
 
 
@@ -72,3 +72,40 @@ def test_fifty_turns_have_the_bits_of_fifty_in_which_everything_is_kept(monkeypa
         fit(module := learning_by(SiDA(0.1), **arguments), 50, ring())
         ends.append(weights(module))
     assert [name for name in ends[0] if not torch.equal(ends[0][name], ends[1][name])] == []
+
+
+@pytest.mark.parametrize("how", [(1, 1, 1, 1), (2, 0, 1, 1), (1, 2, 2, 2)])
+def test_a_convolution_keeps_no_input_and_its_gradients_have_the_same_bits_twice_over(how):
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(6, 4 // how[3], 3, 3, generator=generator), torch.randn(6, generator=generator)
+    x, ends = torch.randn(2, 4, 9, 9, generator=generator).requires_grad_(), []
+    layer = torch.nn.Conv2d(4, 6, 3, stride=how[0], padding=how[1], dilation=how[2], groups=how[3])
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    for at_rest in (False, True):
+        with weights_at_rest(layer) if at_rest else contextlib.nullcontext():
+            sizes = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.shape), t)[1], lambda t: t):
+                y = layer(x)
+        (by_x,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        (twice,) = torch.autograd.grad(by_x.square().sum(), x)
+        ends.append((y, by_x, twice))
+        assert (x.shape in sizes) is not at_rest
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+def test_a_unet_gives_sid_the_same_bits_in_less_memory():
+    from fdistill.denoiser import Denoiser
+    from fdistill.networks import SmallUNet
+    from fdistill.preconditioning import EDM
+
+    net, x = Denoiser(SmallUNet(8, 1, (8, 16)), EDM(0.5)), torch.randn(4, 1, 8, 8)
+    ends, sizes = [], []
+    for learns in (True, False):
+        x_t, read = x.clone().requires_grad_(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, r=read: (r.append(t.nbytes), t)[1], lambda t: t):
+            said = consult.consult(net, x_t, torch.ones(4), None, "gradient", learns=learns)
+        (by_x,) = torch.autograd.grad(said.denoised.square().sum(), x_t)
+        ends.append((said.denoised, by_x))
+        sizes.append(sum(read))
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+    assert sizes[1] < 0.9 * sizes[0]
