@@ -141,9 +141,7 @@ def _curve_files(checkpoint: str, student: Source) -> dict[str, Path]:
     return {name: file for name, file in files.items() if file.is_file()}
 
 
-def _write(
-    folder: Path, result: Evaluation, curve_files: dict[str, Path], measured: Measured | None
-) -> list[Path]:
+def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path], measured: Measured | None) -> list[Path]:
     """The report first, because it refuses what is no number, then the pictures, then the page that holds them."""
     report = result.report
     if measured is not None:
