@@ -9,22 +9,30 @@ import torch
 
 from fdistill.decoders import Decoder
 from fdistill.denoiser import Denoiser
+from fdistill.distributed import gather_objects, rank, world_size
 from fdistill.generative_model import GenerativeModel
 from fdistill.guidance import Guidance
 from fdistill.samplers import Sampler
+from fdistill.shards import SHARDS, Shards
 from fdistill.weight_files import CheckpointError, load_weights
 
 RECORD = "fdistill"
 """Key of a run checkpoint, and stem of a JSON file in an exported folder, under which the model is described."""
 
+_AVERAGE = "ema.average."  # beginning of the names of a generator's weights in a run
 _GUIDE = "guide."  # beginning of the names of a guide's weights
 
 
-def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
-    """The whole dictionary of a .ckpt file, on the CPU.
+def read_run_checkpoint(path: Path | str, whole: bool = True, together: bool = False) -> dict[str, Any]:
+    """The whole dictionary of a .ckpt file, on the CPU; of a sharded run's with the tensors of the folder beside it.
 
     torch.load checks no sum of the bytes of a tensor, and one flipped bit would pass for a weight. So every member of
     the archive is read once more and held against its CRC-32 before it is loaded, about half of what loading takes.
+
+    Args:
+        path: of the file.
+        whole: whether tensors of that folder are read too; else they have a shape and no numbers.
+        together: whether all ranks of the job read it now: then each checks its share of the members.
 
     Raises:
         CheckpointError: if the file is missing, truncated, altered in a single bit, no checkpoint, or would have to
@@ -33,7 +41,9 @@ def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: expected a .ckpt file or an exported folder; check the path")
-    fault = _fault_of_archive(path)
+    fault = _fault_of_archive(path, slice(rank(), None, world_size()) if together else slice(None))
+    if together:
+        fault = next((found for found in gather_objects(fault) if found), None)
     if fault is not None:
         raise CheckpointError(f"{path} is {fault}: {_instead_of(path)}")
     try:
@@ -47,11 +57,13 @@ def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged: {_instead_of(path)}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is no Lightning checkpoint: expected a state_dict inside")
-    return checkpoint
+    return Shards(checkpoint, path).whole(checkpoint) if whole and SHARDS in checkpoint else checkpoint
 
 
-def _fault_of_archive(path: Path) -> str | None:
+def _fault_of_archive(path: Path, share: slice = slice(None)) -> str | None:
     """What is wrong with a zip archive that torch.save wrote; None where every member has the bytes that were written.
+
+    `share` picks among the members by size, so that the ranks of a job have equally much to read.
 
     A spoiled directory makes zipfile raise whatever its bytes happen to mean. torch leaves a tensor unread that the
     directory calls a folder (external attributes; torch.save writes none).
@@ -60,13 +72,24 @@ def _fault_of_archive(path: Path) -> str | None:
         if not zipfile.is_zipfile(path):
             return "truncated or no checkpoint"
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-            odd = [member.filename for member in archive.infolist() if member.external_attr]
+            members = sorted(archive.infolist(), key=lambda member: member.file_size)
+            broken = next((member.filename for member in members[share] if not _is_intact(archive, member)), None)
+            odd = [member.filename for member in members if member.external_attr]
     except Exception as error:
         return f"damaged, its directory cannot be read ({type(error).__name__})"
     if broken is not None:
         return f"damaged, the CRC-32 of {broken!r} is not the one written"
     return f"damaged, {odd[0]!r} is marked as no file" if odd else None
+
+
+def _is_intact(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(member) as content:
+            while content.read(2**20):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
 
 
 def _instead_of(path: Path) -> str:
@@ -88,15 +111,17 @@ def load_model(path: Path | str) -> GenerativeModel:
         from fdistill.export.folder import read_folder  # the folder needs diffusers' pipelines, which a .ckpt does not
 
         return read_folder(path)
-    checkpoint = read_run_checkpoint(path)
+    checkpoint = read_run_checkpoint(path, whole=False)
     if RECORD not in checkpoint:
         raise CheckpointError(
             f"{path} was not written by fdistill: it has no {RECORD!r} record; import the model first"
         )
+    if SHARDS in checkpoint:
+        checkpoint = Shards(checkpoint, path).whole(checkpoint, f"state_dict/{_AVERAGE}")
     weights = {
-        name.removeprefix("ema.average."): value
+        name.removeprefix(_AVERAGE): value
         for name, value in checkpoint["state_dict"].items()
-        if name.startswith("ema.average.")
+        if name.startswith(_AVERAGE)
     }
     return model_from_record(checkpoint[RECORD], weights, path)
 

@@ -8,12 +8,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 FLOORS = {
-    0: "described divergences paths grids noise_levels preconditioning random_streams files distributed "
+    0: "described divergences paths grids noise_levels preconditioning random_streams files private_apis distributed "
     "weight_files weight_fitting weightless collapse schedules fingerprints",
     1: "compression decoders networks data metrics features rewards loss_weights",
     2: "denoiser log_ratio encoding",
-    3: "objectives guidance samplers generative_model ema power_ema snapshots checkpoints checkpoint_io report "
-    "diagnosis pairs calibration kinetic",
+    3: "objectives guidance samplers generative_model ema power_ema snapshots checkpoints checkpoint_io "
+    "rank_parts shards report diagnosis pairs calibration kinetic",
     4: "importing modules export strategies loggers sources evaluation length_choice teacher_diagnosis diversity "
     "planning",
     5: "callbacks",
