@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from fdistill.callbacks import PowerAverages
 from fdistill.checkpoint_io import SafeCheckpointIO
+from fdistill.checkpoints import read_run_checkpoint
 from fdistill.log_ratio import unit_mean
 from fdistill.strategies.replicated import _own_memory
 
@@ -341,8 +342,8 @@ def test_weights_that_are_gathered_in_bf16_learn_as_autocast_does(ranks):
     assert 0 < apart["sharded"] < 2 * apart["replicated"]
 
 
-def test_a_checkpoint_of_sharded_networks_is_whole_and_goes_on_sharded_or_alone(ranks):
-    saved = torch.load(ranks[1] / "sharded.ckpt", weights_only=True)
+def test_a_checkpoint_of_sharded_networks_is_read_whole_and_goes_on_sharded_or_alone(ranks):
+    saved = read_run_checkpoint(ranks[1] / "sharded.ckpt")
     for results in ranks[0]:
         found = results["sharded"]
         assert_close({k: v for k, v in found["saved"].items() if not k.startswith("teacher.")}, saved["state_dict"])
