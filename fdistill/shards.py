@@ -20,6 +20,8 @@ from fdistill.weight_files import CheckpointError
 
 SHARDS = "shards"
 """Key of a checkpoint that has such a folder: its token, and the SHA-256 of each file."""
+FILE_BYTES = 64 * 2**20
+"""Of one rank in one file, about; a single tensor may have more."""
 
 
 def write_shards(checkpoint: dict[str, Any], path: Path | str) -> dict[str, Any]:
@@ -48,7 +50,8 @@ def write_shards(checkpoint: dict[str, Any], path: Path | str) -> dict[str, Any]
     folder = _folder(path, token)
     try:
         with patient():
-            dcp.save(parts, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+            writer = dcp.HuggingFaceStorageWriter(str(folder), _in_files(parts), save_distributed=True)
+            dcp.save(parts, storage_writer=writer)
             files = sorted(file.name for file in folder.glob("*.safetensors"))
             mine = {name: _digest(folder / name) for name in files[rank() :: world_size()]}
             digests = {name: digest for part in gather_objects(mine) for name, digest in part.items()}
@@ -145,6 +148,15 @@ def _mapped(value: Any, change: Callable[[str, Tensor], Tensor], name: str = "")
     if type(value) in (list, tuple):
         return type(value)(_mapped(inner, change, f"{name}/{index}") for index, inner in enumerate(value))
     return value
+
+
+def _in_files(parts: Mapping[str, Tensor]) -> dict[str, int]:
+    """Number from 1 of the file that a rank writes its part of each tensor to: a file is in memory twice meanwhile."""
+    before, numbers = 0, {}
+    for name, value in parts.items():
+        numbers[name] = 1 + before // (FILE_BYTES * world_size())
+        before += value.numel() * value.element_size()
+    return numbers
 
 
 def _digest(path: Path) -> str:
