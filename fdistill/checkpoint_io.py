@@ -8,6 +8,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from fdistill.checkpoints import read_run_checkpoint
 from fdistill.files import replace_file
+from fdistill.rank_parts import OWN, PARTS, RankParts, drop_parts
+from fdistill.shards import SHARDS, Shards, drop_shards
 from fdistill.weight_files import CheckpointError
 
 
@@ -28,13 +30,32 @@ class SafeCheckpointIO(TorchCheckpointIO):
         try:
             with replace_file(path) as file:
                 _save(checkpoint, file)
+            drop_parts(path, checkpoint.get(PARTS, {}).get("token"))
+            drop_shards(path, checkpoint.get(SHARDS, {}).get("token"))
         except OSError as error:
             left = "the one before it is as it was" if Path(path).is_file() else "there is none before it"
             raise CheckpointError(f"{error}; {left}") from error
 
-    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The checkpoint, on the CPU."""
-        return read_run_checkpoint(path)
+    def load_checkpoint(self, path: str | Path, *args: Any, whole: bool = True, **kwargs: Any) -> dict[str, Any]:
+        """The checkpoint, on the CPU, with what each rank kept beside it (`fdistill.rank_parts`).
+
+        Args:
+            path: of the file.
+            whole: whether sharded tensors are read, all of each; else the checkpoint has `fdistill.shards.Shards`.
+            args: of Lightning, which are not read.
+            kwargs: the same.
+        """
+        checkpoint = read_run_checkpoint(path, whole, together=True)
+        checkpoint[OWN] = RankParts(checkpoint, path)
+        if SHARDS in checkpoint:
+            checkpoint[SHARDS] = Shards(checkpoint, path)
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """With the files that ranks have beside it."""
+        super().remove_checkpoint(path)
+        drop_parts(path)
+        drop_shards(path)
 
 
 def _save(checkpoint: dict[str, Any], file: Any) -> None:

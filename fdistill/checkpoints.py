@@ -9,23 +9,31 @@ import torch
 
 from fdistill.decoders import Decoder
 from fdistill.denoiser import Denoiser
+from fdistill.distributed import gather_objects, rank, world_size
 from fdistill.generative_model import GenerativeModel
 from fdistill.guidance import Guidance
 from fdistill.samplers import Sampler
+from fdistill.shards import SHARDS, Shards
 from fdistill.strangers import run_checkpoint, what_lies_at
 from fdistill.weight_files import CheckpointError, load_weights
 
 RECORD = "fdistill"
 """Key of a run checkpoint, and stem of a JSON file in an exported folder, under which the model is described."""
 
+_AVERAGE = "ema.average."  # beginning of the names of a generator's weights in a run
 _GUIDE = "guide."  # beginning of the names of a guide's weights
 
 
-def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
-    """The whole dictionary of a .ckpt file, on the CPU.
+def read_run_checkpoint(path: Path | str, whole: bool = True, together: bool = False) -> dict[str, Any]:
+    """The whole dictionary of a .ckpt file, on the CPU; of a sharded run's with the tensors of the folder beside it.
 
     torch.load checks no sum of the bytes of a tensor, and one flipped bit would pass for a weight. So every member of
     the archive is read once more and held against its CRC-32 before it is loaded, about half of what loading takes.
+
+    Args:
+        path: of the file.
+        whole: whether tensors of that folder are read too; else they have a shape and no numbers.
+        together: whether all ranks of the job read it now: then each checks its share of the members.
 
     Raises:
         CheckpointError: if the file is missing, truncated, altered in a single bit, no checkpoint, or would have to
@@ -36,7 +44,9 @@ def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
         inside = run_checkpoint(path)
         remedy = "check the path" if inside is None else f"give {inside}, which is in this folder of a run"
         raise CheckpointError(f"no checkpoint at {path}: expected a .ckpt file or an exported folder; {remedy}")
-    fault = _fault_of_archive(path)
+    fault = _fault_of_archive(path, slice(rank(), None, world_size()) if together else slice(None))
+    if together:
+        fault = next((found for found in gather_objects(fault) if found), None)
     if fault is not None:
         raise CheckpointError(f"{path} is {fault}: {_instead_of(path)}")
     try:
@@ -51,7 +61,7 @@ def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         got = _got(checkpoint)
         raise CheckpointError(f"{path} is no Lightning checkpoint: expected a state_dict inside, got {got}")
-    return checkpoint
+    return Shards(checkpoint, path).whole(checkpoint) if whole and SHARDS in checkpoint else checkpoint
 
 
 def _got(content: Any) -> str:
@@ -61,8 +71,10 @@ def _got(content: Any) -> str:
     return "tensors; save them as safetensors, and fdistill import FILE.safetensors TARGET --config FILE.yaml"
 
 
-def _fault_of_archive(path: Path) -> str | None:
+def _fault_of_archive(path: Path, share: slice = slice(None)) -> str | None:
     """What is wrong with a zip archive that torch.save wrote; None where every member has the bytes that were written.
+
+    `share` picks among the members by size, so that the ranks of a job have equally much to read.
 
     A spoiled directory makes zipfile raise whatever its bytes happen to mean. torch leaves a tensor unread that the
     directory calls a folder (external attributes; torch.save writes none).
@@ -71,13 +83,24 @@ def _fault_of_archive(path: Path) -> str | None:
         if not zipfile.is_zipfile(path):
             return "truncated or no checkpoint"
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-            odd = [member.filename for member in archive.infolist() if member.external_attr]
+            members = sorted(archive.infolist(), key=lambda member: member.file_size)
+            broken = next((member.filename for member in members[share] if not _is_intact(archive, member)), None)
+            odd = [member.filename for member in members if member.external_attr]
     except Exception as error:
         return f"damaged, its directory cannot be read ({type(error).__name__})"
     if broken is not None:
         return f"damaged, the CRC-32 of {broken!r} is not the one written"
     return f"damaged, {odd[0]!r} is marked as no file" if odd else None
+
+
+def _is_intact(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(member) as content:
+            while content.read(2**20):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
 
 
 def _instead_of(path: Path) -> str:
@@ -102,16 +125,18 @@ def load_model(path: Path | str) -> GenerativeModel:
         from fdistill.export.folder import read_folder  # the folder needs diffusers' pipelines, which a .ckpt does not
 
         return read_folder(path)
-    checkpoint = read_run_checkpoint(path)
+    checkpoint = read_run_checkpoint(path, whole=False)
     if RECORD not in checkpoint:
         raise CheckpointError(
             f"{path} was not written by fdistill: it has no {RECORD!r} record; save its network alone as safetensors, "
             "and make a teacher of that by fdistill import FILE.safetensors TARGET --config FILE.yaml"
         )
+    if SHARDS in checkpoint:
+        checkpoint = Shards(checkpoint, path).whole(checkpoint, f"state_dict/{_AVERAGE}")
     weights = {
-        name.removeprefix("ema.average."): value
+        name.removeprefix(_AVERAGE): value
         for name, value in checkpoint["state_dict"].items()
-        if name.startswith("ema.average.")
+        if name.startswith(_AVERAGE)
     }
     return model_from_record(checkpoint[RECORD], weights, path)
 

@@ -21,7 +21,9 @@ class Described:
 
     def spec(self) -> Spec:
         """Class path and constructor arguments as str, int, float, bool, None, list and dict only."""
-        return {"class_path": public_path(type(self)), "init_args": plain(self.__dict__.get("_init_args", {}))}
+        # FSDP2 puts a class of its own over that of a sharded network
+        written = next(cls for cls in type(self).__mro__ if not cls.__module__.startswith("torch."))
+        return {"class_path": public_path(written), "init_args": plain(self.__dict__.get("_init_args", {}))}
 
     @classmethod
     def from_spec(cls, spec: Spec) -> Self:

@@ -1,12 +1,23 @@
-"""Sums over the ranks of a job; with one process they cost nothing."""
+"""What the ranks of a job do together: sums, gathers, waiting for one; with one process they cost nothing."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import builtins
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from fdistill.private_apis import limit_waiting
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=30)
+"""How long ranks wait for each other at the start, and wherever one of them works alone."""
+
+_limit = PATIENCE  # of the collectives of this process now: torch has no way to ask
+_alone = False  # whether this is rank 0 inside `on_rank_0`
 
 
 class LostRankError(RuntimeError):
@@ -46,6 +57,66 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def wait_at_most(limit: timedelta) -> None:
+    """How long this process waits for another rank in a collective, from now on."""
+    global _limit
+    _limit = limit
+    if world_size() > 1:
+        limit_waiting(limit)
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Inside, ranks wait `PATIENCE` for each other: where one has more to do than another. All enter and leave it."""
+    before = _limit
+    wait_at_most(max(before, PATIENCE))
+    try:
+        yield
+    finally:
+        wait_at_most(before)
+
+
+def on_rank_0(compute: Callable[[], T]) -> T:
+    """What rank 0 computes alone, on every rank; the others wait patiently, so every rank has to ask.
+
+    Inside `compute` the rule is off: rank 0 computes what asks again itself.
+
+    Raises:
+        Exception: whatever `compute` raises there, and on the other ranks the nearest built-in kind of it, whose
+            message names rank 0 and the kind; a ValueError's message is the same on all.
+    """
+    global _alone
+    if world_size() == 1 or _alone:
+        return compute()
+    result, raised = None, None
+    if rank() == 0:
+        _alone = True
+        try:
+            result = compute()
+        except BaseException as error:
+            raised = error
+        finally:
+            _alone = False
+    with patient(), in_touch():
+        sent = [(result, None if raised is None else _told(raised))]
+        dist.broadcast_object_list(sent, src=0)
+    if raised is not None:
+        raised.add_note("this is rank 0, which worked alone; the others were told")
+        raise raised
+    result, told = sent[0]
+    if told is not None:
+        kind, message = told
+        raise getattr(builtins, kind)(message)
+    return result
+
+
+def _told(error: BaseException) -> tuple[str, str]:
+    """Name of the nearest built-in kind of an exception that a message makes, and its message for other ranks."""
+    kinds = [kind.__name__ for kind in type(error).__mro__ if kind in (ValueError, KeyError, OSError, TypeError)]
+    message = str(error) if isinstance(error, ValueError) else f"rank 0 failed with {type(error).__name__}: {error}"
+    return (kinds or ["RuntimeError"])[0], message
 
 
 @in_touch()
@@ -142,21 +213,6 @@ def all_ranks(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_gather(parts, value.contiguous())
     return torch.stack(parts)
-
-
-@in_touch()
-def rows_on_first(value: Tensor) -> Tensor | None:
-    """The values of all ranks, of one shape, [ranks, *shape], on the CPU of rank 0; None on the others.
-
-    One rank after another sends, so that no device holds more than two of them.
-    """
-    rows = []
-    for source in range(world_size()):
-        row = value.clone()
-        if world_size() > 1:
-            dist.broadcast(row, src=source)
-        rows.append(row.cpu() if rank() == 0 else None)
-    return torch.stack(rows) if rank() == 0 else None
 
 
 @in_touch()

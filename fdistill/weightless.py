@@ -55,6 +55,5 @@ def _bare(parameter: nn.Parameter | None) -> nn.Parameter | None:
 
 def _replace(module: nn.Module, change: Callable[[nn.Parameter], nn.Parameter | None]) -> None:
     for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                part._parameters[name] = change(parameter)
+        for name, parameter in list(part.named_parameters(recurse=False, remove_duplicate=False)):
+            setattr(part, name, change(parameter))

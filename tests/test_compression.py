@@ -249,10 +249,10 @@ def test_a_run_goes_on_with_what_was_left_out_bit_for_bit(two_turns):
     replicated(resumed, 4, TopK(0.2), resume_from=two_turns)
     expected, found = weights(whole), weights(resumed)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    saved = torch.load(two_turns, weights_only=True)["compression"]
+    saved = torch.load(two_turns, weights_only=True)["own"]
     held = {"student": whole.student, "fake_score": whole.fake_score, "discriminator": whole.ratio.discriminator}
-    assert {name: tuple(memory["error"].shape) for name, memory in saved["memory"].items()} == {
-        name: (1, entries(net)) for name, net in held.items()
+    assert {name: tuple(error.shape) for name, error in saved.items()} == {
+        f"compression/{name}/error": (entries(net),) for name, net in held.items()
     }
 
 

@@ -8,13 +8,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 FLOORS = {
-    0: "described divergences paths grids noise_levels preconditioning random_streams files distributed "
+    0: "described divergences paths grids noise_levels preconditioning random_streams files private_apis distributed "
     "weight_files weight_names weight_fitting weightless collapse schedules fingerprints runs "
     "yaml_files",
     1: "compression decoders networks data metrics features rewards loss_weights",
     2: "denoiser log_ratio encoding",
     3: "objectives guidance samplers generative_model ema power_ema snapshots checkpoints checkpoint_io report "
-    "diagnosis pairs calibration kinetic strangers sample_files",
+    "rank_parts shards diagnosis pairs calibration kinetic strangers sample_files",
     4: "importing modules export strategies loggers sources evaluation fid length_choice teacher_diagnosis diversity "
     "planning",
     5: "callbacks",

@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from fdistill.callbacks.signals import EndSignals
+from fdistill.distributed import on_rank_0
 from fdistill.files import remove_left_overs
 
 
@@ -35,8 +36,8 @@ class LastCheckpoint(ModelCheckpoint):
         """Go to the end of the callbacks, and clear away what a killed run was writing."""
         super().setup(trainer, pl_module, stage)
         trainer.callbacks = [other for other in trainer.callbacks if other is not self] + [self]
-        if stage == "fit" and trainer.is_global_zero:
-            remove_left_overs(self.dirpath)
+        if stage == "fit":
+            on_rank_0(lambda: remove_left_overs(self.dirpath))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen; Lightning has listened for SIGTERM up to here."""

@@ -6,10 +6,11 @@ from typing import Any, Literal
 import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from fdistill.callbacks.diversity import DiversityCallback, on_rank_0
+from fdistill.callbacks.diversity import DiversityCallback
 from fdistill.callbacks.learning_rate import reduce_rates
 from fdistill.callbacks.measured import Listener
 from fdistill.collapse import WATCHED, CollapseAlarm, Verdict, Watch, bands
+from fdistill.distributed import on_rank_0
 from fdistill.loggers import log_numbers, log_words
 from fdistill.modules import GenerativeModule
 
@@ -100,7 +101,7 @@ class CollapseCallback(Listener):
     ) -> CollapseAlarm:
         if self._alarm is None:
             probe = diversity.probe
-            null = on_rank_0(trainer, lambda: probe.null(list(self.watched), self.num_splits))
+            null = on_rank_0(lambda: probe.null(list(self.watched), self.num_splits))
             grace = self.grace_updates
             if grace is None:
                 grace = int(FIRST_SHARE * pl_module.updates_after(max(trainer.max_steps, 0)))

@@ -1,7 +1,6 @@
 """Diversity and quality of the EMA generator while it trains, beside its teacher and real data, at equal n."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
@@ -10,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from fdistill.callbacks.measured import in_run_precision, publish
 from fdistill.data import GenerativeDataModule
+from fdistill.distributed import on_rank_0, patient
 from fdistill.diversity import DiversityProbe, Rows, compared_samples
 from fdistill.features import FeatureCache, FeatureExtractor, default_extractor
 from fdistill.loggers import log_numbers
@@ -87,7 +87,7 @@ class DiversityCallback(L.Callback):
             return
         began = time.perf_counter()
         self._last = updates
-        with torch.no_grad():
+        with torch.no_grad(), patient():  # a rank that finds features on disk has less to do
             values, missing = self._measure(trainer, pl_module)
         self.latest = updates, values, missing
         named = {f"metric/{name}": value for name, value in values.items()}
@@ -108,7 +108,7 @@ class DiversityCallback(L.Callback):
         compare = self.measure_teacher and isinstance(pl_module, DistillationModule)
         if compare and self._teacher_rows is None:
             self._teacher_rows = probe.draw(in_run_precision(trainer, pl_module.teacher_model()), *ranks)
-        return on_rank_0(trainer, lambda: self._compute(probe, rows))
+        return on_rank_0(lambda: self._compute(probe, rows))
 
     def _compute(self, probe: DiversityProbe, rows: Rows) -> tuple[dict[str, float], list[int]]:
         if not self._constant:
@@ -142,19 +142,3 @@ class DiversityCallback(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue."""
         self._last, self._spent, self._before = state_dict["last"], state_dict["spent"], state_dict["seconds"]
-
-
-def on_rank_0(trainer: L.Trainer, compute: Callable[[], Any]) -> Any:
-    """What rank 0 computes, on every rank; the others wait. A ValueError there is one on every rank."""
-    if trainer.world_size == 1:
-        return compute()
-    result = error = None
-    if trainer.is_global_zero:
-        try:
-            result = compute()
-        except ValueError as raised:
-            error = str(raised)
-    result, error = trainer.strategy.broadcast((result, error))
-    if error is not None:
-        raise ValueError(error)
-    return result

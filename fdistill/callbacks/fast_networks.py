@@ -5,12 +5,12 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from torch import nn
-from torch._functorch import config as functorch_config
 
 from fdistill.denoiser import Denoiser
 from fdistill.distributed import is_sharded
 from fdistill.modules import GenerativeModule
 from fdistill.networks import EDM2UNet
+from fdistill.private_apis import keep_buffers
 from fdistill.strategies import ShardedStrategy
 
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
@@ -81,7 +81,7 @@ class FastNetworks(L.Callback):
 
     def _compile(self, network: nn.Module) -> None:
         # several terms of a loss go back through a network one after the other, and each needs all that it has kept
-        functorch_config.donated_buffer = False
+        keep_buffers()
         if isinstance(network, EDM2UNet):  # reads versions of its weights, which change in every turn
             network.normalise_weights = torch.compiler.disable(network.normalise_weights)
         network.encode = torch.compile(network.encode, backend=self.backend, mode=self.mode, dynamic=False)

@@ -9,6 +9,7 @@ import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fdistill.denoiser import Denoiser
+from fdistill.distributed import on_rank_0
 from fdistill.modules import DistillationModule, GenerativeModule
 from fdistill.power_ema import PowerEMA, checked_lengths
 from fdistill.snapshots import FOLDER, Storage, drop_later, write_snapshot
@@ -77,8 +78,7 @@ class PowerAverages(L.Callback):
                 f"PowerAverages begins at update {self._before:,}: its lengths are shares of the updates from there on"
             )
         self._restored, self._written = None, self._averages.updates
-        if trainer.is_global_zero:
-            drop_later(self._folder, self._averages.updates)
+        on_rank_0(lambda: drop_later(self._folder, self._averages.updates))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
         """Follow the generator where it moved; write on schedule."""
@@ -97,8 +97,7 @@ class PowerAverages(L.Callback):
         if updates > self._written:
             self._written = updates
             named = self._averages.named()
-            if trainer.is_global_zero:
-                write_snapshot(self._folder, named, updates, self.storage)
+            on_rank_0(lambda: write_snapshot(self._folder, named, updates, self.storage))
 
     def state_dict(self) -> dict[str, Any]:
         """The averages, on the CPU."""

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from fdistill.diagnosis import ratio_by_bin
+from fdistill.distributed import on_rank_0
 from fdistill.loggers import log_histogram, log_numbers, log_picture
 from fdistill.modules import DistillationModule, GenerativeModule
 from fdistill.report.diagnostic_figures import ratio_figure
@@ -62,8 +63,7 @@ class RatioHistograms(L.Callback):
             return
         # log_dir is broadcast from rank 0, so every rank has to ask for it
         path = Path(trainer.log_dir or trainer.default_root_dir) / "diagnosis" / f"ratio_{trainer.global_step:07d}.png"
-        if trainer.is_global_zero:
-            self._look(trainer, pl_module, path)
+        on_rank_0(lambda: self._look(trainer, pl_module, path))
 
     @torch.no_grad()
     def _look(self, trainer: L.Trainer, pl_module: DistillationModule, path: Path) -> None:

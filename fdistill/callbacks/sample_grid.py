@@ -10,6 +10,7 @@ from torch import Tensor
 from fdistill.callbacks.measured import in_run_precision
 from fdistill.data import GenerativeDataModule, InMemorySplit
 from fdistill.decoders import Decoder
+from fdistill.distributed import on_rank_0
 from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import log_histogram, log_picture
 from fdistill.modules import DistillationModule, GenerativeModule
@@ -59,22 +60,22 @@ class SampleGrid(L.Callback):
             compare = isinstance(pl_module, DistillationModule)
             self._teacher = self._drawn(pl_module.teacher_model(), trainer) if compare else {}
         rows = self._drawn(pl_module.generative_model(), trainer) | self._teacher
-        if not trainer.is_global_zero:
-            return
         path, title = folder / f"{trainer.global_step:07d}.png", f"after {trainer.global_step:,} turns"
-        self._draw(rows, title, path, trainer)
+        on_rank_0(lambda: self._draw(rows, title, path, trainer))
         log_picture(trainer.loggers, "samples/grid", path, trainer.global_step)
 
     def _drawn(self, model: GenerativeModel, trainer: L.Trainer) -> dict[str, _Row]:
-        """The samples under the model's name; nothing on ranks that only help to gather its weights."""
+        """The samples under the model's name, drawn by rank 0; the others help to gather its weights."""
         model = in_run_precision(trainer, model)
-        with model.whole():
-            if not trainer.is_global_zero:
-                return {}
-            samples = model.sample(model.noise(self.num_samples, self.seed), model.labels(self.num_samples))
         decoder = model.decoder or getattr(trainer.datamodule, "decoder", None)
         name = f"{model.kind}\n{model.evaluations} evaluation{'s' * (model.evaluations > 1)}"
-        return {name: _row(samples, decoder, trainer)}
+
+        def drawn() -> _Row:
+            samples = model.sample(model.noise(self.num_samples, self.seed), model.labels(self.num_samples))
+            return _row(samples, decoder, trainer)
+
+        with model.whole():
+            return {name: on_rank_0(drawn)}
 
     def _draw(self, rows: dict[str, _Row], title: str, path: Path, trainer: L.Trainer) -> None:
         (name, first), *others = rows.items()

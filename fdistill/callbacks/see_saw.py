@@ -6,10 +6,10 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
-from fdistill.callbacks.diversity import on_rank_0
 from fdistill.callbacks.measured import publish
 from fdistill.denoiser import Denoiser
 from fdistill.diagnosis import LinearDenoiser, SeeSawCurve, see_saw
+from fdistill.distributed import on_rank_0
 from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import log_picture
 from fdistill.modules import DistillationModule, GenerativeModule
@@ -65,7 +65,7 @@ class SeeSaw(L.Callback):
         path = folder / f"see_saw_{trainer.global_step:07d}.png"
         model = pl_module.teacher_model() if frozen else pl_module.generative_model()
         with model.whole():
-            numbers = on_rank_0(trainer, lambda: self._look(trainer, model, pl_module.device, frozen, path))
+            numbers = on_rank_0(lambda: self._look(trainer, model, pl_module.device, frozen, path))
         publish(trainer, pl_module, numbers)
 
     def _look(

@@ -58,6 +58,11 @@ VERBS = {
         positional=True,
         listed="lengths",
     ),
+    "consolidate": Verb(
+        "one file of a sharded run's checkpoint and the folder beside it",
+        "fdistill.commands.consolidate",
+        positional=True,
+    ),
     "plan": Verb(
         "memory, FLOPs and days of a fit on a kind and number of GPUs, before it is started",
         "fdistill.plan_cli",

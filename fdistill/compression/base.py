@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fdistill.described import Described
-from fdistill.distributed import gradients_of, rank, rows_on_first, world_size, write_gradients
+from fdistill.distributed import gradients_of, write_gradients
 
 Memory = dict[str, Tensor]
 """What a compression remembers of one network from turn to turn."""
@@ -33,7 +33,7 @@ class Compression(Described, ABC):
     """
 
     equal_on_ranks: tuple[str, ...] = ()
-    """Names of memory that is the same on every rank, and is saved once."""
+    """Names of memory that is the same on every rank, and is saved once for all of them."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -79,20 +79,12 @@ class Compression(Described, ABC):
         return {"compression/bytes": float(self.sent), "compression/state_mib": held / 2**20}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and the memory of all ranks, for rank 0 to save; every rank has to call it.
-
-        What differs between the ranks has a first axis for them.
-        """
-        memory = {
-            name: {
-                key: value.cpu() if key in self.equal_on_ranks else rows_on_first(value) for key, value in held.items()
-            }
-            for name, held in self._memory.items()
-        }
-        return {"spec": self.spec(), "ranks": world_size(), "memory": memory}
+        """Plain values, and this rank's memory on the CPU."""
+        memory = {name: {key: value.cpu() for key, value in held.items()} for name, held in self._memory.items()}
+        return {"spec": self.spec(), "memory": memory}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take this rank's memory; where there were more or fewer ranks, the mean over them.
+        """Take this rank's memory. After a change of their number each rank takes the mean over the ranks that were.
 
         The outcome of an exchange depends on the sum of what the ranks left out, so nothing of it is lost.
 
@@ -101,11 +93,4 @@ class Compression(Described, ABC):
         """
         if state["spec"] != self.spec():
             raise ValueError(f"memory is of the compression that goes on: expected {self.spec()}, got {state['spec']}")
-        same = state["ranks"] == world_size()
-        self._memory = {
-            name: {
-                key: value if key in self.equal_on_ranks else value[rank()] if same else value.mean(0)
-                for key, value in held.items()
-            }
-            for name, held in state["memory"].items()
-        }
+        self._memory = {name: dict(held) for name, held in state["memory"].items()}

@@ -13,6 +13,7 @@ from fdistill.data.batches import Batch, InMemorySplit, Split
 from fdistill.decoders import Decoder
 from fdistill.described import build, plain, public_path
 from fdistill.networks import Network
+from fdistill.private_apis import divides_data
 from fdistill.random_streams import generator_for
 
 __all__ = ["Batch", "GenerativeDataModule"]
@@ -199,8 +200,7 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
     def _rank_and_world_size(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
-        connector = getattr(self.trainer, "_accelerator_connector", None)
-        if self.trainer.world_size > 1 and getattr(connector, "use_distributed_sampler", False):
+        if self.trainer.world_size > 1 and divides_data(self.trainer):
             raise ValueError(
                 "the data module gives each rank its own part, which the trainer would divide again: expected"
                 " use_distributed_sampler=False, got True; pass False to the Trainer"

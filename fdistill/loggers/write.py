@@ -1,6 +1,7 @@
 """One call for all loggers of a run: each writes what it can hold, and those that cannot leave it out."""
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,22 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
 
+from fdistill.distributed import on_rank_0
 from fdistill.loggers.jsonl import JsonlLogger
 
 
-@rank_zero_only
+def _alone(write: Callable[..., None]) -> Callable[..., None]:
+    """Let rank 0 write, which may take its time, and every rank hear of what went wrong; every rank has to call it."""
+
+    @functools.wraps(write)
+    def written(loggers: Iterable[Logger], *what: Any) -> None:
+        if loggers:
+            on_rank_0(lambda: write(loggers, *what))
+
+    return written
+
+
+@_alone
 def log_numbers(loggers: Iterable[Logger], numbers: Mapping[str, float | Tensor], step: int) -> None:
     """Write named scalars; every logger holds them."""
     values = {name: float(value) for name, value in numbers.items()}
@@ -22,7 +35,7 @@ def log_numbers(loggers: Iterable[Logger], numbers: Mapping[str, float | Tensor]
         logger.log_metrics(dict(values), step)
 
 
-@rank_zero_only
+@_alone
 def log_words(loggers: Iterable[Logger], name: str, text: str, step: int) -> None:
     """Write a sentence: metrics.jsonl, W&B and TensorBoard hold it."""
     for logger in loggers:
@@ -32,7 +45,7 @@ def log_words(loggers: Iterable[Logger], name: str, text: str, step: int) -> Non
             logger.experiment.add_text(name, text, step)
 
 
-@rank_zero_only
+@_alone
 def log_picture(loggers: Iterable[Logger], name: str, path: str | Path, step: int) -> None:
     """Copy the PNG at `path`: W&B and TensorBoard hold it.
 
@@ -49,7 +62,7 @@ def log_picture(loggers: Iterable[Logger], name: str, path: str | Path, step: in
             logger.experiment.add_image(name, pixels, step, dataformats="HWC")
 
 
-@rank_zero_only
+@_alone
 def log_histogram(loggers: Iterable[Logger], name: str, values: Tensor, step: int) -> None:
     """Write the distribution of the finite ones among the `values`, of any shape: W&B and TensorBoard hold it."""
     finite = values.detach().double().flatten().cpu()

@@ -1,5 +1,6 @@
 """What teacher training and distillation share: a guarded step, counter-based noise, self-describing checkpoints."""
 
+import functools
 import inspect
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from fdistill.checkpoint_io import SafeCheckpointIO
 from fdistill.checkpoints import RECORD, model_record
 from fdistill.data import GenerativeDataModule
 from fdistill.denoiser import Denoiser
-from fdistill.distributed import gather_objects, whole, world_size
+from fdistill.distributed import gather_objects, on_rank_0, patient, whole, world_size
 from fdistill.generative_model import GenerativeModel
 from fdistill.loggers import JsonlLogger, log_numbers
 from fdistill.modules.continuation import Continuation
@@ -204,8 +205,9 @@ class GenerativeModule(L.LightningModule):
         self.guard.remember(b for name, b in self.named_buffers() if not name.startswith(self.frozen_prefixes))
 
     def on_validation_start(self) -> None:
-        """Gather what is sampled: ranks may have different numbers of batches."""
+        """Gather what is sampled, and be patient: ranks may have different numbers of batches."""
         self._gathered = ExitStack()
+        self._gathered.enter_context(patient())
         self._gathered.enter_context(self.generative_model().whole())
 
     def on_validation_end(self) -> None:
@@ -227,8 +229,7 @@ class GenerativeModule(L.LightningModule):
         numbers = {name: float(value) for name, value in detached.items()} | self._speed(turn)
         compression = getattr(self.trainer.strategy, "compression", None)
         numbers |= {} if compression is None else compression.log()
-        for logger in self.loggers:
-            logger.log_metrics(numbers, step=turn)
+        log_numbers(self.loggers, numbers, turn)
         for name, value in numbers.items():
             if name.startswith("loss/"):
                 # on the CPU: the progress bar reads it in other turns too, which then wait for no device
@@ -282,9 +283,8 @@ class GenerativeModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Start the clock, cut the log back to this turn, and restore the random state of this rank after a resume."""
         self._started = time.perf_counter()
-        for logger in self.loggers:
-            if isinstance(logger, JsonlLogger):
-                logger.continue_from(self.global_step)
+        for logger in (logger for logger in self.loggers if isinstance(logger, JsonlLogger)):
+            on_rank_0(functools.partial(logger.continue_from, self.global_step))
         states = self._random_states
         if states is None and world_size() > 1:  # seed_everything gives every rank the same dropout masks
             torch.manual_seed(fold_seed(self.seed, self.global_rank))

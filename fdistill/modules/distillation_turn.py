@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fdistill.data import Batch
 from fdistill.denoiser import Denoiser
-from fdistill.distributed import gather_objects
 from fdistill.ema import EMA
 from fdistill.guidance import Guidance
 from fdistill.log_ratio import RatioEstimator
@@ -33,6 +32,7 @@ from fdistill.objectives import Needs, NoisedSamples, Objective, Regression, den
 from fdistill.objectives.base import Asked
 from fdistill.pairs import TeacherPairs
 from fdistill.paths import NoiseRange
+from fdistill.rank_parts import OWN, parts_of
 from fdistill.schedules import Schedule, value_at
 
 
@@ -259,19 +259,20 @@ class DistillationTurn(StudentValidation):
         return logit_of(self.ratio, source, x_t, sigma, labels, source_learns=self.reads == "fake_score")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the samples that the next fake turns reuse, of every rank."""
+        """Add the samples that this rank's next fake turns reuse."""
         super().on_save_checkpoint(checkpoint)
-        if self.reuse_generated:
-            mine = None if self.last_generated is None else [_on_cpu(value) for value in self.last_generated]
-            checkpoint["last_generated"] = gather_objects(mine)
+        if self.reuse_generated and self.last_generated is not None:
+            named = zip(("x", "labels"), self.last_generated, strict=True)
+            own = {f"generated/{name}": value.cpu() for name, value in named if value is not None}
+            checkpoint.setdefault(OWN, {}).update(own)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep this rank's samples; a rank that had none generates its own."""
         super().on_load_checkpoint(checkpoint)
-        found = checkpoint.get("last_generated", [])
-        mine = found[self.global_rank] if self.global_rank < len(found) else None
-        if mine is not None:
-            self.last_generated = tuple(mine)
+        parts = parts_of(checkpoint)
+        mine = parts.of(self.global_rank, "generated/") if self.global_rank < parts.ranks else {}
+        if mine:
+            self.last_generated = mine["x"], mine.get("labels")
 
     def _step(
         self, losses: dict[str, Tensor], student_learns: bool, fake_learns: bool, samples: Samples
@@ -290,10 +291,6 @@ class DistillationTurn(StudentValidation):
         if self.imitation < 1:
             fake, student = list(self.fake_score.parameters()), list(self.student.parameters())
             torch._foreach_lerp_(fake, student, 1 - self.imitation)
-
-
-def _on_cpu(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.cpu()
 
 
 def _descent(x: Tensor | None, gradient: Tensor | None) -> Tensor | float:

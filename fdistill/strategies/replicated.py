@@ -1,23 +1,31 @@
 """All networks on every rank, and the gradients of those that move averaged once a turn."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import nn
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch import Tensor, nn
 
 from fdistill.compression import Compression
-from fdistill.distributed import average_gradients, in_touch, same_on_all_ranks
+from fdistill.compression.base import Memory
+from fdistill.distributed import (
+    PATIENCE,
+    average_gradients,
+    in_touch,
+    on_rank_0,
+    patient,
+    rank,
+    same_on_all_ranks,
+    wait_at_most,
+    world_size,
+)
+from fdistill.rank_parts import OWN, RankParts, parts_of, write_part
 from fdistill.weightless import loading_drops, make_room
 
 _MEMORY = "compression"  # key of a checkpoint
-_PATIENCE = timedelta(minutes=30)  # at the start, and at barriers, where all wait for one that writes a checkpoint
 
 
 class ReplicatedStrategy(DDPStrategy):
@@ -35,15 +43,21 @@ class ReplicatedStrategy(DDPStrategy):
     def __init__(self, compression: Compression | None = None, timeout_s: float = 50.0, **lightning: Any) -> None:
         """Args:
         compression: of the gradients between the ranks; its memory is in every checkpoint. None sends all of them.
-        timeout_s: seconds that a rank waits for another one in a turn, > 0; half an hour at the start and at barriers.
+        timeout_s: seconds that a rank waits for another one in a turn, > 0; half an hour at the start, at barriers, and
+            where a rank works alone or ranks have unequal work (`fdistill.distributed.on_rank_0`, `patient`).
         lightning: of Lightning's DDPStrategy.
         """
         if not timeout_s > 0:
             raise ValueError(f"timeout_s is how long a rank waits for another and positive: got {timeout_s} seconds")
-        lightning.setdefault("timeout", _PATIENCE)
+        self._patience = lightning.setdefault("timeout", PATIENCE)
         super().__init__(**lightning)
         self.compression = compression
         self.timeout_s, self._turns_begun = timeout_s, 0
+
+    def setup_distributed(self) -> None:
+        """Begin patiently, whatever a run before this one in the same process was."""
+        super().setup_distributed()
+        wait_at_most(self._patience)
 
     def model_to_device(self) -> None:
         """With room for the weights that only rank 0 has yet."""
@@ -72,43 +86,62 @@ class ReplicatedStrategy(DDPStrategy):
         """Become impatient when the first turn has shown that all ranks are there."""
         self._turns_begun += 1
         if self._turns_begun == 2:
-            _set_pg_timeout(timedelta(seconds=self.timeout_s))
+            wait_at_most(timedelta(seconds=self.timeout_s))
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
         """Wait for all ranks, also for one that has work of its own to do before."""
-        with in_touch(), self._patient():
+        with in_touch(), patient():
             super().barrier(*args, **kwargs)
-
-    @contextmanager
-    def _patient(self) -> Iterator[None]:
-        if self._turns_begun < 2:
-            yield
-            return
-        _set_pg_timeout(_PATIENCE)
-        try:
-            yield
-        finally:
-            if dist.is_initialized():
-                _set_pg_timeout(timedelta(seconds=self.timeout_s))
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Path | str, storage_options: Any | None = None
     ) -> None:
-        """With what the compression of every rank remembers."""
+        """With what each rank keeps for itself, its compression's memory say, in its own file beside it."""
         if self.compression is not None:
-            checkpoint[_MEMORY] = self.compression.state_dict()
-        super().save_checkpoint(checkpoint, filepath, storage_options)
+            state = self.compression.state_dict()
+            equal, own = _divided(state["memory"], self.compression.equal_on_ranks)
+            checkpoint[_MEMORY] = {"spec": state["spec"], "memory": equal}
+            checkpoint.setdefault(OWN, {}).update(own)
+        write_part(checkpoint, filepath)
+        write = super().save_checkpoint
+        on_rank_0(lambda: write(checkpoint, filepath, storage_options))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """With what this rank's compression remembers, where it is the same as then."""
         super().load_optimizer_state_dict(checkpoint)
         saved, own = checkpoint.get(_MEMORY), None if self.compression is None else self.compression.spec()
         if saved is not None and saved["spec"] == own:
-            self.compression.load_state_dict(saved)
+            memory = _joined(saved["memory"], _own_memory(parts_of(checkpoint)))
+            self.compression.load_state_dict({"spec": own, "memory": memory})
         elif saved is not None:
             rank_zero_warn(
                 f"the gradients' compression changed from {saved['spec']} to {own}: what it had left out is lost"
             )
+
+
+def _divided(memory: dict[str, Memory], equal: tuple[str, ...]) -> tuple[dict[str, Memory], dict[str, Tensor]]:
+    """Memory by network that is equal on all ranks, and this rank's own under `compression/<network>/<name>`."""
+    once = {network: {key: v for key, v in held.items() if key in equal} for network, held in memory.items()}
+    own = {f"{_MEMORY}/{n}/{key}": v for n, held in memory.items() for key, v in held.items() if key not in equal}
+    return once, own
+
+
+def _own_memory(parts: RankParts) -> dict[str, Tensor]:
+    """What this rank remembers; the mean over the ranks that were, where they were more or fewer."""
+    if parts.ranks == world_size():
+        return parts.of(rank(), f"{_MEMORY}/")
+    total = parts.of(0, f"{_MEMORY}/")
+    for other in range(1, parts.ranks):
+        total = {name: total[name] + value for name, value in parts.of(other, f"{_MEMORY}/").items()}
+    return {name: value / parts.ranks for name, value in total.items()}
+
+
+def _joined(equal: dict[str, Memory], own: dict[str, Tensor]) -> dict[str, Memory]:
+    memory = {network: dict(held) for network, held in equal.items()}
+    for name, value in own.items():
+        network, key = name.split("/")
+        memory[network][key] = value
+    return memory
 
 
 StrategyRegistry.register(

@@ -1,11 +1,11 @@
 """Networks in parts: FSDP2 keeps a share of each on every rank, and gathers it block by block where it is asked."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.device_dtype_mixin import _update_properties
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -20,10 +20,13 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from fdistill.checkpoint_io import SafeCheckpointIO
 from fdistill.denoiser import Denoiser
-from fdistill.distributed import in_touch, part_of, rank, same_on_all_ranks, whole, world_size
+from fdistill.distributed import in_touch, part_of, rank, same_on_all_ranks, world_size
 from fdistill.ema import EMA
 from fdistill.networks import EDM2UNet, TwoExperts
+from fdistill.private_apis import forget_passes, set_device
+from fdistill.shards import SHARDS, put_tensors, write_shards
 from fdistill.strategies.replicated import ReplicatedStrategy
 from fdistill.weightless import make_room
 
@@ -36,8 +39,8 @@ class ShardedStrategy(ReplicatedStrategy):
     A network lies on the device in parts; for each pass its blocks are gathered one after another and dropped behind
     it (`Network.units`). The average moves part by part. Whoever samples on one rank, or in unequal batches, gathers
     the network first (`fdistill.distributed.gathered`). Discriminators and reward networks are small and stay whole.
-    Under bf16-mixed, what learns is gathered in bf16, and its gradients are reduced in float32. Checkpoints hold whole
-    tensors and continue under any strategy. In YAML: ``strategy: sharded``.
+    Under bf16-mixed, what learns is gathered in bf16, and its gradients are reduced in float32. Checkpoints have the
+    parts in a folder beside them, and continue under any strategy. In YAML: ``strategy: sharded``.
     """
 
     strategy_name = "sharded"
@@ -73,7 +76,7 @@ class ShardedStrategy(ReplicatedStrategy):
             for child in self._small_children():
                 make_room(child, self.root_device)
                 child.to(self.root_device)
-            _update_properties(self.model, device=self.root_device)
+            set_device(self.model, self.root_device)
         else:
             super().model_to_device()
 
@@ -117,24 +120,38 @@ class ShardedStrategy(ReplicatedStrategy):
         """Forget the passes of the turn before."""
         super().on_train_batch_start(batch, batch_idx)
         for network in self._sharded.values():
-            _forget_passes(network)
+            forget_passes(network)
 
     def average_gradients(self, networks: Mapping[str, nn.Module]) -> None:
         """Those of what is not sharded; the others are averaged in the backward pass."""
         super().average_gradients({name: part for name, part in networks.items() if not isinstance(part, Denoiser)})
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole tensors, on the CPU of rank 0; every rank has to ask."""
-        return {name: _saved(value) for name, value in super().lightning_module_state_dict().items()}
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Path | str, storage_options: Any | None = None
+    ) -> None:
+        """Each rank writes its parts into a folder beside the file (`fdistill.shards`), rank 0 all else."""
+        super().save_checkpoint(write_shards(checkpoint, filepath), filepath, storage_options)
 
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The same of an optimiser."""
-        state = super().optimizer_state(optimizer)
-        moments = {index: {name: _saved(v) for name, v in held.items()} for index, held in state["state"].items()}
-        return {**state, "state": moments}
+    def load_checkpoint(self, checkpoint_path: Path | str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """With shapes alone of what lies in parts, which are read where they belong."""
+        if isinstance(self.checkpoint_io, SafeCheckpointIO):
+            return self.checkpoint_io.load_checkpoint(checkpoint_path, whole=False)
+        return super().load_checkpoint(checkpoint_path, *args, **kwargs)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Into the weights where they are; while a run starts only rank 0's, of which all get their parts later."""
+        saved = checkpoint["state_dict"]
+        if SHARDS in checkpoint and (rank() == 0 or not self._is_fitting):
+            own = self.lightning_module.state_dict()
+            parts = {f"state_dict/{name}": own[name] for name, value in saved.items() if value.is_meta}
+            checkpoint[SHARDS].read_into(parts, alone=True)
+        here = {name: value for name, value in saved.items() if not value.is_meta}
+        super().load_model_state_dict({**checkpoint, "state_dict": here}, strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """From whole tensors, of which each rank keeps its part, beside its part of the weights."""
+        """Each rank's part, beside its part of the weights: from the parts of a sharded run, or from whole tensors."""
+        if SHARDS in checkpoint:
+            checkpoint = self._with_parts(checkpoint)
         states = [
             {**state, "state": _sharded_like(optimizer, state["state"])}
             for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
@@ -142,6 +159,20 @@ class ShardedStrategy(ReplicatedStrategy):
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
         for parameter, held in ((p, h) for optimizer in self.optimizers for p, h in optimizer.state.items()):
             held |= {name: v.to(parameter.device) for name, v in held.items() if isinstance(v, DTensor)}
+
+    def _with_parts(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """The optimisers' states, with this rank's parts where there were only shapes."""
+        parts: dict[str, Tensor] = {}
+        for number, (optimizer, state) in enumerate(zip(self.optimizers, checkpoint["optimizer_states"], strict=True)):
+            parameters = _parameters_of(optimizer)
+            for index, held in state["state"].items():
+                for name, value in held.items():
+                    if isinstance(value, Tensor) and value.is_meta:
+                        empty = torch.empty_like(parameters[index].detach(), dtype=value.dtype)
+                        parts[f"optimizer_states/{number}/state/{index}/{name}"] = empty
+        checkpoint[SHARDS].read_into(parts, alone=False)
+        states = put_tensors({"optimizer_states": checkpoint["optimizer_states"]}, parts)
+        return {**checkpoint, **states}
 
 
 def _network_of(child: nn.Module) -> Denoiser | None:
@@ -194,25 +225,13 @@ def _shard(
         register_fsdp_forward_method(denoiser, half)
 
 
-def _forget_passes(denoiser: nn.Module) -> None:
-    """FSDP2 lists the forward passes that a backward pass may have to undo; a network that has none grows its list."""
-    order = getattr(denoiser._get_fsdp_state()._comm_ctx, "post_forward_order", [])  # there is none before the first
-    for group in order:
-        group._post_forward_indices.clear()
-    order.clear()
-
-
-def _saved(value: Any) -> Any:
-    """A whole tensor on the CPU of rank 0; the others, which save nothing, keep their part of it."""
-    if not isinstance(value, DTensor):
-        return value
-    complete = whole(value)
-    return complete.cpu() if rank() == 0 else value
+def _parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _sharded_like(optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
     """An optimiser's memory of each parameter, sharded as the parameter is."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = _parameters_of(optimizer)
     return {index: {name: _part(v, parameters[index]) for name, v in held.items()} for index, held in state.items()}
 
 

@@ -17,8 +17,10 @@ from tiny_runs import fit, ring, weights
 from torch.testing import assert_close
 
 from fdistill.callbacks import PowerAverages
-from fdistill.compression import EF21
+from fdistill.checkpoint_io import SafeCheckpointIO
+from fdistill.checkpoints import read_run_checkpoint
 from fdistill.log_ratio import unit_mean
+from fdistill.strategies.replicated import _own_memory
 
 SECONDS = 300
 
@@ -246,15 +248,15 @@ def test_feedback_finds_the_minimum_that_greedy_ranks_never_approach(ranks):
 
 
 def test_a_compressed_run_resumes_bit_for_bit_and_another_number_of_ranks_shares_the_memory(ranks):
-    saved = torch.load(ranks[1] / "compressed.ckpt", weights_only=True)["compression"]
+    saved = SafeCheckpointIO().load_checkpoint(ranks[1] / "compressed.ckpt")
+    mean = saved["compression"]["memory"]["student"]["mean"]
     for rank, found in enumerate(both(ranks, "compressed", "resume")):
         resumed, uninterrupted = found["resumed"], found["uninterrupted"]
         assert {name for name in resumed if not torch.equal(resumed[name], uninterrupted[name])} == set()
-        assert torch.equal(saved["memory"]["student"]["estimate"][rank], found["memory"]["student"]["estimate"])
-        assert torch.equal(saved["memory"]["student"]["mean"], found["memory"]["student"]["mean"])
-    alone = EF21(0.1, 0.9)
-    alone.load_state_dict(saved)
-    assert_close(alone._memory["student"]["estimate"], alone._memory["student"]["mean"])
+        own = saved["own"].of(rank, "compression/student/")
+        assert torch.equal(own["estimate"], found["memory"]["student"]["estimate"])
+        assert torch.equal(mean, found["memory"]["student"]["mean"])
+    assert_close(_own_memory(saved["own"])["student/estimate"], mean)
 
 
 @pytest.mark.parametrize("name", SHARDED)
@@ -340,8 +342,8 @@ def test_weights_that_are_gathered_in_bf16_learn_as_autocast_does(ranks):
     assert 0 < apart["sharded"] < 2 * apart["replicated"]
 
 
-def test_a_checkpoint_of_sharded_networks_is_whole_and_goes_on_sharded_or_alone(ranks):
-    saved = torch.load(ranks[1] / "sharded.ckpt", weights_only=True)
+def test_a_checkpoint_of_sharded_networks_is_read_whole_and_goes_on_sharded_or_alone(ranks):
+    saved = read_run_checkpoint(ranks[1] / "sharded.ckpt")
     for results in ranks[0]:
         found = results["sharded"]
         assert_close({k: v for k, v in found["saved"].items() if not k.startswith("teacher.")}, saved["state_dict"])
