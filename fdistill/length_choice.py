@@ -19,7 +19,7 @@ from fdistill.features import FeatureExtractor
 from fdistill.random_streams import fold_seed, generator_for
 from fdistill.report import average_rows, measure
 from fdistill.report.rows import LEAST_SAMPLES, Samples
-from fdistill.report.table import METRICS
+from fdistill.report.table import METRICS, PUBLISHED
 from fdistill.sources import Source
 
 PARTS = ("choosing", "reporting")
@@ -156,9 +156,8 @@ def better(metric: str) -> int:
         ValueError: for a metric that has no such side, or that reports of this kind do not hold.
     """
     sides = {name: {"↓": -1, "↑": 1}.get(told.better[0]) for name, told in METRICS.items()}
-    known = {
-        name: side for name, side in sides.items() if side and name not in ("paired_distance", "memorized_fraction")
-    }
+    others = ("paired_distance", "memorized_fraction", *PUBLISHED)  # the last are measured by evaluate alone
+    known = {name: side for name, side in sides.items() if side and name not in others}
     if metric not in known:
         raise ValueError(
             f"a length is chosen by a metric with a better side: expected one of {sorted(known)}, got {metric!r}"

@@ -59,7 +59,7 @@ def test_nothing_is_read_before_the_first_latent(tmp_path):
     ("changes", "words"),
     [
         ({"_class_name": "UNet2DModel"}, "holds a UNet2DModel: expected a VAE, one of AutoencoderKL, VQModel"),
-        ({"colour": 1}, "builds no AutoencoderKL of .*colour"),
+        ({"colour": 1}, "colour"),
         ({"latent_channels": 3}, r"another architecture \(\d+ tensors differ\): decoder.conv_in.weight expected"),
     ],
 )

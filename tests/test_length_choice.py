@@ -40,7 +40,7 @@ def rows(choosing, reporting):
 
 def test_the_halves_of_the_held_out_split_have_no_sample_in_common():
     for n, size in ((None, 40), (30, 30)):
-        first, second = (reference.x for reference in halves(n)._references)
+        first, second = (reference.features for reference in halves(n)._references)
         assert len(first) == len(second) == size
         assert torch.cdist(first, second).min() > 0
 

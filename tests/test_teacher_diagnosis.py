@@ -18,7 +18,7 @@ QUICK = {"n": 100, "repeats": 1}
 
 @pytest.fixture(autouse=True)
 def _two_splits(monkeypatch):
-    monkeypatch.setattr("fdistill.teacher_diagnosis.SPLITS", 2)
+    monkeypatch.setattr("fdistill.teacher_diagnosis.usual_splits", lambda features: 2)
 
 
 @pytest.mark.parametrize("sigmas", [GRID, GRID[:-1]], ids=["to 0", "to a positive level"])

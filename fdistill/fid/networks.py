@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fdistill.data import InMemorySplit
 from fdistill.features import FeatureExtractor, InceptionFeatures, ModuleFeatures, OpenClipFeatures, TimmFeatures
 from fdistill.fingerprints import fingerprint
 
@@ -60,7 +61,8 @@ class StandardNetwork:
 
     def check(self, sample_shape: Sequence[int]) -> None:
         """Raise ValueError where the network does not read samples of this shape."""
-        self.extractor.fit(torch.zeros(1, *sample_shape), None, None, 0)
+        one = InMemorySplit(torch.zeros(1, *sample_shape), torch.zeros(1, dtype=torch.long))
+        self.extractor.fit(one, None, None, 0)
 
 
 def inception(given: str, device: torch.device) -> StandardNetwork:

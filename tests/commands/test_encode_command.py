@@ -194,7 +194,7 @@ def student(encoded, teacher, tmp_path_factory):
         {"class_path": "DiversityCallback", "init_args": diversity},
     ]
     sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0}}
-    arguments = {"teacher": str(teacher), "objective": "DiffInstruct", "turn": "fused", "sigma_init": 2.0}
+    arguments = {"teacher": str(teacher), "objective": "DiffInstruct", "turn": "fused", "sigma_init": 1.0}
     arguments |= {"noise_levels": {"class_path": "LogNormal", "init_args": {"mean": -0.5, "std": 1.0}}}
     arguments |= {"student_optimizer": sgd, "fake_score_optimizer": sgd}
     data = {"folder": str(encoded[0]), "held_out_fraction": 0.25, "batch_size": 4}
