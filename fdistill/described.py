@@ -59,7 +59,7 @@ def build(base: type, spec: Spec) -> Any:
         raise ValueError(f"{spec['class_path']} does not take these arguments: {error}") from error
 
 
-def subclasses(cls: type) -> list[type]:
+def subclasses(cls: type[Any]) -> list[type[Any]]:
     """Every imported class below, abstract ones too."""
     return [found for sub in cls.__subclasses__() for found in (sub, *subclasses(sub))]
 

@@ -47,6 +47,8 @@ USED = {
     # what the command line reads before the classes are built
     "lightning.pytorch.cli.LightningCLI._parse_ckpt_path": "command line",
     "lightning.pytorch.cli.LightningCLI._get": "command line",
+    # what makes ${...} of several files find each other
+    "jsonargparse._optionals.get_omegaconf_loader": "command line",
     # states of metrics that add over ranks
     "torchmetrics.Metric._sync_dist": "metrics",
     "torchmetrics.Metric._defaults": "metrics",
@@ -62,7 +64,7 @@ def limit_waiting(limit: timedelta) -> None:
     _set_pg_timeout(limit)
 
 
-def forget_passes(sharded: nn.Module) -> None:
+def forget_passes(sharded: Any) -> None:
     """Empty FSDP2's list of forward passes that a backward pass may have to undo; without a backward pass it grows."""
     order = getattr(sharded._get_fsdp_state()._comm_ctx, "post_forward_order", [])  # there is none before the first
     for group in order:

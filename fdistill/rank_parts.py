@@ -106,6 +106,7 @@ class RankParts:
             return {name.removeprefix(under): tensors.get_tensor(name) for name in names}
 
     def _check(self, file: Path, number: int) -> None:
+        assert self._facts is not None
         if not file.is_file():
             raise CheckpointError(
                 f"{self._path} has a part of each of {self.ranks} ranks beside it: expected {file.name}, got none; "

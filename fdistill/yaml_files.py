@@ -22,7 +22,7 @@ _TWO_MEANINGS = re.compile(r"(?:yes|no|on|off)$|[-+]?0[0-9_]+$", re.IGNORECASE)
 _TAG = "tag:yaml.org,2002:"
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Plain values alone."""
 
     yaml_implicit_resolvers = {

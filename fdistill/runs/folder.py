@@ -6,13 +6,12 @@ import os
 import socket
 import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import BinaryIO
 
 try:
     import fcntl
 except ImportError:  # Windows: nothing is locked there
-    fcntl: ModuleType | None = None
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 _BY_NAME = ("last", "best", "hpc", "registry")  # what Lightning takes in place of a file
