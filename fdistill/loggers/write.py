@@ -22,7 +22,7 @@ def _alone(write: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(write)
     def written(loggers: Iterable[Logger], *what: Any) -> None:
         if loggers:
-            on_rank_0(lambda: write(loggers, *what))
+            on_rank_0(lambda: rank_zero_only(write)(loggers, *what))
 
     return written
 

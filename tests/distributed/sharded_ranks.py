@@ -228,7 +228,7 @@ def sharded(rank, folder):
         replicated, parts = descends(None, **plain), descends(None, **changes)
         fit(replicated, 3, devices=devices, strategy="replicated")
         fit(parts, 3, devices=devices, strategy=strategy())
-        devices_of = {str(p.device) for p in parts.parameters()}
+        devices_of = {p.device.type for p in parts.parameters()}
         found[name] = {"replicated": weights(replicated), "sharded": whole_weights(parts), "devices": devices_of}
     build, path = SHARDED["fused"], folder / "sharded.ckpt"
     watching = [SampleGrid(every_n_turns=2, num_samples=4), PowerAverages([0.1], every_n_updates=2)]

@@ -8,6 +8,8 @@ from tiny_runs import distillation, fit, mlp, ring
 from fdistill import shards
 from fdistill.checkpoint_io import SafeCheckpointIO
 from fdistill.checkpoints import load_model, read_run_checkpoint
+from fdistill.commands import UsageError
+from fdistill.commands.consolidate import consolidate
 from fdistill.distributed import whole
 from fdistill.weight_files import CheckpointError
 
@@ -107,3 +109,18 @@ def test_a_part_that_is_altered_or_missing_is_refused(run, tmp_path):
         (there / file.name).write_bytes(content)
     with pytest.raises(CheckpointError, match="SHA-256"):
         load_model(copy / "half.ckpt")
+
+
+def test_consolidate_makes_one_file_and_overwrites_none(run, tmp_path):
+    consolidate(str(run / "half.ckpt"), str(tmp_path / "one.ckpt"))
+    assert [file.name for file in tmp_path.iterdir()] == ["one.ckpt"]
+    one, parts = torch.load(tmp_path / "one.ckpt", weights_only=True), read_run_checkpoint(run / "half.ckpt")
+    assert one["state_dict"].keys() == parts["state_dict"].keys()
+    assert all(torch.equal(value, parts["state_dict"][name]) for name, value in one["state_dict"].items())
+    assert load_model(tmp_path / "one.ckpt").kind == "student"
+    for given, target, word in (
+        ("half.ckpt", "one.ckpt", "overwrites"),
+        (tmp_path / "one.ckpt", "two.ckpt", "already"),
+    ):
+        with pytest.raises(UsageError, match=word):
+            consolidate(str(run / given), str(tmp_path / target))
