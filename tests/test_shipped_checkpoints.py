@@ -1,8 +1,9 @@
-"""The generators in checkpoints/ are small, load, and make the digits they are asked for."""
+"""The generators in checkpoints/ are small, load, and make what they are asked for."""
 
 from pathlib import Path
 
 import pytest
+import torch
 
 from fdistill.checkpoints import load_model
 from fdistill.data import Digits
@@ -27,11 +28,19 @@ def test_it_makes_the_digits_it_is_asked_for(name, evaluations, extractor):
     assert (read == labels).double().mean() > 0.93
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_it_is_below_two_megabytes_and_has_a_card_with_its_numbers(name):
-    files = [path for path in FOLDERS[name].rglob("*") if path.is_file()]
+def test_the_fashion_student_makes_a_picture_of_each_class_in_one_evaluation():
+    model = load_model(FOLDERS["student"].parent / "fashion-student")
+    assert (model.kind, model.evaluations, model.num_classes) == ("student", 1, 10)
+    x = model.sample(model.noise(100, seed=0), model.labels(100)).view(10, 10, -1)  # sample, class
+    means = x.mean(0)
+    between = torch.cdist(means, means).sum() / 90
+    assert x.shape[2] == 28 * 28
+    assert x[:, 1].sub(means[1]).norm(dim=1).mean() < between  # trousers are like trousers
+
+
+@pytest.mark.parametrize("folder", sorted(FOLDERS["student"].parent.glob("*/")), ids=lambda folder: folder.name)
+def test_it_is_below_two_megabytes_and_has_a_card_with_its_numbers(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    card = (folder / "README.md").read_text()
     assert sum(path.stat().st_size for path in files) < 2_000_000
-    assert (
-        "frechet_distance" in (FOLDERS[name] / "README.md").read_text()
-        or "Fréchet" in (FOLDERS[name] / "README.md").read_text()
-    )
+    assert "frechet_distance" in card or "Fréchet" in card

@@ -1,0 +1,5 @@
+"""Where diffusers finds its model; fdistill must be installed."""
+
+from fdistill.export.pipeline import StudentLoader
+
+__all__ = ["StudentLoader"]
