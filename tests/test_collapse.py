@@ -36,7 +36,7 @@ def test_the_band_of_a_null_holds_what_the_null_draws():
 
 def test_a_null_that_cannot_be_trusted_is_refused():
     for values in ([0.8], [0.8, math.nan]):
-        with pytest.raises(ValueError, match="at least 2 finite values"):
+        with pytest.raises(ValueError, match="finite"):
             band(torch.tensor(values), FALLS)
 
 

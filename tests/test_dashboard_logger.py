@@ -166,7 +166,7 @@ def test_a_logger_of_ones_own_begins_at_once_and_the_next_fit_has_its_own_run(tm
 
 def test_online_without_a_login_is_an_error_and_no_question(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
-    with pytest.raises(ValueError, match="needs a login: got none; run wandb login, or set WANDB_MODE=offline"):
+    with pytest.raises(ValueError, match="WANDB_MODE"):
         DashboardLogger()
 
 

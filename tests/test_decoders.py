@@ -51,16 +51,16 @@ def test_images_do_not_depend_on_the_batch_or_on_being_saved_again(build, tmp_pa
 
 def test_nothing_is_read_before_the_first_latent(tmp_path):
     decoder = Decoder(tmp_path / "gone").to("cpu")
-    with pytest.raises(CheckpointError, match=r"there is no .*gone.config.json: expected the VAE"):
+    with pytest.raises(CheckpointError, match="VAE"):
         decoder(torch.zeros(1, 4, 4, 4))
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"_class_name": "UNet2DModel"}, "holds a UNet2DModel: expected a VAE, one of AutoencoderKL, VQModel"),
+        ({"_class_name": "UNet2DModel"}, "AutoencoderKL"),
         ({"colour": 1}, "colour"),
-        ({"latent_channels": 3}, r"another architecture \(\d+ tensors differ\): decoder.conv_in.weight expected"),
+        ({"latent_channels": 3}, "conv_in"),
     ],
 )
 def test_a_vae_that_is_not_understood_is_refused_in_one_line(changes, words, tmp_path):

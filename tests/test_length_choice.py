@@ -107,7 +107,7 @@ def test_a_metric_without_a_better_side_is_refused(metric):
 
 def test_a_metric_that_data_does_not_have_is_refused():
     missing = rows([None], [None])
-    with pytest.raises(ValueError, match="has no value for these samples"):
+    with pytest.raises(ValueError, match="samples"):
         LengthChoice(METRIC, {0.1: missing}, missing).best  # noqa: B018
 
 
@@ -120,5 +120,5 @@ def test_impossible_numbers_are_refused(settings):
 def test_a_model_of_other_data_is_refused():
     source = Shifted()
     source.sample_shape = (3,)
-    with pytest.raises(ValueError, match="the run's EMA makes samples"):
+    with pytest.raises(ValueError, match="EMA"):
         halves().rows("run's EMA", source)

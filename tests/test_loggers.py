@@ -169,7 +169,7 @@ def test_tensorboard_forgets_the_old_run_where_a_folder_is_used_again(tmp_path):
 
 def test_tensorboard_that_is_missing_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"not installed; pip install 'fdistill\[tensorboard\]'"):
+    with pytest.raises(ValueError, match="tensorboard"):
         TensorBoardFiles(str(tmp_path))
 
 

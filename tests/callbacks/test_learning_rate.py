@@ -43,7 +43,7 @@ def test_a_resumed_run_has_the_rates_of_an_uninterrupted_one(tmp_path):
 
 
 def test_negative_factors_are_refused():
-    with pytest.raises(ValueError, match="factor >= 0: got -1"):
+    with pytest.raises(ValueError, match="factor"):
         fit(distillation(), 1, callbacks=[LearningRate(Steps([-1.0, 1.0], [5]))])
 
 

@@ -52,7 +52,7 @@ def test_a_teacher_s_map_has_one_too():
 
 
 def test_what_it_cannot_measure_is_refused():
-    with pytest.raises(ValueError, match="MongeGap is about the map of a one-step student: got 2 steps; leave it out"):
+    with pytest.raises(ValueError, match="MongeGap"):
         fit(distillation(renoise_levels=[0.5]), 1, callbacks=[MongeGap()])
-    with pytest.raises(ValueError, match="num_samples >= 2: got 1, 1"):
+    with pytest.raises(ValueError, match="num_samples"):
         MongeGap(1, 1)

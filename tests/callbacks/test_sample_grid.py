@@ -138,7 +138,7 @@ def test_without_real_data_points_have_no_training_panel(drawn, tmp_path):
 
 
 def test_a_distance_to_training_images_is_refused_without_them():
-    message = "StudentDistance compares with training images: LatentsOnly has none; leave it out of trainer.callbacks"
+    message = "LatentsOnly"
     with pytest.raises(ValueError, match=message) as error:
         fit(distillation(mlp(), SiD()), 1, LatentsOnly([2], batch_size=4), callbacks=[StudentDistance()])
     assert "\n" not in str(error.value)

@@ -132,7 +132,7 @@ def test_a_run_resumed_twice_still_continues(tmp_path):
 def test_a_batch_that_failed_is_seen_again(tmp_path):
     saver = ModelCheckpoint(tmp_path, save_on_exception=True, every_n_train_steps=100)
     module = Recorder(fail_at=6)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with pytest.raises(RuntimeError, match="power"):
         fit(Numbers(), 12, module=module, callbacks=[saver], enable_checkpointing=True)
     (path,) = tmp_path.glob("*.ckpt")
     assert module.seen + fit(Numbers(), 12, ckpt_path=path) == expected(12)
@@ -210,5 +210,5 @@ def test_a_trainer_that_would_divide_the_data_again_is_refused():
     data = Numbers()
     connector = SimpleNamespace(use_distributed_sampler=True)
     data.trainer = SimpleNamespace(global_rank=0, world_size=2, _accelerator_connector=connector)
-    with pytest.raises(ValueError, match="use_distributed_sampler=False"):
+    with pytest.raises(ValueError, match="use_distributed_sampler"):
         data.val_dataloader()

@@ -105,7 +105,7 @@ def test_ranks_share_the_classes_of_a_pass_between_them():
 
 @pytest.mark.parametrize("asks", ["train_samples", "held_out_samples", "data_std", "val_dataloader", "test_dataloader"])
 def test_whoever_asks_for_real_samples_is_told(asks):
-    with pytest.raises(ValueError, match="LatentsOnly has no real samples: got asked for") as error:
+    with pytest.raises(ValueError, match="LatentsOnly") as error:
         getattr(LatentsOnly(SHAPE), asks)()
     assert "\n" not in str(error.value)
 
@@ -142,9 +142,9 @@ def test_the_shipped_configuration_fits_the_quickstart_teacher():
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        ({"sample_shape": []}, "sample_shape is the shape of one sample"),
+        ({"sample_shape": []}, "sample_shape"),
         ({"sample_shape": [1, 0]}, r"got \[1, 0\]"),
-        ({"num_classes": -1}, "expected num_classes >= 0, got -1"),
+        ({"num_classes": -1}, "num_classes"),
         ({"batch_size": 0}, "batch_size"),
         ({"seed": -1}, "seed"),
         ({"num_workers": -1}, "num_workers"),

@@ -90,7 +90,7 @@ def test_every_kind_knows_its_modes_and_comes_back_from_its_spec(data):
 def test_read_modes_refuses_points_that_are_nowhere():
     x = torch.zeros(4, 2)
     x[1, 0], x[3, 1] = torch.nan, torch.inf
-    with pytest.raises(ValueError, match="expected 0 broken ones, got 2 of 4"):
+    with pytest.raises(ValueError, match="broken"):
         GaussianMixtureData().read_modes(x)
 
 
@@ -147,16 +147,16 @@ def test_forty_modes_are_the_published_benchmark():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"kind": "circle"}, "kind names a mixture"),
-        ({"kind": "forty", "std": 1.0}, r"got \['std'\]"),
-        ({"kind": "ring", "side": 3}, r"got \['side'\]"),
+        ({"kind": "circle"}, "mixture"),
+        ({"kind": "forty", "std": 1.0}, "std"),
+        ({"kind": "ring", "side": 3}, "side"),
         ({"kind": "ring", "num_modes": 0}, "num_modes >= 1"),
         ({"kind": "ring", "std": 0.0}, "std > 0"),
         ({"kind": "ring", "radius": float("nan")}, "radius > 0"),
         ({"kind": "grid", "spacing": -1.0}, "spacing > 0"),
         ({"kind": "ring", "num_modes": 3, "weights": [1, 1]}, "expected 3, got 2"),
-        ({"kind": "ring", "num_modes": 2, "weights": [1, -1]}, "weights are finite"),
-        ({"kind": "ring", "num_modes": 2, "weights": [0, 0]}, "weights are finite"),
+        ({"kind": "ring", "num_modes": 2, "weights": [1, -1]}, "weights"),
+        ({"kind": "ring", "num_modes": 2, "weights": [0, 0]}, "weights"),
         ({"num_samples": 0}, "num_samples >= 1"),
     ],
 )

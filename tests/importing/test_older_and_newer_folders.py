@@ -63,7 +63,7 @@ def test_a_key_that_asks_for_nothing_is_ignored_with_a_word(pipeline):
 def test_a_key_that_asks_for_something_is_refused_by_name(part, tmp_path):
     folder = save(DiTPipeline(dit(), vae(), ddim()), tmp_path / "dit")
     rewrite(folder / part / "config.json", tomorrow="rope")
-    with pytest.raises(CheckpointError, match=r"tomorrow.* = 'rope'.*install"):
+    with pytest.raises(CheckpointError, match="tomorrow"):
         _ = import_model(folder).image_shape
 
 

@@ -153,7 +153,7 @@ def test_guidance_needs_a_class_and_its_absence(pipeline, tmp_path):
 
 def test_a_teacher_without_no_class_cannot_be_guided_later(pipeline):
     denoiser = import_model(pipeline).denoiser
-    with pytest.raises(ValueError, match='knows no "no class": set guidance to 1'):
+    with pytest.raises(ValueError, match="guidance"):
         denoiser.no_class(torch.zeros(1, 3, 8, 8))
 
 
@@ -197,5 +197,5 @@ def test_files_and_folders_that_hold_no_model(tmp_path):
 
 def test_a_broken_index_is_no_pipeline(pipeline):
     (pipeline / "model_index.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no readable JSON: expected the index of a diffusers pipeline"):
+    with pytest.raises(CheckpointError, match="JSON"):
         import_model(pipeline)

@@ -41,7 +41,7 @@ def test_a_pair_that_does_not_fit_is_refused(n, d, says):
 
 def test_features_of_another_width_are_refused():
     check_width(3, torch.zeros(5, 3))
-    with pytest.raises(ValueError, match="one space: expected 3 features a sample, got 2"):
+    with pytest.raises(ValueError, match="features"):
         check_width(3, torch.zeros(5, 2))
 
 

@@ -74,14 +74,14 @@ def test_the_metric_is_the_function_of_all_batches_and_reads_the_training_set():
 
 def test_too_few_samples_and_wrong_arguments_raise():
     training = uniform(5, 2, 0)
-    with pytest.raises(ValueError, match="training needs at least 2 samples, got 1"):
+    with pytest.raises(ValueError, match="training"):
         memorized(training, training[:1])
-    with pytest.raises(ValueError, match="generated needs at least 1 samples, got 0"):
+    with pytest.raises(ValueError, match="generated"):
         memorized(training[:0], training)
     for ratio in (0.0, 1.0, float("nan")):
-        with pytest.raises(ValueError, match="ratio compares the nearest distance with the second"):
+        with pytest.raises(ValueError, match="ratio"):
             MemorizedFraction(ratio)
     metric = MemorizedFraction()
     metric.update(training, real=False)
-    with pytest.raises(ValueError, match="at least 2 real samples"):
+    with pytest.raises(ValueError, match="real"):
         metric.compute()

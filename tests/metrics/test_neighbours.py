@@ -131,22 +131,22 @@ def test_neighbours_and_radii_that_are_none_raise():
         lambda: neighbour_statistics(points, points, manifold_k=0, density_k=1),
         lambda: neighbour_statistics(points, points, manifold_k=1, density_k=0),
     ):
-        with pytest.raises(ValueError, match="counts neighbours from 1: expected >= 1, got 0"):
+        with pytest.raises(ValueError, match="counts"):
             call()
     for radius in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="a radius is a distance"):
+        with pytest.raises(ValueError, match="radius"):
             crowding(points, radius)
 
 
 def test_too_few_points_and_a_nan_raise():
     points = normal(5, 2)
-    with pytest.raises(ValueError, match="others needs at least 6 samples, got 5"):
+    with pytest.raises(ValueError, match="samples"):
         nearest(points, points, 6)
-    with pytest.raises(ValueError, match="features needs at least 6 samples, got 5"):
+    with pytest.raises(ValueError, match="features"):
         neighbour_distances(points, 5)
-    with pytest.raises(ValueError, match="features needs at least 2 samples, got 1"):
+    with pytest.raises(ValueError, match="features"):
         crowding(points[:1], 1.0)
-    with pytest.raises(ValueError, match="generated needs at least 6 samples, got 5"):
+    with pytest.raises(ValueError, match="generated"):
         neighbour_statistics(points, points)
     with pytest.raises(ValueError, match="1 of 5"):
         nearest(points, points.index_fill(0, torch.tensor(2), float("nan")))

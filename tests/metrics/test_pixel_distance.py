@@ -63,7 +63,7 @@ def test_no_more_than_a_block_of_samples_is_kept():
 
 
 def test_what_has_no_gaussian_fit_is_refused_in_one_line():
-    with pytest.raises(ValueError, match="got 0 samples"):
+    with pytest.raises(ValueError, match="samples"):
         PixelMoments((2,)).total()
     with pytest.raises(ValueError, match="broken"):
         moments(torch.full((3, 2), torch.nan))

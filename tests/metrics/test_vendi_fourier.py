@@ -73,12 +73,12 @@ def test_the_same_generator_draws_the_same_frequencies_and_the_global_state_stay
 
 
 def test_wrong_arguments_raise():
-    with pytest.raises(ValueError, match="bandwidth in"):
+    with pytest.raises(ValueError, match="bandwidth"):
         fourier_frequencies(3, 0.0, 4, generator_for(0))
     with pytest.raises(ValueError, match="at least 1, got 0"):
         fourier_frequencies(3, 1.0, 0, generator_for(0))
     frequencies = fourier_frequencies(3, 1.0, 4, generator_for(0))
-    with pytest.raises(ValueError, match="expected 2 rows, got 3"):
+    with pytest.raises(ValueError, match="rows"):
         fourier_features(rows(5, 2), frequencies)
-    with pytest.raises(ValueError, match="finite numbers"):
+    with pytest.raises(ValueError, match="finite"):
         fourier_features(rows() * math.nan, frequencies)

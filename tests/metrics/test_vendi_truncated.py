@@ -93,9 +93,9 @@ def test_wrong_arguments_raise():
     for count in (0, 61):
         with pytest.raises(ValueError, match=f"expected at most 60, got {count}"):
             truncated_vendi_score(rows(), 1.0, count)
-    with pytest.raises(ValueError, match="bandwidth in"):
+    with pytest.raises(ValueError, match="bandwidth"):
         truncated_vendi_score(rows(), -1.0, 5)
-    with pytest.raises(ValueError, match="order lies in"):
+    with pytest.raises(ValueError, match="order"):
         truncated_vendi_score(rows(), 1.0, 5, 0)
-    with pytest.raises(ValueError, match="finite numbers"):
+    with pytest.raises(ValueError, match="finite"):
         truncated_vendi_score(rows() * math.nan, 1.0, 5)

@@ -117,5 +117,5 @@ def test_real_samples_keep_their_own_classes_beside_reused_ones(monkeypatch):
 
 
 def test_a_fused_turn_has_nothing_to_reuse():
-    with pytest.raises(ValueError, match="reuse_generated needs turn alternating"):
+    with pytest.raises(ValueError, match="reuse_generated"):
         distillation(turn="fused", reuse_generated=True)

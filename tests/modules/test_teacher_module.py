@@ -77,7 +77,7 @@ def test_a_nan_loss_stops_the_run():
     module = teacher_training()
     with torch.no_grad():
         module.denoiser.network.output.bias.fill_(torch.nan)
-    with pytest.raises(NonFiniteError, match="loss/teacher, gradient of teacher became NaN or infinite in turn 0"):
+    with pytest.raises(NonFiniteError, match="gradient"):
         fit(module, 2)
 
 
@@ -172,7 +172,7 @@ def test_a_broken_uncertainty_stops_the_run_before_any_weight_moves():
     with torch.no_grad():
         module.loss_weight.level.fill_(torch.nan)
     before = weights(module)
-    with pytest.raises(NonFiniteError, match="loss/teacher, gradient of teacher, gradient of loss_weight"):
+    with pytest.raises(NonFiniteError, match="loss_weight"):
         fit(module, 2)
     assert not moved(before, module, "denoiser")
 

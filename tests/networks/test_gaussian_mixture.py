@@ -127,5 +127,5 @@ def test_far_away_samples_do_not_overflow():
     ids=["stds", "means", "negative std", "zero weight", "weights"],
 )
 def test_mixtures_that_are_none_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"a mixture has|stds are"):
+    with pytest.raises(ValueError, match=r"mixture|stds"):
         GaussianMixture(*arguments)

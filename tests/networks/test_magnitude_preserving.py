@@ -97,5 +97,5 @@ def test_a_copy_normalises_for_itself():
 
 
 def test_attention_needs_whole_heads():
-    with pytest.raises(ValueError, match=r"multiples of channels_per_head=64: got \[32\]"):
+    with pytest.raises(ValueError, match="channels_per_head"):
         EDM2UNet(8, 1, 0, 16, (1, 2), blocks_per_level=1, attention_resolutions=())

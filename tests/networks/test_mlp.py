@@ -85,5 +85,5 @@ def test_fourier_features_tell_points_apart_at_the_width_of_their_frequencies():
 
 @pytest.mark.parametrize("bad", [{"frequencies": -1}, {"frequencies": 4, "frequency_std": 0.0}])
 def test_impossible_frequencies_are_refused(bad):
-    with pytest.raises(ValueError, match="frequencies >= 0 of a std > 0"):
+    with pytest.raises(ValueError, match="frequencies"):
         MLP(width=16, depth=2, **bad)

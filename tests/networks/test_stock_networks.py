@@ -114,13 +114,13 @@ def test_a_last_class_that_is_none_is_no_class():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sample_size": None}, "one integer or two, got None"),
-        ({"time_embedding_type": "learned", "num_train_timesteps": 10}, "whole timesteps only"),
-        ({"class_embed_type": "timestep"}, "got class_embed_type=timestep"),
-        ({"out_channels": 4}, "expected 3 or 6 out_channels, got 4"),
-        ({"colour": "red"}, "no UNet2DModel of this configuration: .*colour"),
-        ({"down_block_types": ["DownBlock2D"]}, "no UNet2DModel of this configuration"),
-        ({"down_block_types": ["NoBlock2D"] * 2}, "no UNet2DModel of this configuration"),
+        ({"sample_size": None}, "integer"),
+        ({"time_embedding_type": "learned", "num_train_timesteps": 10}, "timesteps"),
+        ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"out_channels": 4}, "out_channels"),
+        ({"colour": "red"}, "colour"),
+        ({"down_block_types": ["DownBlock2D"]}, "configuration"),
+        ({"down_block_types": ["NoBlock2D"] * 2}, "configuration"),
     ],
 )
 def test_a_unet_that_is_no_denoiser_is_refused(changes, words):
@@ -129,17 +129,17 @@ def test_a_unet_that_is_no_denoiser_is_refused(changes, words):
 
 
 def test_a_last_class_needs_another_beside_it():
-    with pytest.raises(ValueError, match="num_class_embeds >= 2, got 1"):
+    with pytest.raises(ValueError, match="num_class_embeds"):
         StockUNet(SMALL_UNET | {"num_class_embeds": 1}, last_class_is_none=True)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"out_channels": 5}, "expected 4 or 8 out_channels, got 5"),
+        ({"out_channels": 5}, "out_channels"),
         ({"num_layers": 1}, "num_layers=1"),
-        ({"sample_size": 9}, "sample_size=9, patch_size=2"),
-        ({"norm_type": "layer_norm"}, "no DiTTransformer2DModel of this configuration"),
+        ({"sample_size": 9}, "patch_size"),
+        ({"norm_type": "layer_norm"}, "configuration"),
         ({"colour": "red"}, "colour"),
     ],
 )

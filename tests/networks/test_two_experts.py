@@ -111,11 +111,11 @@ def test_no_class_is_known_where_both_experts_know_it():
 @pytest.mark.parametrize(
     ("high", "split", "says"),
     [
-        (MLP(dim=3, width=8, depth=2), 0.5, r"sample_shape: expected that of low, \(2,\), got \(3,\) of high"),
-        (MLP(width=8, depth=2, num_classes=2), 0.5, "num_classes: expected that of low, 0, got 2 of high"),
-        (MLP(width=12, depth=2), 0.5, r"feature_channels: expected that of low, \(8,\), got \(12,\) of high"),
-        (GaussianMixture([[0.0, 0.0]], [1.0]), 0.5, r"feature_channels: .* got \(2,\) of high"),
-        (MLP(width=8, depth=2), math.inf, "split is a noise input and finite: got inf"),
+        (MLP(dim=3, width=8, depth=2), 0.5, "sample_shape"),
+        (MLP(width=8, depth=2, num_classes=2), 0.5, "num_classes"),
+        (MLP(width=12, depth=2), 0.5, "feature_channels"),
+        (GaussianMixture([[0.0, 0.0]], [1.0]), 0.5, "feature_channels"),
+        (MLP(width=8, depth=2), math.inf, "split"),
     ],
 )
 def test_experts_that_do_not_agree_are_refused(high, split, says):

