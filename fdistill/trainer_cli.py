@@ -40,6 +40,7 @@ from fdistill.commands import UsageError, explain
 from fdistill.commands.explain import raised_by_class
 from fdistill.commands.yaml_options import read_options_as_yaml_files
 from fdistill.data import GenerativeDataModule
+from fdistill.distributed import on_rank_0
 from fdistill.loggers import CsvFiles, DashboardLogger, JsonlLogger, TensorBoardFiles, log_configuration
 from fdistill.modules import GenerativeModule
 from fdistill.runs import RunFolder, changes, check_kept, flat_settings
@@ -83,16 +84,9 @@ class TrainingConfig(SaveConfigCallback):
         """
         if stage != "fit":
             return
-        folder, said, refusal = RunFolder(trainer.log_dir), None, None
-        if trainer.is_global_zero:
-            try:
-                said = folder.enter(self.config.get("ckpt_path"))
-                self._folder = folder
-            except (ValueError, OSError) as error:
-                refusal = error if trainer.world_size == 1 else ValueError(str(error))
-        refusal = trainer.strategy.broadcast(refusal)
-        if refusal is not None:
-            raise refusal
+        folder = RunFolder(trainer.log_dir)
+        said = on_rank_0(lambda: folder.enter(self.config.get("ckpt_path")))
+        self._folder = folder
         if said is not None:
             rank_zero_info(said)
 

@@ -7,6 +7,7 @@ import lightning.pytorch as L
 import torch
 from torch.optim import Optimizer
 
+from fdistill.distributed import on_rank_0
 from fdistill.fingerprints import fingerprint
 
 _NUMBERS = ("betas", "eps", "alpha", "momentum", "dampening", "lr_decay")  # beside the learning rate and weight decay
@@ -32,7 +33,7 @@ class Continuation(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Look at the networks, as long as they are whole and on the CPU."""
         if stage == "fit":
-            self._networks = trainer.strategy.broadcast(_networks(pl_module) if trainer.is_global_zero else {})
+            self._networks = on_rank_0(lambda: _networks(pl_module))
 
     def state_dict(self) -> dict[str, Any]:
         """What the optimisers were configured with, and the fingerprints."""
