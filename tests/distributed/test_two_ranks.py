@@ -22,7 +22,7 @@ from fdistill.checkpoints import read_run_checkpoint
 from fdistill.log_ratio import unit_mean
 from fdistill.strategies.replicated import _own_memory
 
-SECONDS = 300
+SECONDS = 600
 
 
 def free_port():
