@@ -7,6 +7,7 @@ the CPU: they refuse what is on the host. What no function of torch's made (torc
 """
 
 import functools
+import weakref
 from contextlib import contextmanager
 
 import torch
@@ -15,8 +16,6 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 DEVICE, HOST = torch.device("cpu", 0), torch.device("cpu")
 COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "reduce", "gather", "scatter", "send", "recv")
@@ -24,12 +23,13 @@ COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "reduce", "gather", "sca
 
 _MOVES = {torch.Tensor.to, torch.Tensor.cpu}
 _GET_DEVICE, _SET_DATA = torch.Tensor.device.__get__, torch.Tensor.data.__set__
-_on_host = WeakTensorKeyDictionary()
+_host = {}  # tensors on the host, by their identity: weak references, which a plain dictionary finds fastest
 _filled = {}  # what was last made at an address, for parameters, which are made without a function
 
 
 def is_on_host(tensor):
-    return _on_host.get(tensor, False)
+    found = _host.get(id(tensor))
+    return found is not None and found() is tensor
 
 
 class TwoPlaces(TorchFunctionMode):
@@ -37,21 +37,33 @@ class TwoPlaces(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
         result = function(*args, **kwargs)
         if function == _GET_DEVICE:
             return DEVICE if result == HOST and not is_on_host(args[0]) else result
         if function == _SET_DATA:
             _put(args[0], is_on_host(args[1]))
+        made = list(_tensors((result,)))
+        if not made:
             return result
+        given = [*_tensors(args), *_tensors(kwargs.values())]
         target = _asked(function, args, kwargs)
         if target is not None and function in _MOVES and result is args[0] and is_on_host(result) != target:
             result = result.clone()
+            made = [result]
         on_host = target if target is not None else _is_host(given)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and all(tensor is not value for value in given):
+        for tensor in made:
+            if all(tensor is not value for value in given):
                 _put(tensor, on_host)
         return result
+
+
+def _tensors(values):
+    """The tensors among values, and in the lists and tuples among them."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif type(value) in (list, tuple):
+            yield from _tensors(value)
 
 
 def _asked(function, args, kwargs):
@@ -73,10 +85,14 @@ def _is_host(given):
 
 
 def _put(tensor, on_host):
-    if not isinstance(tensor, DTensor):
-        _on_host[tensor] = on_host
-        if not tensor.is_meta and tensor.numel():
-            _filled[tensor.data_ptr()] = on_host
+    if isinstance(tensor, DTensor) or tensor.is_meta:
+        return
+    if on_host:
+        key = id(tensor)
+        _host[key] = weakref.ref(tensor, lambda _: _host.pop(key, None))
+    else:
+        _host.pop(id(tensor), None)
+    _filled[tensor.data_ptr()] = on_host
 
 
 @contextmanager
@@ -99,8 +115,8 @@ def two_places():
 
 
 def _born(parameter):
-    if parameter is not None and parameter not in _on_host:
-        _put(parameter, not parameter.is_meta and _filled.get(parameter.data_ptr(), True))
+    if parameter is not None and not parameter.is_meta:
+        _put(parameter, _filled.get(parameter.data_ptr(), True))
 
 
 def _minding(collective):
@@ -108,8 +124,8 @@ def _minding(collective):
     def minding(*args, **kwargs):
         groups = [value for value in (*args, *kwargs.values()) if isinstance(value, dist.ProcessGroup)]
         own = not groups or groups[0] is dist.group.WORLD
-        for tensor in tree_leaves((args, kwargs)):
-            if own and isinstance(tensor, torch.Tensor) and is_on_host(tensor):
+        for tensor in (*_tensors(args), *_tensors(kwargs.values())):
+            if own and is_on_host(tensor):
                 raise RuntimeError(
                     f"{collective.__name__} of a tensor {list(tensor.shape)} on the host: No backend type associated "
                     "with device type cpu"
