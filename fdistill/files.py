@@ -64,6 +64,20 @@ def remove_left_overs(folder: str | Path) -> list[Path]:
     return found
 
 
+def of_other_writings(path: str | Path, ending: str, keep: str | None) -> list[Path]:
+    """Files and folders beside a file, STEM.TOKEN.ENDING, that belong to an earlier writing of it.
+
+    Args:
+        path: of the file; STEM is its name without suffix, TOKEN are 12 hexadecimal digits.
+        ending: a regular expression.
+        keep: the token of the file that is there now; None where nothing of it is kept.
+    """
+    path = Path(path)
+    names = re.compile(re.escape(path.stem) + rf"\.([0-9a-f]{{12}})\.{ending}")
+    found = {beside: names.fullmatch(beside.name) for beside in path.parent.glob("*")}
+    return [beside for beside, match in found.items() if match and match[1] != keep]
+
+
 @contextmanager
 def replace_folder(target: str | Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends, and vanishes when the block raises.

@@ -1,7 +1,6 @@
 """What each rank keeps for itself, in a file of its own beside the run's checkpoint: nobody gathers it."""
 
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fdistill.distributed import gather_objects, patient, rank, world_size
-from fdistill.files import atomic_write
+from fdistill.files import atomic_write, of_other_writings
 from fdistill.weight_files import CheckpointError
 
 OWN = "own"
@@ -56,12 +55,8 @@ def drop_parts(path: Path | str, keep: str | None = None) -> None:
         path: of the checkpoint.
         keep: the token of its own files; None for a checkpoint without any, or for one that is removed.
     """
-    path = Path(path)
-    mine = re.compile(re.escape(path.stem) + r"\.([0-9a-f]{12})\.rank\d+\.safetensors")
-    for file in path.parent.glob("*.safetensors"):
-        found = mine.fullmatch(file.name)
-        if found and found[1] != keep:
-            file.unlink(missing_ok=True)
+    for file in of_other_writings(path, r"rank\d+\.safetensors", keep):
+        file.unlink(missing_ok=True)
 
 
 def copy_parts(checkpoint: dict[str, Any], path: Path | str, target: Path | str) -> None:

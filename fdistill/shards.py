@@ -5,7 +5,6 @@ without numbers (torch's meta device) stands in place of each.
 """
 
 import hashlib
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fdistill.distributed import gather_objects, on_rank_0, patient, rank, world_size
+from fdistill.files import of_other_writings
 from fdistill.weight_files import CheckpointError
 
 SHARDS = "shards"
@@ -69,12 +69,8 @@ def drop_shards(path: Path | str, keep: str | None = None) -> None:
         path: of the checkpoint.
         keep: the token of its own folder; None for a checkpoint without one, or for one that is removed.
     """
-    path = Path(path)
-    mine = re.compile(re.escape(path.stem) + r"\.([0-9a-f]{12})\.shards")
-    for folder in path.parent.glob("*.shards"):
-        found = mine.fullmatch(folder.name)
-        if found and found[1] != keep:
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in of_other_writings(path, "shards", keep):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Shards:

@@ -7,6 +7,7 @@ from cli_runs import fdistill, one_error_line, succeeds
 from jsonargparse import ArgumentParser
 from safetensors.torch import save_file
 
+from fdistill.checkpoints import load_model
 from fdistill.commands.yaml_options import read_options_as_yaml_files
 from fdistill.commands.yaml_section import data_of_file
 from fdistill.importing.configured import _read_yaml
@@ -112,3 +113,6 @@ def test_numbers_with_an_exponent_import_as_fit_reads_them(tmp_path):
         "  preconditioning: {class_path: EDM, init_args: {sigma_data: 5e-1}}\nsampling: {sigma_min: 2e-3}\n"
     )
     succeeds("import", tmp_path / "net.safetensors", tmp_path / "out", "--config", tmp_path / "a.yaml")
+    teacher = load_model(tmp_path / "out")
+    assert teacher.denoiser.preconditioning.sigma_data == 0.5
+    assert float(teacher.sigmas[teacher.sigmas > 0].min()) == pytest.approx(2e-3)

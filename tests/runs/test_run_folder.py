@@ -1,6 +1,7 @@
 """One process at a time writes into a run folder, whatever ended the one before, and no run is written over another."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -46,7 +47,10 @@ def test_a_forked_worker_that_outlives_its_run_holds_nothing(tmp_path):
     worker = int(done.stdout.readline())
     try:
         done.wait()
-        RunFolder(tmp_path / "run").enter("last")
+        folder = RunFolder(tmp_path / "run")
+        folder.enter("last")
+        assert (tmp_path / "run" / ".lock").read_text().split()[0] == str(os.getpid())
+        folder.release()
     finally:
         subprocess.run(["kill", "-9", str(worker)], check=True)
 
