@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_runs import distillation, fit, teacher_training, weights
 
-from fdistill.callbacks import BestCheckpoint, CollapseCallback, LastCheckpoint, LearningRate
+from fdistill.callbacks import BestCheckpoint, CollapseCallback, LastCheckpoint, LearningRate, StopEarly
 from fdistill.callbacks.measured import publish
 from fdistill.schedules import Linear, Steps
 
@@ -51,6 +51,9 @@ class Alarmed(CollapseCallback):
     """Acts at the end of turn 2, whatever was measured."""
 
     def setup(self, *args, **stage):
+        pass
+
+    def on_measured(self, *args):
         pass
 
     def on_train_batch_end(self, trainer, *_):
@@ -106,6 +109,15 @@ class Measures(L.Callback):
 
     def on_train_batch_end(self, trainer, module, *_):
         publish(trainer, module, {"metric/x": self.values[trainer.global_step - 1]})
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 3.0, 4.0, 5.0], [5.0, 4.0, 3.0, 2.0, 1.0]], ids=["worse", "better"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_first_of_two_that_stop_the_run_stops_it(order, values):
+    stopping = [Alarmed(action="stop"), StopEarly("metric/x", patience=3)][::order]
+    assert fit(distillation(), 5, callbacks=[Measures(values), *stopping]).global_step == 2
+    early = [StopEarly("metric/x", patience=1), StopEarly("metric/x", patience=3, mode="max")][::order]
+    assert fit(distillation(), 5, callbacks=[Measures(values), *early]).global_step == (2 if values[0] == 1 else 4)
 
 
 @pytest.mark.parametrize("order", [1, -1])
