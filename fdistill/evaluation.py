@@ -1,54 +1,26 @@
 """Student beside teacher beside real data: the same numbers, the same n, several draws, and what a picture shows."""
 
-import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fdistill.collapse import WATCHED, bands, half_splits
 from fdistill.data import GenerativeDataModule
-from fdistill.features import FeatureExtractor, compared_rows, default_extractor
-from fdistill.metrics import memorized_fraction, nearest, vendi_score
+from fdistill.evaluation_bench import Bench, Copies, first_shown
+from fdistill.features import FeatureExtractor, default_extractor
 from fdistill.metrics.vendi_spectrum import vendi_spectrum
-from fdistill.random_streams import fold_seed, generator_for
-from fdistill.report import average_rows, compare, intervals, joined, measure, per_class, per_class_gaussian, verdict
+from fdistill.report import average_rows, measure, verdict
 from fdistill.report.intervals import LEAST_FOR_INTERVALS, check_splits
 from fdistill.report.rows import Samples
 from fdistill.sources import ModelSource, Source
 
-SPLITS = 10  # pairs of real halves, of which the bands are made
-MOST_IN_BANDS = 5000  # samples of such a half; more would make the bands narrower by little, and take long
 DRAWN = 20_000  # samples of each row in all draws together, where nobody asked for a number of draws
 USUAL_REPEATS = 4  # at most
-TIMED = 500  # samples at once, whose speed is measured
-LONG = 5.0  # seconds of one draw, which is then not repeated
-LEAST_IN_MODE = 5  # reference samples, for a mode without generated ones to be missing rather than unlucky
-LEAST_TO_BE_RARE = 20  # reference samples, for one with some
-RARE = 0.25  # of the samples that the reference has
-MOST_CLASSES = 40  # that are told apart
-MOST_COPIES = 20
-SHOWN_IMAGES, SHOWN_POINTS = 50, 2000  # of each row in a picture
-
-
-@dataclass
-class Copies:
-    """The samples that lie nearest to a training sample, the nearest first.
-
-    Attributes:
-        generated: [c, ...].
-        training: the nearest training sample of each [c, ...].
-        ratio: its distance over that of the second nearest [c]; below 1/3 it is a copy.
-    """
-
-    generated: Tensor
-    training: Tensor
-    ratio: Tensor
+TIMED, FEW_TIMED = 500, 50  # samples at once, whose speed is measured
+LONG = 1.0  # second, which no more than the few may take
 
 
 @dataclass
@@ -103,7 +75,7 @@ def evaluate_models(
     sources = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     _check(sources, data, n, repeats)
     check_splits(bootstrap)
-    bench = _Bench(data, extractor or default_extractor(data.sample_shape, data.num_classes), n, seed)
+    bench = Bench(data, extractor or default_extractor(data.sample_shape, data.num_classes), n, seed)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("floor", *sources, "class_gaussian")}
     modes: dict[str, list[Tensor]] = {name: [] for name in rows}
     first: dict[str, Samples] = {}
@@ -111,10 +83,9 @@ def evaluate_models(
     copies: Copies | None = None
     for repeat in tqdm(range(repeats), desc="Evaluation", unit="draw"):
         drawn = {}
-        for name, (x, labels) in bench.draws(sources, repeat):
-            drawn[name] = bench.read(name, x, labels, keep=name == "floor")
+        for name, x, drawn[name] in bench.draws(sources, repeat):
             if repeat == 0:
-                shown[name] = x[: SHOWN_IMAGES if x.ndim == 4 else SHOWN_POINTS].clone()
+                shown[name] = first_shown(x)
                 copies = bench.copies(x, drawn[name]) if name == "student" else copies
         for name, samples in drawn.items():
             pairs = drawn["teacher"].features if name == "student" and _share_noise(student, teacher) else None
@@ -132,145 +103,26 @@ def evaluate_models(
     return Evaluation(report, shown, spectra, copies)
 
 
-class _Bench:
-    """The real side of a comparison.
-
-    Attributes:
-        labels: of the reference, int64 [n]; zeros where the data has no classes.
-        compared: indices [m] of the training samples that copies are looked for among.
-        training: their features [m, d].
-        gaussian: draws samples of the classes asked for from a Gaussian of each.
-        reference: n held-out samples.
-    """
-
-    def __init__(self, data: GenerativeDataModule, extractor: FeatureExtractor, n: int, seed: int) -> None:
-        train, held_out = data.train_samples, data.held_out_samples
-        self.data, self.extractor, self.n, self.seed = data, extractor, n, seed
-        labels = train.labels if data.num_classes > 1 else None
-        extractor.prepare(train, labels, data.num_classes, seed)
-        self.gaussian = per_class_gaussian(train, labels, data.num_classes)
-        self.compared = compared_rows(train)
-        self.training = extractor.extract(train, keep=True, rows=self.compared)
-        x, self.labels = held_out.rows(torch.randperm(len(held_out), generator=generator_for(seed))[:n])
-        self.reference = self.read("reference", x, self.labels, keep=True)
-
-    def read(self, name: str, x: Tensor, labels: Tensor | None, keep: bool = False) -> Samples:
-        """Read samples [n, ...] once; an error says whose they are."""
-        return read_samples(self.data, self.extractor, name.replace("_", " "), x, labels, keep)
-
-    def draws(self, sources: Mapping[str, Source], repeat: int) -> Iterator[tuple[str, tuple[Tensor, Tensor | None]]]:
-        """Every row's name with its n samples and their labels, one row after the other.
-
-        Sources make the reference's classes where they can be asked for them.
-        """
-        train, seed = self.data.train_samples, fold_seed(self.seed, repeat) % 2**32
-        yield "floor", train.rows(torch.randperm(len(train), generator=generator_for(self.seed, repeat))[: self.n])
-        for name, source in sources.items():
-            labels = source.labels(self.n, seed, self.labels)
-            yield name, (source.draw(self.n, seed, labels), labels)
-        yield "class_gaussian", (self.gaussian(self.labels, generator_for(self.seed, repeat)), self.labels)
-
-    def details(
-        self, row: dict[str, Any], samples: Samples, modes: list[Tensor], bootstrap: int | None
-    ) -> dict[str, dict[str, Any] | list[int]]:
-        """What one row holds beside its numbers: intervals, modes that are missed, precision and recall by class."""
-        found: dict[str, Any] = {
-            "intervals": intervals(row, samples, self.reference, self.data.num_modes, bootstrap, self.seed)
-        }
-        if modes and self.reference.modes is not None:
-            made = self._counts(torch.cat(modes)).double() / len(modes)
-            there = self._counts(self.reference.modes)
-            missing = (made == 0) & (there >= LEAST_IN_MODE)
-            rare = (made < RARE * there) & (there >= LEAST_TO_BE_RARE) & ~missing
-            found |= {"missing_modes": _numbers(missing), "rare_modes": _numbers(rare)}
-        if 1 < self.data.num_classes <= MOST_CLASSES and (samples.wanted is not None or samples.modes is not None):
-            found["per_class"] = per_class(samples, self.reference, self.data.num_classes)
-        return found
-
-    def judged_modes(self) -> int:
-        """How many modes hold enough of the reference to be missed; 0 where nobody can tell."""
-        modes = self.reference.modes
-        return 0 if modes is None else int((self._counts(modes) >= LEAST_IN_MODE).sum())
-
-    def _counts(self, modes: Tensor) -> Tensor:
-        return modes[modes >= 0].bincount(minlength=self.data.num_modes).cpu()
-
-    def bands(self, floor: Samples) -> dict[str, list[float | None]]:
-        """The collapse alarm's bands, of n real samples (at most 5,000) against others; None for an open end."""
-        pool = joined(self.reference, floor)
-        splits = half_splits(len(pool), SPLITS, generator_for(self.seed, SPLITS), MOST_IN_BANDS)
-        null = [compare(pool[a], pool[b], self.data.num_modes) for a, b in splits]
-        known = [name for name in WATCHED if all(values[name] is not None for values in null)]
-        found = bands({name: torch.tensor([values[name] for values in null]) for name in known})
-        return {
-            name: [edge if math.isfinite(edge) else None for edge in (band.low, band.high)]
-            for name, band in found.items()
-        }
-
-    def held_out(self) -> dict[str, float | None]:
-        """What the reference itself has: its Vendi score, how well its classes are read, and copies by chance."""
-        modes, wanted = self.reference.modes, self.reference.wanted
-        return {
-            "vendi": float(vendi_score(self.reference.features)),
-            "accuracy": None if modes is None or wanted is None else float((modes == wanted).double().mean()),
-            "memorized_fraction": float(memorized_fraction(self.reference.features, self.training)),
-        }
-
-    def copies(self, x: Tensor, samples: Samples) -> Copies:
-        """The samples x [n, ...] that lie nearest to a training sample."""
-        near = nearest(samples.features, self.training, k=2)
-        ratio = (near.distances[:, 0] / near.distances[:, 1].clamp(min=torch.finfo(torch.float64).tiny)).cpu()
-        order = ratio.argsort(stable=True)[:MOST_COPIES]
-        training = self.data.train_samples.rows(self.compared[near.indices[:, 0].cpu()[order]]).x
-        return Copies(x[order], training, ratio[order])
-
-
-def read_samples(
-    data: GenerativeDataModule,
-    extractor: FeatureExtractor,
-    name: str,
-    x: Tensor,
-    labels: Tensor | None,
-    keep: bool = False,
-) -> Samples:
-    """What the metrics read of samples [n, ...] of some data, by a prepared extractor; an error says whose they are.
-
-    The features of real ones may be kept, see `FeatureExtractor.extract`.
-    """
-    try:
-        features = extractor.extract(x, keep=keep)
-        modes = data.read_modes(x)  # its own oracle, where it has one, reads better than any features
-        modes = extractor.classify(features) if modes is None else modes
-    except ValueError as error:
-        raise ValueError(f"the {name}: {error}") from error
-    modes, labels = (None if kept is None else kept.to(features.device) for kept in (modes, labels))
-    return Samples(features, modes, labels if data.num_classes > 1 else None)
-
-
-def _numbers(chosen: Tensor) -> list[int]:
-    return chosen.nonzero().flatten().tolist()
-
-
 def usual_repeats(n: int) -> int:
     """Draws of n samples where nobody asked for another number: 4, or as many as make 20,000 samples together."""
     return max(1, min(USUAL_REPEATS, DRAWN // n))
 
 
 def samples_per_second(source: Source, n: int, repeats: int = 3) -> float:
-    """Median over `repeats` draws of n samples but at most 500, after one that does not count.
+    """Median over `repeats` draws of n samples but at most 500, after one of 50 that does not count.
 
-    That one alone counts where it takes more than five seconds.
+    Where that one takes more than a second, another of 50 counts alone.
     """
-    n = min(n, TIMED)
-    labels = source.labels(n, 0)
-    times: list[float] = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        source.draw(n, 0, labels)
-        times.append(time.perf_counter() - started)
-        if times[0] > LONG:
-            break
-    return n / statistics.median(times[1:] or times)
+    few, many = min(n, FEW_TIMED), min(n, TIMED)
+    slow = _seconds_of_draw(source, few) > LONG
+    times = [_seconds_of_draw(source, few if slow else many) for _ in range(1 if slow else repeats)]
+    return (few if slow else many) / statistics.median(times)
+
+
+def _seconds_of_draw(source: Source, n: int) -> float:
+    labels, started = source.labels(n, 0), time.perf_counter()
+    source.draw(n, 0, labels)
+    return time.perf_counter() - started
 
 
 def _share_noise(student: Source, teacher: Source | None) -> bool:
@@ -307,7 +159,7 @@ def check_fits(name: str, source: Source, data: GenerativeDataModule) -> None:
         )
 
 
-def _facts(bench: _Bench, sources: dict[str, Source], n: int, seed: int, repeats: int) -> dict[str, Any]:
+def _facts(bench: Bench, sources: dict[str, Source], n: int, seed: int, repeats: int) -> dict[str, Any]:
     """How the numbers were made, and how fast the sources are."""
     generating = {name: source for name, source in sources.items() if source.evaluations is not None}
     speeds = {name: samples_per_second(source, n) for name, source in generating.items()}

@@ -21,6 +21,8 @@ from fdistill.samplers import Heun, Sampler, generate, multi_step, one_step
 
 AT_ONCE = 500  # samples
 VALUES_AT_ONCE = AT_ONCE * 3 * 32 * 32  # and no more numbers than so many small images have
+VALUES_IN_CACHE = 64 * 28 * 28  # of a batch on a CPU, whose activations should stay in its cache
+CHANNELS_LAST_ABOVE = 16  # pixels of a side
 
 
 @dataclass
@@ -144,13 +146,26 @@ class GenerativeModel:
 
     def to(self, device: torch.device | str) -> "GenerativeModel":
         """Move the denoiser, its guide and its decoder, in place."""
-        self.denoiser.to(device)
-        guide = Guidance.of(self.guidance).guide
-        if guide is not None:
-            guide.to(device)
-        if self.decoder is not None:
-            self.decoder.to(device)
+        for part in (*self._denoisers(), self.decoder):
+            if part is not None:
+                part.to(device)
         return self
+
+    def sampling_on(self, device: torch.device | str) -> "GenerativeModel":
+        """Move it to where it will only sample, in place; not for networks that learn or are written.
+
+        On the CPU convolutions also lie channels last, where images are larger than 16 pixels: the same samples but for
+        rounding, faster (tools/benchmark_sampling.py).
+        """
+        self.to(device)
+        if self.device.type == "cpu" and self.sample_shape[-1] > CHANNELS_LAST_ABOVE:
+            for denoiser in self._denoisers():
+                denoiser.to(memory_format=torch.channels_last)
+        return self
+
+    def _denoisers(self) -> list[Denoiser]:
+        guide = Guidance.of(self.guidance).guide
+        return [self.denoiser] if guide is None else [self.denoiser, guide]
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -182,8 +197,7 @@ class GenerativeModel:
 
     def whole(self) -> AbstractContextManager[None]:
         """Inside, this rank may sample by itself; all ranks enter and leave together, where weights are sharded."""
-        guide = Guidance.of(self.guidance).guide
-        return gathered(*(network for network in (self.denoiser, guide) if network is not None))
+        return gathered(*self._denoisers())
 
     def sample(self, noise: Tensor, labels: Tensor | None = None, batch_size: int | None = None) -> Tensor:
         """Samples on the CPU, [B, *sample_shape] float32.
@@ -194,7 +208,7 @@ class GenerativeModel:
             noise: standard normal, [B, *latent_shape].
             labels: int64 [B] in [0, num_classes); not read by an unconditional model.
             batch_size: samples made at once; they do not depend on it. Where not given 500, fewer of more than 3,072
-                values each, and half as many where the device's memory is not enough.
+                values each (on the CPU 784), and half as many where the device's memory is not enough.
 
         Raises:
             ValueError: if the noise is of another shape, or a conditional model gets no labels or one out of range.
@@ -207,7 +221,8 @@ class GenerativeModel:
         labels = check_labels(labels, self.num_classes) if self.num_classes else None
         few_steps = one_step if self._blocks == 1 else multi_step
         sampler = few_steps if self.kind == "student" else self.sampler
-        size = batch_size or max(1, min(AT_ONCE, VALUES_AT_ONCE // math.prod(self.sample_shape)))
+        values = VALUES_IN_CACHE if self.device.type == "cpu" else VALUES_AT_ONCE
+        size = batch_size or max(1, min(AT_ONCE, values // math.prod(self.sample_shape)))
         with self.whole(), self._precision():
             labels, device = None if labels is None else labels.to(self.device), self.device
             fixed = (self.denoiser, noise.to(device), self.sigmas, labels, self.guidance)

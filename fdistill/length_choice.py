@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from fdistill.data import GenerativeDataModule
-from fdistill.evaluation import check_fits, read_samples
+from fdistill.evaluation import check_fits
+from fdistill.evaluation_bench import read_samples
 from fdistill.features import FeatureExtractor
 from fdistill.random_streams import fold_seed, generator_for
 from fdistill.report import average_rows, measure

@@ -261,7 +261,7 @@ def open_source(
     if path.is_file() and path.suffix.lower() in sample_files.SUFFIXES:
         return sample_files.SamplesSource(path, num_classes)
     if path.is_file() or (path / f"{RECORD}.json").is_file():
-        return ModelSource(load_model(path).to(device))
+        return ModelSource(load_model(path).sampling_on(device))
     checkpoint = run_checkpoint(path)  # before pictures, which a run's folder has too
     if checkpoint is not None:
         raise CheckpointError(f"{path} is the folder of a run: give its checkpoint, {checkpoint}")

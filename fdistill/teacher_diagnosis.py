@@ -12,7 +12,8 @@ from tqdm import tqdm
 from fdistill.data import Batch, GenerativeDataModule
 from fdistill.denoiser import Denoiser
 from fdistill.diagnosis import LinearDenoiser, SeeSawCurve, see_saw
-from fdistill.evaluation import check_fits, read_samples
+from fdistill.evaluation import check_fits
+from fdistill.evaluation_bench import read_samples
 from fdistill.features import FeatureExtractor, default_extractor
 from fdistill.generative_model import GenerativeModel
 from fdistill.noise_levels import LogUniform

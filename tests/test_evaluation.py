@@ -169,6 +169,41 @@ def test_the_seed_decides_all():
     assert first["student"] != other["student"]
 
 
+class Counted(ModelSource):
+    """Counts its draws."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.drawn = []
+
+    def draw(self, n, seed, labels=None):
+        self.drawn += [n] if n > 50 else []  # fewer are timed
+        return super().draw(n, seed, labels)
+
+
+def test_a_teacher_is_drawn_once_for_all_its_students(tmp_path, monkeypatch):
+    monkeypatch.setattr("fdistill.evaluation.TIMED", 50)
+    data = GaussianMixtureData("ring", num_samples=300, num_held_out=200)
+
+    def report(width, num_steps=4):
+        torch.manual_seed(0)
+        teacher = Denoiser(MLP(2, width, 2), EDM(0.5))
+        source = Counted(GenerativeModel.teacher(teacher, num_steps, 0.01, 5.0))
+        student = Counted(GenerativeModel.student(Denoiser(MLP(2, 8, 2), EDM(0.5)), 2.0))
+        features = PixelFeatures().keep_in(tmp_path)
+        made = evaluate_models(student, source, data, 60, 0, 2, 4, features)
+        told = {name: row for name, row in made.report.items() if "second" not in name and name != "speedup"}
+        return told, made, (len(student.drawn), len(source.drawn))
+
+    first, pictures, drawn = report(8)
+    again, read_pictures, drawn_again = report(8)
+    assert (drawn, drawn_again) == ((2, 2), (2, 0))
+    assert again == first
+    assert read_pictures.samples["teacher"].equal(pictures.samples["teacher"])
+    assert report(12)[2] == (2, 2)
+    assert report(8, 5)[2] == (2, 2)
+
+
 def test_all_draws_together_are_bounded():
     assert [usual_repeats(n) for n in (12, 500, 5_000, 10_000, 50_000)] == [4, 4, 4, 2, 1]
 
@@ -188,10 +223,10 @@ class Timed:
         self.now += self.seconds
 
 
-def test_speed_is_measured_on_few_samples_and_on_one_draw_where_that_takes_long(monkeypatch):
+def test_speed_is_measured_on_few_samples_and_on_fewer_where_they_take_long(monkeypatch):
     fast, slow = (Timed(monkeypatch, seconds) for seconds in (0.5, 60.0))
-    assert samples_per_second(slow, 10_000) == pytest.approx(500 / 60)
-    assert slow.asked == [500]
+    assert samples_per_second(slow, 10_000) == pytest.approx(50 / 60)
+    assert slow.asked == [50, 50]
     monkeypatch.setattr("fdistill.evaluation.time.perf_counter", lambda: fast.now)
     assert samples_per_second(fast, 20) == pytest.approx(20 / 0.5)
     assert fast.asked == [20] * 4

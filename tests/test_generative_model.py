@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from fdistill.callbacks.measured import in_run_precision
 from fdistill.denoiser import Denoiser
 from fdistill.generative_model import GenerativeModel, check_labels
-from fdistill.networks import MLP, GaussianMixture
+from fdistill.networks import MLP, GaussianMixture, SmallUNet
 from fdistill.paths import VarianceExploding
 from fdistill.preconditioning import EDM, X0Prediction
 from fdistill.samplers import Heun, one_step
@@ -223,6 +223,10 @@ class Small(Denoiser):
         return super().forward(x, sigma, labels)
 
 
+def guided(network):
+    return GenerativeModel.teacher(network, 3, 0.01, 4.0, guidance=2.0)
+
+
 def small_student():
     network = denoiser()
     return GenerativeModel.student(Small(network.network, network.preconditioning), 2.5)
@@ -240,7 +244,7 @@ def test_a_batch_that_was_asked_for_is_not_changed():
         small_student().sample(torch.zeros(300, 2), batch_size=200)
 
 
-@pytest.mark.parametrize(("shape", "size"), [((3, 32, 32), 500), ((1, 28, 28), 500), ((3, 64, 64), 125)])
+@pytest.mark.parametrize(("shape", "size"), [((1, 8, 8), 500), ((1, 28, 28), 64), ((3, 64, 64), 4)])
 def test_large_images_are_made_fewer_at_once(shape, size):
     class Still(Denoiser):
         sizes = []
@@ -264,3 +268,17 @@ def test_callbacks_sample_in_the_precision_of_the_run(precision, half):
     model = in_run_precision(Run, small_student())
     assert model.sample(torch.zeros(4, 2)).dtype == torch.float32
     assert model.denoiser.in_half is half
+
+
+@pytest.mark.parametrize("build", [GenerativeModel.student, lambda network, sigma: guided(network)])
+def test_channels_last_for_sampling_gives_the_same_samples_and_leaves_small_images_alone(build):
+    for resolution, laid_out in ((8, False), (20, True)):
+        torch.manual_seed(0)
+        network = Denoiser(SmallUNet(resolution, 1, (8, 8), num_classes=2), EDM(0.5))
+        model = build(network, 2.0)
+        noise, labels = model.noise(6, 0), model.labels(6)
+        before = model.sample(noise, labels)
+        first = next(value for value in network.parameters() if value.ndim == 4 and value.shape[1] > 1)
+        model.sampling_on("cpu")
+        assert first.is_contiguous(memory_format=torch.channels_last) is laid_out
+        assert_close(model.sample(noise, labels), before, rtol=1e-4, atol=1e-5)

@@ -15,8 +15,8 @@ FLOORS = {
     2: "denoiser log_ratio encoding",
     3: "objectives guidance samplers generative_model ema power_ema snapshots checkpoints checkpoint_io report "
     "rank_parts shards diagnosis pairs calibration kinetic strangers sample_files",
-    4: "importing modules export strategies loggers sources evaluation fid length_choice teacher_diagnosis diversity "
-    "planning",
+    4: "importing modules export strategies loggers sources evaluation evaluation_bench fid length_choice "
+    "teacher_diagnosis diversity planning",
     5: "callbacks",
     6: "cli trainer_cli trainer_flags plan_cli commands __main__",
 }

@@ -26,7 +26,7 @@ from torch import Tensor
 from fdistill.data import Chequerboard, Digits, GaussianMixtureData, GenerativeDataModule
 from fdistill.denoiser import Denoiser
 from fdistill.diagnosis import LinearDenoiser, see_saw
-from fdistill.evaluation import read_samples
+from fdistill.evaluation_bench import read_samples
 from fdistill.features import FeatureExtractor, default_extractor
 from fdistill.grids import PathGrid
 from fdistill.loss_weights import ConstantEps

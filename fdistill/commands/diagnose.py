@@ -38,7 +38,7 @@ def diagnose(
     folder, place = require_writable(Path(out) / "diagnosis.json").parent, usable_device(device)
     if place.type == "mps":
         raise ValueError("diagnose computes in double precision, which mps has not: use cpu or cuda")
-    model = load_model(checkpoint).to(place)
+    model = load_model(checkpoint).sampling_on(place)
     real = remembered_data(model.facts) if data is None else data_of_file(data)
     found = diagnose_teacher(model, real, n, seed, steps, eta, repeats)
     written = write_json(folder / "diagnosis.json", {"checkpoint": checkpoint, **found.report})

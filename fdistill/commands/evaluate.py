@@ -79,6 +79,8 @@ def evaluate(
         fid_samples: samples of each source for these three.
     """
     folder, place = require_writable(Path(out) / "report.json").parent, usable_device(device)
+    if (folder / "report.json").exists():
+        print(f"{folder / 'report.json'} and its pictures are there already and will be replaced")
     given = None if data is None else data_of_file(data).in_pixels(place)
     extractor = None if features is None else features_of_file(features, place)
     student, teacher_source, real = _opened(checkpoint, teacher, given, steps, place)

@@ -37,7 +37,7 @@ def pairs(
     if path.exists() and not overwrite and _holds(path, wanted):
         print(f"{path} holds these {n} pairs already; nothing was computed")
         return
-    TeacherPairs.make(model.to(usable_device(device)), n, seed, teacher, batch_size).save(path)
+    TeacherPairs.make(model.sampling_on(usable_device(device)), n, seed, teacher, batch_size).save(path)
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
     print(f"wrote {n} pair{'s' * (n > 1)} of {evaluations} each to {path}")
 

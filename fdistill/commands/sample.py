@@ -57,7 +57,7 @@ def sample(
         raise ValueError(f"samples are written as .png or .npz: got {out!r}; name the file like that")
     require_writable(path)
     model = resampled(load_model(checkpoint), sampler, steps, grid, guidance, guidance_interval, guide)
-    model.to(usable_device(device))
+    model.sampling_on(usable_device(device))
     wanted = _labels(model, n, labels)
     samples = model.decode(model.sample(model.noise(n, seed), wanted))
     broken = int((~samples.flatten(1).isfinite().all(1)).sum())

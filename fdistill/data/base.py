@@ -162,19 +162,31 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
         return self._batches_processed_by_trainer() + self._shift if self._resume_at is None else self._resume_at
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position of the training stream."""
-        return {"batches_seen": self.batches_seen()}
+        """Return the position of the training stream, and how many samples each split has."""
+        return {"batches_seen": self.batches_seen(), **self._counts()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Let the training stream begin at the saved position.
 
         Raises:
-            ValueError: The state has no position.
+            ValueError: The state has no position, or is of data with another number of samples.
         """
         seen = state_dict.get("batches_seen")
         if not isinstance(seen, int) or seen < 0:
             raise ValueError(f"a data state holds batches_seen: expected an integer >= 0, got {seen!r}; start afresh")
+        now = self._counts()
+        if any(state_dict.get(name, count) != count for name, count in now.items()):
+            before, found = (", ".join(f"{name} {of[name]:,}" for name in now) for of in (state_dict, now))
+            raise ValueError(
+                f"a run continues with the data that it began with: expected {before}, got {found}; give that "
+                "data back, or begin a new run in another folder"
+            )
         self._resume_at = seen
+
+    def _counts(self) -> dict[str, int]:
+        return {
+            f"{name} samples": len(split) for name, split in zip(("training", "held-out"), self._loaded(), strict=True)
+        }
 
     def _loaded(self) -> tuple[Split, Split]:
         if self._splits is None:

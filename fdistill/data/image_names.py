@@ -30,6 +30,7 @@ _TEXTS = {  # what lies beside images and is none
     *(".md", ".rst", ".pdf", ".log", ".py", ".sh", ".db", ".ini", ".url", ".md5", ".sha256"),
 }
 _PLAIN = {"readme", "license", "licence", "copying", "makefile", "checksums"}
+_TABLES = re.compile(r"(metadata|labels?|captions?|annotations?|prompts?)\.(jsonl?|csv|tsv|txt|ya?ml)")
 _FOREIGN = {"__MACOSX", "@eaDir"}  # folders that macOS and Synology add
 _SPLIT = re.compile(
     r"(train|training|val|valid|validation|test|testing|eval|dev)([-_ ]?(set|data|images?|split|\d|[ab]))*"
@@ -55,7 +56,9 @@ class Sieve:
             return False
         if suffix in FORMATS:
             return True
-        if suffix not in _TEXTS and last.lower() not in _PLAIN:
+        if _TABLES.fullmatch(last.lower()):
+            self._left.setdefault("of labels or captions", []).append(name)
+        elif suffix not in _TEXTS and last.lower() not in _PLAIN:
             self._left.setdefault(suffix or "without a suffix", []).append(name)
         return False
 

@@ -2,9 +2,9 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -185,6 +185,29 @@ class FeatureExtractor(nn.Module, ABC):
         if key is not None:
             self._cache.write(key, {"features": features})
         return features
+
+    def kept(self, what: str, told: Any, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """What `make` computes with these features, or what it gave before where `keep_in` or `keep_learned` keeps it.
+
+        Where it cannot be told from others there is a warning, and it is computed anew.
+
+        Args:
+            what: kind of it.
+            told: all that it depends on beside this extractor, of the kinds that `Identity` sees.
+            make: gives tensors by name.
+        """
+        if self._cache is None:
+            return make()
+        try:
+            key = self._cache.key(what, self, {}, told)
+        except ValueError as error:
+            warnings.warn(f"the {what} is not kept: {error}", stacklevel=2)
+            return make()
+        kept = self._cache.read(key)
+        if kept is None:
+            kept = dict(make())
+            self._cache.write(key, kept)
+        return kept
 
     @property
     def device(self) -> torch.device:

@@ -46,6 +46,12 @@ class FeatureCache:
     def key(self, what: str, extractor: nn.Module, samples: Mapping[str, Tensor | None], *settings: Any) -> str:
         """The name of what `extractor`, as it is, makes of these samples.
 
+        Args:
+            what: kind of what is kept.
+            extractor: a module.
+            samples: by name.
+            settings: what else it depends on, of the kinds that `Identity` sees.
+
         Raises:
             ValueError: in one line, where it keeps something that cannot be seen.
         """
@@ -54,9 +60,9 @@ class FeatureCache:
         rounding = [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.get_default_dtype()]
         machine = [torch.__version__, place, torch.get_num_threads(), *map(str, rounding)]
         identity = Identity()
-        told = identity.of(extractor, "extractor")
+        told = [identity.of(extractor, "extractor"), identity.of(settings, "settings")]
         tensors = {f"samples.{name}": value for name, value in samples.items() if value is not None} | identity.tensors
-        return f"{what}-{fingerprint([_FORMAT, what, machine, told, settings], tensors, 64)}"
+        return f"{what}-{fingerprint([_FORMAT, what, machine, told], tensors, 64)}"
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """What is kept under a key, on the CPU; None where nothing is.

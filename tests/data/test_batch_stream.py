@@ -24,6 +24,9 @@ class Numbers(GenerativeDataModule):
         return tuple(InMemorySplit(torch.arange(float(n))[:, None], torch.zeros(n)) for n in (10, 7))
 
 
+COUNTS = {"training samples": 10, "held-out samples": 7}
+
+
 class Recorder(L.LightningModule):
     """Writes down the samples of every training step, and fails in one step if told to."""
 
@@ -117,7 +120,7 @@ def test_a_resumed_run_continues_where_the_checkpoint_was_saved(tmp_path, stop, 
     path = tmp_path / "stopped.ckpt"
     options = {"limit_train_batches": limit}
     before = fit(Numbers(), stop, callbacks=[SaveAt(stop, path)], **options)
-    assert torch.load(path, weights_only=True)["Numbers"] == {"batches_seen": stop}
+    assert torch.load(path, weights_only=True)["Numbers"] == {"batches_seen": stop, **COUNTS}
     after = fit(Numbers(), 13, ckpt_path=path, **options)
     assert before + after == fit(Numbers(), 13, **options) == expected(13)
 
@@ -156,8 +159,15 @@ def test_resuming_with_another_batch_size_continues_at_the_same_batch_number(tmp
 def test_without_a_trainer_a_loaded_position_is_where_the_stream_begins():
     data = Numbers()
     data.load_state_dict({"batches_seen": 9})
-    assert data.state_dict() == {"batches_seen": 9}
+    assert data.state_dict() == {"batches_seen": 9, **COUNTS}
     assert [b.x.flatten().tolist() for b in islice(data.train_dataloader(), 3)] == expected(3, first=9)
+
+
+@pytest.mark.parametrize(("name", "found"), [("training samples", 9), ("held-out samples", 8)])
+def test_a_run_does_not_continue_with_more_or_fewer_samples(name, found):
+    state = Numbers().state_dict() | {name: found}
+    with pytest.raises(ValueError, match=f"{name} {found}"):
+        Numbers().load_state_dict(state)
 
 
 def test_a_loaded_position_holds_for_one_trainer_and_not_for_the_next():

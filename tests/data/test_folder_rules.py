@@ -87,11 +87,11 @@ def test_every_format_that_pil_reads_exactly_is_read(form, tmp_path):
 
 
 def test_what_is_left_out_is_counted_and_named_once(form, tmp_path):
-    left = ["x/a.heic", "x/b.heic", "x/.c.png", "x/d.mp4"]
+    left = ["x/a.heic", "x/b.heic", "x/.c.png", "x/d.mp4", "x/metadata.jsonl", "labels.csv"]
     beside = ["x/a.txt", "notes.json", "x/Thumbs.db", "x/.DS_Store", "README", ".git/e.png", "__MACOSX/f.png"]
     path = form(write(tmp_path / "images", ["x/0.png", "x/1.png", "y/2.png", *left, *beside]))
     (line,) = said(path)
-    for words in ("2 .heic (x/a.heic)", "1 hidden (x/.c.png)", "1 .mp4"):
+    for words in ("2 .heic (x/a.heic)", "1 hidden (x/.c.png)", "1 .mp4", "2 of labels or captions (labels.csv)"):
         assert words in line
     assert ".txt" not in line
     assert classes(path) == (["x", "y"], [(0, 0), (0, 1), (1, 2)])
