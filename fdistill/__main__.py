@@ -2,6 +2,6 @@
 
 import sys
 
-from fdistill.cli import main
+from fdistill.cli.main import main
 
 sys.exit(main())

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import yaml
 
-from fdistill.cli import main
+from fdistill.cli.main import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TURNS = 6  # between two checkpoints

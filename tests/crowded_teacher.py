@@ -3,11 +3,11 @@
 import torch
 
 from fdistill.data import GaussianMixtureData
-from fdistill.denoiser import Denoiser
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import GaussianMixture
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import X0Prediction
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import GaussianMixture
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import X0Prediction
 
 FROM = 0.7  # noise level from which the crowded one is wrong
 DATA = {"num_modes": 8, "std": 0.3, "num_samples": 2000, "num_held_out": 1000}

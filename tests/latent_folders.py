@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 from stock_models import save, tiny_vae, vae, vq
 
-from fdistill.decoders import Decoder
-from fdistill.encoding import Encoding, encode_folder
+from fdistill.data.encode_latents import Encoding, encode_folder
+from fdistill.models.vae import Decoder
 
 VAES = {
     "AutoencoderKL": lambda: vae(scaling_factor=0.4, shift_factor=0.3),

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.calibration import (
+from fdistill.evaluation.ratio_calibration import (
     misplaced_weight,
     noised_logits,
     ratio_errors,
     reliability,
     reliability_by_noise,
 )
-from fdistill.log_ratio import ExactRatio, RatioEstimator
-from fdistill.networks import GaussianMixture
-from fdistill.noise_levels import LogUniform
+from fdistill.models.networks import GaussianMixture
+from fdistill.objectives.log_ratio import ExactRatio, RatioEstimator
+from fdistill.theory.noise_levels import LogUniform
 
 TEACHER, STUDENT = GaussianMixture([[0.6, 0.0]], [0.8]), GaussianMixture([[-0.6, 0.0]], [0.8])
 LEVELS = LogUniform(0.2, 2.0)

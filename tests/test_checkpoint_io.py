@@ -10,11 +10,12 @@ from forked import limit_file_size, run_forked
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from tiny_runs import distillation, fit
 
-from fdistill.callbacks import LastCheckpoint
-from fdistill.checkpoint_io import SafeCheckpointIO
-from fdistill.checkpoints import load_model, read_run_checkpoint
-from fdistill.cli import one_line
-from fdistill.weight_files import CheckpointError
+from fdistill.cli.main import one_line
+from fdistill.core.weight_files import CheckpointError
+from fdistill.io.checkpoints import read_run_checkpoint
+from fdistill.io.load import load_model
+from fdistill.training.callbacks import LastCheckpoint
+from fdistill.training.checkpoint_io import SafeCheckpointIO
 
 HELD = {"state_dict": {"w": torch.arange(6.0), "b": torch.tensor([True, False])}, "n": [1, 2.5, "x"], "d": {"e": None}}
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from cli_runs import fdistill, last, one_error_line, student_arguments, teacher_arguments
 
-from fdistill.checkpoints import load_model, model_from_record, model_record, read_run_checkpoint
-from fdistill.denoiser import Denoiser
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import MLP, DiffusersUNet, GaussianMixture, SmallUNet
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import EDM, X0Prediction
-from fdistill.weight_files import CheckpointError, load_weights, read_json
+from fdistill.core.weight_files import CheckpointError, load_weights, read_json
+from fdistill.io.checkpoints import model_from_record, model_record, read_run_checkpoint
+from fdistill.io.load import load_model
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, DiffusersUNet, GaussianMixture, SmallUNet
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import EDM, X0Prediction
 
 NETWORKS = {
     "MLP": lambda: MLP(dim=3, width=8, depth=2, num_classes=2),

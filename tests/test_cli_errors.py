@@ -16,8 +16,8 @@ from cli_runs import (
 )
 from PIL import Image
 
-from fdistill.modules import NonFiniteError
-from fdistill.trainer_cli import run_trainer
+from fdistill.cli.fit import run_trainer
+from fdistill.training import NonFiniteError
 
 TEACHER = {  # what a configuration file says wrongly, and words of the line that explains it
     "key at the top": ({"modle": 3}, "there is no option modle; did you mean model?"),
@@ -62,8 +62,8 @@ TEACHER = {  # what a configuration file says wrongly, and words of the line tha
         "trainer.callbacks: SamplGrid is no Callback known here; did you mean SampleGrid?",
     ),
     "class of the wrong kind": (
-        {"model": {"init_args": {"network": {"class_path": "fdistill.preconditioning.EDM"}}}},
-        "model.network: fdistill.preconditioning.EDM is no Network known here",
+        {"model": {"init_args": {"network": {"class_path": "fdistill.theory.preconditioning.EDM"}}}},
+        "model.network: fdistill.theory.preconditioning.EDM is no Network known here",
     ),
     "reference to nothing": (
         {"model": {"init_args": {"sigma_data": "${data.nothing}"}}},
@@ -176,13 +176,13 @@ def test_mistake_in_an_option(mistake, teacher_checkpoint, tmp_path):
 
 def test_divergence_may_be_a_users_own_as_soon_as_it_is_imported(teacher_checkpoint, tmp_path):
     (tmp_path / "my_divergences.py").write_text(
-        "from fdistill.divergences import FDivergence\n\n"
+        "from fdistill.theory.divergences import FDivergence\n\n"
         "class Bhattacharyya(FDivergence):\n    def f(self, r):\n        return -r.sqrt().log()\n"
     )
     fit = student_arguments(tmp_path / "run", teacher_checkpoint, "--print_config")
     arguments = ["--import", "my_divergences", *fit]
     flags = [f"--model.objective.divergence={name}" for name in ("Bhattacharya", "Bhattacharyya")]
-    code = "import sys; from fdistill.cli import main; [main(sys.argv[3:] + [flag]) for flag in sys.argv[1:3]]"
+    code = "import sys; from fdistill.cli.main import main; [main(sys.argv[3:] + [flag]) for flag in sys.argv[1:3]]"
     outcome = python_process(code, *flags, *arguments, PYTHONPATH=str(tmp_path))
     assert "did you mean Bhattacharyya? expected one of AlphaDivergence, AnnealedAlpha, Bhattacharyya," in outcome.err
     assert len(outcome.err.splitlines()) == 1

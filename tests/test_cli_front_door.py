@@ -3,8 +3,8 @@
 import pytest
 from cli_runs import fdistill, fdistill_process, one_error_line, python_process
 
-from fdistill.cli import one_line
-from fdistill.commands import VERBS, UsageError
+from fdistill.cli.commands import VERBS, UsageError
+from fdistill.cli.main import one_line
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -22,7 +22,7 @@ def test_no_command_prints_the_help_and_fails():
 
 def test_help_needs_no_heavy_import():
     heavy = "{'torch', 'lightning', 'diffusers', 'numpy', 'scipy'}"
-    code = f"import sys; from fdistill.cli import main; main(['--help']); print({heavy} & sys.modules.keys())"
+    code = f"import sys; from fdistill.cli.main import main; main(['--help']); print({heavy} & sys.modules.keys())"
     outcome = python_process(code)
     assert outcome.err == ""
     assert outcome.out.splitlines()[-1] == "set()"
@@ -104,5 +104,5 @@ def test_interrupt_is_told(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fdistill.cli.run_verb", interrupted)
+    monkeypatch.setattr("fdistill.cli.main.run_verb", interrupted)
     assert fdistill("doctor") == (130, "", "fdistill: interrupted\n")

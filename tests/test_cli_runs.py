@@ -9,10 +9,10 @@ import yaml
 from cli_runs import CONFIGS, fdistill, last, student_arguments, succeeds, teacher_arguments, write_yaml
 from PIL import Image
 
-from fdistill.divergences import FDivergence
+from fdistill.cli.fit import run_trainer
+from fdistill.data.teacher_pairs import TeacherPairs
 from fdistill.objectives import Adversarial, Objective
-from fdistill.pairs import TeacherPairs
-from fdistill.trainer_cli import run_trainer
+from fdistill.theory.divergences import FDivergence
 
 
 def concrete(base):
@@ -155,7 +155,7 @@ def test_references_between_files_resolve_after_overrides(tmp_path):
 def test_print_config_prints_yaml_and_runs_nothing(tmp_path):
     arguments = teacher_arguments(tmp_path / "run", "--print_config")
     shown = yaml.safe_load(succeeds(*arguments))
-    assert shown["model"]["class_path"] == "fdistill.modules.TeacherModule"
+    assert shown["model"]["class_path"] == "fdistill.training.TeacherModule"
     assert not (tmp_path / "run").exists()
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from fdistill.collapse import WATCHED, Band, CollapseAlarm, Watch, band, bands, half_splits
-from fdistill.random_streams import generator_for
+from fdistill.core.random import generator_for
+from fdistill.evaluation.collapse_alarm import WATCHED, Band, CollapseAlarm, Watch, band, bands, half_splits
 
 FALLS, RISES = Watch(True, 0.25, ""), Watch(False, 1.0, "")
 

@@ -11,11 +11,11 @@ from tiny_runs import distillation, fit, teacher_training, weights
 from torch import nn
 from torch.testing import assert_close
 
-from fdistill.compression import EF21, BFloat16, Compression, PowerSGD, TopK
-from fdistill.described import Described
-from fdistill.modules import NonFiniteError
-from fdistill.strategies import ReplicatedStrategy
-from fdistill.trainer_cli import run_trainer
+from fdistill.cli.fit import run_trainer
+from fdistill.core.spec import Described
+from fdistill.training import NonFiniteError
+from fdistill.training.parallel import ReplicatedStrategy
+from fdistill.training.parallel.compression import EF21, BFloat16, Compression, PowerSGD, TopK
 
 LOSSY = [TopK(0.1), EF21(0.1), EF21(0.1, momentum=0.0), PowerSGD(2)]
 

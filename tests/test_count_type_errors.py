@@ -8,10 +8,10 @@ import pytest
 
 TOOL = Path(__file__).parents[1] / "tools" / "count_type_errors.py"
 REPORT = """\
-fdistill/paths/ddpm.py:8: error: Need type annotation for "sub"  [var-annotated]
-fdistill/paths/ddpm.py:8: note: no error
-fdistill/pairs.py:11: error: Item "None" of "Sampler | None" has no attribute "visits"  [union-attr]
-fdistill/pairs.py:12:3: error: "Tensor" not callable  [operator]
+fdistill/theory/paths/ddpm.py:8: error: Need type annotation for "sub"  [var-annotated]
+fdistill/theory/paths/ddpm.py:8: note: no error
+fdistill/data/teacher_pairs.py:11: error: Item "None" of "Sampler | None" has no attribute "visits"  [union-attr]
+fdistill/data/teacher_pairs.py:12:3: error: "Tensor" not callable  [operator]
 Found 3 errors in 2 files (checked 245 source files)
 """
 
@@ -34,7 +34,7 @@ def test_as_many_as_allowed_pass():
 def test_one_more_fails_and_shows_the_room():
     passed, words = compare({"paths": 1, "pairs": 1})
     assert not passed
-    assert [word.split(":")[0] for word in words[:2]] == ["fdistill/pairs.py"] * 2
+    assert [word.split(":")[0] for word in words[:2]] == ["fdistill/data/teacher_pairs.py"] * 2
 
 
 def test_a_room_without_a_number_has_no_errors():
@@ -54,7 +54,11 @@ def test_fewer_pass_and_ask_for_the_lower_number():
         (0, "Success: no issues found in 245 source files\n", 0),
         (1, "fdistill/new_room.py:1: error: x  [misc]\nFound 1 error in 1 file (checked 245 source files)\n", 1),
         (1, "", 2),  # python: No module named mypy
-        (2, "fdistill/pairs.py:1: error: Invalid syntax\nFound 1 error in 1 file (errors prevented checking)\n", 2),
+        (
+            2,
+            "fdistill/data/pairs.py:1: error: Invalid syntax\nFound 1 error in 1 file (errors prevented checking)\n",
+            2,
+        ),
     ],
 )
 def test_what_has_not_counted_does_not_pass(monkeypatch, status, out, expected):

@@ -9,9 +9,9 @@ import torch
 from cli_runs import CONFIGS, fdistill, one_error_line, succeeds
 from wandb_records import read_folder
 
-from fdistill.loggers import DashboardLogger, log_histogram, log_words
-from fdistill.loggers.dashboard import SUMMARIES
-from fdistill.report.panels import GROUPS, all_groups
+from fdistill.evaluation.report.panels import GROUPS, all_groups
+from fdistill.training.loggers import DashboardLogger, log_histogram, log_words
+from fdistill.training.loggers.dashboard import SUMMARIES
 
 TURN = "trainer/global_step"
 
@@ -90,9 +90,9 @@ def test_pictures_of_samples_are_the_ones_in_the_run_folder(run):
 def test_the_dashboard_knows_the_settings(run):
     for part in read_folder(run):
         model = part.config["model"]
-        assert model["class_path"] == "fdistill.modules.DistillationModule"
+        assert model["class_path"] == "fdistill.training.DistillationModule"
         objective = model["init_args"]["objective"]["init_args"]
-        assert objective["divergence"]["class_path"] == "fdistill.divergences.ForwardKL"
+        assert objective["divergence"]["class_path"] == "fdistill.theory.divergences.ForwardKL"
         assert model["init_args"]["teacher"]["init_args"]["network"]["init_args"]["weights"] == [0.4, 0.3, 0.2, 0.1]
         assert part.config["trainer"]["default_root_dir"] == str(run)
 

@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch.testing import assert_close
 
-from fdistill.described import Described
-from fdistill.paths import DDPMPath
-from fdistill.preconditioning import VPrediction
+from fdistill.core.spec import Described
+from fdistill.theory.paths import DDPMPath
+from fdistill.theory.preconditioning import VPrediction
 
 SCHEDULES = {
     "DDPM": {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},

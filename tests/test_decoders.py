@@ -6,8 +6,8 @@ import pytest
 import torch
 from stock_models import save, tiny_vae, vae, vq
 
-from fdistill.decoders import Decoder
-from fdistill.weight_files import CheckpointError
+from fdistill.core.weight_files import CheckpointError
+from fdistill.models.vae import Decoder
 
 VAES = {
     "AutoencoderKL": lambda: vae(),

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.networks import MLP, Encoding, GaussianMixture, Network, SmallUNet
-from fdistill.paths import (
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, Encoding, GaussianMixture, Network, SmallUNet
+from fdistill.theory.paths import (
     KineticOptimal,
     Path,
     RectifiedFlow,
@@ -19,7 +19,7 @@ from fdistill.paths import (
     VPCosine,
     VPLinear,
 )
-from fdistill.preconditioning import (
+from fdistill.theory.preconditioning import (
     EDM,
     ConsistencyEDM,
     EpsPrediction,

@@ -9,12 +9,9 @@ import pytest
 import torch
 from stock_models import SMALL_DIT, SMALL_UNET
 
-from fdistill.denoiser import Denoiser
-from fdistill.described import Described, public_path
-from fdistill.divergences import FDivergence, SkewedJensenShannon
-from fdistill.grids import GivenGrid, PathGrid, SamplingGrid
-from fdistill.loss_weights import LossWeight
-from fdistill.networks import (
+from fdistill.core.spec import Described, public_path
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import (
     MLP,
     DiffusersUNet,
     EDM2UNet,
@@ -26,9 +23,19 @@ from fdistill.networks import (
     StockUNet,
     TwoExperts,
 )
-from fdistill.paths import KineticOptimal, Path, VPCosine, VPLinear
-from fdistill.preconditioning import EDM, EpsPrediction, Preconditioning, VelocityPrediction, VPrediction, X0Prediction
-from fdistill.samplers import Restart, Sampler
+from fdistill.sampling import Restart, Sampler
+from fdistill.sampling.grids import GivenGrid, PathGrid, SamplingGrid
+from fdistill.theory.divergences import FDivergence, SkewedJensenShannon
+from fdistill.theory.loss_weights import LossWeight
+from fdistill.theory.paths import KineticOptimal, Path, VPCosine, VPLinear
+from fdistill.theory.preconditioning import (
+    EDM,
+    EpsPrediction,
+    Preconditioning,
+    VelocityPrediction,
+    VPrediction,
+    X0Prediction,
+)
 
 SMALL = {"resolution": 4, "channels": 1, "num_classes": 2, "model_channels": 8, "blocks_per_level": 1}
 ARGUMENTS = {
@@ -91,7 +98,7 @@ def test_every_part_is_rebuilt_from_its_description(base):
 
 def test_description_tells_defaults_and_positional_arguments_by_name():
     assert VPLinear(0.3).spec() == {
-        "class_path": "fdistill.paths.VPLinear",
+        "class_path": "fdistill.theory.paths.VPLinear",
         "init_args": {"beta_min": 0.3, "beta_max": 20.0},
     }
     assert EDM().spec()["init_args"] == {"sigma_data": 0.5}
@@ -99,7 +106,7 @@ def test_description_tells_defaults_and_positional_arguments_by_name():
 
 def test_description_nests():
     spec = VPrediction(VPCosine(0.01)).spec()
-    assert spec["init_args"]["path"] == {"class_path": "fdistill.paths.VPCosine", "init_args": {"offset": 0.01}}
+    assert spec["init_args"]["path"] == {"class_path": "fdistill.theory.paths.VPCosine", "init_args": {"offset": 0.01}}
 
 
 def test_a_subclass_is_described_by_its_own_arguments():
@@ -107,8 +114,8 @@ def test_a_subclass_is_described_by_its_own_arguments():
 
 
 def test_a_class_path_does_not_tell_the_file_inside_a_room():
-    assert public_path(MLP) == "fdistill.networks.MLP"
-    assert public_path(VPLinear) == "fdistill.paths.VPLinear"
+    assert public_path(MLP) == "fdistill.models.networks.MLP"
+    assert public_path(VPLinear) == "fdistill.theory.paths.VPLinear"
     assert public_path(json.JSONDecoder) == "json.decoder.JSONDecoder"
 
 
@@ -137,7 +144,9 @@ def test_an_unknown_class_is_refused_and_its_module_not_imported(tmp_path, monke
     assert "module_with_a_trap" not in sys.modules
 
 
-@pytest.mark.parametrize("class_path", ["os.system", "builtins.eval", "torch.nn.Linear", "fdistill.paths.VPLinear", ""])
+@pytest.mark.parametrize(
+    "class_path", ["os.system", "builtins.eval", "torch.nn.Linear", "fdistill.theory.paths.VPLinear", ""]
+)
 def test_only_classes_of_the_asked_kind_are_built(class_path):
     with pytest.raises(ValueError, match="Network"):
         Network.from_spec({"class_path": class_path, "init_args": {}})
@@ -154,7 +163,10 @@ def test_an_abstract_class_is_not_built(base):
     [
         *(None, "VPLinear", {}, [], {"class_path": "x"}, {"class_path": "x", "init_args": {}, "more": 1}),
         *({"class_path": path, "init_args": {}} for path in (None, 3, [], {})),
-        *({"class_path": "fdistill.paths.VPLinear", "init_args": arguments} for arguments in (None, [1.0, 2.0], "x")),
+        *(
+            {"class_path": "fdistill.theory.paths.VPLinear", "init_args": arguments}
+            for arguments in (None, [1.0, 2.0], "x")
+        ),
     ],
     ids=str,
 )
@@ -170,12 +182,12 @@ def test_a_description_of_another_form_is_refused(spec):
 )
 def test_arguments_that_the_class_does_not_take_are_refused(init_args):
     with pytest.raises(ValueError, match="VPLinear"):
-        Path.from_spec({"class_path": "fdistill.paths.VPLinear", "init_args": init_args})
+        Path.from_spec({"class_path": "fdistill.theory.paths.VPLinear", "init_args": init_args})
 
 
 def test_a_nested_unknown_class_is_refused():
     spec = {
-        "class_path": "fdistill.preconditioning.VPrediction",
+        "class_path": "fdistill.theory.preconditioning.VPrediction",
         "init_args": {"path": {"class_path": "a.B", "init_args": {}}},
     }
     with pytest.raises(ValueError, match=r"a\.B"):
@@ -202,7 +214,9 @@ def test_parameters_outside_their_range_are_refused_on_the_way_back_too():
 @pytest.mark.parametrize("path", [{"class_path": 3, "init_args": {}}, {"class_path": "x", "init_args": None}], ids=str)
 def test_a_nested_description_of_another_form_is_refused(path):
     with pytest.raises(ValueError, match="init_args"):
-        Preconditioning.from_spec({"class_path": "fdistill.preconditioning.EpsPrediction", "init_args": {"path": path}})
+        Preconditioning.from_spec(
+            {"class_path": "fdistill.theory.preconditioning.EpsPrediction", "init_args": {"path": path}}
+        )
 
 
 class Holder(Described):

@@ -7,13 +7,13 @@ import torch
 from tiny_runs import exact, mlp
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.diagnosis import LinearDenoiser, ratio_by_bin, see_saw
-from fdistill.networks import GaussianMixture
-from fdistill.noise_levels import LogNormal, LogUniform
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import X0Prediction
-from fdistill.random_streams import generator_for
+from fdistill.core.random import generator_for
+from fdistill.evaluation.see_saw import LinearDenoiser, ratio_by_bin, see_saw
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import GaussianMixture
+from fdistill.theory.noise_levels import LogNormal, LogUniform
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import X0Prediction
 
 MEAN, STD = [0.3, -0.7, 0.2], 0.5
 GAUSSIAN = exact([MEAN], [STD])
@@ -128,7 +128,7 @@ def test_what_the_class_alone_tells_is_no_merit_of_a_denoiser_that_is_told_it():
 
 
 def test_beyond_the_largest_side_the_covariance_is_of_some_samples_and_the_mean_of_all(monkeypatch):
-    monkeypatch.setattr("fdistill.diagnosis.MOST_ENTRIES", 3)
+    monkeypatch.setattr("fdistill.evaluation.see_saw.MOST_ENTRIES", 3)
     x_0 = correlated(20)
     linear = fitted(x_0)
     assert linear._axes.shape == (5, 3)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.divergences import (
+from fdistill.theory.divergences import (
     AlphaDivergence,
     AnnealedAlpha,
     Bregman,
@@ -31,7 +31,7 @@ from fdistill.divergences import (
     WarmStart,
     skewed_weight,
 )
-from fdistill.schedules import Cosine, Linear, Steps
+from fdistill.theory.schedules import Cosine, Linear, Steps
 
 
 def family():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from fdistill.ema import EMA
+from fdistill.training.averaging.ema import EMA
 
 
 def network(value, dtype=torch.float32):

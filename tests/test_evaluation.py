@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from fdistill.data import Digits, GaussianMixtureData
-from fdistill.denoiser import Denoiser
-from fdistill.evaluation import evaluate_models, samples_per_second, usual_repeats
-from fdistill.features import ClassifierFeatures, PixelFeatures
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import MLP
-from fdistill.preconditioning import EDM
-from fdistill.sources import ModelSource
+from fdistill.evaluation.evaluate import evaluate_models, samples_per_second, usual_repeats
+from fdistill.evaluation.features import ClassifierFeatures, PixelFeatures
+from fdistill.evaluation.sources import ModelSource
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM
 
 
 class Resampled:
@@ -182,7 +182,7 @@ class Counted(ModelSource):
 
 
 def test_a_teacher_is_drawn_once_for_all_its_students(tmp_path, monkeypatch):
-    monkeypatch.setattr("fdistill.evaluation.TIMED", 50)
+    monkeypatch.setattr("fdistill.evaluation.evaluate.TIMED", 50)
     data = GaussianMixtureData("ring", num_samples=300, num_held_out=200)
 
     def report(width, num_steps=4):
@@ -213,7 +213,7 @@ class Timed:
 
     def __init__(self, monkeypatch, seconds):
         self.asked, self.now, self.seconds = [], 0.0, seconds
-        monkeypatch.setattr("fdistill.evaluation.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("fdistill.evaluation.evaluate.time.perf_counter", lambda: self.now)
 
     def labels(self, n, seed):
         return None
@@ -227,6 +227,6 @@ def test_speed_is_measured_on_few_samples_and_on_fewer_where_they_take_long(monk
     fast, slow = (Timed(monkeypatch, seconds) for seconds in (0.5, 60.0))
     assert samples_per_second(slow, 10_000) == pytest.approx(50 / 60)
     assert slow.asked == [50, 50]
-    monkeypatch.setattr("fdistill.evaluation.time.perf_counter", lambda: fast.now)
+    monkeypatch.setattr("fdistill.evaluation.evaluate.time.perf_counter", lambda: fast.now)
     assert samples_per_second(fast, 20) == pytest.approx(20 / 0.5)
     assert fast.asked == [20] * 4

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fdistill.files import atomic_write, replace_folder
+from fdistill.core.atomic_files import atomic_write, replace_folder
 
 
 def test_text_and_bytes_are_written_and_replaced(tmp_path):

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.callbacks.measured import in_run_precision
-from fdistill.denoiser import Denoiser
-from fdistill.generative_model import GenerativeModel, check_labels
-from fdistill.networks import MLP, GaussianMixture, SmallUNet
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import EDM, X0Prediction
-from fdistill.samplers import Heun, one_step
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, GaussianMixture, SmallUNet
+from fdistill.sampling import Heun, one_step
+from fdistill.sampling.generator import GenerativeModel, check_labels
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import EDM, X0Prediction
+from fdistill.training.callbacks.measured import in_run_precision
 
 
 class CountingDenoiser(Denoiser):

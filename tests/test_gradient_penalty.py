@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.log_ratio import ExactRatio, FeatureDiscriminator, gradient_penalty
-from fdistill.networks import DiffusersUNet, GaussianMixture, SmallUNet
-from fdistill.preconditioning import EDM
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import DiffusersUNet, GaussianMixture, SmallUNet
+from fdistill.objectives.log_ratio import ExactRatio, FeatureDiscriminator, gradient_penalty
+from fdistill.theory.preconditioning import EDM
 
 
 def generator(seed=0):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.grids import GivenGrid, KarrasGrid, PathGrid, SamplingGrid
-from fdistill.noise_levels import karras_grid
-from fdistill.paths import (
+from fdistill.sampling.grids import GivenGrid, KarrasGrid, PathGrid, SamplingGrid
+from fdistill.theory.noise_levels import karras_grid
+from fdistill.theory.paths import (
     DDPMPath,
     KineticOptimal,
     RectifiedFlow,

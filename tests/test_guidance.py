@@ -8,14 +8,15 @@ import torch
 from tiny_runs import exact, mlp
 from torch.testing import assert_close
 
-from fdistill.checkpoints import load_model, model_from_record, model_record, model_weights
-from fdistill.export import export_folder
-from fdistill.generative_model import GenerativeModel
-from fdistill.guidance import Guidance
-from fdistill.modules.consult import consult
-from fdistill.pairs import TeacherPairs, facts_of
-from fdistill.samplers import GDDIM, Euler, Heun, PredictorCorrector, Restart
-from fdistill.weight_files import CheckpointError
+from fdistill.core.weight_files import CheckpointError
+from fdistill.data.teacher_pairs import TeacherPairs, facts_of
+from fdistill.io.checkpoints import model_from_record, model_record, model_weights
+from fdistill.io.export import export_folder
+from fdistill.io.load import load_model
+from fdistill.models.guidance import Guidance
+from fdistill.sampling import GDDIM, Euler, Heun, PredictorCorrector, Restart
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.training.consult import consult
 
 MODEL = exact([[-1.0, 0.3], [1.0, 0.0]], [0.3, 0.2])
 WORSE = exact([[0.1, 0.2]], [1.1])

@@ -13,10 +13,10 @@ import torch
 from forked import ended, fork, run_forked
 from tiny_runs import distillation, fit
 
-from fdistill import files
-from fdistill.callbacks import BestCheckpoint, LastCheckpoint, StudentDistance
-from fdistill.checkpoints import read_run_checkpoint
-from fdistill.loggers import JsonlLogger
+from fdistill.core import atomic_files as files
+from fdistill.io.checkpoints import read_run_checkpoint
+from fdistill.training.callbacks import BestCheckpoint, LastCheckpoint, StudentDistance
+from fdistill.training.loggers import JsonlLogger
 
 TURNS = 12
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from fdistill.core.random import generator_for
 from fdistill.data import InMemorySplit
 from fdistill.data.batches import Batch
-from fdistill.diagnosis import LinearDenoiser
-from fdistill.features import ClassifierFeatures
-from fdistill.random_streams import generator_for
+from fdistill.evaluation.features import ClassifierFeatures
+from fdistill.evaluation.see_saw import LinearDenoiser
 
 TOOL = Path(__file__).parents[1] / "tools" / "judging_memory.py"
 MOST = 1024  # samples that anyone may ask for at once

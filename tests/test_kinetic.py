@@ -7,8 +7,8 @@ import torch
 from tiny_runs import exact, mlp
 from torch.testing import assert_close
 
-from fdistill.kinetic import Shares, estimate_shares, kinetic_energy
-from fdistill.paths import KineticOptimal, Path, RectifiedFlow, TrigFlow, VPCosine, VPLinear
+from fdistill.evaluation.kinetic_energy import Shares, estimate_shares, kinetic_energy
+from fdistill.theory.paths import KineticOptimal, Path, RectifiedFlow, TrigFlow, VPCosine, VPLinear
 
 ANGLES = torch.linspace(0, math.pi / 2, 801, dtype=torch.float64)
 POINTS = torch.linspace(-12, 12, 6001, dtype=torch.float64)

@@ -12,11 +12,11 @@ from cli_runs import CONFIGS, succeeds
 from tiny_runs import GivenData, exact
 from torch.testing import assert_close
 
-from fdistill.generative_model import GenerativeModel
-from fdistill.grids import PathGrid, SamplingGrid
-from fdistill.paths import KineticOptimal
-from fdistill.paths import Path as GaussianPath
-from fdistill.trainer_cli import run_trainer
+from fdistill.cli.fit import run_trainer
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.sampling.grids import PathGrid, SamplingGrid
+from fdistill.theory.paths import KineticOptimal
+from fdistill.theory.paths import Path as GaussianPath
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cli_runs import teacher_arguments
 
-from fdistill.denoiser import Denoiser
+from fdistill.models.denoiser import Denoiser
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_runs import GivenData
 
-from fdistill.features import PixelFeatures
-from fdistill.length_choice import LengthChoice, TwoHalves, better
+from fdistill.evaluation.choose_average import LengthChoice, TwoHalves, better
+from fdistill.evaluation.features import PixelFeatures
 
 METRIC = "frechet_distance"
 

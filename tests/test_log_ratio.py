@@ -6,13 +6,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.log_ratio import ExactRatio, FeatureDiscriminator, RatioEstimator, SampleDiscriminator, unit_mean
-from fdistill.networks import MLP, GaussianMixture
-from fdistill.noise_levels import KarrasUniform, LogNormal, LogUniform
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, GaussianMixture
 from fdistill.objectives import discriminator_loss
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import EDM, X0Prediction
+from fdistill.objectives.log_ratio import (
+    ExactRatio,
+    FeatureDiscriminator,
+    RatioEstimator,
+    SampleDiscriminator,
+    unit_mean,
+)
+from fdistill.theory.noise_levels import KarrasUniform, LogNormal, LogUniform
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import EDM, X0Prediction
 
 TEACHER, STUDENT = GaussianMixture([[0.6, 0.0]], [0.8]), GaussianMixture([[-0.6, 0.0]], [0.8])
 LEVELS = LogUniform(0.2, 2.0)

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fdistill.loggers import (
+from fdistill.training.loggers import (
     CsvFiles,
     JsonlLogger,
     TensorBoardFiles,
@@ -182,4 +182,4 @@ def test_one_file_adds_a_logger_and_keeps_the_run_log_first(name, logger):
     outcome = fdistill("fit", *(part for file in files for part in ("--config", file)), "--print_config")
     assert outcome.status == 0
     names = [found["class_path"] for found in yaml.safe_load(outcome.out)["trainer"]["logger"]]
-    assert names == ["fdistill.loggers.JsonlLogger", f"fdistill.loggers.{logger}"]
+    assert names == ["fdistill.training.loggers.JsonlLogger", f"fdistill.training.loggers.{logger}"]

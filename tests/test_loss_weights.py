@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.loss_weights import (
+from fdistill.models.learned_uncertainty import LearnedUncertainty
+from fdistill.objectives import weighted_denoising_loss
+from fdistill.theory.loss_weights import (
     P2,
     ConstantEps,
     ConstantV,
@@ -16,15 +18,13 @@ from fdistill.loss_weights import (
     ConstantX0,
     Debias,
     EDMWeight,
-    LearnedUncertainty,
     LossWeight,
     MinSNR,
     Sigmoid,
     TruncatedSNR,
 )
-from fdistill.objectives import weighted_denoising_loss
-from fdistill.paths import RectifiedFlow, VPCosine, VPLinear
-from fdistill.preconditioning import EDM, EpsPrediction, VelocityPrediction, VPrediction, X0Prediction
+from fdistill.theory.paths import RectifiedFlow, VPCosine, VPLinear
+from fdistill.theory.preconditioning import EDM, EpsPrediction, VelocityPrediction, VPrediction, X0Prediction
 
 SIGMA = torch.logspace(-4, 4, 81, dtype=torch.float64)
 SNR = SIGMA**-2

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.networks import MLP, GaussianMixture
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import EDM, X0Prediction
-from fdistill.samplers import generate, multi_step, one_step, renoise
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, GaussianMixture
+from fdistill.sampling import generate, multi_step, one_step, renoise
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import EDM, X0Prediction
 
 STD, CENTRE = 0.5, 0.3
 LEVELS = {1: [3.0], 2: [3.0, 0.8], 4: [80.0, 2.0, 0.7, 0.1]}

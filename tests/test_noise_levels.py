@@ -7,8 +7,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.noise_levels import KarrasUniform, LogNormal, LogUniform, NoiseLevels, Truncated, UniformTime, karras_grid
-from fdistill.paths import RectifiedFlow, VarianceExploding, VPCosine, VPLinear
+from fdistill.theory.noise_levels import (
+    KarrasUniform,
+    LogNormal,
+    LogUniform,
+    NoiseLevels,
+    Truncated,
+    UniformTime,
+    karras_grid,
+)
+from fdistill.theory.paths import RectifiedFlow, VarianceExploding, VPCosine, VPLinear
 
 ARGUMENTS = {
     UniformTime: {"path": VPLinear()},

@@ -11,7 +11,10 @@ import torch
 import yaml
 from cli_runs import CONFIGS
 
-from fdistill.divergences import (
+from fdistill.cli.fit import run_trainer
+from fdistill.data.teacher_pairs import TeacherPairs
+from fdistill.objectives import FDistill
+from fdistill.theory.divergences import (
     AlphaDivergence,
     ForwardKL,
     Jeffreys,
@@ -20,10 +23,7 @@ from fdistill.divergences import (
     SoftenedReverseKL,
     SquaredHellinger,
 )
-from fdistill.modules import DistillationModule
-from fdistill.objectives import FDistill
-from fdistill.pairs import TeacherPairs
-from fdistill.trainer_cli import run_trainer
+from fdistill.training import DistillationModule
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tools" / "objectives_table.py"

@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 from tiny_runs import exact, mlp
 from torch.testing import assert_close
 
-from fdistill.generative_model import GenerativeModel
-from fdistill.pairs import TeacherPairs, facts_of, read_facts
+from fdistill.data.teacher_pairs import TeacherPairs, facts_of, read_facts
+from fdistill.sampling.generator import GenerativeModel
 
 
 def teacher(num_classes=0, guidance=1.0, steps=4):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.paths import (
+from fdistill.theory.paths import (
     FromRate,
     KineticOptimal,
     Path,

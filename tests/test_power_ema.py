@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from fdistill.power_ema import (
+from fdistill.training.averaging.power_ema import (
     HOPELESS,
     LONGEST,
     POOR,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fdistill.private_apis import USED
+from fdistill.core.private_apis import USED
 
 ROOT = Path(__file__).parents[1]
 TREES = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "fdistill").rglob("*.py")]

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from fdistill.random_streams import LatentStreams, fold_seed, generator_for
+from fdistill.core.random import LatentStreams, fold_seed, generator_for
 
 
 def test_matches_the_published_sequence_of_splitmix64():

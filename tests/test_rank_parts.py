@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from forked import ended, fork_ranks
 
-from fdistill.checkpoint_io import SafeCheckpointIO
-from fdistill.rank_parts import OWN, write_part
-from fdistill.weight_files import CheckpointError
+from fdistill.core.weight_files import CheckpointError
+from fdistill.io.rank_parts import OWN, write_part
+from fdistill.training.checkpoint_io import SafeCheckpointIO
 
 
 def saved_by(ranks, path, value=0.0, folder_of=None):

@@ -5,10 +5,10 @@ import torch
 import yaml
 from cli_runs import CONFIGS
 
-from fdistill.checkpoints import load_model
-from fdistill.modules import DistillationModule
-from fdistill.pairs import TeacherPairs
-from fdistill.trainer_cli import run_trainer
+from fdistill.cli.fit import run_trainer
+from fdistill.data.teacher_pairs import TeacherPairs
+from fdistill.io.load import load_model
+from fdistill.training import DistillationModule
 
 RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
 

@@ -9,7 +9,7 @@ from tiny_runs import GivenData
 from torch.testing import assert_close
 
 from fdistill.data import Digits, GaussianMixtureData, LatentsOnly
-from fdistill.rewards import ClassifierReward, Reward, TargetReward
+from fdistill.objectives.rewards import ClassifierReward, Reward, TargetReward
 
 
 class Brightness(Reward):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fdistill.core.weight_files import CheckpointError
 from fdistill.data import Digits
-from fdistill.evaluation import check_fits
-from fdistill.sample_files import SamplesSource
-from fdistill.sources import open_source
-from fdistill.weight_files import CheckpointError
+from fdistill.evaluation.evaluate import check_fits
+from fdistill.evaluation.sample_files import SamplesSource
+from fdistill.evaluation.sources import open_source
 
 
 def grey(*shape):

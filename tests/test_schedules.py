@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from fdistill.schedules import Cosine, Exponential, Linear, Schedule, Steps, value_at
+from fdistill.theory.schedules import Cosine, Exponential, Linear, Schedule, Steps, value_at
 
 RAMPS = {
     f"{cls.__name__} {start} to {end}": cls(start, end, 97, delay=11)

@@ -5,11 +5,11 @@ import torch
 from tiny_runs import GivenData, distillation, exact, fit, mlp, teacher_training, weights
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.distributed import gathered, is_sharded, whole
-from fdistill.networks import EDM2UNet, SmallUNet, TwoExperts
-from fdistill.preconditioning import EDM
-from fdistill.strategies import ShardedStrategy
+from fdistill.core.distributed import gathered, is_sharded, whole
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import EDM2UNet, SmallUNet, TwoExperts
+from fdistill.theory.preconditioning import EDM
+from fdistill.training.parallel import ShardedStrategy
 
 
 def edm2():

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fdistill.checkpoints import load_model
 from fdistill.data import Digits
-from fdistill.features import ClassifierFeatures
+from fdistill.evaluation.features import ClassifierFeatures
+from fdistill.io.load import load_model
 
 FOLDERS = {name: Path(__file__).parents[1] / "checkpoints" / f"digits-{name}" for name in ("student", "teacher")}
 

@@ -21,16 +21,16 @@ from diffusers import (
 )
 from PIL import Image
 
+from fdistill.core.weight_files import CheckpointError
 from fdistill.data import Digits
-from fdistill.denoiser import Denoiser
-from fdistill.evaluation import evaluate_models, samples_per_second
-from fdistill.export import export_folder
-from fdistill.features import ClassifierFeatures
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import MLP
-from fdistill.preconditioning import EDM
-from fdistill.sources import DiffusersSource, ImageFolderSource, ModelSource, open_source
-from fdistill.weight_files import CheckpointError
+from fdistill.evaluation.evaluate import evaluate_models, samples_per_second
+from fdistill.evaluation.features import ClassifierFeatures
+from fdistill.evaluation.sources import DiffusersSource, ImageFolderSource, ModelSource, open_source
+from fdistill.io.export import export_folder
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM
 
 
 def unet(channels=1, **options):
@@ -100,7 +100,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def quick_features(monkeypatch):
-    monkeypatch.setattr("fdistill.evaluation.default_extractor", lambda *_: ClassifierFeatures(epochs=5))
+    monkeypatch.setattr("fdistill.evaluation.evaluate.default_extractor", lambda *_: ClassifierFeatures(epochs=5))
 
 
 def model(num_classes=0):
@@ -241,7 +241,7 @@ def test_a_network_that_wants_classes_its_pipeline_does_not_take_is_refused(tmp_
 )
 def test_pipelines_of_another_kind_are_refused(call, match, monkeypatch, tmp_path):
     kind = type("OtherPipeline", (), {"__call__": call, "to": lambda self, device: self})
-    monkeypatch.setattr("fdistill.sources._load_pipeline", lambda folder: kind())
+    monkeypatch.setattr("fdistill.evaluation.sources._load_pipeline", lambda folder: kind())
     with pytest.raises(CheckpointError, match=rf"holds a OtherPipeline: expected .* {match}"):
         DiffusersSource(tmp_path)
 

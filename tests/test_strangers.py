@@ -11,12 +11,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from stock_models import save, unet
 
-from fdistill.checkpoints import load_model, read_run_checkpoint
-from fdistill.export import export_folder
-from fdistill.importing import import_model
-from fdistill.modules.start import teacher_model
-from fdistill.sources import open_source
-from fdistill.weight_files import CheckpointError
+from fdistill.core.weight_files import CheckpointError
+from fdistill.evaluation.sources import open_source
+from fdistill.io.checkpoints import read_run_checkpoint
+from fdistill.io.export import export_folder
+from fdistill.io.importing import import_model
+from fdistill.io.load import load_model
+from fdistill.training.start import teacher_model
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from tiny_runs import mlp
 from torch.testing import assert_close
 
 from fdistill.data import Digits
-from fdistill.generative_model import GenerativeModel
-from fdistill.noise_levels import karras_grid
-from fdistill.samplers import DDIM, GDDIM, Euler, Heun
-from fdistill.teacher_diagnosis import diagnose_teacher, finer_grid
+from fdistill.evaluation.teacher_diagnosis import diagnose_teacher, finer_grid
+from fdistill.sampling import DDIM, GDDIM, Euler, Heun
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.noise_levels import karras_grid
 
 GRID = karras_grid(6, 0.02, 20.0)
 QUICK = {"n": 100, "repeats": 1}
@@ -18,7 +18,7 @@ QUICK = {"n": 100, "repeats": 1}
 
 @pytest.fixture(autouse=True)
 def _two_splits(monkeypatch):
-    monkeypatch.setattr("fdistill.teacher_diagnosis.usual_splits", lambda features: 2)
+    monkeypatch.setattr("fdistill.evaluation.teacher_diagnosis.usual_splits", lambda features: 2)
 
 
 @pytest.mark.parametrize("sigmas", [GRID, GRID[:-1]], ids=["to 0", "to a positive level"])

@@ -4,13 +4,13 @@ import pytest
 import torch
 from cli_runs import fdistill, succeeds
 
-from fdistill.commands import UsageError
+from fdistill.cli.commands import UsageError
+from fdistill.cli.trainer_flags import check_trainer_flags
 from fdistill.data import Digits
-from fdistill.denoiser import Denoiser
-from fdistill.modules.base import check_fits
-from fdistill.networks import SmallUNet
-from fdistill.preconditioning import EDM
-from fdistill.trainer_flags import check_trainer_flags
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import SmallUNet
+from fdistill.theory.preconditioning import EDM
+from fdistill.training.base import check_fits
 
 REFUSED = {
     "--model.gradient_clip": [{"gradient_clip_val": 1.0}, {"gradient_clip_algorithm": "value"}],

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from stock_models import save, unet
 
-from fdistill.weight_files import CheckpointError, read_stock_weights
-from fdistill.weight_names import unwrapped
+from fdistill.core.weight_files import CheckpointError, read_stock_weights
+from fdistill.core.weight_names import unwrapped
 
 NAME = "diffusion_pytorch_model"
 

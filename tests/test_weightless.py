@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from tiny_runs import distillation, fit, mlp, teacher_training
 
-from fdistill.weightless import drop_weights, make_room, without_weights
+from fdistill.core.meta_device import drop_weights, make_room, without_weights
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from cli_runs import fdistill, one_error_line, succeeds
 from jsonargparse import ArgumentParser
 from safetensors.torch import save_file
 
-from fdistill.checkpoints import load_model
-from fdistill.commands.yaml_options import read_options_as_yaml_files
-from fdistill.commands.yaml_section import data_of_file
-from fdistill.importing.configured import _read_yaml
-from fdistill.networks import SmallUNet
-from fdistill.yaml_files import parse_yaml, read_yaml, yaml_of
+from fdistill.cli.commands.yaml_options import read_options_as_yaml_files
+from fdistill.cli.commands.yaml_section import data_of_file
+from fdistill.core.yaml_files import parse_yaml, read_yaml, yaml_of
+from fdistill.io.importing.configured import _read_yaml
+from fdistill.io.load import load_model
+from fdistill.models.networks import SmallUNet
 
 VALUES = {
     "1e-3": 1e-3,

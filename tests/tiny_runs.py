@@ -4,14 +4,14 @@ import lightning.pytorch as L
 import torch
 
 from fdistill.data import GaussianMixtureData, GenerativeDataModule, InMemorySplit
-from fdistill.denoiser import Denoiser
-from fdistill.divergences import JensenShannon
-from fdistill.modules import DistillationModule, TeacherModule
-from fdistill.networks import MLP, GaussianMixture
-from fdistill.noise_levels import LogNormal
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, GaussianMixture
 from fdistill.objectives import FDistill
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import EDM, X0Prediction
+from fdistill.theory.divergences import JensenShannon
+from fdistill.theory.noise_levels import LogNormal
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import EDM, X0Prediction
+from fdistill.training import DistillationModule, TeacherModule
 
 
 class GivenData(GenerativeDataModule):

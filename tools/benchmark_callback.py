@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from fdistill.checkpoints import load_model
-from fdistill.collapse import WATCHED
+from fdistill.cli.fit import run_trainer
 from fdistill.data import Digits, InMemorySplit
-from fdistill.diversity import DiversityProbe
-from fdistill.features import ClassifierFeatures
-from fdistill.metrics import standard_metrics
-from fdistill.trainer_cli import run_trainer
+from fdistill.evaluation.collapse_alarm import WATCHED
+from fdistill.evaluation.features import ClassifierFeatures
+from fdistill.evaluation.metrics import standard_metrics
+from fdistill.evaluation.probe import DiversityProbe
+from fdistill.io.load import load_model
 
 TEACHER_TURNS, STUDENT_UPDATES, EVERY = 3600, 1200, 200  # of the quick start
 TURNS = 120  # measured of each, the first 40 left out

@@ -19,14 +19,14 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from tqdm import tqdm
 
-from fdistill.checkpoints import load_model
-from fdistill.collapse import WATCHED, CollapseAlarm, bands
+from fdistill.core.atomic_files import atomic_write
+from fdistill.core.random import generator_for
 from fdistill.data import Digits, GaussianMixtureData
-from fdistill.diversity import DiversityProbe
-from fdistill.features import ClassifierFeatures, PixelFeatures
-from fdistill.files import atomic_write
-from fdistill.metrics import standard_metrics
-from fdistill.random_streams import generator_for
+from fdistill.evaluation.collapse_alarm import WATCHED, CollapseAlarm, bands
+from fdistill.evaluation.features import ClassifierFeatures, PixelFeatures
+from fdistill.evaluation.metrics import standard_metrics
+from fdistill.evaluation.probe import DiversityProbe
+from fdistill.io.load import load_model
 
 STRENGTHS = {
     "mode dropping": (0.1, 0.25, 0.5, 0.75),  # share of the modes

@@ -23,21 +23,21 @@ import torch.distributed as dist
 from quiet_trainer import quiet_trainer
 from torch import nn
 
-from fdistill.compression import EF21, BFloat16, Compression, PowerSGD, TopK
+from fdistill.core.distributed import rank, world_size
+from fdistill.core.random import generator_for
 from fdistill.data import Digits
-from fdistill.distributed import rank, world_size
-from fdistill.divergences import JensenShannon
-from fdistill.features import FeatureExtractor, default_extractor
-from fdistill.generative_model import GenerativeModel
-from fdistill.metrics import frechet_distance
-from fdistill.modules import DistillationModule, GenerativeModule, TeacherModule
-from fdistill.networks import SmallUNet
-from fdistill.noise_levels import LogNormal
+from fdistill.evaluation.features import FeatureExtractor, default_extractor
+from fdistill.evaluation.metrics import frechet_distance
+from fdistill.evaluation.report import write_json
+from fdistill.models.networks import SmallUNet
 from fdistill.objectives import FDistill, denoising_loss
-from fdistill.preconditioning import EDM
-from fdistill.random_streams import generator_for
-from fdistill.report import write_json
-from fdistill.strategies import ReplicatedStrategy
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.divergences import JensenShannon
+from fdistill.theory.noise_levels import LogNormal
+from fdistill.theory.preconditioning import EDM
+from fdistill.training import DistillationModule, GenerativeModule, TeacherModule
+from fdistill.training.parallel import ReplicatedStrategy
+from fdistill.training.parallel.compression import EF21, BFloat16, Compression, PowerSGD, TopK
 
 DRAWS, SIGMA_DATA = 2, 0.75
 COMPRESSIONS: dict[str, Compression | None] = {

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fdistill.checkpoints import load_model
-from fdistill.commands.sample import image_grid
-from fdistill.denoiser import Denoiser
-from fdistill.export.pipeline import OneStepPipeline
-from fdistill.export.program import write_program
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import SongUNet
-from fdistill.preconditioning import EDM
-from fdistill.report import write_json
+from fdistill.cli.commands.sample import image_grid
+from fdistill.evaluation.report import write_json
+from fdistill.io.export.pipeline import OneStepPipeline
+from fdistill.io.export.program import write_program
+from fdistill.io.load import load_model
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import SongUNet
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM
 
 Way = Callable[[], object]
 

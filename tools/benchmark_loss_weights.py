@@ -26,15 +26,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fdistill.cli.fit import run_trainer
 from fdistill.data import Digits, GenerativeDataModule
-from fdistill.features import FeatureExtractor, default_extractor
-from fdistill.generative_model import GenerativeModel
-from fdistill.grids import PathGrid
-from fdistill.metrics import frechet_distance
-from fdistill.report import write_json
-from fdistill.report.figure_file import INK, save_figure
-from fdistill.samplers import Euler, generate
-from fdistill.trainer_cli import run_trainer
+from fdistill.evaluation.features import FeatureExtractor, default_extractor
+from fdistill.evaluation.metrics import frechet_distance
+from fdistill.evaluation.report import write_json
+from fdistill.evaluation.report.figure_file import INK, save_figure
+from fdistill.sampling import Euler, generate
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.sampling.grids import PathGrid
 
 CONFIG = "configs/benchmarks/loss_weights.yaml"
 WEIGHTS = {"constant": "ConstantEps", "P2": "P2", "Min-SNR": "MinSNR", "Debias": "Debias"}

@@ -35,7 +35,7 @@ def numbers_of_prdc(generated: np.ndarray, real: np.ndarray) -> Callable[[], dic
 def numbers_of_fdistill(generated: np.ndarray, real: np.ndarray) -> Callable[[], dict[str, float]]:
     import torch
 
-    from fdistill.metrics import neighbour_statistics
+    from fdistill.evaluation.metrics import neighbour_statistics
 
     samples = torch.from_numpy(generated), torch.from_numpy(real)
 
@@ -50,7 +50,7 @@ def numbers_of_fdistill(generated: np.ndarray, real: np.ndarray) -> Callable[[],
 def training_metrics(generated: np.ndarray, real: np.ndarray) -> Callable[[], dict[str, float]]:
     import torch
 
-    from fdistill.metrics import neighbour_statistics, tail_indices
+    from fdistill.evaluation.metrics import neighbour_statistics, tail_indices
 
     samples = torch.from_numpy(generated).float(), torch.from_numpy(real).float()
 

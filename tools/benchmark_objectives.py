@@ -24,17 +24,17 @@ import yaml
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fdistill.cli.fit import run_trainer
 from fdistill.data import GaussianMixtureData, GenerativeDataModule, StackedDigits, nearest_mode, sample_mixture
 from fdistill.data.digits import digit_splits
-from fdistill.features import ClassifierFeatures
-from fdistill.generative_model import GenerativeModel
-from fdistill.metrics import frechet_distance, mode_weight_kl, precision_recall, tail_indices, vendi_score
-from fdistill.modules import NonFiniteError
-from fdistill.networks import GaussianMixture
-from fdistill.report import write_json
-from fdistill.report.figure_file import save_figure
-from fdistill.report.grid import image_block
-from fdistill.trainer_cli import run_trainer
+from fdistill.evaluation.features import ClassifierFeatures
+from fdistill.evaluation.metrics import frechet_distance, mode_weight_kl, precision_recall, tail_indices, vendi_score
+from fdistill.evaluation.report import write_json
+from fdistill.evaluation.report.figure_file import save_figure
+from fdistill.evaluation.report.grid import image_block
+from fdistill.models.networks import GaussianMixture
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.training import NonFiniteError
 
 TASKS = ("forty", "skewed", "grid", "stacked", "stacked_low", "digits")
 SPARE = 4_000  # samples that neighbours are searched in

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdistill.checkpoints import load_model
-from fdistill.commands.yaml_section import data_of_file, remembered_data
-from fdistill.features import default_extractor
-from fdistill.files import atomic_write
-from fdistill.generative_model import GenerativeModel
-from fdistill.metrics import frechet_distance, precision_recall
-from fdistill.random_streams import fold_seed
-from fdistill.report import write_json
-from fdistill.samplers import GDDIM, Euler, Heun, PredictorCorrector, Renoising, Restart, Sampler, generate
+from fdistill.cli.commands.yaml_section import data_of_file, remembered_data
+from fdistill.core.atomic_files import atomic_write
+from fdistill.core.random import fold_seed
+from fdistill.evaluation.features import default_extractor
+from fdistill.evaluation.metrics import frechet_distance, precision_recall
+from fdistill.evaluation.report import write_json
+from fdistill.io.load import load_model
+from fdistill.sampling import GDDIM, Euler, Heun, PredictorCorrector, Renoising, Restart, Sampler, generate
+from fdistill.sampling.generator import GenerativeModel
 
 SAMPLERS: dict[str, Sampler] = {
     "Euler = DDIM": Euler(),

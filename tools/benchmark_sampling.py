@@ -14,10 +14,10 @@ import time
 
 import torch
 
-from fdistill.denoiser import Denoiser
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import SmallUNet
-from fdistill.preconditioning import EDM
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import SmallUNet
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM
 
 VALUES = (12_544, 50_176, 100_352, 392_000)  # of 1x28x28: batches of 16, 64, 128 and 500
 

@@ -31,19 +31,19 @@ from quiet_trainer import quiet_trainer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fdistill.callbacks import FastNetworks
 from fdistill.data import GenerativeDataModule, InMemorySplit
-from fdistill.denoiser import Denoiser
-from fdistill.divergences import JensenShannon
-from fdistill.ema import EMA
-from fdistill.log_ratio import RatioEstimator
-from fdistill.modules import DistillationModule
-from fdistill.modules.student_gradient import student_gradient
-from fdistill.networks import SmallUNet, SongUNet, StockUNet
-from fdistill.noise_levels import LogNormal
+from fdistill.evaluation.report import write_json
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import SmallUNet, SongUNet, StockUNet
 from fdistill.objectives import FDistill, NoisedSamples, denoising_loss, discriminator_loss
-from fdistill.preconditioning import EDM
-from fdistill.report import write_json
+from fdistill.objectives.log_ratio import RatioEstimator
+from fdistill.theory.divergences import JensenShannon
+from fdistill.theory.noise_levels import LogNormal
+from fdistill.theory.preconditioning import EDM
+from fdistill.training import DistillationModule
+from fdistill.training.averaging.ema import EMA
+from fdistill.training.callbacks import FastNetworks
+from fdistill.training.student_gradient import student_gradient
 
 ADM = {
     "sample_size": 64,

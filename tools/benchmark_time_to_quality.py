@@ -29,11 +29,11 @@ from benchmark_objectives import SPARE, ImageJudge, drawn, kl
 from matplotlib.figure import Figure
 from quiet_trainer import quiet_trainer
 
-from fdistill.callbacks import LearningRate
-from fdistill.report import write_json
-from fdistill.report.figure_file import save_figure
-from fdistill.schedules import Linear
-from fdistill.trainer_cli import run_trainer
+from fdistill.cli.fit import run_trainer
+from fdistill.evaluation.report import write_json
+from fdistill.evaluation.report.figure_file import save_figure
+from fdistill.theory.schedules import Linear
+from fdistill.training.callbacks import LearningRate
 
 
 class Setting(NamedTuple):

@@ -16,12 +16,12 @@ import torch
 from matplotlib.figure import Figure
 from quiet_trainer import quiet_trainer
 
+from fdistill.cli.fit import run_trainer
 from fdistill.data import Digits
-from fdistill.features import FeatureExtractor, default_extractor
-from fdistill.metrics import frechet_distance, precision_recall
-from fdistill.report import write_json
-from fdistill.report.figure_file import save_figure
-from fdistill.trainer_cli import run_trainer
+from fdistill.evaluation.features import FeatureExtractor, default_extractor
+from fdistill.evaluation.metrics import frechet_distance, precision_recall
+from fdistill.evaluation.report import write_json
+from fdistill.evaluation.report.figure_file import save_figure
 
 TURNS = {
     "fused": ["--model.turn", "fused"],

@@ -22,8 +22,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from fdistill.metrics.vendi_score import VendiScore, vendi_score
-from fdistill.random_streams import generator_for
+from fdistill.core.random import generator_for
+from fdistill.evaluation.metrics.vendi_score import VendiScore, vendi_score
 
 BATCH = 1000
 

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fdistill.calibration import (
+from fdistill.core.random import generator_for
+from fdistill.evaluation.ratio_calibration import (
     NoisedLogits,
     misplaced_weight,
     noised_logits,
@@ -28,14 +29,13 @@ from fdistill.calibration import (
     reliability,
     reliability_by_noise,
 )
-from fdistill.divergences import ForwardKL, JensenShannon
-from fdistill.log_ratio import ExactRatio, RatioEstimator, SampleDiscriminator, gradient_penalty
-from fdistill.networks import GaussianMixture
-from fdistill.noise_levels import LogUniform
+from fdistill.evaluation.report import write_json
+from fdistill.evaluation.report.reliability_figure import reliability_figure
+from fdistill.models.networks import GaussianMixture
 from fdistill.objectives import discriminator_loss
-from fdistill.random_streams import generator_for
-from fdistill.report import write_json
-from fdistill.report.reliability_figure import reliability_figure
+from fdistill.objectives.log_ratio import ExactRatio, RatioEstimator, SampleDiscriminator, gradient_penalty
+from fdistill.theory.divergences import ForwardKL, JensenShannon
+from fdistill.theory.noise_levels import LogUniform
 
 ANGLES = [2 * math.pi * i / 8 for i in range(8)]
 RING = [[math.cos(angle), math.sin(angle)] for angle in ANGLES]

@@ -14,10 +14,10 @@ import lightning.pytorch as L
 import torch
 
 from fdistill.data import GaussianMixtureData
-from fdistill.modules import TeacherModule
-from fdistill.networks import MLP
-from fdistill.noise_levels import LogNormal
-from fdistill.preconditioning import EDM
+from fdistill.models.networks import MLP
+from fdistill.theory.noise_levels import LogNormal
+from fdistill.theory.preconditioning import EDM
+from fdistill.training import TeacherModule
 
 
 def megabytes(field: str) -> float:

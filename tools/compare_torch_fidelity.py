@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fdistill.fid import FidSuite, Reference, inception
-from fdistill.fid.scores import SUBSET_SIZE
+from fdistill.evaluation.fid import FidSuite, Reference, inception
+from fdistill.evaluation.fid.scores import SUBSET_SIZE
 
 NAMES = {
     "fid": "frechet_inception_distance",

@@ -16,13 +16,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fdistill.cli.fit import run_trainer
 from fdistill.data import GaussianMixtureData, GenerativeDataModule, nearest_mode
-from fdistill.features import default_extractor
-from fdistill.metrics import class_entropy, frechet_distance, mode_weight_kl
-from fdistill.report import write_json
-from fdistill.report.figure_file import save_figure
-from fdistill.report.grid import image_block
-from fdistill.trainer_cli import run_trainer
+from fdistill.evaluation.features import default_extractor
+from fdistill.evaluation.metrics import class_entropy, frechet_distance, mode_weight_kl
+from fdistill.evaluation.report import write_json
+from fdistill.evaluation.report.figure_file import save_figure
+from fdistill.evaluation.report.grid import image_block
 
 COVERED = 0.25  # a mode counts as covered when it holds at least this share of its true weight
 

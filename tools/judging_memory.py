@@ -18,19 +18,19 @@ from pathlib import Path
 import lightning.pytorch as L
 import torch
 
-from fdistill.callbacks import DiversityCallback, SampleGrid, StudentDistance
 from fdistill.data import GenerativeDataModule, InMemorySplit
-from fdistill.denoiser import Denoiser
-from fdistill.divergences import JensenShannon
-from fdistill.evaluation import evaluate_models
-from fdistill.features import PixelFeatures
-from fdistill.metrics import FrechetDistance, MemorizedFraction
-from fdistill.modules import DistillationModule
-from fdistill.networks import SmallUNet
-from fdistill.noise_levels import LogNormal
+from fdistill.evaluation.evaluate import evaluate_models
+from fdistill.evaluation.features import PixelFeatures
+from fdistill.evaluation.metrics import FrechetDistance, MemorizedFraction
+from fdistill.evaluation.sources import ModelSource
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import SmallUNet
 from fdistill.objectives import FDistill
-from fdistill.preconditioning import EDM
-from fdistill.sources import ModelSource
+from fdistill.theory.divergences import JensenShannon
+from fdistill.theory.noise_levels import LogNormal
+from fdistill.theory.preconditioning import EDM
+from fdistill.training import DistillationModule
+from fdistill.training.callbacks import DiversityCallback, SampleGrid, StudentDistance
 
 
 class RandomImages(GenerativeDataModule):

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fdistill.checkpoints import read_run_checkpoint
-from fdistill.report import write_json
+from fdistill.evaluation.report import write_json
+from fdistill.io.checkpoints import read_run_checkpoint
 
 CLOCKS = ("train_seconds", "perf/step_ms", "perf/images_per_second")
 FOLDERS = ("dirpath", "last_model_path", "best_model_path", "kth_best_model_path", "best_k_models")

@@ -21,21 +21,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fdistill.checkpoints import load_model
-from fdistill.commands.yaml_section import data_of_file, remembered_data
+from fdistill.cli.commands.yaml_section import data_of_file, remembered_data
+from fdistill.core.atomic_files import atomic_write
+from fdistill.core.random import fold_seed, generator_for
 from fdistill.data import GenerativeDataModule
-from fdistill.features import default_extractor
-from fdistill.files import atomic_write
-from fdistill.generative_model import GenerativeModel
-from fdistill.grids import KarrasGrid, PathGrid, SamplingGrid
-from fdistill.kinetic import Shares, estimate_shares, kinetic_energy
-from fdistill.metrics import frechet_distance
-from fdistill.paths import KineticOptimal, RectifiedFlow, TrigFlow, VPLinear
-from fdistill.paths import Path as GaussianPath
-from fdistill.random_streams import fold_seed, generator_for
-from fdistill.report import write_json
-from fdistill.report.figure_file import BLUE, INK, PALE_BLUE, save_figure
-from fdistill.samplers import Euler, Heun
+from fdistill.evaluation.features import default_extractor
+from fdistill.evaluation.kinetic_energy import Shares, estimate_shares, kinetic_energy
+from fdistill.evaluation.metrics import frechet_distance
+from fdistill.evaluation.report import write_json
+from fdistill.evaluation.report.figure_file import BLUE, INK, PALE_BLUE, save_figure
+from fdistill.io.load import load_model
+from fdistill.sampling import Euler, Heun
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.sampling.grids import KarrasGrid, PathGrid, SamplingGrid
+from fdistill.theory.paths import KineticOptimal, RectifiedFlow, TrigFlow, VPLinear
+from fdistill.theory.paths import Path as GaussianPath
 
 OPTIMAL, FLOW, COSINE, LINEAR, KARRAS = "kinetic optimal", "rectified flow", "cosine", "VP linear", "Karras"
 COLOURS = {OPTIMAL: BLUE, FLOW: "#b3402a", COSINE: "#6b7280", KARRAS: PALE_BLUE}

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from fdistill.modules import DistillationModule
-from fdistill.trainer_cli import run_trainer
+from fdistill.cli.fit import run_trainer
+from fdistill.training import DistillationModule
 
 MOST = 1 << 16  # where nothing ever runs out, as on a CPU with much memory
 

@@ -22,12 +22,20 @@ import torch
 import yaml
 from torch import Tensor
 
-from fdistill import divergences, objectives
-from fdistill.divergences import Bregman, BregmanLogistic, BregmanPower, ChangingDivergence, FDivergence, JensenShannon
-from fdistill.divergences import ReverseKL as Reverse
+from fdistill import objectives
 from fdistill.objectives import DiffInstruct, Objective
-from fdistill.rewards import Reward, TargetReward
-from fdistill.schedules import Schedule
+from fdistill.objectives.rewards import Reward, TargetReward
+from fdistill.theory import divergences
+from fdistill.theory.divergences import (
+    Bregman,
+    BregmanLogistic,
+    BregmanPower,
+    ChangingDivergence,
+    FDivergence,
+    JensenShannon,
+)
+from fdistill.theory.divergences import ReverseKL as Reverse
+from fdistill.theory.schedules import Schedule
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "objectives.md"

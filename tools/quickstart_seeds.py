@@ -12,11 +12,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from fdistill.cli.fit import run_trainer
 from fdistill.data import Digits
-from fdistill.evaluation import evaluate_models
-from fdistill.report import write_json
-from fdistill.sources import open_source
-from fdistill.trainer_cli import run_trainer
+from fdistill.evaluation.evaluate import evaluate_models
+from fdistill.evaluation.report import write_json
+from fdistill.evaluation.sources import open_source
 
 COLUMNS = {
     "student": ("frechet_distance", "precision", "recall", "accuracy", "vendi"),

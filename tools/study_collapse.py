@@ -23,24 +23,24 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fdistill.core.random import generator_for
 from fdistill.data import Chequerboard, Digits, GaussianMixtureData, GenerativeDataModule
-from fdistill.denoiser import Denoiser
-from fdistill.diagnosis import LinearDenoiser, see_saw
-from fdistill.evaluation_bench import read_samples
-from fdistill.features import FeatureExtractor, default_extractor
-from fdistill.grids import PathGrid
-from fdistill.loss_weights import ConstantEps
-from fdistill.networks import MLP, Network, SmallUNet, TwoExperts
-from fdistill.noise_levels import LogUniform, UniformTime
+from fdistill.evaluation.bench import read_samples
+from fdistill.evaluation.features import FeatureExtractor, default_extractor
+from fdistill.evaluation.report import sample_grid_figure, write_json
+from fdistill.evaluation.report.figure_file import INK, save_figure
+from fdistill.evaluation.report.rows import Samples, compare
+from fdistill.evaluation.see_saw import LinearDenoiser, see_saw
+from fdistill.evaluation.teacher_diagnosis import finer_grid
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, Network, SmallUNet, TwoExperts
 from fdistill.objectives.denoising import weighted_denoising_loss
-from fdistill.paths import VPLinear
-from fdistill.preconditioning import EDM, EpsPrediction, Preconditioning
-from fdistill.random_streams import generator_for
-from fdistill.report import sample_grid_figure, write_json
-from fdistill.report.figure_file import INK, save_figure
-from fdistill.report.rows import Samples, compare
-from fdistill.samplers import GDDIM, Heun, PredictorCorrector, Sampler, generate
-from fdistill.teacher_diagnosis import finer_grid
+from fdistill.sampling import GDDIM, Heun, PredictorCorrector, Sampler, generate
+from fdistill.sampling.grids import PathGrid
+from fdistill.theory.loss_weights import ConstantEps
+from fdistill.theory.noise_levels import LogUniform, UniformTime
+from fdistill.theory.paths import VPLinear
+from fdistill.theory.preconditioning import EDM, EpsPrediction, Preconditioning
 
 PATH = VPLinear()
 TRAINED = UniformTime(PATH, 0.001, 1.0)

@@ -1,4 +1,4 @@
-"""Data modules: what is learned from, in memory or read as needed; an endless resumable stream and a held-out split."""
+"""Data modules with an endless resumable stream, encoded latents, a teacher's pairs. It imports io and below."""
 
 from fdistill.data.base import Batch, GenerativeDataModule
 from fdistill.data.batch_stream import EndlessBatchSampler

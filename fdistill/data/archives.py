@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from fdistill.core.file_suffixes import ARCHIVES
+from fdistill.core.weight_files import reason, shown
 from fdistill.data.image_names import LABELS, Sieve, is_passed_over
-from fdistill.weight_files import reason, shown
 
 CLASS = ".cls"  # webdataset's: the class number of the image of the same name
-SUFFIXES = (".tar", ".zip")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".rar", ".7z")
 _BROKEN = (  # what readers raise where the bytes are not what they expect
     *(tarfile.TarError, zipfile.BadZipFile, NotImplementedError, OSError, ValueError, RecursionError, OverflowError),
@@ -37,10 +37,10 @@ def archives_in(folder: Path) -> list[Path]:
         ValueError: It is a compressed archive, or holds one beside others.
     """
     if folder.is_file():
-        found, compressed = [folder] * (folder.suffix.lower() in SUFFIXES), [folder] * _is_compressed(folder)
+        found, compressed = [folder] * (folder.suffix.lower() in ARCHIVES), [folder] * _is_compressed(folder)
     elif folder.is_dir():
         files = [file for file in sorted(folder.iterdir()) if file.name[0] != "." and file.is_file()]
-        found = [file for file in files if file.suffix.lower() in SUFFIXES]
+        found = [file for file in files if file.suffix.lower() in ARCHIVES]
         compressed = [file for file in files if _is_compressed(file) and found]
     else:
         return []

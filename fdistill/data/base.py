@@ -8,13 +8,13 @@ import lightning.pytorch as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from fdistill.core.private_apis import divides_data
+from fdistill.core.random import generator_for
+from fdistill.core.spec import build, plain, public_path
 from fdistill.data.batch_stream import EndlessBatchSampler
 from fdistill.data.batches import Batch, InMemorySplit, Split
-from fdistill.decoders import Decoder
-from fdistill.described import build, plain, public_path
-from fdistill.networks import Network
-from fdistill.private_apis import divides_data
-from fdistill.random_streams import generator_for
+from fdistill.models.networks import Network
+from fdistill.models.vae import Decoder
 
 __all__ = ["Batch", "GenerativeDataModule"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from fdistill.random_streams import generator_for
+from fdistill.core.random import generator_for
 
 
 class EndlessBatchSampler(Sampler[list[int]]):

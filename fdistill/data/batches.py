@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from fdistill.random_streams import generator_for
+from fdistill.core.random import generator_for
 
 PROGRESS_BAR_FROM = 1000  # samples; fewer are read before a bar is worth its line
 _READ_AT_ONCE = 64

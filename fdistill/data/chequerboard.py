@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from fdistill.core.random import generator_for
 from fdistill.data.base import GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit
-from fdistill.random_streams import generator_for
 
 
 class Chequerboard(GenerativeDataModule):

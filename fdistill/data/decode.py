@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fdistill.data.image_names import FORMATS
-from fdistill.weight_files import is_lfs_pointer, reason, shown
+from fdistill.core.file_suffixes import IMAGE_FORMATS
+from fdistill.core.weight_files import is_lfs_pointer, reason, shown
 
 _ANY_NAME = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # what such names hold in fact; PIL runs a program for some others
 _EXACT = ("1", "L", "P", "RGB", "RGBX")  # modes that become grey or colours of 8 bits without a choice
@@ -76,7 +76,7 @@ def own_shape(source: BinaryIO, name: str, suffix: str) -> tuple[int, int, int]:
 @contextlib.contextmanager
 def _opened(source: Path | BinaryIO, name: str, suffix: str) -> Iterator[Image.Image]:
     """The image, for as long as its file is open; whatever its decoder raises is one line."""
-    formats = dict.fromkeys((*_ANY_NAME, FORMATS.get(suffix, "PNG")))
+    formats = dict.fromkeys((*_ANY_NAME, IMAGE_FORMATS.get(suffix, "PNG")))
     try:
         with Image.open(source, formats=tuple(formats)) as image:
             yield image

@@ -11,9 +11,10 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from fdistill.core.file_suffixes import IMAGES
+from fdistill.core.weight_files import shown
 from fdistill.data.decode import UnreadableImage, own_shape, read_image
-from fdistill.data.image_names import LABELS, SUFFIXES, Sieve, by_folders, by_labels_file, is_passed_over
-from fdistill.weight_files import shown
+from fdistill.data.image_names import LABELS, Sieve, by_folders, by_labels_file, is_passed_over
 
 
 class PackedNames(Sequence[str]):
@@ -191,7 +192,7 @@ def _check_filled(names: Sequence[str], folders: set[str], folder: Path) -> None
         found = sorted(shown(child.name) for child in folder.iterdir())[:5]
         latents = "; LatentFolder reads latents" * any(name.startswith("latents") for name in found)
         raise ValueError(
-            f"folder holds images: expected files {', '.join(SUFFIXES)}, got none in {folder} but"
+            f"folder holds images: expected files {', '.join(IMAGES)}, got none in {folder} but"
             f" {found or 'nothing'}; add some, or give another folder{latents}"
         )
     filled = {name.partition("/")[0] for name in names if "/" in name}

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fdistill.core.file_suffixes import IMAGES
+from fdistill.core.fingerprints import fingerprint
 from fdistill.data.archives import archives_in
 from fdistill.data.base import GenerativeDataModule, require_at_least
 from fdistill.data.batches import PROGRESS_BAR_FROM, InMemorySplit, ReadSplit, Split
 from fdistill.data.image_files import Images, Listing, list_images
-from fdistill.data.image_names import SUFFIXES
 from fdistill.data.splits import stratified_split
 from fdistill.data.tar_images import list_archives
-from fdistill.fingerprints import fingerprint
 
 
 class ImageFolder(GenerativeDataModule):
@@ -160,7 +160,7 @@ def list_folder(folder: Path) -> Listing:
     archives = archives_in(folder)
     if not archives:
         return list_images(folder)
-    strays = [file.name for depth in ("*", "*/*") for file in folder.glob(depth) if file.suffix.lower() in SUFFIXES]
+    strays = [file.name for depth in ("*", "*/*") for file in folder.glob(depth) if file.suffix.lower() in IMAGES]
     if strays:
         raise ValueError(
             f"images lie either in files or in {archives[0].suffix} files: got {min(strays)} and {archives[0].name} in"

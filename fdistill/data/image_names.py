@@ -9,18 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fdistill.weight_files import brief, shown
+from fdistill.core.file_suffixes import IMAGE_FORMATS
+from fdistill.core.weight_files import brief, shown
 
-FORMATS = {
-    **dict.fromkeys((".png", ".apng"), "PNG"),
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
-    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
-    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
-    **{".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP"},
-}
-"""Format of an image file, as PIL calls it, by suffix."""
-
-SUFFIXES = tuple(FORMATS)
 LABELS = "dataset.json"
 """Where EDM's dataset_tool writes the class of each image (arXiv 2206.00364)."""
 
@@ -51,10 +42,10 @@ class Sieve:
         if any(is_passed_over(folder) for folder in folders):
             return False
         if last[0] == ".":
-            if suffix in FORMATS:
+            if suffix in IMAGE_FORMATS:
                 self._left.setdefault("hidden", []).append(name)
             return False
-        if suffix in FORMATS:
+        if suffix in IMAGE_FORMATS:
             return True
         if _TABLES.fullmatch(last.lower()):
             self._left.setdefault("of labels or captions", []).append(name)

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fdistill.weight_files import CheckpointError, brief, checked_number, file_size, read_json, reason
+from fdistill.core.weight_files import CheckpointError, brief, checked_number, file_size, read_json, reason
 
 DESCRIPTION, DECODER = "latents.json", "vae"
 MEAN, STD, FLIPPED, LABELS = "mean", "std", "flipped_", "labels"

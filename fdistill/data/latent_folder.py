@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fdistill.core.random import generator_for
+from fdistill.core.weight_files import CheckpointError
 from fdistill.data.base import GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit, ReadSplit, Split
 from fdistill.data.image_folder import held_out_part
 from fdistill.data.latent_files import DECODER, LatentFiles
-from fdistill.decoders import Decoder
-from fdistill.random_streams import generator_for
-from fdistill.weight_files import CheckpointError
+from fdistill.models.vae import Decoder
 
 _DECODED_AT_ONCE = 16
 _PROGRESS_BAR_FROM = 20  # of these

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from fdistill.core.random import generator_for
 from fdistill.data.base import GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit
-from fdistill.networks import GaussianMixture
-from fdistill.random_streams import generator_for
+from fdistill.models.networks import GaussianMixture
 
 _CHUNK = 16_384  # points compared with all modes at once
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fdistill.random_streams import generator_for
+from fdistill.core.random import generator_for
 
 
 def stratified_split(labels: Tensor, num_held_out: int, seed: int) -> tuple[Tensor, Tensor]:

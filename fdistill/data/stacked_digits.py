@@ -5,10 +5,10 @@ import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
+from fdistill.core.random import generator_for
 from fdistill.data.base import Batch, GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit
 from fdistill.data.digits import digit_splits
-from fdistill.random_streams import generator_for
 
 PLACES = (100, 10, 1)  # what the digits of the red, the green and the blue channel count
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fdistill.core.weight_files import shown
 from fdistill.data.archives import CLASS, Member, members
 from fdistill.data.image_files import Images, Listing, PackedNames, check_enough, check_not_empty, warn_of
 from fdistill.data.image_names import LABELS, MOST_CLASSES, Arranged, Sieve, by_folders, by_labels_file, by_numbers
-from fdistill.weight_files import shown
 
 
 class TarImages(Images):

@@ -1,4 +1,4 @@
-"""What the networks descend: denoising for teacher and fake score, and the student's objectives."""
+"""What networks descend: denoising, distribution matching, the log ratio, rewards. It imports evaluation and below."""
 
 from fdistill.objectives.adversarial import Adversarial, discriminator_loss
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, Regression, StudentLoss, Term

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term
-from fdistill.schedules import Schedule, value_at
+from fdistill.theory.schedules import Schedule, value_at
 
 
 def discriminator_loss(fake_logit: Tensor, real_logit: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fdistill.core.spec import Described
 from fdistill.data import GenerativeDataModule
-from fdistill.described import Described
 
 Asked = Literal["nothing", "value", "gradient"]
 """What is asked of a denoiser: not evaluated, its value alone, or its value with a graph to its input."""

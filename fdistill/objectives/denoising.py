@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fdistill.loss_weights import EDMWeight, LossWeight
+from fdistill.theory.loss_weights import EDMWeight, LossWeight
 
 
 def denoising_loss(denoised: Tensor, x_0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:

@@ -7,12 +7,12 @@ s_p - s_q = (D_p - D_q) / sigma^2. The fake score stands for s_q.
 import torch
 from torch import Tensor
 
-from fdistill.divergences import Bregman, FDivergence, ReverseKL, UniformlySkewedJensenShannon, skewed_weight
-from fdistill.log_ratio import unit_mean
 from fdistill.objectives.adversarial import adversarial_term, check_weight, is_on, without_idle_adversary
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, expand, per_sample_mean
+from fdistill.objectives.log_ratio import unit_mean
 from fdistill.objectives.normalisers import Normaliser, check_normaliser, normaliser
-from fdistill.schedules import Schedule, value_at
+from fdistill.theory.divergences import Bregman, FDivergence, ReverseKL, UniformlySkewedJensenShannon, skewed_weight
+from fdistill.theory.schedules import Schedule, value_at
 
 
 @torch.no_grad()

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from fdistill.data import GenerativeDataModule
-from fdistill.metrics import monge_gap
+from fdistill.evaluation.metrics import monge_gap
 from fdistill.objectives.adversarial import check_weight, is_on
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term
-from fdistill.schedules import Schedule, value_at
+from fdistill.theory.schedules import Schedule, value_at
 
 
 class MongeRegularised(Objective):
@@ -18,7 +18,8 @@ class MongeRegularised(Objective):
     It chooses among maps of the same law: where two students match the teacher, the one with the smaller gap moves its
     latents less. Like the other losses it counts per entry of a sample. Latents are standard normal, and each class has
     a map of its own. The gap is that of the batch on each rank: for small data and wide batches, since in many
-    dimensions it vanishes (`fdistill.metrics.monge_gap`); a constant map has none, so it does not keep from collapse.
+    dimensions it vanishes (`fdistill.evaluation.metrics.monge_gap`); a constant map has none, so it does not keep from
+    collapse.
     """
 
     def __init__(self, objective: Objective, weight: float | Schedule, epsilon: float = 0.0) -> None:

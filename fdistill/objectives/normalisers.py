@@ -5,8 +5,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fdistill.loss_weights import edm_weight
 from fdistill.objectives.base import NoisedSamples
+from fdistill.theory.loss_weights import edm_weight
 
 Normaliser = Literal["sample", "sigma", "uniform", "vsd"]
 """By sample (DMD), by the noise level's posterior width, 1 at every level (Diff-Instruct), or that of VSD."""

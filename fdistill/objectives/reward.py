@@ -5,8 +5,8 @@ from torch import nn
 from fdistill.data import GenerativeDataModule
 from fdistill.objectives.adversarial import check_weight, is_on
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term
-from fdistill.rewards import Reward
-from fdistill.schedules import Schedule, value_at
+from fdistill.objectives.rewards import Reward
+from fdistill.theory.schedules import Schedule, value_at
 
 
 class RewardAugmented(Objective):

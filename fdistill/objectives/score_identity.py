@@ -13,7 +13,7 @@ from torch import Tensor
 from fdistill.objectives.adversarial import adversarial_term, check_weight, is_on, without_idle_adversary
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, inner
 from fdistill.objectives.normalisers import Normaliser, check_normaliser, normaliser
-from fdistill.schedules import Schedule, value_at
+from fdistill.theory.schedules import Schedule, value_at
 
 
 def sim(direction: Tensor, at: NoisedSamples) -> Tensor:

@@ -10,11 +10,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fdistill.distributed import global_mean
-from fdistill.divergences import FDivergence
+from fdistill.core.distributed import global_mean
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, inner
 from fdistill.objectives.normalisers import Normaliser, check_normaliser, normaliser
 from fdistill.objectives.score_identity import sim
+from fdistill.theory.divergences import FDivergence
 
 Coefficient = Literal["exact", "clipped", "normalised"]
 """What is done to the coefficient of the terms in which the ratio moves."""

@@ -6,11 +6,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_runs import distillation, fit, ring, teacher_training
 
-from fdistill.callbacks import LastCheckpoint, SampleGrid, StudentDistance, TurnProgressBar
-from fdistill.checkpoints import load_model
-from fdistill.loggers import JsonlLogger
-from fdistill.metrics import frechet_distance
-from fdistill.modules import NonFiniteError
+from fdistill.evaluation.metrics import frechet_distance
+from fdistill.io.load import load_model
+from fdistill.training import NonFiniteError
+from fdistill.training.callbacks import LastCheckpoint, SampleGrid, StudentDistance, TurnProgressBar
+from fdistill.training.loggers import JsonlLogger
 
 DISTANCE = "metric/pixel_frechet_distance"
 

@@ -8,11 +8,11 @@ import torch
 from test_callbacks import Memory
 from tiny_runs import GivenData, adam, distillation, exact, fit, mlp, ring, teacher_training, trainer, weights
 
-from fdistill.callbacks import CollapseCallback, DiversityCallback
-from fdistill.diversity import DiversityProbe
-from fdistill.features import PixelFeatures
-from fdistill.loggers import JsonlLogger
-from fdistill.metrics import FrechetDistance, PrecisionRecall, VendiScore, precision_recall, standard_metrics
+from fdistill.evaluation.features import PixelFeatures
+from fdistill.evaluation.metrics import FrechetDistance, PrecisionRecall, VendiScore, precision_recall, standard_metrics
+from fdistill.evaluation.probe import DiversityProbe
+from fdistill.training.callbacks import CollapseCallback, DiversityCallback
+from fdistill.training.loggers import JsonlLogger
 
 STILL = {"student_optimizer": lambda p: torch.optim.SGD(p, lr=0.0)}
 FEW = {"frechet_distance": FrechetDistance(), "neighbours": PrecisionRecall()}

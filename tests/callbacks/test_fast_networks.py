@@ -5,13 +5,13 @@ import torch
 from tiny_runs import GivenData, distillation, fit, mlp, teacher_training, weights
 from torch._dynamo.utils import counters
 
-from fdistill.callbacks import FastNetworks
-from fdistill.denoiser import Denoiser
-from fdistill.divergences import JensenShannon
-from fdistill.networks import EDM2UNet, SmallUNet
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import EDM2UNet, SmallUNet
 from fdistill.objectives import DMD2, FDistill, SiD
-from fdistill.preconditioning import EDM
-from fdistill.strategies import ShardedStrategy
+from fdistill.theory.divergences import JensenShannon
+from fdistill.theory.preconditioning import EDM
+from fdistill.training.callbacks import FastNetworks
+from fdistill.training.parallel import ShardedStrategy
 
 
 def run(build, *callbacks, turns=2, objective=None, **how):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from tiny_runs import distillation, fit, teacher_training, weights
 
-from fdistill.callbacks import BestCheckpoint, CollapseCallback, LastCheckpoint, LearningRate, StopEarly
-from fdistill.callbacks.measured import publish
-from fdistill.schedules import Linear, Steps
+from fdistill.theory.schedules import Linear, Steps
+from fdistill.training.callbacks import BestCheckpoint, CollapseCallback, LastCheckpoint, LearningRate, StopEarly
+from fdistill.training.callbacks.measured import publish
 
 
 class Rates(L.Callback):

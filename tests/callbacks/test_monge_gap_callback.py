@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from tiny_runs import distillation, fit, mlp, ring, teacher_training
 
-from fdistill.callbacks import MongeGap
-from fdistill.metrics import monge_gap
+from fdistill.evaluation.metrics import monge_gap
+from fdistill.training.callbacks import MongeGap
 
 
 class Gaps(DummyLogger):

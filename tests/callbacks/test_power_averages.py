@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny_runs import distillation, fit, mlp, ring, teacher_training, weights
 
-from fdistill.callbacks import PowerAverages
-from fdistill.checkpoints import CheckpointError
-from fdistill.power_ema import Profile, gamma_of, kept_share
-from fdistill.snapshots import FOLDER, Snapshots, drop_later, put_average, write_snapshot
+from fdistill.io.checkpoints import CheckpointError
+from fdistill.training.averaging.power_ema import Profile, gamma_of, kept_share
+from fdistill.training.averaging.snapshots import FOLDER, Snapshots, drop_later, put_average, write_snapshot
+from fdistill.training.callbacks import PowerAverages
 
 BUILDS = {
     "teacher": (lambda: teacher_training(mlp(num_classes=2).network), "denoiser"),

@@ -8,9 +8,9 @@ import torch
 from test_callbacks import Memory
 from tiny_runs import distillation, fit, ring, teacher_training, weights
 
-from fdistill.callbacks import RatioHistograms
-from fdistill.diagnosis import ratio_by_bin
-from fdistill.divergences import ForwardKL, JensenShannon, ReverseKL
+from fdistill.evaluation.see_saw import ratio_by_bin
+from fdistill.theory.divergences import ForwardKL, JensenShannon, ReverseKL
+from fdistill.training.callbacks import RatioHistograms
 
 ALTERNATING = {"turn": "alternating", "fake_updates_per_student": 2}
 
@@ -108,7 +108,7 @@ def test_a_resumed_run_begins_with_an_empty_window(tmp_path):
 def test_histograms_hold_all_samples_of_the_window(tmp_path, monkeypatch):
     logged = {}
     monkeypatch.setattr(
-        "fdistill.callbacks.ratio_histograms.log_histogram",
+        "fdistill.training.callbacks.ratio_histograms.log_histogram",
         lambda loggers, name, values, step: logged.update({(name, step): values}),
     )
     _, _, witness = run(4, RatioHistograms(every_n_updates=4, window=2), tmp_path)

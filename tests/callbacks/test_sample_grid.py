@@ -4,14 +4,14 @@ import pytest
 import torch
 from tiny_runs import GivenData, distillation, exact, fit, mlp, ring, teacher_training, trainer
 
-from fdistill.callbacks import SampleGrid, StudentDistance, sample_grid
-from fdistill.callbacks.sample_grid import nearest_images
 from fdistill.data import InMemorySplit, LatentsOnly
-from fdistill.denoiser import Denoiser
-from fdistill.loggers import JsonlLogger
-from fdistill.networks import DiffusersUNet
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import DiffusersUNet
 from fdistill.objectives import SiD
-from fdistill.preconditioning import EDM
+from fdistill.theory.preconditioning import EDM
+from fdistill.training.callbacks import SampleGrid, StudentDistance, sample_grid
+from fdistill.training.callbacks.sample_grid import nearest_images
+from fdistill.training.loggers import JsonlLogger
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import torch
 from test_callbacks import Memory
 from tiny_runs import GivenData, distillation, exact, fit, mlp, ring, teacher_training, trainer, weights
 
-from fdistill.callbacks import SeeSaw
-from fdistill.callbacks.measured import Listener
-from fdistill.diagnosis import LinearDenoiser, see_saw
-from fdistill.noise_levels import LogUniform
-from fdistill.random_streams import generator_for
+from fdistill.core.random import generator_for
+from fdistill.evaluation.see_saw import LinearDenoiser, see_saw
+from fdistill.theory.noise_levels import LogUniform
+from fdistill.training.callbacks import SeeSaw
+from fdistill.training.callbacks.measured import Listener
 
 GAUSSIAN = {"student": mlp(), "fake_score": mlp(), "sigma_data": 1.0, "discriminator": "sample"}
 

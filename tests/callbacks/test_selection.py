@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny_runs import distillation, fit, weights
 
-from fdistill.callbacks import BestCheckpoint, LastCheckpoint, StopEarly
-from fdistill.callbacks.measured import publish
+from fdistill.training.callbacks import BestCheckpoint, LastCheckpoint, StopEarly
+from fdistill.training.callbacks.measured import publish
 
 NAME = "metric/given"
 

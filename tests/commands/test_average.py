@@ -7,9 +7,9 @@ import pytest
 import torch
 from cli_runs import fdistill, last, one_error_line, student_arguments, succeeds, teacher_arguments, write_yaml
 
-from fdistill.checkpoints import load_model
-from fdistill.length_choice import PARTS, TwoHalves
-from fdistill.snapshots import FOLDER, Snapshots
+from fdistill.evaluation.choose_average import PARTS, TwoHalves
+from fdistill.io.load import load_model
+from fdistill.training.averaging.snapshots import FOLDER, Snapshots
 
 TRACK = '--trainer.callbacks+={"class_path": "PowerAverages", "init_args": {"every_n_updates": 1}}'
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from cli_runs import fdistill, one_error_line, succeeds
 
-from fdistill.report.panels import GROUPS, PICTURES
+from fdistill.evaluation.report.panels import GROUPS, PICTURES
 
 
 def run_folder(folder):
@@ -40,7 +40,7 @@ def test_the_help_lists_it():
 
 def test_the_workspace_has_the_same_panels(tmp_path, monkeypatch):
     pytest.importorskip("wandb_workspaces")
-    from fdistill.report.workspace import workspace
+    from fdistill.evaluation.report.workspace import workspace
 
     monkeypatch.setenv("HOME", str(tmp_path))
     built = workspace("me", "digits")

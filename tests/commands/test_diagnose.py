@@ -8,9 +8,9 @@ import yaml
 from cli_runs import fdistill, one_error_line, succeeds
 from crowded_teacher import Crowded, ring_data, ring_teacher
 
-from fdistill.checkpoints import model_record
-from fdistill.features import PixelFeatures
-from fdistill.networks import GaussianMixture
+from fdistill.evaluation.features import PixelFeatures
+from fdistill.io.checkpoints import model_record
+from fdistill.models.networks import GaussianMixture
 
 QUICK = ["--n", 250, "--repeats", 2]
 
@@ -91,7 +91,9 @@ def test_a_student_is_refused_in_one_line_before_anything_is_written(student_che
 
 
 def test_pictures_are_diagnosed_as_pictures(teacher_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("fdistill.teacher_diagnosis.default_extractor", lambda *_: PixelFeatures())  # learns nothing
+    monkeypatch.setattr(
+        "fdistill.evaluation.teacher_diagnosis.default_extractor", lambda *_: PixelFeatures()
+    )  # learns nothing
     succeeds("diagnose", teacher_checkpoint, "--out", tmp_path, "--n", 30, "--repeats", 1, "--steps", 2)
     report = json.loads((tmp_path / "diagnosis.json").read_text())
     assert "exact_excess" not in report["see_saw"]

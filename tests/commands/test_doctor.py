@@ -34,5 +34,5 @@ def test_key_is_never_printed(monkeypatch):
 
 
 def test_package_that_is_not_installed_is_no_error(monkeypatch):
-    monkeypatch.setattr("fdistill.commands.doctor._PACKAGES", ("torch", "torchvision", "no-such-package"))
+    monkeypatch.setattr("fdistill.cli.commands.doctor._PACKAGES", ("torch", "torchvision", "no-such-package"))
     assert "no-such-package" in succeeds("doctor")

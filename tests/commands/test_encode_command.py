@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 from stock_models import dit, save, vae
 from tiny_runs import fit, teacher_training
 
-from fdistill import encoding
-from fdistill.callbacks import sample_grid
-from fdistill.callbacks.sample_grid import nearest_images
-from fdistill.checkpoints import load_model
 from fdistill.data import LatentFolder
-from fdistill.decoders import Decoder
-from fdistill.networks import DiffusersUNet
+from fdistill.data import encode_latents as encoding
+from fdistill.io.load import load_model
+from fdistill.models.networks import DiffusersUNet
+from fdistill.models.vae import Decoder
+from fdistill.training.callbacks import sample_grid
+from fdistill.training.callbacks.sample_grid import nearest_images
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import json
 import pytest
 from cli_runs import fdistill, one_error_line, succeeds, write_yaml
 
-from fdistill.denoiser import Denoiser
-from fdistill.export import export_folder
-from fdistill.features import PixelFeatures
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import MLP
-from fdistill.preconditioning import EDM
+from fdistill.evaluation.features import PixelFeatures
+from fdistill.io.export import export_folder
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM
 
 QUICK = ["--n", 20, "--repeats", 1, "--bootstrap", 0]
 

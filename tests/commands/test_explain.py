@@ -2,7 +2,7 @@
 
 import pytest
 
-from fdistill.commands.explain import choices, explain
+from fdistill.cli.commands.explain import choices, explain
 
 OPTIONS = {"n": int, "trainer.max_steps": int}
 

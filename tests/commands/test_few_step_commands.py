@@ -7,13 +7,13 @@ import pytest
 import torch
 from cli_runs import succeeds
 
-from fdistill.checkpoints import model_record
 from fdistill.data import GaussianMixtureData
-from fdistill.denoiser import Denoiser
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import MLP, DiffusersUNet
-from fdistill.preconditioning import EDM
-from fdistill.sources import open_source
+from fdistill.evaluation.sources import open_source
+from fdistill.io.checkpoints import model_record
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, DiffusersUNet
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM
 
 LEVELS = {2: [5.0, 0.8], 4: [80.0, 3.0, 0.9, 0.1]}
 

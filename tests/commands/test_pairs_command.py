@@ -4,9 +4,9 @@ import pytest
 import torch
 from cli_runs import fdistill, one_error_line, succeeds
 
-from fdistill.checkpoints import load_model
-from fdistill.export import export_folder
-from fdistill.pairs import TeacherPairs
+from fdistill.data.teacher_pairs import TeacherPairs
+from fdistill.io.export import export_folder
+from fdistill.io.load import load_model
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cli_runs import CONFIGS, fdistill, one_error_line, succeeds
 
-from fdistill.checkpoints import load_model
+from fdistill.io.load import load_model
 
 STUDENT = ["plan", "--config", CONFIGS / "trainer.yaml", "--config", CONFIGS / "quickstart" / "student.yaml"]
 
@@ -55,7 +55,7 @@ def test_a_recipe_is_planned_without_a_teacher_s_weights(tmp_path):
 
 def test_the_strategy_of_the_trainer_is_planned(teacher_checkpoint, tmp_path):
     run = [*STUDENT, f"--model.teacher={teacher_checkpoint}", "--gpus=4"]
-    asked = ["--trainer.strategy=fdistill.strategies.ShardedStrategy", "--trainer.strategy.cpu_offload=true"]
+    asked = ["--trainer.strategy=fdistill.training.parallel.ShardedStrategy", "--trainer.strategy.cpu_offload=true"]
     whole = succeeds(*run, "--out", tmp_path / "whole.json")
     parts = succeeds(*run, *asked, "--out", tmp_path / "parts.json")
     assert "memory of the CPU" not in whole

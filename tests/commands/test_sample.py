@@ -6,13 +6,13 @@ import torch
 from cli_runs import fdistill, fdistill_process, one_error_line, succeeds
 from PIL import Image
 
-from fdistill.checkpoints import load_model
-from fdistill.commands.sample import image_grid, to_pixels
-from fdistill.denoiser import Denoiser
-from fdistill.export import export_folder
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import MLP, SmallUNet
-from fdistill.preconditioning import EDM
+from fdistill.cli.commands.sample import image_grid, to_pixels
+from fdistill.io.export import export_folder
+from fdistill.io.load import load_model
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, SmallUNet
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM
 
 
 def arrays(checkpoint, path, *more):

@@ -6,17 +6,17 @@ import torch
 from cli_runs import fdistill, one_error_line, succeeds
 from tiny_runs import mlp
 
-from fdistill.checkpoints import load_model
-from fdistill.commands.sampling import resampled
-from fdistill.denoiser import Denoiser
-from fdistill.export import export_folder
-from fdistill.generative_model import GenerativeModel
-from fdistill.grids import GivenGrid
-from fdistill.guidance import Guidance
-from fdistill.noise_levels import karras_grid
-from fdistill.paths import VPLinear
-from fdistill.preconditioning import EpsPrediction
-from fdistill.samplers import GDDIM, Euler, Heun
+from fdistill.cli.commands.sampling import resampled
+from fdistill.io.export import export_folder
+from fdistill.io.load import load_model
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.guidance import Guidance
+from fdistill.sampling import GDDIM, Euler, Heun
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.sampling.grids import GivenGrid
+from fdistill.theory.noise_levels import karras_grid
+from fdistill.theory.paths import VPLinear
+from fdistill.theory.preconditioning import EpsPrediction
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from PIL import Image
 
 import fdistill.data
 from fdistill.data import Batch, Digits, GenerativeDataModule, IdxFolder, InMemorySplit, LatentFolder
-from fdistill.grids import GivenGrid, KarrasGrid
-from fdistill.paths import VPLinear
+from fdistill.sampling.grids import GivenGrid, KarrasGrid
+from fdistill.theory.paths import VPLinear
 
 MODULES = sorted(
     (c for c in vars(fdistill.data).values() if inspect.isclass(c) and issubclass(c, GenerativeDataModule)),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fdistill.data import ImageFolder
-from fdistill.sources import ImageFolderSource, open_source
+from fdistill.evaluation.sources import ImageFolderSource, open_source
 
 
 def write(root, names):

@@ -11,11 +11,11 @@ from latent_folders import VAES, latents
 from safetensors.torch import load_file, save_file
 from stock_models import save, vae
 
-from fdistill.cli import one_line
+from fdistill.cli.main import one_line
+from fdistill.core.weight_files import CheckpointError
 from fdistill.data import DecodedLatents, ImageFolder, LatentFolder
-from fdistill.decoders import Decoder
-from fdistill.modules.start import check_latents
-from fdistill.weight_files import CheckpointError
+from fdistill.models.vae import Decoder
+from fdistill.training.start import check_latents
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fdistill.data import Batch, Digits, StackedDigits
-from fdistill.metrics import ModeCoverage
+from fdistill.evaluation.metrics import ModeCoverage
 
 PLACES = torch.tensor([100, 10, 1])
 

@@ -6,9 +6,9 @@ from tiny_runs import distillation, fit, weights
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
-from fdistill.compression import EF21, BFloat16, PowerSGD, TopK
-from fdistill.random_streams import generator_for
-from fdistill.strategies import ReplicatedStrategy
+from fdistill.core.random import generator_for
+from fdistill.training.parallel import ReplicatedStrategy
+from fdistill.training.parallel.compression import EF21, BFloat16, PowerSGD, TopK
 
 KINDS = {
     "bf16": BFloat16,

@@ -8,16 +8,16 @@ from lightning.pytorch.callbacks import Callback
 from tiny_runs import GivenData, distillation, fit, mlp, ring, teacher_training, weights
 from torch.distributed.tensor import DTensor
 
-from fdistill.callbacks import DiversityCallback, MongeGap, PowerAverages, SampleGrid, SeeSaw, StudentDistance
-from fdistill.denoiser import Denoiser
-from fdistill.distributed import gathered, is_sharded, whole
-from fdistill.ema import EMA
-from fdistill.loss_weights import LearnedUncertainty
-from fdistill.networks import MLP, DiffusersUNet, EDM2UNet, SmallUNet, SongUNet, StockDiT, TwoExperts
+from fdistill.core.distributed import gathered, is_sharded, whole
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.learned_uncertainty import LearnedUncertainty
+from fdistill.models.networks import MLP, DiffusersUNet, EDM2UNet, SmallUNet, SongUNet, StockDiT, TwoExperts
 from fdistill.objectives import DMD2, Fisher
-from fdistill.power_ema import PowerEMA
-from fdistill.preconditioning import EDM
-from fdistill.strategies import ShardedStrategy
+from fdistill.theory.preconditioning import EDM
+from fdistill.training.averaging.ema import EMA
+from fdistill.training.averaging.power_ema import PowerEMA
+from fdistill.training.callbacks import DiversityCallback, MongeGap, PowerAverages, SampleGrid, SeeSaw, StudentDistance
+from fdistill.training.parallel import ShardedStrategy
 
 SHARDED = {
     "teacher": lambda: teacher_training(loss_weight=LearnedUncertainty(1.0)),

@@ -12,11 +12,11 @@ import torch
 from forked import ended, fork_ranks
 from tiny_runs import distillation, fit
 
-from fdistill.callbacks import DiversityCallback, LastCheckpoint, SampleGrid
-from fdistill.cli import one_line
-from fdistill.distributed import LostRankError, on_rank_0
-from fdistill.metrics import FrechetDistance
-from fdistill.strategies import ReplicatedStrategy
+from fdistill.cli.main import one_line
+from fdistill.core.distributed import LostRankError, on_rank_0
+from fdistill.evaluation.metrics import FrechetDistance
+from fdistill.training.callbacks import DiversityCallback, LastCheckpoint, SampleGrid
+from fdistill.training.parallel import ReplicatedStrategy
 
 SECONDS = 40  # what the tests wait at most; less than the minute that is promised
 

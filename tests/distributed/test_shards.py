@@ -5,13 +5,14 @@ import torch
 from forked import ended, fork_ranks
 from tiny_runs import distillation, fit, mlp, ring
 
-from fdistill import shards
-from fdistill.checkpoint_io import SafeCheckpointIO
-from fdistill.checkpoints import load_model, read_run_checkpoint
-from fdistill.commands import UsageError
-from fdistill.commands.consolidate import consolidate
-from fdistill.distributed import whole
-from fdistill.weight_files import CheckpointError
+from fdistill.cli.commands import UsageError
+from fdistill.cli.commands.consolidate import consolidate
+from fdistill.core.distributed import whole
+from fdistill.core.weight_files import CheckpointError
+from fdistill.io import shards
+from fdistill.io.checkpoints import read_run_checkpoint
+from fdistill.io.load import load_model
+from fdistill.training.checkpoint_io import SafeCheckpointIO
 
 
 def module(**changes):

@@ -16,11 +16,11 @@ from sharded_ranks import NETWORKS, REPLICATED, SHARDED, WAYS, network
 from tiny_runs import fit, ring, weights
 from torch.testing import assert_close
 
-from fdistill.callbacks import PowerAverages
-from fdistill.checkpoint_io import SafeCheckpointIO
-from fdistill.checkpoints import read_run_checkpoint
-from fdistill.log_ratio import unit_mean
-from fdistill.strategies.replicated import _own_memory
+from fdistill.io.checkpoints import read_run_checkpoint
+from fdistill.objectives.log_ratio import unit_mean
+from fdistill.training.callbacks import PowerAverages
+from fdistill.training.checkpoint_io import SafeCheckpointIO
+from fdistill.training.parallel.replicated import _own_memory
 
 SECONDS = 600
 

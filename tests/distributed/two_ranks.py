@@ -15,19 +15,19 @@ from sharded_ranks import sharded, whole_weights
 from tiny_runs import GivenData, Recorded, distillation, fit, mlp, ring, teacher_training, weights
 from torch import nn
 
-from fdistill.callbacks import CollapseCallback, DiversityCallback, LastCheckpoint, SampleGrid, StudentDistance
+from fdistill.core.distributed import average_gradients, gather_rows, global_mean, global_sum, world_size
+from fdistill.core.random import generator_for
 from fdistill.data import Batch
-from fdistill.denoiser import Denoiser
-from fdistill.distributed import average_gradients, gather_rows, global_mean, global_sum, world_size
-from fdistill.divergences import JensenShannon
-from fdistill.log_ratio import RatioEstimator, SampleDiscriminator, unit_mean
-from fdistill.loggers import JsonlLogger
-from fdistill.modules import NonFiniteError
-from fdistill.networks import DiffusersUNet
-from fdistill.noise_levels import LogNormal
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import DiffusersUNet
 from fdistill.objectives import DMD2, ScoreOfMixture, UniInstruct
-from fdistill.preconditioning import EDM
-from fdistill.random_streams import generator_for
+from fdistill.objectives.log_ratio import RatioEstimator, SampleDiscriminator, unit_mean
+from fdistill.theory.divergences import JensenShannon
+from fdistill.theory.noise_levels import LogNormal
+from fdistill.theory.preconditioning import EDM
+from fdistill.training import NonFiniteError
+from fdistill.training.callbacks import CollapseCallback, DiversityCallback, LastCheckpoint, SampleGrid, StudentDistance
+from fdistill.training.loggers import JsonlLogger
 
 RANKS = 2
 ROWS = (3, 5)  # of rank 0 and 1

@@ -7,14 +7,14 @@ import pytest
 from cli_runs import fdistill, one_error_line, succeeds
 from safetensors.torch import load_file, save_file
 
-import fdistill.export.folder as folder_module
-from fdistill.checkpoints import load_model
-from fdistill.denoiser import Denoiser
-from fdistill.export import export_folder, model_card, read_folder
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import MLP
-from fdistill.preconditioning import EDM
-from fdistill.weight_files import CheckpointError
+import fdistill.io.export.folder as folder_module
+from fdistill.core.weight_files import CheckpointError
+from fdistill.io.export import export_folder, model_card
+from fdistill.io.load import load_model, read_folder
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM
 
 
 def content(folder):

@@ -9,13 +9,14 @@ import pytest
 import torch
 from cli_runs import python_process
 
-from fdistill.denoiser import Denoiser
-from fdistill.export import export_folder, read_folder
-from fdistill.export.pipeline import OneStepPipeline
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import MLP, DiffusersUNet
-from fdistill.preconditioning import EDM
-from fdistill.weight_files import CheckpointError
+from fdistill.core.weight_files import CheckpointError
+from fdistill.io.export import export_folder
+from fdistill.io.export.pipeline import OneStepPipeline
+from fdistill.io.load import read_folder
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, DiffusersUNet
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM
 
 LEVELS = {2: [5.0, 0.8], 4: [80.0, 3.0, 0.9, 0.1]}
 UNRULY = [80 * math.exp(-k) for k in range(8)]  # no scheduler of diffusers has them

@@ -6,14 +6,14 @@ import torch
 from cli_runs import python_process
 from stock_models import SMALL_UNET, vae
 
-from fdistill.decoders import Decoder
-from fdistill.denoiser import Denoiser
-from fdistill.export import export_folder
-from fdistill.export.pipeline import OneStepPipeline
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import MLP, DiffusersUNet, EDM2UNet, SmallUNet, SongUNet, StockUNet
-from fdistill.paths import DDPMPath
-from fdistill.preconditioning import EDM, EpsPrediction
+from fdistill.io.export import export_folder
+from fdistill.io.export.pipeline import OneStepPipeline
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, DiffusersUNet, EDM2UNet, SmallUNet, SongUNet, StockUNet
+from fdistill.models.vae import Decoder
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.paths import DDPMPath
+from fdistill.theory.preconditioning import EDM, EpsPrediction
 
 NETWORKS = {
     "vectors": lambda: MLP(dim=3, width=8, depth=2),

@@ -9,12 +9,12 @@ from cli_runs import fdistill, one_error_line, succeeds
 from tiny_runs import mlp
 from torch.testing import assert_close
 
-from fdistill.checkpoints import load_model
-from fdistill.denoiser import Denoiser
-from fdistill.export.program import FILES, Generator, write_program
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import DiffusersUNet, EDM2UNet, SmallUNet, SongUNet
-from fdistill.preconditioning import EDM
+from fdistill.io.export.program import FILES, Generator, write_program
+from fdistill.io.load import load_model
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import DiffusersUNet, EDM2UNet, SmallUNet, SongUNet
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 ATTENDS = {"resolution": 8, "channels": 1, "blocks_per_level": 1, "attention_resolutions": [4], "num_classes": 3}

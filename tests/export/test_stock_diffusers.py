@@ -8,11 +8,11 @@ import torch
 from cli_runs import python_process, succeeds
 from safetensors.torch import load_file
 
-from fdistill.denoiser import Denoiser
-from fdistill.export import export_folder
-from fdistill.generative_model import GenerativeModel
-from fdistill.networks import DiffusersUNet
-from fdistill.preconditioning import EDM
+from fdistill.io.export import export_folder
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import DiffusersUNet
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM
 
 STOCK = """
 import sys
@@ -102,7 +102,7 @@ def test_code_of_the_model_card_runs(exported, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("sigma_init", [0.5, 80.0])
 def test_folder_reads_back_exactly(sigma_init, tmp_path):
-    from fdistill.export import read_folder
+    from fdistill.io.load import read_folder
 
     model = GenerativeModel.student(
         Denoiser(DiffusersUNet(widths=[8, 16], num_classes=3), EDM(0.3)), sigma_init, {"seed": 1}

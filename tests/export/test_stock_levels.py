@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import CMStochasticIterativeScheduler
 
-from fdistill.export.stock_levels import stock_levels
-from fdistill.noise_levels import karras_grid
+from fdistill.io.export.stock_levels import stock_levels
+from fdistill.theory.noise_levels import karras_grid
 
 LEVELS = {
     "one": [5.0],

@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from fdistill.data import Digits, InMemorySplit
-from fdistill.features import (
+from fdistill.evaluation.features import (
     ClassifierFeatures,
     FeatureExtractor,
     ModuleFeatures,
@@ -14,7 +14,7 @@ from fdistill.features import (
     compared_rows,
     default_extractor,
 )
-from fdistill.metrics import frechet_distance
+from fdistill.evaluation.metrics import frechet_distance
 
 
 class Convolution(nn.Module):
@@ -222,7 +222,7 @@ def test_steps_follow_the_number_of_images_up_to_a_budget_unless_epochs_are_give
         def features(self, x):
             return x.flatten(1)[:, :32]
 
-    monkeypatch.setattr("fdistill.features.classifier.train_classifier", counted)
+    monkeypatch.setattr("fdistill.evaluation.features.classifier.train_classifier", counted)
     x, labels = digits.x.repeat(2, 1, 1, 1), digits.labels.repeat(2)
     for epochs in (None, 7):
         extractor = ClassifierFeatures(epochs)
@@ -363,11 +363,14 @@ def test_a_classifier_is_the_default_where_one_can_learn(shape, num_classes, kin
 @pytest.mark.parametrize(
     ("described", "kind"),
     [
-        ({"class_path": "fdistill.features.PixelFeatures", "init_args": {"max_values": 64}}, PixelFeatures),
-        ({"class_path": "fdistill.features.ClassifierFeatures", "init_args": {"epochs": 10}}, ClassifierFeatures),
+        ({"class_path": "fdistill.evaluation.features.PixelFeatures", "init_args": {"max_values": 64}}, PixelFeatures),
+        (
+            {"class_path": "fdistill.evaluation.features.ClassifierFeatures", "init_args": {"epochs": 10}},
+            ClassifierFeatures,
+        ),
         (
             {
-                "class_path": "fdistill.features.ModuleFeatures",
+                "class_path": "fdistill.evaluation.features.ModuleFeatures",
                 "init_args": {
                     "module": {"class_path": "torch.nn.Flatten"},
                     "resolution": 8,

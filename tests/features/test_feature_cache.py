@@ -11,11 +11,11 @@ from tiny_runs import GivenData
 from torch import nn
 
 from fdistill.data import Digits
-from fdistill.diversity import DiversityProbe
-from fdistill.features import ClassifierFeatures, FeatureCache, ModuleFeatures, PixelFeatures
-from fdistill.features import classifier as classifier_file
-from fdistill.features.cache import user_cache
-from fdistill.metrics import FrechetDistance, MemorizedFraction
+from fdistill.evaluation.features import ClassifierFeatures, FeatureCache, ModuleFeatures, PixelFeatures
+from fdistill.evaluation.features import classifier as classifier_file
+from fdistill.evaluation.features.cache import user_cache
+from fdistill.evaluation.metrics import FrechetDistance, MemorizedFraction
+from fdistill.evaluation.probe import DiversityProbe
 
 
 class Powers(nn.Module):
@@ -154,7 +154,7 @@ def test_what_cannot_be_seen_is_refused_in_one_line(real, tmp_path):
 
 def test_two_processes_find_the_same_name(tmp_path):
     code = (
-        "import sys, torch; from fdistill.features import FeatureCache, ClassifierFeatures; "
+        "import sys, torch; from fdistill.evaluation.features import FeatureCache, ClassifierFeatures; "
         "from diffusers import AutoencoderKL; samples = {'x': torch.ones(2, 3)}; torch.manual_seed(0); "
         "cache = FeatureCache(sys.argv[1]); print(cache.key('a', ClassifierFeatures(epochs=3), samples), "
         "cache.key('b', AutoencoderKL(block_out_channels=(8,), norm_num_groups=4), samples))"

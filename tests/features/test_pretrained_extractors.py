@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fdistill.features import InceptionFeatures, OpenClipFeatures, TimmFeatures
-from fdistill.features.pretrained import read_weights
+from fdistill.evaluation.features import InceptionFeatures, OpenClipFeatures, TimmFeatures
+from fdistill.evaluation.features.pretrained import read_weights
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
 

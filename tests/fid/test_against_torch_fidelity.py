@@ -14,7 +14,7 @@ pytest.importorskip(
 
 from compare_torch_fidelity import compare, images, random_weights
 
-from fdistill.fid.scores import InceptionScore, kid
+from fdistill.evaluation.fid.scores import InceptionScore, kid
 
 
 def test_numbers_equal_those_of_torch_fidelity_on_the_same_images(tmp_path):

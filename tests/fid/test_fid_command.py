@@ -58,7 +58,7 @@ def test_standard_metrics_stand_beside_the_others_and_their_report_is_a_referenc
 
 
 def test_mistakes_are_told_before_anything_is_measured(arguments, standard, monkeypatch):
-    monkeypatch.setattr("fdistill.commands.evaluate.evaluate_models", None)
+    monkeypatch.setattr("fdistill.cli.commands.evaluate.evaluate_models", None)
     np.savez(standard / "wrong.npz", mean=np.zeros(3))
     fid = ["--fid", standard / "inception.pth"]
     for flags, word in (

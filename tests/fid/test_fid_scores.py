@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdistill.fid.scores import SEED, SPLITS, ClipScore, InceptionScore, kid
+from fdistill.evaluation.fid.scores import SEED, SPLITS, ClipScore, InceptionScore, kid
 
 
 def normal(*shape, seed=0):

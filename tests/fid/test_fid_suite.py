@@ -10,9 +10,9 @@ from PIL import Image
 from standard_libraries import FEATURES, FixedImages, Generator, pictures
 from torch.nn import functional as F
 
-from fdistill.fid import FidSuite, Reference, clip, dinov2, inception, open_reference
-from fdistill.fid.reference import AT_ONCE, to_pixels
-from fdistill.metrics import frechet_distance
+from fdistill.evaluation.fid import FidSuite, Reference, clip, dinov2, inception, open_reference
+from fdistill.evaluation.fid.reference import AT_ONCE, to_pixels
+from fdistill.evaluation.metrics import frechet_distance
 
 CPU = torch.device("cpu")
 SHAPE = (3, 9, 9)

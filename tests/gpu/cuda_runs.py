@@ -5,11 +5,11 @@ import functools
 import torch
 from tiny_runs import GivenData, distillation, fit
 
-from fdistill.denoiser import Denoiser
-from fdistill.divergences import JensenShannon
-from fdistill.networks import SmallUNet
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import SmallUNet
 from fdistill.objectives import DMD2, FDistill, SiD
-from fdistill.preconditioning import EDM
+from fdistill.theory.divergences import JensenShannon
+from fdistill.theory.preconditioning import EDM
 
 ACCELERATOR = "gpu"
 ADAM = functools.partial(torch.optim.AdamW, lr=1e-3, betas=(0.5, 0.99), fused=True)

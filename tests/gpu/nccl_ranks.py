@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for tiny_runs, as pytest f
 
 from tiny_runs import distillation, fit, mlp, teacher_training, weights
 
-from fdistill.compression import EF21, BFloat16, PowerSGD, TopK
-from fdistill.distributed import whole
+from fdistill.core.distributed import whole
 from fdistill.objectives import DMD2
-from fdistill.strategies import ReplicatedStrategy, ShardedStrategy
+from fdistill.training.parallel import ReplicatedStrategy, ShardedStrategy
+from fdistill.training.parallel.compression import EF21, BFloat16, PowerSGD, TopK
 
 ADAM = functools.partial(torch.optim.AdamW, lr=1e-2, fused=True)
 BUILDS = {

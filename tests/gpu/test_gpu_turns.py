@@ -9,9 +9,9 @@ import torch
 from cuda_runs import ALTERNATING, FUSED, RUNS, distilled, images, on_gpu, unet
 from tiny_runs import distillation, mlp, ring, weights
 
-from fdistill.callbacks import FastNetworks
-from fdistill.loggers import JsonlLogger
-from fdistill.modules import NonFiniteError
+from fdistill.training import NonFiniteError
+from fdistill.training.callbacks import FastNetworks
+from fdistill.training.loggers import JsonlLogger
 
 pytestmark = pytest.mark.gpu
 

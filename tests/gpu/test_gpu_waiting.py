@@ -6,10 +6,10 @@ import torch
 from cuda_runs import FUSED, RUNS, distilled, images, on_gpu, unet
 from tiny_runs import teacher_training
 
-from fdistill.callbacks import LearningRate, RatioHistograms, TurnProgressBar
+from fdistill.data.teacher_pairs import TeacherPairs
 from fdistill.objectives import DMD
-from fdistill.pairs import TeacherPairs
-from fdistill.schedules import Linear
+from fdistill.theory.schedules import Linear
+from fdistill.training.callbacks import LearningRate, RatioHistograms, TurnProgressBar
 
 pytestmark = pytest.mark.gpu
 WARM_UP = 6  # turns that allocate, compile kernels and fill caches: two cycles

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fdistill.importing import Options, import_model
+from fdistill.io.importing import Options, import_model
 
 MOST_MEMORY = 200 * 2**20 if sys.platform == "linux" else math.inf  # bytes; other systems count in other units
 

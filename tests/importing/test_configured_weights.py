@@ -6,12 +6,12 @@ import yaml
 from safetensors.torch import save_file
 from stock_models import save, vae
 
-from fdistill.denoiser import Denoiser
-from fdistill.importing import Options, import_model
-from fdistill.networks import SmallUNet
-from fdistill.paths import VPLinear
-from fdistill.preconditioning import EDM, EpsPrediction
-from fdistill.samplers import GDDIM, Euler
+from fdistill.io.importing import Options, import_model
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import SmallUNet
+from fdistill.sampling import GDDIM, Euler
+from fdistill.theory.paths import VPLinear
+from fdistill.theory.preconditioning import EDM, EpsPrediction
 
 NETWORK = {"class_path": "SmallUNet", "init_args": {"resolution": 8, "widths": [8, 8], "num_classes": 2}}
 
@@ -43,8 +43,8 @@ EDM_SECTION = {"network": NETWORK, "preconditioning": {"class_path": "EDM", "ini
     [
         {"denoiser": EDM_SECTION},
         {"denoiser": {"class_path": "Denoiser", "init_args": EDM_SECTION}},
-        {"model": {"class_path": "fdistill.modules.TeacherModule", "init_args": EDM_SECTION | {"seed": 3}}},
-        {"model": EDM_SECTION | {"network": NETWORK | {"class_path": "fdistill.networks.SmallUNet"}}},
+        {"model": {"class_path": "fdistill.training.TeacherModule", "init_args": EDM_SECTION | {"seed": 3}}},
+        {"model": EDM_SECTION | {"network": NETWORK | {"class_path": "fdistill.models.networks.SmallUNet"}}},
     ],
     ids=["denoiser", "class path", "a run", "full names"],
 )

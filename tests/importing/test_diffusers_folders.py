@@ -16,10 +16,11 @@ from diffusers import (
 from stock_models import ddim, dit, save, unet, vae, vq
 from torch.testing import assert_close
 
-from fdistill.export import export_folder, read_folder
-from fdistill.importing import Options, import_model
-from fdistill.networks import StockUNet
-from fdistill.samplers import DDIM, Euler
+from fdistill.io.export import export_folder
+from fdistill.io.importing import Options, import_model
+from fdistill.io.load import read_folder
+from fdistill.models.networks import StockUNet
+from fdistill.sampling import DDIM, Euler
 
 STEPS = 5
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
@@ -194,7 +195,7 @@ def test_latents_of_edm2_are_decoded_after_their_scale_by_channel(tmp_path, monk
     scale, bias = [0.5, 1.0, 2.0, 4.0], [0.1, 0.2, -0.3, 0.4]
     network = save(DDPMPipeline(unet(in_channels=4, out_channels=4), DDPMScheduler()), tmp_path / "stock")
     teacher = import_model(network)
-    monkeypatch.setattr("fdistill.importing.edm_pickle.read_edm", lambda path: teacher)
+    monkeypatch.setattr("fdistill.io.importing.edm_pickle.read_edm", lambda path: teacher)
     options = Options(vae=save(vae(), tmp_path / "vae"), num_steps=3)
     with pytest.raises(ValueError, match="VAE"):
         import_model(tmp_path / "network.pkl", options)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from edm_stand_in import Persistent, cases, network_of_case, script, weights_of_case, write
 
-from fdistill.denoiser import Denoiser
-from fdistill.importing.edm_pickle import read_edm
-from fdistill.weight_files import CheckpointError
+from fdistill.core.weight_files import CheckpointError
+from fdistill.io.importing.edm_pickle import read_edm
+from fdistill.models.denoiser import Denoiser
 
 CASES = cases()
 

@@ -13,8 +13,8 @@ import torch
 from edm_stand_in import EasyDict, Persistent, as_module, module_state, write
 from torch import nn
 
-from fdistill.importing.edm_reader import read_snapshot, weights_of
-from fdistill.weight_files import CheckpointError
+from fdistill.core.weight_files import CheckpointError
+from fdistill.io.importing.edm_reader import read_snapshot, weights_of
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
 

@@ -14,10 +14,10 @@ from refusals import refused_lean
 from safetensors.torch import load_file, save_file
 from stock_models import SMALL_UNET, ddim, dit, save, unet, vae
 
-from fdistill.importing import Options, import_model
-from fdistill.networks import SmallUNet, StockUNet
-from fdistill.preconditioning import EDM
-from fdistill.weight_files import CheckpointError, read_config, shown
+from fdistill.core.weight_files import CheckpointError, read_config, shown
+from fdistill.io.importing import Options, import_model
+from fdistill.models.networks import SmallUNet, StockUNet
+from fdistill.theory.preconditioning import EDM
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}

@@ -11,9 +11,9 @@ import torch
 from edm_stand_in import Persistent, cases, network_of_case, weights_of_case, write
 from refusals import refused_lean
 
-from fdistill.importing import import_model
-from fdistill.importing.edm_adm import adm_weights
-from fdistill.weight_files import CheckpointError
+from fdistill.core.weight_files import CheckpointError
+from fdistill.io.importing import import_model
+from fdistill.io.importing.edm_adm import adm_weights
 
 CASES = cases()
 
@@ -211,7 +211,7 @@ def test_pickles_of_no_snapshot(data, words, refusal):
 
 
 def test_a_pickle_has_no_more_opcodes_than_a_network_needs(refusal, monkeypatch):
-    monkeypatch.setattr("fdistill.importing.edm_machine._MOST", 100)
+    monkeypatch.setattr("fdistill.io.importing.edm_machine._MOST", 100)
     assert "more than 100 opcodes" in refusal(frame(b")" + b"\x85" * 100))
 
 

@@ -10,9 +10,9 @@ from cli_runs import CONFIGS, fdistill, succeeds
 from diffusers import DDPMPipeline, DDPMScheduler, DiTPipeline
 from stock_models import ddim, dit, save, unet, vae
 
-from fdistill.checkpoints import load_model
-from fdistill.export.pipeline import OneStepPipeline
-from fdistill.sources import open_source
+from fdistill.evaluation.sources import open_source
+from fdistill.io.export.pipeline import OneStepPipeline
+from fdistill.io.load import load_model
 
 
 @pytest.fixture(scope="module")

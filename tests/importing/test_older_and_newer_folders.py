@@ -11,9 +11,9 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 from stock_models import ddim, dit, save, unet, vae
 
-from fdistill.importing import Options, import_model
-from fdistill.networks import SmallUNet
-from fdistill.weight_files import CheckpointError
+from fdistill.core.weight_files import CheckpointError
+from fdistill.io.importing import Options, import_model
+from fdistill.models.networks import SmallUNet
 
 
 @pytest.fixture

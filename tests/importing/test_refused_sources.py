@@ -8,8 +8,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiTPipeline
 from safetensors.torch import load_file, save_file
 from stock_models import ddim, dit, save, unet, vae
 
-from fdistill.importing import Options, import_model
-from fdistill.weight_files import CheckpointError
+from fdistill.core.weight_files import CheckpointError
+from fdistill.io.importing import Options, import_model
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics.blocks import ROWS, blocks, check_features, check_pair, check_width, squared_distances
-from fdistill.metrics.checks import checked_features
+from fdistill.evaluation.metrics.blocks import ROWS, blocks, check_features, check_pair, check_width, squared_distances
+from fdistill.evaluation.metrics.checks import checked_features
 
 
 @pytest.mark.parametrize("n", [1, ROWS, ROWS + 1, 2 * ROWS + 5])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from fdistill.metrics import ConvClassifier, train_classifier, vendi_score
+from fdistill.evaluation.metrics import ConvClassifier, train_classifier, vendi_score
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics import DensityCoverage, density_coverage, reference_balls
+from fdistill.evaluation.metrics import DensityCoverage, density_coverage, reference_balls
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics import FrechetDistance, frechet_distance, gaussian_frechet_distance
-from fdistill.metrics.blocks import ROWS
+from fdistill.evaluation.metrics import FrechetDistance, frechet_distance, gaussian_frechet_distance
+from fdistill.evaluation.metrics.blocks import ROWS
 
 
 def features(n=300, d=6, seed=0):

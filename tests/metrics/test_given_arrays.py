@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdistill import metrics
+from fdistill.evaluation import metrics
 
 PAIRS = ["frechet_distance", "kernel_distance", "precision_recall", "density_coverage"]
 ONE = ["vendi_score", "rke", "in_batch_similarity"]

@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import cosine_similarity
 from torch.testing import assert_close
 
-from fdistill.metrics import InBatchSimilarity, in_batch_similarity
-from fdistill.metrics.blocks import ROWS
+from fdistill.evaluation.metrics import InBatchSimilarity, in_batch_similarity
+from fdistill.evaluation.metrics.blocks import ROWS
 
 
 def normal(*shape, seed=0):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics import kernel_log_ratio
-from fdistill.metrics.kde_guard import PAIRS
+from fdistill.evaluation.metrics import kernel_log_ratio
+from fdistill.evaluation.metrics.kde_guard import PAIRS
 
 
 def gaussian_quantiles(n, mean, std):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics import KernelDistance, kernel_distance
-from fdistill.metrics.blocks import ROWS
+from fdistill.evaluation.metrics import KernelDistance, kernel_distance
+from fdistill.evaluation.metrics.blocks import ROWS
 
 
 def normal(*shape, seed=0):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fdistill.metrics import LocalCoverage, is_covered, local_coverage
-from fdistill.random_streams import generator_for
+from fdistill.core.random import generator_for
+from fdistill.evaluation.metrics import LocalCoverage, is_covered, local_coverage
 
 
 def mixture(n, seed, modes=8, kept=8):

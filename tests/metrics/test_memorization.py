@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fdistill.metrics import MemorizedFraction, memorized, memorized_fraction
+from fdistill.evaluation.metrics import MemorizedFraction, memorized, memorized_fraction
 
 
 def uniform(n, d, seed):

@@ -1,6 +1,6 @@
 """What holds of every metric: batches, ranks, resets and order do not matter, and what cannot be measured is refused.
 
-Metrics are discovered: a new subclass of FeatureMetric that fdistill.metrics exports is tested here at once.
+Metrics are discovered: a new subclass of FeatureMetric that fdistill.evaluation.metrics exports is tested here at once.
 """
 
 import inspect
@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch.multiprocessing import spawn
 from torch.testing import assert_close
 
-import fdistill.metrics
-from fdistill.metrics import FeatureMetric, ModeCoverage, PairedDistance, TailDiagnostics, VendiScore
+import fdistill.evaluation.metrics
+from fdistill.evaluation.metrics import FeatureMetric, ModeCoverage, PairedDistance, TailDiagnostics, VendiScore
 
 RANKS = 2
 
@@ -25,7 +25,7 @@ def quadrant(points):
 
 def metrics():
     """One of each, with the arguments that some need, and variants with states of their own."""
-    public = [value for value in vars(fdistill.metrics).values() if inspect.isclass(value)]
+    public = [value for value in vars(fdistill.evaluation.metrics).values() if inspect.isclass(value)]
     concrete = [
         c for c in public if issubclass(c, FeatureMetric) and not inspect.isabstract(c) and c is not FeatureMetric
     ]

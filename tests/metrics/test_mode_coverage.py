@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics import ModeCoverage, class_entropy, mode_weight_kl, modes_covered
+from fdistill.evaluation.metrics import ModeCoverage, class_entropy, mode_weight_kl, modes_covered
 
 
 def test_entropy_is_one_for_even_classes_and_zero_for_one():

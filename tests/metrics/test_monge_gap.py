@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdistill.metrics import monge_gap
+from fdistill.evaluation.metrics import monge_gap
 
 
 def normal(*shape, seed=0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics import (
+from fdistill.evaluation.metrics import (
     crowding,
     inside_manifolds,
     nearest,

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics import PixelMoments, frechet_distance, pixel_frechet_distance
-from fdistill.metrics.blocks import ROWS
-from fdistill.metrics.pixel_distance import PROJECTED, Projection
+from fdistill.evaluation.metrics import PixelMoments, frechet_distance, pixel_frechet_distance
+from fdistill.evaluation.metrics.blocks import ROWS
+from fdistill.evaluation.metrics.pixel_distance import PROJECTED, Projection
 
 LARGE = (3, 20, 21)  # 1,260 values: no multiple of 256
 

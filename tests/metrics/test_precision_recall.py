@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdistill.metrics import PrecisionRecall, inside_manifolds, neighbours, precision_recall
+from fdistill.evaluation.metrics import PrecisionRecall, inside_manifolds, neighbours, precision_recall
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics import (
+from fdistill.evaluation.metrics import (
     TailIndexDifference,
     crowding,
     neighbour_distances,
     tail_index_null_band,
     tail_indices,
 )
-from fdistill.metrics.tail_index import anchored_tail, tail_index, tail_threshold
+from fdistill.evaluation.metrics.tail_index import anchored_tail, tail_index, tail_threshold
 
 N = 2000
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics import TailDiagnostics, tail_diagnostics
-from fdistill.metrics.tails import DIRECTIONS
+from fdistill.evaluation.metrics import TailDiagnostics, tail_diagnostics
+from fdistill.evaluation.metrics.tails import DIRECTIONS
 
 
 def generator(seed=0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from fdistill.metrics import train_classifier, utility
+from fdistill.evaluation.metrics import train_classifier, utility
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics.random_fourier import fourier_features, fourier_frequencies
-from fdistill.metrics.vendi_score import vendi_score
-from fdistill.random_streams import generator_for
+from fdistill.core.random import generator_for
+from fdistill.evaluation.metrics.random_fourier import fourier_features, fourier_frequencies
+from fdistill.evaluation.metrics.vendi_score import vendi_score
 
 
 def rows(n=60, d=3):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics.random_fourier import fourier_features, fourier_frequencies
-from fdistill.metrics.vendi_score import VendiScore, per_class_vendi_score, vendi_score
-from fdistill.random_streams import generator_for
+from fdistill.core.random import generator_for
+from fdistill.evaluation.metrics.random_fourier import fourier_features, fourier_frequencies
+from fdistill.evaluation.metrics.vendi_score import VendiScore, per_class_vendi_score, vendi_score
 
 ORDERS = [0.5, 1.0, 2.0, math.inf]
 RBF = {"kernel": "rbf", "bandwidth": 2.0}
@@ -210,6 +210,6 @@ def test_compute_without_samples_labels_without_classes_and_wrong_centres_raise(
 
 
 def test_features_too_wide_for_their_matrix_raise(monkeypatch):
-    monkeypatch.setattr(sys.modules["fdistill.metrics.vendi_spectrum"], "LARGEST_SIDE", 4)
+    monkeypatch.setattr(sys.modules["fdistill.evaluation.metrics.vendi_spectrum"], "LARGEST_SIDE", 4)
     with pytest.raises(ValueError, match="rows"):
         VendiScore().update(rows(), False)

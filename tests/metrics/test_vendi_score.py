@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics.vendi_score import per_class_vendi_score, rke, vendi_score
-from fdistill.metrics.vendi_spectrum import hill_number, vendi_spectrum
+from fdistill.evaluation.metrics.vendi_score import per_class_vendi_score, rke, vendi_score
+from fdistill.evaluation.metrics.vendi_spectrum import hill_number, vendi_spectrum
 
 ORDERS = [0.5, 1.0, 2.0, math.inf]
 KERNELS = [{}, {"kernel": "rbf", "bandwidth": 2.0}]
@@ -116,8 +116,10 @@ def test_more_dimensions_than_samples_give_the_same_as_padding_with_zeros(order)
 def test_blocks_of_rows_and_columns_leave_no_seam(monkeypatch, n, d, kernel):
     expected = [vendi_score(rows(n, d), order, **kernel) for order in ORDERS]
     for name in ("vendi_kernel.ROWS", "vendi_kernel.COLUMNS"):
-        monkeypatch.setattr(f"fdistill.metrics.{name}", 3)
-    monkeypatch.setattr("fdistill.metrics.vendi_kernel.blocks", lambda features: iter(features.double().split(3)))
+        monkeypatch.setattr(f"fdistill.evaluation.metrics.{name}", 3)
+    monkeypatch.setattr(
+        "fdistill.evaluation.metrics.vendi_kernel.blocks", lambda features: iter(features.double().split(3))
+    )
     assert_close([vendi_score(rows(n, d), order, **kernel) for order in ORDERS], expected, rtol=1e-12, atol=0)
 
 
@@ -221,7 +223,7 @@ def test_wrong_orders_and_labels_raise():
 
 
 def test_an_exact_spectrum_of_too_many_samples_raises_but_order_two_does_not(monkeypatch):
-    monkeypatch.setattr(sys.modules["fdistill.metrics.vendi_spectrum"], "LARGEST_SIDE", 40)
+    monkeypatch.setattr(sys.modules["fdistill.evaluation.metrics.vendi_spectrum"], "LARGEST_SIDE", 40)
     with pytest.raises(ValueError, match="truncated_vendi_score"):
         vendi_score(rows(), kernel="rbf", bandwidth=1.0)
     with pytest.raises(ValueError, match="rows"):
@@ -232,5 +234,5 @@ def test_an_exact_spectrum_of_too_many_samples_raises_but_order_two_does_not(mon
 
 def test_order_two_of_wide_features_takes_pairs_where_the_gram_matrix_is_too_large(monkeypatch):
     expected = rke(rows())
-    monkeypatch.setattr(sys.modules["fdistill.metrics.vendi_spectrum"], "LARGEST_SIDE", 4)
+    monkeypatch.setattr(sys.modules["fdistill.evaluation.metrics.vendi_spectrum"], "LARGEST_SIDE", 4)
     assert_close(rke(rows()), expected, rtol=1e-12, atol=0)

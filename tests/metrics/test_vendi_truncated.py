@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.metrics.truncated_vendi import largest_eigenvalues, truncated_vendi_score
-from fdistill.metrics.vendi_score import vendi_score
-from fdistill.metrics.vendi_spectrum import hill_number, vendi_spectrum
-from fdistill.random_streams import generator_for
+from fdistill.core.random import generator_for
+from fdistill.evaluation.metrics.truncated_vendi import largest_eigenvalues, truncated_vendi_score
+from fdistill.evaluation.metrics.vendi_score import vendi_score
+from fdistill.evaluation.metrics.vendi_spectrum import hill_number, vendi_spectrum
 
 ORDERS = [0.5, 1.0, 2.0, math.inf]
 
@@ -77,8 +77,10 @@ def test_largest_eigenvalues_of_a_known_spectrum_are_found(decay, count):
 
 def test_blocks_of_pairs_leave_no_seam(monkeypatch):
     expected = truncated_vendi_score(rows(), 1.0, 12)
-    monkeypatch.setattr("fdistill.metrics.vendi_kernel.ROWS", 7)
-    monkeypatch.setattr("fdistill.metrics.vendi_kernel.blocks", lambda features: iter(features.double().split(7)))
+    monkeypatch.setattr("fdistill.evaluation.metrics.vendi_kernel.ROWS", 7)
+    monkeypatch.setattr(
+        "fdistill.evaluation.metrics.vendi_kernel.blocks", lambda features: iter(features.double().split(7))
+    )
     assert_close(truncated_vendi_score(rows(), 1.0, 12), expected, rtol=1e-7, atol=0)
 
 

@@ -4,7 +4,6 @@ import inspect
 
 from tiny_runs import distillation, mlp
 
-from fdistill.divergences import BregmanLogistic, ForwardKL, JensenShannon
 from fdistill.objectives import (
     DMD,
     DMD2,
@@ -24,7 +23,8 @@ from fdistill.objectives import (
     UniInstruct,
     WarmStarted,
 )
-from fdistill.rewards import TargetReward
+from fdistill.objectives.rewards import TargetReward
+from fdistill.theory.divergences import BregmanLogistic, ForwardKL, JensenShannon
 
 OBJECTIVES = {
     "Adversarial": Adversarial,

@@ -5,11 +5,11 @@ import torch
 from tiny_runs import GivenData, Recorded, distillation, fit, mlp, moved, ring, teacher_training, weights
 from torch.testing import assert_close
 
-from fdistill.divergences import JensenShannon
-from fdistill.log_ratio import RatioEstimator, SampleDiscriminator
-from fdistill.loss_weights import LearnedUncertainty
-from fdistill.noise_levels import LogNormal
+from fdistill.models.learned_uncertainty import LearnedUncertainty
 from fdistill.objectives import DMD2, Fisher, ScoreOfMixture, UniInstruct
+from fdistill.objectives.log_ratio import RatioEstimator, SampleDiscriminator
+from fdistill.theory.divergences import JensenShannon
+from fdistill.theory.noise_levels import LogNormal
 
 PLAIN = {"student_optimizer": Recorded, "fake_score_optimizer": Recorded, "gradient_clip": 1e9}
 CLASSES = {"teacher": mlp(num_classes=2)}

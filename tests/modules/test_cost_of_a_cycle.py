@@ -6,9 +6,9 @@ import torch
 from tiny_runs import GivenData, distillation, fit, mlp
 from torch.utils.flop_counter import FlopCounterMode
 
-from fdistill.denoiser import Denoiser
-from fdistill.networks import DiffusersUNet
-from fdistill.preconditioning import EDM
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import DiffusersUNet
+from fdistill.theory.preconditioning import EDM
 
 BATCH = 8
 

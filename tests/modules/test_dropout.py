@@ -8,10 +8,10 @@ from stock_models import SMALL_DIT, SMALL_UNET
 from tiny_runs import GivenData, Recorded, distillation, fit, teacher_training, weights
 from torch import nn
 
-from fdistill.denoiser import Denoiser
-from fdistill.networks import DiffusersUNet, EDM2UNet, SongUNet, StockDiT, StockUNet, TwoExperts
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import DiffusersUNet, EDM2UNet, SongUNet, StockDiT, StockUNet, TwoExperts
 from fdistill.objectives import DMD2, DiffInstruct, SiDA
-from fdistill.preconditioning import EDM
+from fdistill.theory.preconditioning import EDM
 
 P = 0.13
 STILL = functools.partial(Recorded, lr=0.0)

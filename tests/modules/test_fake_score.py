@@ -7,10 +7,10 @@ import torch
 from objective_runs import Asking, learning_by
 from tiny_runs import Recorded, fit, mlp, moved, ring, weights
 
-from fdistill.denoiser import Denoiser
-from fdistill.divergences import JensenShannon
+from fdistill.models.denoiser import Denoiser
 from fdistill.objectives import DMD2, Adversarial, DiffInstruct, FDistill, SiD
-from fdistill.preconditioning import EDM
+from fdistill.theory.divergences import JensenShannon
+from fdistill.theory.preconditioning import EDM
 
 STILL = functools.partial(Recorded, lr=0.0)
 

@@ -6,13 +6,13 @@ from tiny_runs import GivenData, distillation, mlp, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fdistill.data import Batch
-from fdistill.denoiser import Denoiser
-from fdistill.divergences import JensenShannon
-from fdistill.modules.discrimination import logit_of, logits_of_both
-from fdistill.networks import EDM2UNet, SmallUNet, SongUNet, StockUNet, TwoExperts
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import EDM2UNet, SmallUNet, SongUNet, StockUNet, TwoExperts
 from fdistill.objectives import FDistill
-from fdistill.planning import dry_turn
-from fdistill.preconditioning import EDM
+from fdistill.theory.divergences import JensenShannon
+from fdistill.theory.preconditioning import EDM
+from fdistill.training.discrimination import logit_of, logits_of_both
+from fdistill.training.planning import dry_turn
 
 B = 3
 STOCK = {
@@ -72,7 +72,7 @@ def test_a_turn_of_the_fake_side_asks_the_teacher_once_and_learns_what_it_learnt
     """Against two passes over the same draws: losses and gradients agree, the random numbers are the same."""
     found = []
     for logits in (logits_of_both, in_two_passes):
-        monkeypatch.setattr("fdistill.modules.distillation_turn.logits_of_both", logits)
+        monkeypatch.setattr("fdistill.training.distillation_turn.logits_of_both", logits)
         module = module_of("small UNet")
         asked, encode = [], module.teacher.network.encode
         module.teacher.network.encode = lambda *a, asked=asked, encode=encode: asked.append(len(a[0])) or encode(*a)
@@ -105,7 +105,7 @@ class Operations(TorchDispatchMode):
 def test_it_is_the_same_arithmetic_in_fewer_operations(monkeypatch):
     found = []
     for logits in (logits_of_both, in_two_passes):
-        monkeypatch.setattr("fdistill.modules.distillation_turn.logits_of_both", logits)
+        monkeypatch.setattr("fdistill.training.distillation_turn.logits_of_both", logits)
         with Operations() as counted:
             flops = dry_turn(module_of("small UNet"), B, 0).flops
         found.append((flops, counted.made))
@@ -117,7 +117,7 @@ def test_it_is_the_same_arithmetic_in_fewer_operations(monkeypatch):
 @pytest.mark.parametrize("how", [{"turn": "fused"}, {"discriminator": "fake_score"}])
 def test_turns_in_which_the_pass_with_a_gradient_is_shared_keep_two(monkeypatch, how):
     """One batch would take the gradient to real samples through the encoder too, which nobody asks for."""
-    monkeypatch.setattr("fdistill.modules.distillation_turn.logits_of_both", None)
+    monkeypatch.setattr("fdistill.training.distillation_turn.logits_of_both", None)
     module = module_of("small UNet", **({"fake_updates_per_student": 1} if "turn" in how else {}), **how)
     before = weights(module)
     dry_turn(module, B, 0)

@@ -6,7 +6,7 @@ import math
 import pytest
 from tiny_runs import distillation, fit
 
-from fdistill.loggers import JsonlLogger
+from fdistill.training.loggers import JsonlLogger
 
 
 def logged(turns, folder, **changes):

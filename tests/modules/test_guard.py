@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny_runs import distillation, fit, mlp, teacher_training, weights
 
-from fdistill.callbacks import LastCheckpoint
-from fdistill.checkpoints import read_run_checkpoint
-from fdistill.loggers import JsonlLogger
-from fdistill.modules import NonFiniteError
-from fdistill.modules.guard import Check, Guard, Samples
+from fdistill.io.checkpoints import read_run_checkpoint
+from fdistill.training import NonFiniteError
+from fdistill.training.callbacks import LastCheckpoint
+from fdistill.training.guard import Check, Guard, Samples
+from fdistill.training.loggers import JsonlLogger
 
 TERMS = {"loss/a": torch.tensor(1.0), "loss/b": torch.tensor(torch.nan)}
 SIGMA = torch.tensor([0.5, 7.0, 0.02, 80.0])

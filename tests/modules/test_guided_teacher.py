@@ -4,13 +4,13 @@ import pytest
 import torch
 from tiny_runs import distillation, fit, mlp, moved, ring, teacher_training, weights
 
-from fdistill.checkpoints import load_model
-from fdistill.export import export_folder
-from fdistill.generative_model import GenerativeModel
-from fdistill.grids import GivenGrid
-from fdistill.guidance import Guidance
+from fdistill.io.export import export_folder
+from fdistill.io.load import load_model
+from fdistill.models.guidance import Guidance
 from fdistill.objectives import DiffInstruct, NoisedSamples
-from fdistill.samplers import GDDIM, Heun
+from fdistill.sampling import GDDIM, Heun
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.sampling.grids import GivenGrid
 
 
 class Watched(DiffInstruct):

@@ -11,14 +11,14 @@ from tiny_runs import GivenData, Recorded, distillation, fit, mlp, moved, ring, 
 from torch import nn
 from torch.nn import functional as F
 
-from fdistill.calibration import reliability
-from fdistill.divergences import JensenShannon, ReverseKL
-from fdistill.log_ratio import ExactRatio
-from fdistill.modules.discrimination import shown
-from fdistill.networks import GaussianMixture
-from fdistill.noise_levels import LogNormal
+from fdistill.evaluation.ratio_calibration import reliability
+from fdistill.models.networks import GaussianMixture
 from fdistill.objectives import Adversarial, DiffInstruct, FDistill, SiDA
-from fdistill.schedules import Linear, Steps
+from fdistill.objectives.log_ratio import ExactRatio
+from fdistill.theory.divergences import JensenShannon, ReverseKL
+from fdistill.theory.noise_levels import LogNormal
+from fdistill.theory.schedules import Linear, Steps
+from fdistill.training.discrimination import shown
 
 TAU = 0.8
 

@@ -7,19 +7,19 @@ from lightning.pytorch.strategies import StrategyRegistry
 from stock_models import SMALL_UNET
 from tiny_runs import GivenData, distillation, exact, fit, mlp, ring, teacher_training, trainer
 
+from fdistill.core.weight_files import CheckpointError
 from fdistill.data import LatentsOnly
-from fdistill.denoiser import Denoiser
-from fdistill.divergences import ReverseKL
-from fdistill.export import export_folder
-from fdistill.generative_model import GenerativeModel
-from fdistill.metrics import PixelMoments, frechet_distance
-from fdistill.modules import TeacherModule
-from fdistill.modules.start import teacher_model
-from fdistill.networks import MLP, StockUNet
+from fdistill.evaluation.metrics import PixelMoments, frechet_distance
+from fdistill.io.export import export_folder
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, StockUNet
 from fdistill.objectives import RewardAugmented, SiD
-from fdistill.preconditioning import EDM
-from fdistill.rewards import Reward
-from fdistill.weight_files import CheckpointError
+from fdistill.objectives.rewards import Reward
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.divergences import ReverseKL
+from fdistill.theory.preconditioning import EDM
+from fdistill.training import TeacherModule
+from fdistill.training.start import teacher_model
 
 
 def test_student_and_fake_score_start_as_the_average_of_the_teacher(tmp_path):

@@ -7,16 +7,15 @@ import pytest
 import torch
 from tiny_runs import distillation, fit, mlp, teacher_training
 
-from fdistill.denoiser import Denoiser
-from fdistill.generative_model import GenerativeModel
-from fdistill.grids import GivenGrid
-from fdistill.kinetic import estimate_shares
-from fdistill.modules.discrimination import shown
-from fdistill.modules.start import teacher_model
-from fdistill.networks import MLP
-from fdistill.noise_levels import KarrasUniform, LogNormal, LogUniform, Truncated, UniformTime
+from fdistill.evaluation.kinetic_energy import estimate_shares
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP
 from fdistill.objectives import DMD2, SiDA
-from fdistill.paths import (
+from fdistill.sampling import Heun
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.sampling.grids import GivenGrid
+from fdistill.theory.noise_levels import KarrasUniform, LogNormal, LogUniform, Truncated, UniformTime
+from fdistill.theory.paths import (
     DDPMPath,
     NoiseRange,
     RectifiedFlow,
@@ -26,8 +25,9 @@ from fdistill.paths import (
     VPCosine,
     VPLinear,
 )
-from fdistill.preconditioning import EDM, EpsPrediction, VelocityPrediction
-from fdistill.samplers import Heun
+from fdistill.theory.preconditioning import EDM, EpsPrediction, VelocityPrediction
+from fdistill.training.discrimination import shown
+from fdistill.training.start import teacher_model
 
 STOCK = DDPMPath(0.00085, 0.012, 1000, "scaled_linear")  # Stable Diffusion's
 IMPORTED = LogNormal(-0.8, 1.6)  # configs/imported.yaml

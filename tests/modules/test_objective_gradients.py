@@ -8,8 +8,7 @@ from objective_runs import learning_by
 from tiny_runs import Recorded, fit, mlp, ring, weights
 from torch.nn import functional as F
 
-from fdistill.divergences import JensenShannon
-from fdistill.metrics import monge_gap
+from fdistill.evaluation.metrics import monge_gap
 from fdistill.objectives import (
     SIM,
     VSD,
@@ -22,7 +21,8 @@ from fdistill.objectives import (
     SiDA,
     UniInstruct,
 )
-from fdistill.rewards import TargetReward
+from fdistill.objectives.rewards import TargetReward
+from fdistill.theory.divergences import JensenShannon
 
 BINS, C, GUIDANCE = 5, 0.03, 1.5
 

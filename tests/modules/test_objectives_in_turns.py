@@ -11,8 +11,7 @@ from objective_runs import OBJECTIVES, SHIPPED, Asking, learning_by
 from tiny_runs import Recorded, fit, mlp, moved, ring, weights
 
 from fdistill.data import LatentsOnly
-from fdistill.divergences import ForwardKL, JensenShannon, ReverseKL
-from fdistill.modules import DistillationModule
+from fdistill.data.teacher_pairs import TeacherPairs
 from fdistill.objectives import (
     DMD2,
     SIM,
@@ -26,8 +25,9 @@ from fdistill.objectives import (
     UniInstruct,
     WarmStarted,
 )
-from fdistill.pairs import TeacherPairs
-from fdistill.schedules import Linear, Steps
+from fdistill.theory.divergences import ForwardKL, JensenShannon, ReverseKL
+from fdistill.theory.schedules import Linear, Steps
+from fdistill.training import DistillationModule
 
 WITH_DISCRIMINATOR = sorted(name for name, build in OBJECTIVES.items() if build().needs.discriminator)
 CASES = [*itertools.product(WITH_DISCRIMINATOR, ["teacher", "fake_score", "sample"])]

@@ -9,11 +9,11 @@ from test_objectives_in_turns import Losses
 from tiny_runs import GivenData, Recorded, adam, distillation, exact, fit, mlp, ring, weights
 from torch import nn
 
-from fdistill.divergences import JensenShannon
-from fdistill.generative_model import GenerativeModel
+from fdistill.data.teacher_pairs import TeacherPairs
 from fdistill.objectives import DMD, Adversarial, DiffInstruct, FDistill, Objective, SiD
 from fdistill.objectives.base import Needs, StudentLoss
-from fdistill.pairs import TeacherPairs
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.divergences import JensenShannon
 
 MEAN, STD = torch.tensor([1.0, -0.5]), 0.5
 

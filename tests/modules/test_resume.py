@@ -5,13 +5,13 @@ import pytest
 import torch
 from tiny_runs import GivenData, distillation, fit, mlp, ring, teacher_training, weights
 
-from fdistill.denoiser import Denoiser
-from fdistill.divergences import JensenShannon
-from fdistill.loss_weights import LearnedUncertainty
-from fdistill.networks import DiffusersUNet, EDM2UNet
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.learned_uncertainty import LearnedUncertainty
+from fdistill.models.networks import DiffusersUNet, EDM2UNet
 from fdistill.objectives import DMD2, DiffInstruct, ScoreOfMixture, SiDA, UniInstruct, WarmStarted
-from fdistill.preconditioning import EDM
-from fdistill.schedules import Linear
+from fdistill.theory.divergences import JensenShannon
+from fdistill.theory.preconditioning import EDM
+from fdistill.theory.schedules import Linear
 
 
 class SaveAt(L.Callback):

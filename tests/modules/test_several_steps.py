@@ -8,9 +8,9 @@ import torch
 from objective_runs import Asking, learning_by
 from tiny_runs import adam, distillation, fit, mlp, moved, ring, weights
 
-from fdistill.modules import DistillationModule
-from fdistill.modules.generation import drawn_steps, simulate
 from fdistill.objectives import DiffInstruct, MongeRegularised, SiD
+from fdistill.training import DistillationModule
+from fdistill.training.generation import drawn_steps, simulate
 
 LEVELS = (2.0, 0.8, 0.3)
 

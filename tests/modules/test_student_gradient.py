@@ -10,12 +10,12 @@ from tiny_runs import GivenData, Recorded, distillation, exact, fit, mlp, ring, 
 from torch import nn
 from torch.nn import functional as F
 
-from fdistill.denoiser import Denoiser
-from fdistill.divergences import FDivergence, ForwardKL, JensenShannon, ReverseKL, SquaredHellinger
-from fdistill.networks import GaussianMixture
-from fdistill.noise_levels import LogNormal
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import X0Prediction
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import GaussianMixture
+from fdistill.theory.divergences import FDivergence, ForwardKL, JensenShannon, ReverseKL, SquaredHellinger
+from fdistill.theory.noise_levels import LogNormal
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import X0Prediction
 
 UNCLIPPED = {"gradient_clip": 1e9, "student_optimizer": Recorded}
 FROZEN = functools.partial(Recorded, lr=0.0)

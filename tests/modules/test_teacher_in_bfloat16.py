@@ -8,8 +8,8 @@ from test_resume import SaveAt
 from tiny_runs import distillation, fit, mlp, weights
 from torch.testing import assert_close
 
-from fdistill.generative_model import GenerativeModel
-from fdistill.planning import GPUS, dry_turn, plan_run
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.training.planning import GPUS, dry_turn, plan_run
 
 
 def half(num_classes=2, **changes):

@@ -6,14 +6,15 @@ import pytest
 import torch
 from tiny_runs import GivenData, Recorded, adam, exact, fit, mlp, moved, ring, teacher_training, trainer, weights
 
-from fdistill.checkpoints import load_model
+from fdistill.core.random import generator_for
 from fdistill.data import Batch
-from fdistill.denoiser import Denoiser
-from fdistill.loss_weights import ConstantEps, Debias, EDMWeight, LearnedUncertainty
-from fdistill.modules import NonFiniteError
-from fdistill.noise_levels import LogNormal
-from fdistill.preconditioning import EDM
-from fdistill.random_streams import generator_for
+from fdistill.io.load import load_model
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.learned_uncertainty import LearnedUncertainty
+from fdistill.theory.loss_weights import ConstantEps, Debias, EDMWeight
+from fdistill.theory.noise_levels import LogNormal
+from fdistill.theory.preconditioning import EDM
+from fdistill.training import NonFiniteError
 
 STD, SIGMA_DATA = 0.4, 1.0  # EDM's own skip would be the optimum if they were equal
 

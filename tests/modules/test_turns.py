@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from tiny_runs import Recorded, adam, distillation, exact, fit, mlp, moved, ring, weights
 
-from fdistill.divergences import JensenShannon, ReverseKL
-from fdistill.modules import DistillationModule, NonFiniteError
-from fdistill.noise_levels import LogUniform
+from fdistill.theory.divergences import JensenShannon, ReverseKL
+from fdistill.theory.noise_levels import LogUniform
+from fdistill.training import DistillationModule, NonFiniteError
 
 PARTS = ("student", "fake_score", "ratio.discriminator", "ema", "teacher")  # the teacher never moves
 LEARN = {"student", "fake_score", "ratio.discriminator", "ema"}

@@ -3,8 +3,8 @@
 import pytest
 from tiny_runs import distillation, fit, ring, teacher_training
 
-from fdistill.modules import base, student_validation, teacher
-from fdistill.random_streams import fold_seed, generator_for
+from fdistill.core.random import fold_seed, generator_for
+from fdistill.training import base, student_validation, teacher
 
 TURNS = 3
 

@@ -12,10 +12,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fdistill.data import Batch
-from fdistill.denoiser import Denoiser
-from fdistill.divergences import ForwardKL, JensenShannon, SkewedJensenShannon
-from fdistill.modules import GenerativeModule
-from fdistill.networks import SmallUNet, TwoExperts
+from fdistill.data.teacher_pairs import TeacherPairs
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import SmallUNet, TwoExperts
 from fdistill.objectives import (
     DMD,
     DMD2,
@@ -28,9 +27,10 @@ from fdistill.objectives import (
     SiDA,
     UniInstruct,
 )
-from fdistill.pairs import TeacherPairs
-from fdistill.planning.dry_turn import _dry
-from fdistill.preconditioning import EDM
+from fdistill.theory.divergences import ForwardKL, JensenShannon, SkewedJensenShannon
+from fdistill.theory.preconditioning import EDM
+from fdistill.training import GenerativeModule
+from fdistill.training.planning.dry_turn import _dry
 
 B = 4
 

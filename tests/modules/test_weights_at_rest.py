@@ -7,9 +7,9 @@ import torch
 from objective_runs import learning_by
 from tiny_runs import fit, mlp, ring, weights
 
-from fdistill.modules import consult, distillation_turn
-from fdistill.modules.at_rest import weights_at_rest
 from fdistill.objectives import SiDA
+from fdistill.training import consult, distillation_turn
+from fdistill.training.at_rest import weights_at_rest
 
 
 def kept(run):
@@ -94,9 +94,9 @@ def test_a_convolution_keeps_no_input_and_its_gradients_have_the_same_bits_twice
 
 
 def test_a_unet_gives_sid_the_same_bits_in_less_memory():
-    from fdistill.denoiser import Denoiser
-    from fdistill.networks import SmallUNet
-    from fdistill.preconditioning import EDM
+    from fdistill.models.denoiser import Denoiser
+    from fdistill.models.networks import SmallUNet
+    from fdistill.theory.preconditioning import EDM
 
     net, x = Denoiser(SmallUNet(8, 1, (8, 16)), EDM(0.5)), torch.randn(4, 1, 8, 8)
     ends, sizes = [], []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.networks import GaussianMixture
+from fdistill.models.networks import GaussianMixture
 
 MEANS_1D, STDS_1D, SHARES_1D = [[-1.2], [0.4], [1.5]], [0.3, 0.15, 0.5], [2.0, 1.0, 3.0]
 MEANS_2D, STDS_2D, SHARES_2D = [[-1.0, 0.5], [0.8, -0.2]], [0.35, 0.5], [0.3, 0.7]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.networks import EDM2UNet
-from fdistill.networks.magnitude_preserving import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, unit_magnitude
+from fdistill.models.networks import EDM2UNet
+from fdistill.models.networks.magnitude_preserving import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, unit_magnitude
 
 
 def normal(*shape, seed=0):

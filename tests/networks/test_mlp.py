@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.networks import MLP
-from fdistill.preconditioning import EDM
-from fdistill.samplers import one_step
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP
+from fdistill.sampling import one_step
+from fdistill.theory.preconditioning import EDM
 
 VALUE, SIGMA_DATA, SIGMA_INIT = [0.4, -1.1], 0.8, 2.5
 

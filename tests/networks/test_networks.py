@@ -8,8 +8,8 @@ import torch
 from stock_models import SMALL_DIT, SMALL_UNET
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.networks import (
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import (
     MLP,
     DiffusersUNet,
     EDM2UNet,
@@ -21,8 +21,8 @@ from fdistill.networks import (
     StockUNet,
     TwoExperts,
 )
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import EDM, X0Prediction
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import EDM, X0Prediction
 
 ARGUMENTS = {
     GaussianMixture: {"means": [[-1.0, 0.0], [1.0, 0.5]], "stds": [0.2, 0.3]},

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.described import Described
-from fdistill.networks import MLP, SmallUNet
-from fdistill.paths import VPLinear
-from fdistill.preconditioning import EpsPrediction
+from fdistill.core.spec import Described
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, SmallUNet
+from fdistill.theory.paths import VPLinear
+from fdistill.theory.preconditioning import EpsPrediction
 
 BUILDERS = {
     "MLP": lambda **more: MLP(dim=3, width=8, depth=2, num_classes=2, **more),

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.networks import SongUNet
-from fdistill.networks.attention import attend, heads_of
-from fdistill.networks.resampling import Downsample, Upsample
-from fdistill.networks.song_unet import PositionalEmbedding, RandomFourier
+from fdistill.models.networks import SongUNet
+from fdistill.models.networks.attention import attend, heads_of
+from fdistill.models.networks.resampling import Downsample, Upsample
+from fdistill.models.networks.song_unet import PositionalEmbedding, RandomFourier
 
 FILTERS = [(1, 1), (1, 3, 3, 1)]
 

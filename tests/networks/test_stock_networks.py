@@ -7,8 +7,8 @@ import torch
 from diffusers import UNet2DModel
 from stock_models import SMALL_DIT, SMALL_UNET, built, dit, unet
 
-from fdistill.described import Described
-from fdistill.networks import StockDiT, StockUNet
+from fdistill.core.spec import Described
+from fdistill.models.networks import StockDiT, StockUNet
 
 RESNETS = {
     "down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"],

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.described import Described
-from fdistill.networks import MLP, GaussianMixture, SmallUNet, TwoExperts
-from fdistill.paths import VPLinear
-from fdistill.preconditioning import EDM, EpsPrediction
+from fdistill.core.spec import Described
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, GaussianMixture, SmallUNet, TwoExperts
+from fdistill.theory.paths import VPLinear
+from fdistill.theory.preconditioning import EDM, EpsPrediction
 
 SPLIT = 0.4
 NOISE = torch.tensor([0.1, 0.9, SPLIT, 0.3, 0.5], dtype=torch.float64)

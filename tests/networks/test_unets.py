@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DModel
 from torch.testing import assert_close
 
-from fdistill.networks import DiffusersUNet, SmallUNet
+from fdistill.models.networks import DiffusersUNet, SmallUNet
 
 UNETS = {
     "unconditional": {"widths": (8, 16)},

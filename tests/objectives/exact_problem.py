@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 
-from fdistill.denoiser import Denoiser
-from fdistill.networks import GaussianMixture
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import GaussianMixture
 from fdistill.objectives import NoisedSamples, Regression
 from fdistill.objectives.base import inner
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import X0Prediction
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import X0Prediction
 
 SIGMA_DATA = 0.8
 UPDATE = 2500  # of the student: in the middle of every schedule used here

@@ -21,20 +21,7 @@ from exact_problem import (
     weighted_fisher,
 )
 
-from fdistill.divergences import (
-    AlphaDivergence,
-    Bregman,
-    BregmanPower,
-    FDivergence,
-    ForwardKL,
-    JensenShannon,
-    ReverseKL,
-    SkewedJensenShannon,
-    SoftenedReverseKL,
-    UniformlySkewedJensenShannon,
-    WarmStart,
-)
-from fdistill.metrics import monge_gap
+from fdistill.evaluation.metrics import monge_gap
 from fdistill.objectives import (
     DMD,
     DMD2,
@@ -54,8 +41,21 @@ from fdistill.objectives import (
     UniInstruct,
     WarmStarted,
 )
-from fdistill.rewards import Reward
-from fdistill.schedules import Linear
+from fdistill.objectives.rewards import Reward
+from fdistill.theory.divergences import (
+    AlphaDivergence,
+    Bregman,
+    BregmanPower,
+    FDivergence,
+    ForwardKL,
+    JensenShannon,
+    ReverseKL,
+    SkewedJensenShannon,
+    SoftenedReverseKL,
+    UniformlySkewedJensenShannon,
+    WarmStart,
+)
+from fdistill.theory.schedules import Linear
 
 FEW, EPSILON = 9, 60.0  # latents of a Monge gap and its entropic regularisation
 

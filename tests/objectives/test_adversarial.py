@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.divergences import JensenShannon
 from fdistill.objectives import discriminator_loss
 from fdistill.objectives.adversarial import adversarial_term
+from fdistill.theory.divergences import JensenShannon
 
 # two laws on three points, as multiplicities in batches of 8
 REAL, FAKE = torch.tensor([1, 2, 5]), torch.tensor([4, 3, 1])

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.loss_weights import edm_weight
-from fdistill.networks import GaussianMixture
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import GaussianMixture
 from fdistill.objectives import denoising_loss
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import EDM, X0Prediction
+from fdistill.theory.loss_weights import edm_weight
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import EDM, X0Prediction
 
 LEVELS = torch.logspace(-2, 2, 9, dtype=torch.float64)
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.divergences import JensenShannon, UniformlySkewedJensenShannon
-from fdistill.networks import GaussianMixture
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import GaussianMixture
 from fdistill.objectives import (
     DiffInstruct,
     FDistill,
@@ -18,8 +17,9 @@ from fdistill.objectives import (
     sample_normaliser,
     sigma_normaliser,
 )
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import X0Prediction
+from fdistill.theory.divergences import JensenShannon, UniformlySkewedJensenShannon
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import X0Prediction
 
 
 def exact_denoiser(mixture):

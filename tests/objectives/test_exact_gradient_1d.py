@@ -4,8 +4,8 @@ import pytest
 from exact_problem import LEVELS_1D, problem_1d
 from objective_claims import ALL, CLAIMS, assert_claim, concrete_subclasses, divergences, label
 
-from fdistill.divergences import FDivergence
 from fdistill.objectives import Objective
+from fdistill.theory.divergences import FDivergence
 
 SETTINGS = [(student, sigma) for student, levels in LEVELS_1D.items() for sigma in levels]
 

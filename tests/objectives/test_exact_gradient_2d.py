@@ -7,8 +7,8 @@ import torch
 from exact_problem import LEVELS_2D, Quadrature, problem_2d
 from objective_claims import ALL, assert_claim, claimed_gradient, gradients_of_loss, label, matching
 
-from fdistill.divergences import ReverseKL
 from fdistill.objectives import DiffInstruct
+from fdistill.theory.divergences import ReverseKL
 
 SETTINGS = [(student, sigma) for student, levels in LEVELS_2D.items() for sigma in levels]
 

@@ -6,9 +6,9 @@ from unittest import mock
 import pytest
 import torch
 
-from fdistill.metrics import monge_gap
+from fdistill.evaluation.metrics import monge_gap
 from fdistill.objectives import DiffInstruct, MongeRegularised, NoisedSamples, Objective, SiD, WarmStarted
-from fdistill.schedules import Linear
+from fdistill.theory.schedules import Linear
 
 
 def samples(n=24, shape=(3, 2), labels=None, dtype=torch.float64):

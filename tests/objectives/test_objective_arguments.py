@@ -6,7 +6,6 @@ import math
 import pytest
 from objective_claims import Nearness
 
-from fdistill.divergences import JensenShannon
 from fdistill.objectives import (
     DMD,
     DMD2,
@@ -23,6 +22,7 @@ from fdistill.objectives import (
     UniInstruct,
     WarmStarted,
 )
+from fdistill.theory.divergences import JensenShannon
 
 NORMALISED = [
     functools.partial(FDistill, JensenShannon()),

@@ -8,9 +8,9 @@ from exact_problem import Problem, affine, problem_1d
 from objective_claims import Nearness, exact_samples, expected_gradients, relative_error, step
 from torch import nn
 
-from fdistill.networks import GaussianMixture
+from fdistill.models.networks import GaussianMixture
 from fdistill.objectives import DiffInstruct, RewardAugmented, SiD, WarmStarted
-from fdistill.schedules import Linear
+from fdistill.theory.schedules import Linear
 
 MEAN, STD, GOAL, TILT = [0.4, -0.3], 0.7, 1.0, 1.5
 

@@ -16,7 +16,9 @@ from objective_claims import (
     relative_error,
 )
 
-from fdistill.divergences import (
+from fdistill.objectives import Fisher, SiD, UniInstruct
+from fdistill.objectives.base import inner
+from fdistill.theory.divergences import (
     ForwardKL,
     JensenShannon,
     NeymanChiSquared,
@@ -24,8 +26,6 @@ from fdistill.divergences import (
     ReverseKL,
     SquaredHellinger,
 )
-from fdistill.objectives import Fisher, SiD, UniInstruct
-from fdistill.objectives.base import inner
 
 PROBLEMS = [problem_1d("affine", 0.5), problem_2d("affine", 0.5)]
 

@@ -8,13 +8,13 @@ import torch
 from tiny_runs import GivenData, distillation, fit, teacher_training
 from torch.utils.flop_counter import FlopCounterMode
 
-from fdistill.denoiser import Denoiser
-from fdistill.divergences import JensenShannon, ReverseKL
-from fdistill.networks import SmallUNet, SongUNet
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import SmallUNet, SongUNet
 from fdistill.objectives import DMD2, FDistill, SiD, UniInstruct
-from fdistill.planning import dry_turn, forward_flops, turns_of_run
-from fdistill.planning.dry_turn import Meter
-from fdistill.preconditioning import EDM
+from fdistill.theory.divergences import JensenShannon, ReverseKL
+from fdistill.theory.preconditioning import EDM
+from fdistill.training.planning import dry_turn, forward_flops, turns_of_run
+from fdistill.training.planning.dry_turn import Meter
 
 B = 4
 K = 5

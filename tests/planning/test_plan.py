@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_runs import distillation, mlp, teacher_training
 
-from fdistill.divergences import ReverseKL
 from fdistill.objectives import DMD2, FDistill
-from fdistill.planning import GPUS, Gpu, plan_run, ring_seconds, turns_of_run
-from fdistill.strategies import ReplicatedStrategy, ShardedStrategy
+from fdistill.theory.divergences import ReverseKL
+from fdistill.training.parallel import ReplicatedStrategy, ShardedStrategy
+from fdistill.training.planning import GPUS, Gpu, plan_run, ring_seconds, turns_of_run
 
 SLOW = Gpu(bf16=2e9, tf32=1e9, fp32=1e8, memory=1e9, bandwidth=1e9, link=1e6)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fdistill.report.collapse_verdict import SURE, collapse_verdict
+from fdistill.evaluation.report.collapse_verdict import SURE, collapse_verdict
 
 HEALTHY = {
     "anchored_tid": 0.0,

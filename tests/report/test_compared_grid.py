@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fdistill.report.compared_grid import NAMES, compared_grid_figure
-from fdistill.report.grid import GAP, TILE, TITLE
+from fdistill.evaluation.report.compared_grid import NAMES, compared_grid_figure
+from fdistill.evaluation.report.grid import GAP, TILE, TITLE
 
 
 def constant(*values):

@@ -7,9 +7,9 @@ import re
 import pytest
 from PIL import Image
 
-from fdistill.report import training_curves_figure
-from fdistill.report.dashboard import dashboard_page, read_runs
-from fdistill.report.panels import GROUPS, PICTURES, all_groups, beside
+from fdistill.evaluation.report import training_curves_figure
+from fdistill.evaluation.report.dashboard import dashboard_page, read_runs
+from fdistill.evaluation.report.panels import GROUPS, PICTURES, all_groups, beside
 
 ROOMS = {
     "loss": "student fake_score discriminator adversarial teacher",

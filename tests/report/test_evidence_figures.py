@@ -5,8 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fdistill.report.evidence_figures import class_bars_figure, copies_figure, intervals_figure, spectra_figure
-from fdistill.report.figure_file import BLUE
+from fdistill.evaluation.report.evidence_figures import (
+    class_bars_figure,
+    copies_figure,
+    intervals_figure,
+    spectra_figure,
+)
+from fdistill.evaluation.report.figure_file import BLUE
 
 
 def pixels(path):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fdistill.calibration import NoiseGroup, reliability
-from fdistill.report.figure_file import BLUE
-from fdistill.report.reliability_figure import reliability_figure
+from fdistill.evaluation.ratio_calibration import NoiseGroup, reliability
+from fdistill.evaluation.report.figure_file import BLUE
+from fdistill.evaluation.report.reliability_figure import reliability_figure
 
 
 def group(fake, real, num_bins):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from fdistill.report import Samples, average_rows, compare, intervals, measure
-from fdistill.report.intervals import share_interval, standard_errors
+from fdistill.evaluation.report import Samples, average_rows, compare, intervals, measure
+from fdistill.evaluation.report.intervals import share_interval, standard_errors
 
 N, D = 200, 6
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fdistill.report import html_page, print_table, sample_grid_figure
+from fdistill.evaluation.report import html_page, print_table, sample_grid_figure
 
 ROW = {"frechet_distance": 0.25, "precision": 0.9, "recall": 0.8, "accuracy": None, "class_entropy": 0.99, "vendi": 7.1}
 

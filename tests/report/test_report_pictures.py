@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fdistill.report import sample_grid_figure, training_curves_figure
+from fdistill.evaluation.report import sample_grid_figure, training_curves_figure
 
 
 def pixels(path):

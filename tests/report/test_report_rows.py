@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from fdistill.features import ClassifierFeatures, PixelFeatures
-from fdistill.report import Samples, average_rows, joined, measure, per_class, per_class_gaussian, write_json
+from fdistill.evaluation.features import ClassifierFeatures, PixelFeatures
+from fdistill.evaluation.report import Samples, average_rows, joined, measure, per_class, per_class_gaussian, write_json
 
 
 @pytest.fixture(scope="module")

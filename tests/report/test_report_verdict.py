@@ -2,8 +2,8 @@
 
 import pytest
 
-from fdistill.report import verdict
-from fdistill.report.verdict import number
+from fdistill.evaluation.report import verdict
+from fdistill.evaluation.report.verdict import number
 
 GOOD = {
     "frechet_distance": 0.3,

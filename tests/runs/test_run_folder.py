@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from fdistill.runs import RunFolder
+from fdistill.cli.runs import RunFolder
 
-HOLD = "import sys, time; from fdistill.runs import RunFolder; f = RunFolder(sys.argv[1]); f.enter(None); "
+HOLD = "import sys, time; from fdistill.cli.runs import RunFolder; f = RunFolder(sys.argv[1]); f.enter(None); "
 WAIT = "print('in', flush=True); time.sleep(60)"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fdistill.runs import changes, check_kept, flat_settings
+from fdistill.cli.runs import changes, check_kept, flat_settings
 
 RUN = {
     "seed_everything": 0,

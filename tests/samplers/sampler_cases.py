@@ -5,11 +5,11 @@ import math
 
 import torch
 
-from fdistill.denoiser import Denoiser
-from fdistill.networks import MLP, GaussianMixture
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import EDM, X0Prediction
-from fdistill.samplers import DDIM, GDDIM, Heun, PredictorCorrector, Restart, Sampler
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP, GaussianMixture
+from fdistill.sampling import DDIM, GDDIM, Heun, PredictorCorrector, Restart, Sampler
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import EDM, X0Prediction
 
 VARIANTS = {
     DDIM: [DDIM(0.5), DDIM(1.0)],
@@ -104,7 +104,7 @@ class UnitNoise:
 
 def response(sampler, denoiser, grid, monkeypatch, draws=2000):
     """What an affine sampler of 1-D data makes of each number it reads: offset, and coefficients [1 + draws]."""
-    monkeypatch.setattr("fdistill.samplers.base.LatentStreams", UnitNoise)
+    monkeypatch.setattr("fdistill.sampling.base.LatentStreams", UnitNoise)
     unit = torch.zeros(draws + 2, 1, dtype=torch.float64)
     unit[0] = 1  # the latent alone, then each draw alone, then nothing
     ends = sampler(denoiser, unit, grid).squeeze(1)

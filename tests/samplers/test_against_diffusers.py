@@ -9,8 +9,8 @@ import torch
 from sampler_cases import GivenNoise, exact, latents
 from torch.testing import assert_close
 
-from fdistill.noise_levels import karras_grid
-from fdistill.samplers import DDIM, GDDIM, Euler, Heun, PredictorCorrector, Renoising
+from fdistill.sampling import DDIM, GDDIM, Euler, Heun, PredictorCorrector, Renoising
+from fdistill.theory.noise_levels import karras_grid
 
 MIXTURE = {"means": [[-1.0, 0.5], [0.8, -0.2]], "stds": [0.3, 0.4], "weights": [1.0, 2.0]}
 
@@ -24,7 +24,7 @@ def feed(monkeypatch):
         module = importlib.import_module(f"diffusers.schedulers.{module}")
         monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: noise.normal().reshape(shape), raising=False)
 
-    monkeypatch.setattr("fdistill.samplers.base.LatentStreams", GivenNoise)
+    monkeypatch.setattr("fdistill.sampling.base.LatentStreams", GivenNoise)
     return into
 
 

@@ -8,9 +8,8 @@ import torch
 from sampler_cases import SAMPLERS, STOCHASTIC, exact, latents, name, network
 from torch.testing import assert_close
 
-from fdistill.noise_levels import karras_grid
-from fdistill.random_streams import LatentStreams
-from fdistill.samplers import (
+from fdistill.core.random import LatentStreams
+from fdistill.sampling import (
     DDIM,
     GDDIM,
     Heun,
@@ -22,6 +21,7 @@ from fdistill.samplers import (
     multi_step,
     one_step,
 )
+from fdistill.theory.noise_levels import karras_grid
 
 GRIDS = {
     "to zero": karras_grid(7, 0.05, 5.0),
@@ -112,7 +112,7 @@ def test_noise_is_fresh_in_every_draw_and_for_every_latent_and_not_the_global_on
 @pytest.mark.parametrize("sampler", [s for s in SAMPLERS if not s.is_stochastic], ids=name)
 def test_a_deterministic_sampler_draws_nothing(sampler, monkeypatch):
     samples = sampler(exact(), latents(), GRIDS["to zero"])
-    monkeypatch.setattr("fdistill.samplers.base.LatentStreams", None)  # a call of it would be an error
+    monkeypatch.setattr("fdistill.sampling.base.LatentStreams", None)  # a call of it would be an error
     assert torch.equal(sampler(exact(), latents(), GRIDS["to zero"]), samples)
 
 

@@ -7,11 +7,11 @@ import torch
 from sampler_cases import response
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.networks import GaussianMixture
-from fdistill.paths import RectifiedFlow, VarianceExploding, VPCosine, VPLinear
-from fdistill.preconditioning import X0Prediction
-from fdistill.samplers import DDIM, GDDIM, Euler, Renoising
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import GaussianMixture
+from fdistill.sampling import DDIM, GDDIM, Euler, Renoising
+from fdistill.theory.paths import RectifiedFlow, VarianceExploding, VPCosine, VPLinear
+from fdistill.theory.preconditioning import X0Prediction
 
 ETAS = (0.0, 0.5, 1.0, 1.2, 2.0, 7.0)
 PAIRS = [(20.0, 9.0), (3.0, 2.9), (1.0, 0.2), (0.1, 0.001)]

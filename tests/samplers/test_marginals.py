@@ -7,12 +7,12 @@ import torch
 from sampler_cases import GivenNoise, latents, name
 from torch.testing import assert_close
 
-from fdistill.denoiser import Denoiser
-from fdistill.networks import GaussianMixture
-from fdistill.noise_levels import karras_grid
-from fdistill.paths import VarianceExploding
-from fdistill.preconditioning import X0Prediction
-from fdistill.samplers import DDIM, GDDIM, Euler, Heun, PredictorCorrector, Restart, generate
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import GaussianMixture
+from fdistill.sampling import DDIM, GDDIM, Euler, Heun, PredictorCorrector, Restart, generate
+from fdistill.theory.noise_levels import karras_grid
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import X0Prediction
 
 MEANS, STD, SHARES = (-1.0, 0.6), 0.25, (0.3, 0.7)
 MEAN = sum(share * mean for share, mean in zip(SHARES, MEANS, strict=True))
@@ -26,7 +26,7 @@ KOLMOGOROV = 1.95  # sqrt(n) times the distance of the distribution functions ex
 
 def samples_of(sampler, monkeypatch, dim=1, n=4000, steps=300):
     """The mixture along the first axis, noise of its components' width along all others."""
-    monkeypatch.setattr("fdistill.samplers.base.LatentStreams", GivenNoise)
+    monkeypatch.setattr("fdistill.sampling.base.LatentStreams", GivenNoise)
     centres = [[mean] + [0.0] * (dim - 1) for mean in MEANS]
     denoiser = Denoiser(GaussianMixture(centres, (STD, STD), SHARES), X0Prediction(VarianceExploding()))
     return generate(sampler, denoiser, latents(n, dim), karras_grid(steps, 0.005, 40.0), batch_size=n)

@@ -7,8 +7,8 @@ import torch
 from sampler_cases import exact, gaussian_flow, latents, name, response
 from torch.testing import assert_close
 
-from fdistill.noise_levels import karras_grid
-from fdistill.samplers import DDIM, GDDIM, Euler, Heun, Renoising, Restart, Sampler, one_step
+from fdistill.sampling import DDIM, GDDIM, Euler, Heun, Renoising, Restart, Sampler, one_step
+from fdistill.theory.noise_levels import karras_grid
 
 SIGMA_MIN, SIGMA_MAX, STD = 0.05, 20.0, 0.5
 

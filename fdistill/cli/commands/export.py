@@ -1,0 +1,84 @@
+"""`fdistill export`: a run checkpoint becomes a folder that diffusers loads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fdistill.cli.commands.checked import require_replaceable
+from fdistill.cli.commands.sampling import resampled
+from fdistill.core.weight_files import CheckpointError, read_json
+from fdistill.evaluation.report import print_table
+from fdistill.io.export import export_folder
+from fdistill.io.export.folder import loads_in_stock_diffusers
+from fdistill.io.export.program import FILES
+from fdistill.io.load import load_model
+from fdistill.sampling import Sampler
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.sampling.grids import SamplingGrid
+
+
+def export(
+    checkpoint: str,
+    folder: str,
+    report: str | None = None,
+    sampler: Sampler | None = None,
+    steps: int | None = None,
+    grid: SamplingGrid | None = None,
+    guidance: float | None = None,
+    guidance_interval: list[float] | None = None,
+    guide: str | None = None,
+    onnx: bool = False,
+    torch_export: bool = False,
+) -> None:
+    """Write a folder that diffusers loads: the averaged weights as safetensors, configuration and model card.
+
+    Args:
+        checkpoint: a run's .ckpt file, or an exported folder whose card is to be written again.
+        folder: the folder to write; an exported model that is there already is replaced.
+        report: report.json of fdistill evaluate, whose numbers the model card then tells.
+        sampler: of a teacher, in place of its own: Heun, Euler, DDIM, GDDIM, PredictorCorrector, Renoising, Restart.
+        steps: of a teacher, on EDM's grid between its own first and last noise levels.
+        grid: of a teacher, any other noise levels: KarrasGrid, PathGrid, GivenGrid.
+        guidance: scale of a teacher's guidance; 1 for none.
+        guidance_interval: two noise levels, low and high, between which guidance acts.
+        guide: a worse teacher of the same samples, for autoguidance; the folder then holds it too.
+        onnx: of a student, also write generator.onnx: latents and labels to samples, for any batch size.
+        torch_export: of a student, also write generator.pt2, the same for torch.export.load.
+    """
+    require_replaceable(Path(folder), *_inputs(checkpoint, report, guide))
+    loaded = load_model(checkpoint)
+    model = resampled(loaded, sampler, steps, grid, guidance, guidance_interval, guide)
+    if report is not None and model is not loaded:
+        raise ValueError(
+            f"{report} measured the teacher as it was sampled before: export it first, then evaluate the folder"
+        )
+    numbers = None if report is None else _numbers(Path(report), model, checkpoint)
+    programs = [program for program, wanted in (("onnx", onnx), ("torch_export", torch_export)) if wanted]
+    target = export_folder(model, folder, numbers, programs)
+    if numbers is not None and model.kind == "student":
+        print_table(numbers)
+    loader = "stock diffusers (ConsistencyModelPipeline)" if loads_in_stock_diffusers(model) else "fdistill"
+    evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
+    print(f"wrote {target}: a {model.kind} of {evaluations} per sample, loaded by {loader}")
+    for program in programs:
+        print(
+            f"wrote {target / FILES[program]}: its map from latents{' and labels' * (model.num_classes > 0)} to samples"
+        )
+
+
+def _inputs(checkpoint: str, *others: str | None) -> list[Path]:
+    """All that is read, but for an exported folder itself, whose card may be written again."""
+    source = Path(checkpoint)
+    return [Path(other) for other in others if other is not None] + ([] if source.is_dir() else [source])
+
+
+def _numbers(path: Path, model: GenerativeModel, checkpoint: str) -> dict[str, Any]:
+    """The report, if it measured this very model."""
+    report = read_json(path, "a report.json of fdistill evaluate")
+    if not isinstance(report.get("student"), dict) or "student_facts" not in report:
+        raise CheckpointError(f"{path} is no report of fdistill evaluate: it has no student row and facts")
+    if report.get(f"{model.kind}_facts") != json.loads(json.dumps(model.facts)):
+        raise CheckpointError(
+            f"{path} measured another model than {checkpoint}: run fdistill evaluate --checkpoint {checkpoint} first"
+        )
+    return report

@@ -1,0 +1,114 @@
+"""`fdistill import`: a diffusion model that others trained becomes a teacher."""
+
+import shlex
+from pathlib import Path
+
+from fdistill.cli.commands.checked import require_writable
+from fdistill.io.export import export_folder
+from fdistill.io.importing import Options
+from fdistill.io.importing import import_model as read_model
+from fdistill.io.importing.diffusers_folder import scheduler_of
+from fdistill.sampling.generator import GenerativeModel
+
+_START = 5.0  # sigma_init in units of sigma_data: 2.5 for images (SiD, arXiv 2404.04057)
+
+
+def import_model(
+    source: str,
+    target: str,
+    scheduler: str | None = None,
+    vae: str | None = None,
+    config: str | None = None,
+    num_steps: int | None = None,
+    guidance: float | None = None,
+    sigma_data: float | None = None,
+    last_class_is_none: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Make a teacher of a diffusers folder, a .safetensors file or EDM's pickle; none of them is executed.
+
+    Args:
+        source: folder of a diffusers pipeline or of its network alone, a .safetensors file, or a .pkl of EDM or EDM2.
+        target: the folder to write, which fdistill sample, evaluate and fit take as a teacher.
+        scheduler: scheduler_config.json of a network that has none beside it.
+        vae: folder of the VAE, for a network that makes latents and is imported alone.
+        config: YAML file with a denoiser section (network and preconditioning), for a .safetensors file.
+        num_steps: steps of the teacher's sampler; 18 where not given.
+        guidance: classifier-free guidance scale of the teacher's samples; none where not given.
+        sigma_data: standard deviation of the data; 0.5 for images, 1 for latents, where not given and not known.
+        last_class_is_none: the last class of a UNet2DModel means "no class".
+        overwrite: replace the folder that is there.
+    """
+    origin, folder = Path(source), Path(target)
+    require_writable(folder / "README.md")
+    if folder.is_file():
+        raise NotADirectoryError(f"cannot write {folder}: it is a file; name a folder")
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder} is there already: name another folder, or give --overwrite")
+    given = [None if file is None else Path(file) for file in (scheduler, vae, config)]
+    _check_apart(folder, [origin, *(file for file in given if file is not None), *_beside(origin)])
+    options = Options(*given, num_steps, guidance, sigma_data, last_class_is_none)
+    model = read_model(origin, options)
+    print("\n".join(_found(model, origin)))
+    export_folder(model, folder)
+    evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
+    print(f"wrote {folder}: a teacher of {evaluations} per sample")
+    print(f"to see it:    fdistill sample --checkpoint {shlex.quote(str(folder))}")
+    print(f"to distil it: {_distils(model, folder)}")
+
+
+def _beside(source: Path) -> list[Path]:
+    """What is read though nobody names it: the scheduler of a network alone."""
+    alone = (source / "config.json").is_file() and not (source / "model_index.json").is_file()
+    return [scheduler_of(source)] if alone else []
+
+
+def _check_apart(folder: Path, read: list[Path]) -> None:
+    """Raises ValueError where writing the folder would replace what is read, or write among it."""
+    target = folder.resolve()
+    for place in (each.resolve() for each in read):
+        if target == place or target in place.parents:
+            raise ValueError(f"{folder} holds what is imported: name another folder")
+        if place in target.parents:
+            raise ValueError(f"{folder} lies inside what is imported: name another folder")
+
+
+def _found(model: GenerativeModel, source: Path) -> list[str]:
+    """What it is: class and size, prediction and path, samples, classes."""
+    network, preconditioning = model.denoiser.network, model.denoiser.preconditioning
+    parameters = sum(value.numel() for value in model.denoiser.parameters())
+    path = getattr(preconditioning, "path", None)
+    known = preconditioning if path is None else path
+    arguments = ", ".join(
+        f"{name}={_brief(value)}" for name, value in known.spec()["init_args"].items() if value is not None
+    )
+    prediction = type(preconditioning).__name__ + (f" on {type(path).__name__}" if path is not None else "")
+    shape = "x".join(map(str, model.sample_shape))
+    samples = f"samples {shape}"
+    if model.decoder is not None:
+        decoded = "x".join(map(str, model.image_shape))
+        samples = f"latents {shape}, which {type(model.decoder.vae).__name__} decodes to {decoded}"
+    classes = "none"
+    if model.num_classes:
+        classes = f"{model.num_classes:,}" + (' and "no class"' if network.knows_no_class else ', no "no class"')
+    return [
+        f"{source}: {model.facts['format']}, {type(network).__name__} of {parameters:,} parameters",
+        f"predicts: {prediction}({arguments})",
+        f"makes: {samples}; classes: {classes}",
+    ]
+
+
+def _brief(value: object) -> str:
+    return f"[{len(value)} numbers]" if isinstance(value, list) else str(value)
+
+
+def _distils(model: GenerativeModel, folder: Path) -> str:
+    """The command that distils it without data."""
+    shape = ",".join(map(str, model.sample_shape))
+    sigma_data = model.facts.get("sigma_data") or getattr(model.denoiser.preconditioning, "sigma_data", 0.5)
+    return (
+        f"fdistill fit --config configs/trainer.yaml --config configs/imported.yaml "
+        f"--model.teacher {shlex.quote(str(folder))} "
+        f"--model.sigma_init {_START * sigma_data:g} --data.sample_shape '[{shape}]' "
+        f"--data.num_classes {model.num_classes}"
+    )

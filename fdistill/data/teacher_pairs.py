@@ -1,0 +1,202 @@
+"""Teacher pairs: latents with the samples that a teacher's ODE makes of them, in one safetensors file."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from fdistill.core.atomic_files import atomic_write
+from fdistill.io.checkpoints import model_record, model_weights
+from fdistill.models.guidance import Guidance
+from fdistill.sampling.generator import GenerativeModel
+
+Facts = dict[str, str]
+"""How pairs were made: n, seed, evaluations, guidance, teacher (its path) and model (a hash of its weights)."""
+
+
+class TeacherPairs:
+    """Standard normal latents z, and the teacher's samples of the same z and class.
+
+    The teacher's ODE starts at sigmas[0] z; a one-step student makes G(z) = D(sigma_init z, sigma_init) of that z.
+
+    Attributes:
+        latents: [N, *sample_shape] float32.
+        samples: [N, *sample_shape] float32.
+        labels: int64 [N] >= 0, or None for an unconditional teacher.
+        facts: how they were made; empty where a file does not tell.
+    """
+
+    def __init__(
+        self, latents: Tensor, samples: Tensor, labels: Tensor | None = None, facts: Facts | None = None
+    ) -> None:
+        """Raises:
+        ValueError: for tensors that do not belong together, or numbers that are not finite.
+        """
+        if latents.ndim < 2 or len(latents) == 0 or latents.shape != samples.shape:
+            raise ValueError(
+                "pairs are latents and samples of one shape [N, ...] with N >= 1: "
+                f"got {list(latents.shape)} and {list(samples.shape)}"
+            )
+        if not (latents.is_floating_point() and samples.is_floating_point()):
+            raise ValueError(f"latents and samples are float32: got {latents.dtype} and {samples.dtype}")
+        broken = int((~(latents.isfinite() & samples.isfinite())).flatten(1).any(dim=1).sum())
+        if broken:
+            raise ValueError(f"pairs hold finite numbers: got a NaN or an infinity in {broken} of {len(latents)}")
+        if labels is not None:
+            _check_labels(labels, len(latents))
+        self.latents, self.samples, self.labels = latents.float(), samples.float(), labels
+        self.facts = dict(facts or {})
+
+    @classmethod
+    def make(cls, model: GenerativeModel, n: int, seed: int, source: str = "", batch_size: int = 500) -> "TeacherPairs":
+        """Run a teacher's own sampler, on its device, with a progress bar; the pairs are on the CPU.
+
+        Args:
+            model: a teacher.
+            n: number of pairs, >= 1; their classes are in turn.
+            seed: of the latents: those of `fdistill sample` for the same seed.
+            source: where the teacher is from, for the facts.
+            batch_size: latents at once, >= 1.
+
+        Raises:
+            ValueError: for a student, a number out of range, or a teacher that makes numbers which are not finite.
+        """
+        facts = facts_of(model, n, seed, source)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is a number of latents at once: expected >= 1, got {batch_size}")
+        latents, labels, parts = model.noise(n, seed), model.labels(n), []
+        with tqdm(total=n, desc="pairs", unit="sample", leave=False) as bar:
+            for part in torch.arange(n).split(batch_size):
+                parts.append(model.sample(latents[part], None if labels is None else labels[part], batch_size))
+                bar.update(len(part))
+        return cls(latents, torch.cat(parts), labels, facts)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "TeacherPairs":
+        """Pairs of `save`, or of any safetensors file with latents, samples and, if conditional, labels.
+
+        Raises:
+            ValueError: with one line, if the file is missing or damaged or holds something else.
+        """
+        with _opened(Path(path)) as file:
+            names = set(file.keys())
+            if not {"latents", "samples"} <= names <= {"latents", "samples", "labels"}:
+                raise ValueError(f"{path} holds no pairs: expected latents, samples, labels, got {sorted(names)[:6]}")
+            found, facts = {name: file.get_tensor(name) for name in names}, file.metadata()
+        try:
+            return cls(**found, facts=facts)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; make it again with fdistill pairs TEACHER {path} --overwrite") from None
+
+    def save(self, path: Path | str) -> Path:
+        """Write one safetensors file, whole or not at all.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        tensors = {"latents": self.latents, "samples": self.samples, "labels": self.labels}
+        held = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items() if tensor is not None}
+        return atomic_write(path, save(held, self.facts))
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def to(self, device: torch.device | str) -> "TeacherPairs":
+        """The same pairs on a device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return TeacherPairs(self.latents.to(device), self.samples.to(device), labels, self.facts)
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """n pairs, uniformly with replacement: latents, samples [n, *sample_shape] and labels [n] or None.
+
+        They are on the generator's device; that costs no transfer where the pairs are there too (see `to`).
+        """
+        drawn = torch.randint(len(self), (n,), generator=generator, device=generator.device).to(self.latents.device)
+        labels = None if self.labels is None else self.labels[drawn].to(generator.device)
+        return self.latents[drawn].to(generator.device), self.samples[drawn].to(generator.device), labels
+
+    def check_fits(
+        self, sample_shape: tuple[int, ...], num_classes: int, guidance: float | Guidance | None = None
+    ) -> None:
+        """Raises ValueError where a student of this shape, with classes or 0 for none, cannot learn from the pairs.
+
+        So it does where they are known to be made at another guidance than the student's run asks of its teacher.
+        """
+        if tuple(self.latents.shape[1:]) != tuple(sample_shape):
+            raise ValueError(
+                f"the pairs are of samples {tuple(self.latents.shape[1:])}, the student's of {tuple(sample_shape)}: "
+                "make pairs with its own teacher (fdistill pairs)"
+            )
+        made_at = self.facts.get("guidance")
+        wanted = None if guidance is None else str(Guidance.of(guidance))
+        if None not in (wanted, made_at) and made_at != wanted:
+            raise ValueError(
+                f"pairs and matching want the same teacher: expected pairs at guidance {wanted}, got {made_at}; "
+                "export the teacher with --guidance and make its pairs, or set guidance"
+            )
+        classes = 0 if self.labels is None else int(self.labels.max()) + 1
+        if classes > num_classes or (num_classes and not classes):
+            got = f"up to {classes - 1}" if classes else "none"
+            raise ValueError(
+                f"the pairs are of the student's {num_classes} classes: got labels {got}; "
+                "make pairs with its own teacher (fdistill pairs)"
+            )
+
+
+def facts_of(model: GenerativeModel, n: int, seed: int, source: str) -> Facts:
+    """How `TeacherPairs.make` would make these pairs; pairs of equal facts, apart from `teacher`, are equal.
+
+    Raises:
+        ValueError: for a student, or n out of range.
+    """
+    if model.kind != "teacher":
+        raise ValueError(f"pairs are made by a teacher's ODE: {source or 'this'} is a {model.kind}")
+    if model.sampler.is_stochastic:
+        raise ValueError(
+            "pairs are made by a teacher's ODE, which gives each latent one sample: the sampler of "
+            f"{source or 'this'} draws noise ({type(model.sampler).__name__}); export it with --sampler Heun"
+        )
+    if n < 1:
+        raise ValueError(f"n is a number of pairs: expected >= 1, got {n}")
+    facts = {"n": n, "seed": seed, "evaluations": model.evaluations, "guidance": Guidance.of(model.guidance)}
+    return {**{name: str(value) for name, value in facts.items()}, "teacher": source, "model": _fingerprint(model)}
+
+
+def read_facts(path: Path | str) -> Facts:
+    """How the pairs of a file were made, read without the pairs; empty where the file does not tell.
+
+    Raises:
+        ValueError: with one line, if the file is missing or no safetensors file.
+    """
+    with _opened(Path(path)) as file:
+        return file.metadata() or {}
+
+
+def _opened(path: Path) -> safe_open:
+    if not path.is_file():
+        raise ValueError(f"there are no pairs at {path}: make them with fdistill pairs TEACHER {path}")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: make it again with fdistill pairs") from error
+
+
+def _check_labels(labels: Tensor, n: int) -> None:
+    if labels.dtype != torch.int64 or labels.shape != (n,):
+        raise ValueError(f"labels are int64 [{n}], one for each pair: got {labels.dtype} {list(labels.shape)}")
+    if labels.min() < 0:
+        raise ValueError(f"labels are classes >= 0: got {int(labels.min())}")
+
+
+def _fingerprint(model: GenerativeModel) -> str:
+    """A hash of the weights and of all that decides what they make of a latent."""
+    digest = hashlib.sha256(json.dumps({**model_record(model), "facts": None}, sort_keys=True).encode())
+    for name, tensor in sorted(model_weights(model).items()):
+        digest.update(name.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

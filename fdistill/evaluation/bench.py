@@ -1,0 +1,194 @@
+"""The real side of an evaluation: one reference, one extractor, and every row's samples read by it."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fdistill.core.random import fold_seed, generator_for
+from fdistill.data import GenerativeDataModule
+from fdistill.evaluation.collapse_alarm import WATCHED, bands, half_splits
+from fdistill.evaluation.features import FeatureExtractor, compared_rows
+from fdistill.evaluation.metrics import memorized_fraction, nearest, vendi_score
+from fdistill.evaluation.report import compare, intervals, joined, per_class, per_class_gaussian
+from fdistill.evaluation.report.rows import Samples
+from fdistill.evaluation.sources import ModelSource, Source
+from fdistill.sampling.generator import GenerativeModel
+
+SPLITS = 10  # pairs of real halves, of which the bands are made
+MOST_IN_BANDS = 5000  # samples of such a half; more would make the bands narrower by little, and take long
+LEAST_IN_MODE = 5  # reference samples, for a mode without generated ones to be missing rather than unlucky
+LEAST_TO_BE_RARE = 20  # reference samples, for one with some
+RARE = 0.25  # of the samples that the reference has
+MOST_CLASSES = 40  # that are told apart
+MOST_COPIES = 20
+SHOWN_IMAGES, SHOWN_POINTS = 50, 2000  # of each row in a picture
+
+
+@dataclass
+class Copies:
+    """The samples that lie nearest to a training sample, the nearest first.
+
+    Attributes:
+        generated: [c, ...].
+        training: the nearest training sample of each [c, ...].
+        ratio: its distance over that of the second nearest [c]; below 1/3 it is a copy.
+    """
+
+    generated: Tensor
+    training: Tensor
+    ratio: Tensor
+
+
+class Bench:
+    """The real side of a comparison.
+
+    Attributes:
+        labels: of the reference, int64 [n]; zeros where the data has no classes.
+        compared: indices [m] of the training samples that copies are looked for among.
+        training: their features [m, d].
+        gaussian: draws samples of the classes asked for from a Gaussian of each.
+        reference: n held-out samples.
+    """
+
+    def __init__(self, data: GenerativeDataModule, extractor: FeatureExtractor, n: int, seed: int) -> None:
+        train, held_out = data.train_samples, data.held_out_samples
+        self.data, self.extractor, self.n, self.seed = data, extractor, n, seed
+        labels = train.labels if data.num_classes > 1 else None
+        extractor.prepare(train, labels, data.num_classes, seed)
+        self.gaussian = per_class_gaussian(train, labels, data.num_classes)
+        self.compared = compared_rows(train)
+        self.training = extractor.extract(train, keep=True, rows=self.compared)
+        x, self.labels = held_out.rows(torch.randperm(len(held_out), generator=generator_for(seed))[:n])
+        self.reference = self.read("reference", x, self.labels, keep=True)
+
+    def read(self, name: str, x: Tensor, labels: Tensor | None, keep: bool = False) -> Samples:
+        """Read samples [n, ...] once; an error says whose they are."""
+        return read_samples(self.data, self.extractor, name.replace("_", " "), x, labels, keep)
+
+    def draws(self, sources: Mapping[str, Source], repeat: int) -> Iterator[tuple[str, Tensor, Samples]]:
+        """Every row's name with its n samples and what is read of them, one row after the other.
+
+        Sources make the reference's classes where they can be asked for them. Of the teacher there may be only the
+        samples that a picture shows: what was read of it is kept where the extractor keeps what it learned.
+        """
+        train, seed = self.data.train_samples, fold_seed(self.seed, repeat) % 2**32
+        x, labels = train.rows(torch.randperm(len(train), generator=generator_for(self.seed, repeat))[: self.n])
+        yield "floor", x, self.read("floor", x, labels, keep=True)
+        for name, source in sources.items():
+            labels = source.labels(self.n, seed, self.labels)
+            make = functools.partial(self._draw, name, source, seed, labels)
+            kept = name == "teacher" and isinstance(source, ModelSource)
+            yield name, *(self._kept(source.model, seed, labels, make) if kept else make())
+        x = self.gaussian(self.labels, generator_for(self.seed, repeat))
+        yield "class_gaussian", x, self.read("class_gaussian", x, self.labels)
+
+    def _draw(self, name: str, source: Source, seed: int, labels: Tensor | None) -> tuple[Tensor, Samples]:
+        x = source.draw(self.n, seed, labels)
+        return x, self.read(name, x, labels)
+
+    def _kept(
+        self, model: GenerativeModel, seed: int, labels: Tensor | None, make: Callable[[], tuple[Tensor, Samples]]
+    ) -> tuple[Tensor, Samples]:
+        """What `make` gives, its samples those that a picture shows; made once for each teacher, n and seed."""
+
+        def tensors() -> dict[str, Tensor]:
+            x, samples = make()
+            modes = {} if samples.modes is None else {"modes": samples.modes}
+            return {"shown": first_shown(x), "features": samples.features} | modes
+
+        parts = [model.denoiser, model.guidance, model.sampler, model.sigmas, model.decoder, model.autocast]
+        told = [type(model), parts, self.data.spec(), self.n, seed, labels]
+        found = self.extractor.kept("teacher's draw", told, tensors)
+        read = (found["features"], found.get("modes"), labels if self.data.num_classes > 1 else None)
+        device = self.reference.features.device
+        return found["shown"], Samples(*(None if tensor is None else tensor.to(device) for tensor in read))
+
+    def details(
+        self, row: dict[str, Any], samples: Samples, modes: list[Tensor], bootstrap: int | None
+    ) -> dict[str, dict[str, Any] | list[int]]:
+        """What one row holds beside its numbers: intervals, modes that are missed, precision and recall by class."""
+        found: dict[str, Any] = {
+            "intervals": intervals(row, samples, self.reference, self.data.num_modes, bootstrap, self.seed)
+        }
+        if modes and self.reference.modes is not None:
+            made = self._counts(torch.cat(modes)).double() / len(modes)
+            there = self._counts(self.reference.modes)
+            missing = (made == 0) & (there >= LEAST_IN_MODE)
+            rare = (made < RARE * there) & (there >= LEAST_TO_BE_RARE) & ~missing
+            found |= {"missing_modes": _numbers(missing), "rare_modes": _numbers(rare)}
+        if 1 < self.data.num_classes <= MOST_CLASSES and (samples.wanted is not None or samples.modes is not None):
+            found["per_class"] = per_class(samples, self.reference, self.data.num_classes)
+        return found
+
+    def judged_modes(self) -> int:
+        """How many modes hold enough of the reference to be missed; 0 where nobody can tell."""
+        modes = self.reference.modes
+        return 0 if modes is None else int((self._counts(modes) >= LEAST_IN_MODE).sum())
+
+    def _counts(self, modes: Tensor) -> Tensor:
+        return modes[modes >= 0].bincount(minlength=self.data.num_modes).cpu()
+
+    def bands(self, floor: Samples) -> dict[str, list[float | None]]:
+        """The collapse alarm's bands, of n real samples (at most 5,000) against others; None for an open end."""
+        pool = joined(self.reference, floor)
+        splits = half_splits(len(pool), SPLITS, generator_for(self.seed, SPLITS), MOST_IN_BANDS)
+        null = [compare(pool[a], pool[b], self.data.num_modes) for a, b in splits]
+        known = [name for name in WATCHED if all(values[name] is not None for values in null)]
+        found = bands({name: torch.tensor([values[name] for values in null]) for name in known})
+        return {
+            name: [edge if math.isfinite(edge) else None for edge in (band.low, band.high)]
+            for name, band in found.items()
+        }
+
+    def held_out(self) -> dict[str, float | None]:
+        """What the reference itself has: its Vendi score, how well its classes are read, and copies by chance."""
+        modes, wanted = self.reference.modes, self.reference.wanted
+        return {
+            "vendi": float(vendi_score(self.reference.features)),
+            "accuracy": None if modes is None or wanted is None else float((modes == wanted).double().mean()),
+            "memorized_fraction": float(memorized_fraction(self.reference.features, self.training)),
+        }
+
+    def copies(self, x: Tensor, samples: Samples) -> Copies:
+        """The samples x [n, ...] that lie nearest to a training sample."""
+        near = nearest(samples.features, self.training, k=2)
+        ratio = (near.distances[:, 0] / near.distances[:, 1].clamp(min=torch.finfo(torch.float64).tiny)).cpu()
+        order = ratio.argsort(stable=True)[:MOST_COPIES]
+        training = self.data.train_samples.rows(self.compared[near.indices[:, 0].cpu()[order]]).x
+        return Copies(x[order], training, ratio[order])
+
+
+def read_samples(
+    data: GenerativeDataModule,
+    extractor: FeatureExtractor,
+    name: str,
+    x: Tensor,
+    labels: Tensor | None,
+    keep: bool = False,
+) -> Samples:
+    """What the metrics read of samples [n, ...] of some data, by a prepared extractor; an error says whose they are.
+
+    The features of real ones may be kept, see `FeatureExtractor.extract`.
+    """
+    try:
+        features = extractor.extract(x, keep=keep)
+        modes = data.read_modes(x)  # its own oracle, where it has one, reads better than any features
+        modes = extractor.classify(features) if modes is None else modes
+    except ValueError as error:
+        raise ValueError(f"the {name}: {error}") from error
+    modes, labels = (None if kept is None else kept.to(features.device) for kept in (modes, labels))
+    return Samples(features, modes, labels if data.num_classes > 1 else None)
+
+
+def _numbers(chosen: Tensor) -> list[int]:
+    return chosen.nonzero().flatten().tolist()
+
+
+def first_shown(x: Tensor) -> Tensor:
+    """Of samples [n, ...] those that a picture shows: 50 images or 2,000 points."""
+    return x[: SHOWN_IMAGES if x.ndim == 4 else SHOWN_POINTS].clone()

@@ -1,0 +1,22 @@
+"""Where samples are compared: extractors that turn samples into features, fitted to the real training samples."""
+
+from fdistill.evaluation.features.base import FeatureExtractor, compared_rows
+from fdistill.evaluation.features.cache import FeatureCache
+from fdistill.evaluation.features.classifier import ClassifierFeatures
+from fdistill.evaluation.features.default import default_extractor
+from fdistill.evaluation.features.module import ModuleFeatures
+from fdistill.evaluation.features.pixels import PixelFeatures
+from fdistill.evaluation.features.pretrained import InceptionFeatures, OpenClipFeatures, TimmFeatures
+
+__all__ = [
+    "ClassifierFeatures",
+    "FeatureCache",
+    "FeatureExtractor",
+    "InceptionFeatures",
+    "ModuleFeatures",
+    "OpenClipFeatures",
+    "PixelFeatures",
+    "TimmFeatures",
+    "compared_rows",
+    "default_extractor",
+]

@@ -1,0 +1,29 @@
+"""What a generator is worth: measured rows, a table, pictures and a page that a person reads."""
+
+from fdistill.evaluation.report.class_gaussian import per_class_gaussian
+from fdistill.evaluation.report.curves import training_curves_figure
+from fdistill.evaluation.report.grid import sample_grid_figure
+from fdistill.evaluation.report.intervals import intervals
+from fdistill.evaluation.report.page import html_page
+from fdistill.evaluation.report.rows import Samples, average_rows, compare, joined, measure, per_class, write_json
+from fdistill.evaluation.report.table import print_table, speedup_line, table_cells
+from fdistill.evaluation.report.verdict import verdict
+
+__all__ = [
+    "Samples",
+    "average_rows",
+    "compare",
+    "html_page",
+    "intervals",
+    "joined",
+    "measure",
+    "per_class",
+    "per_class_gaussian",
+    "print_table",
+    "sample_grid_figure",
+    "speedup_line",
+    "table_cells",
+    "training_curves_figure",
+    "verdict",
+    "write_json",
+]

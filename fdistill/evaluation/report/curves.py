@@ -1,0 +1,124 @@
+"""The course of training as small panels, read from the `metrics.jsonl` of run folders."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from fdistill.evaluation.report.figure_file import BLUE, INK, PALE_BLUE, save_figure
+from fdistill.evaluation.report.panels import beside
+from fdistill.evaluation.report.run_log import Curves, read_run_log
+
+COLUMNS = 4
+PANEL = (3.1, 2.1)  # inches, axis labels included
+HEADING = 0.42  # inches above the panels of a run
+FIRST = ("loss/", "metric/", "collapse/")  # the rest follows in alphabetical order
+LOG_FROM = 30  # largest over smallest value, above which an axis becomes logarithmic
+LINES = {"teacher": "--", "floor": ":"}
+NOISY_FROM = 40  # points, above which a running mean is drawn over the raw line
+
+
+def training_curves_figure(metrics_jsonl_paths: dict[str, str | Path], path: str | Path) -> Path:
+    """Draw every scalar that the runs logged, a block of panels per run, into a PNG at `path`; return the path.
+
+    What a metric is for the teacher is a dashed line in its panel, for real data a dotted one.
+
+    Args:
+        metrics_jsonl_paths: title to a file with one JSON object per line, holding "step" and named numbers.
+        path: the file to write; missing folders are made.
+
+    Raises:
+        ValueError: without a run, or for a file of which no line is a JSON object with a step.
+        OSError: when a file cannot be read or written.
+    """
+    if not metrics_jsonl_paths:
+        raise ValueError("training curves need at least one metrics.jsonl: got none")
+    runs = {title: read_run_log(Path(source)).curves for title, source in metrics_jsonl_paths.items()}
+    shown = {title: _own_panels(curves) for title, curves in runs.items()}
+    lines = [max(1, -(-len(names) // COLUMNS)) for names in shown.values()]
+    width, height = PANEL[0] * COLUMNS, sum(HEADING + PANEL[1] * n for n in lines)
+    figure = Figure(figsize=(width, height), facecolor="white")
+    top = height
+    for n, (title, curves) in zip(lines, runs.items(), strict=True):
+        top -= HEADING
+        note = "" if curves else ": nothing was logged"
+        figure.text(0.12 / width, (top + 0.08) / height, title + note, fontsize=12, fontweight="bold", color=INK)
+        for i, name in enumerate(shown[title]):
+            left, bottom = PANEL[0] * (i % COLUMNS), top - PANEL[1] * (i // COLUMNS + 1)
+            corner = ((left + 0.62) / width, (bottom + 0.52) / height)
+            panel = figure.add_axes((*corner, (PANEL[0] - 0.77) / width, (PANEL[1] - 0.82) / height))
+            _draw(panel, name, curves)
+        top -= PANEL[1] * n
+    return save_figure(figure, path, dpi=110)
+
+
+def _own_panels(curves: Curves) -> list[str]:
+    references = {reference for name in curves for reference in beside(name).values()}
+    return sorted(curves.keys() - references, key=_place)
+
+
+def _place(name: str) -> tuple[int, str]:
+    return next((i for i, prefix in enumerate(FIRST) if name.startswith(prefix)), len(FIRST)), name
+
+
+def _draw(panel: Axes, name: str, curves: Curves) -> None:
+    panel.set_title(name, fontsize=9, loc="left", color=INK)
+    steps, values = curves[name]
+    draw_curve(panel, steps, values, BLUE, PALE_BLUE)
+    style_axes(panel, [*values, *draw_references(panel, name, curves, BLUE)])
+
+
+def draw_references(panel: Axes, name: str, curves: Curves, colour: str) -> list[float]:
+    """Draw the last value of a metric for the teacher and for real data, where they are known; return these values."""
+    drawn = []
+    for source, reference in beside(name).items():
+        if reference in curves:
+            drawn.append(curves[reference][1][-1])
+            panel.axhline(drawn[-1], color=colour, lw=1.1, ls=LINES[source])
+    return drawn
+
+
+def draw_curve(
+    panel: Axes, steps: Sequence[float], values: Sequence[float], colour: str, pale: str, line: str = "-"
+) -> None:
+    """Draw one scalar over the training step; many points are drawn pale with their running mean on top."""
+    noisy = len(values) >= NOISY_FROM
+    marker = "o" if len(values) <= 15 else None
+    panel.plot(steps, values, color=pale if noisy else colour, lw=0.8 if noisy else 1.4, ls=line, marker=marker, ms=3)
+    if noisy:
+        panel.plot(steps, running_mean(np.asarray(values)), color=colour, lw=1.4, ls=line)
+
+
+def style_axes(panel: Axes, values: Sequence[float]) -> None:
+    """Give axes that show `values` over the training step their scale, ticks and grid."""
+    finite = [value for value in values if math.isfinite(value)]
+    if finite and min(finite) > 0 and max(finite) > LOG_FROM * min(finite):
+        panel.set_yscale("log")
+        subs = (1.0, 2.0, 5.0) if max(finite) < 100 * min(finite) else (1.0,)
+        panel.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        if finite and min(finite) == max(finite):  # a constant in the middle, not magnified rounding
+            panel.set_ylim(finite[0] - (abs(finite[0]) or 1), finite[0] + (abs(finite[0]) or 1))
+        panel.yaxis.set_major_locator(MaxNLocator(4))
+    panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.tick_params(labelsize=8, colors=INK, length=2)
+    panel.grid(alpha=0.25, lw=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.set_xlabel("step", fontsize=8, color=INK)
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean over a twentieth of the points around each, missing values left out."""
+    window = max(3, len(values) // 20)
+    present = np.isfinite(values)
+    kernel = np.ones(window)
+    total = np.convolve(np.where(present, values, 0), kernel, mode="same")
+    count = np.convolve(present.astype(float), kernel, mode="same")
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

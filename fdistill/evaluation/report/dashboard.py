@@ -1,0 +1,216 @@
+"""A page that shows how runs go: the panels of `fdistill.evaluation.report.panels`, runs overlaid, in one HTML file."""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+from itertools import zip_longest
+from os.path import commonpath
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fdistill.core.atomic_files import atomic_write
+from fdistill.evaluation.report.curves import draw_curve, draw_references, style_axes
+from fdistill.evaluation.report.figure_file import BLUE, INK
+from fdistill.evaluation.report.page import html_document
+from fdistill.evaluation.report.panels import COLLAPSE, PICTURES, Group, Panel, all_groups
+from fdistill.evaluation.report.run_log import RunLog, read_run_log
+
+FILE_NAME = "metrics.jsonl"
+PICTURE_FOLDERS = ("samples", "diagnosis")
+COLOURS = (BLUE, "#d1571d", "#2a8a4a", "#8b4fb3", "#b08900", "#0e8f9c", "#c23b6b", "#6b7280")
+MANY = 6  # names, above which they are shades of one colour
+AXES = (4.5, 2.5)  # inches
+LEGEND = 70  # letters in a line of it
+DPI = 110
+REASONS = 5  # last ones that are told of a run
+MORE_STYLE = """
+h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(24rem, 1fr)); gap: 1.5rem; }
+.panels figure { margin: 0; }
+.panels figure.wide { grid-column: 1 / -1; }
+.panels p { margin: .4rem 0 0; font-size: .9rem; color: var(--dim); }
+ul.runs { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem 1.5rem; }
+.swatch { display: inline-block; width: 1.4rem; height: .25rem; margin-right: .5rem; vertical-align: middle; }
+"""
+
+
+@dataclass
+class Run:
+    """A run folder that has been read."""
+
+    folder: Path
+    log: RunLog
+    colour: str
+
+    def pictures(self) -> Iterator[Path]:
+        """The newest picture of each kind: names are <kind>_<turn>.png or <turn>.png."""
+        for name in PICTURE_FOLDERS:
+            by_turn = sorted((self.folder / name).glob("*.png"), key=lambda path: (len(path.stem), path.stem))
+            yield from {path.stem.rstrip("0123456789"): path for path in by_turn}.values()
+
+
+def read_runs(folders: list[str | Path]) -> dict[str, Run]:
+    """Read run folders; returns them by title, which is the folder's name, or the path where names repeat.
+
+    Raises:
+        ValueError: without a folder, for one given twice, or one without a readable metrics.jsonl.
+    """
+    paths = [Path(folder) for folder in folders]
+    if not paths or len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"a dashboard shows run folders, each once: got {', '.join(map(str, paths)) or 'none'}")
+    names = [path.resolve().name for path in paths]
+    runs = {}
+    for i, (path, name) in enumerate(zip(paths, names, strict=True)):
+        if not (path / FILE_NAME).is_file():
+            raise ValueError(f"{path} is no run folder: it has no {FILE_NAME}; name a folder that fdistill fit writes")
+        title = name if names.count(name) == 1 else str(path)
+        runs[title] = Run(path, read_run_log(path / FILE_NAME), COLOURS[i % len(COLOURS)])
+    return runs
+
+
+def dashboard_page(runs: Mapping[str, Run], path: str | Path) -> Path:
+    """Write one self-contained page to `path` and return the path; it loads nothing from anywhere.
+
+    Raises:
+        OSError: when a picture cannot be read or the page not written.
+    """
+    names = sorted({name for run in runs.values() for name in run.log.curves})
+    *groups, rest = all_groups(names)
+    parts = [f"<h1>{escape(', '.join(runs))}</h1>", _legend(runs)]
+    parts += [_group(group, names, runs) for group in groups]
+    parts += [_pictures(runs), _group(rest, names, runs)]
+    return atomic_write(path, html_document(", ".join(runs), parts, MORE_STYLE))
+
+
+def _legend(runs: Mapping[str, Run]) -> str:
+    references = "Dashed: the teacher. Dotted: the floor, which real samples score against other real ones."
+    items = [
+        f'<li><span class="swatch" style="background:{run.colour}"></span>{escape(title)}</li>'
+        for title, run in runs.items()
+    ]
+    listed = f'<ul class="runs">{"".join(items)}</ul>\n' if len(runs) > 1 else ""
+    return f'{listed}<p class="dim">{references} Below each panel stands what one sees there when all is well.</p>'
+
+
+def _group(group: Group, names: list[str], runs: Mapping[str, Run]) -> str:
+    """Return the panels of a group under its title; nothing where no run logged any."""
+    figures = [figure for panel in group.panels if (figure := _panel(panel, names, runs))]
+    words = _reasons(runs) if group.title == COLLAPSE else ""
+    return _section(group.title, figures) + words if figures or words else ""
+
+
+def _panel(panel: Panel, names: list[str], runs: Mapping[str, Run]) -> str:
+    """Return the panel as a figure with its sentence; nothing where no run logged it."""
+    drawn = sorted((name for name in names if panel.holds(name)), key=_natural)
+    if not drawn:
+        return ""
+    apart = len(runs) > 1 and 1 < len(drawn) <= MANY  # colours tell the runs, so every number gets axes of its own
+    parts = [[name] for name in drawn] if apart else [drawn]
+    lines, across = -(-len(parts) // 2), min(len(parts), 2)
+    figure = Figure(figsize=(AXES[0] * across, AXES[1] * lines), layout="constrained")
+    for axes, part in zip_longest(figure.subplots(lines, across, squeeze=False).flat, parts):
+        if part is None:
+            axes.set_visible(False)
+            continue
+        _draw(axes, part, runs)
+        if apart:
+            axes.set_title(part[0], fontsize=9, loc="left", color=INK)
+    well = f"<p>{escape(panel.well)}</p>" if panel.well else ""
+    return _figure(panel.title, _png(figure), well, "wide" if apart else "narrow")
+
+
+def _draw(axes: Axes, names: list[str], runs: Mapping[str, Run]) -> None:
+    """Draw numbers of all runs, each with its teacher and its floor."""
+    shown, last = [], 1.0
+    colours = _shades(names) if len(runs) == 1 else {}
+    for run in runs.values():
+        for name in names:
+            if name not in run.log.curves:
+                continue
+            colour, (steps, values) = colours.get(name, run.colour), run.log.curves[name]
+            draw_curve(axes, steps, values, colour, _pale(colour))
+            shown += [*values, *draw_references(axes, name, run.log.curves, colour)]
+            last = max(last, *steps)
+    style_axes(axes, shown)
+    axes.set_xlim(0, 1.02 * last)
+    if len(names) > 1 and len(runs) == 1:
+        _name_lines(axes, colours)
+
+
+def _name_lines(axes: Axes, colours: Mapping[str, str]) -> None:
+    """Say above the axes which colour is which number, without the folder that all names share."""
+    prefix = f"{folder}/" if (folder := commonpath(colours)) else ""
+    handles = [Line2D([], [], color=colour, label=name.removeprefix(prefix)) for name, colour in colours.items()]
+    longest = max(len(handle.get_label()) for handle in handles)
+    axes.legend(
+        handles=handles,
+        ncols=max(1, LEGEND // (longest + 6)),
+        fontsize=7,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        handlelength=1.2,
+        columnspacing=0.9,
+    )
+
+
+def _shades(names: list[str]) -> dict[str, str]:
+    """A colour for each name: different ones for a few, shades in order for many."""
+    if len(names) <= MANY:
+        return dict(zip(names, COLOURS, strict=False))
+    return {name: to_hex(colormaps["viridis"](0.9 * i / (len(names) - 1))) for i, name in enumerate(names)}
+
+
+def _pale(colour: str) -> str:
+    return to_hex(tuple(0.4 * part + 0.6 for part in to_rgb(colour)))
+
+
+def _natural(name: str) -> tuple[str, int, str]:
+    """Sort bin 10 after bin 9."""
+    stem, _, last = name.rpartition("/")
+    return (stem, int(last), "") if last.isdigit() else (stem, -1, last)
+
+
+def _reasons(runs: Mapping[str, Run]) -> str:
+    """Return what the collapse alarms said, as a list."""
+    items = [
+        f"<li>{escape(title)}, step {step:,.0f}: {escape(reason)}</li>"
+        for title, run in runs.items()
+        for step, reason in run.log.words.get("collapse/reason", [])[-REASONS:]
+    ]
+    return f"<ul>{''.join(items)}</ul>" if items else ""
+
+
+def _pictures(runs: Mapping[str, Run]) -> str:
+    """Return the newest pictures of all runs."""
+    figures = [
+        _figure(f"{title}: {picture.parent.name}/{picture.name}", picture.read_bytes(), "")
+        for title, run in runs.items()
+        for picture in run.pictures()
+    ]
+    return _section(PICTURES.title, figures, PICTURES.well) if figures else ""
+
+
+def _section(title: str, figures: list[str], sentence: str = "") -> str:
+    said = f"<p>{escape(sentence)}</p>\n" if sentence else ""
+    inside = "\n".join(figures)
+    return f'<h2>{escape(title)}</h2>\n{said}<div class="panels">\n{inside}\n</div>'
+
+
+def _figure(title: str, png: bytes, below: str, kind: str = "narrow") -> str:
+    data, text = base64.b64encode(png).decode("ascii"), escape(title)
+    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+    return f'<figure class="{kind}"><figcaption>{text}</figcaption>{image}{below}</figure>'
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()

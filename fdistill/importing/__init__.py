@@ -1,6 +1,0 @@
-"""Diffusion models that others trained become teachers: folders of diffusers, plain safetensors, EDM's pickles."""
-
-from fdistill.importing.options import Options
-from fdistill.importing.source import import_model
-
-__all__ = ["Options", "import_model"]

@@ -1,0 +1,1 @@
+"""Models in files: checkpoints, exported folders, other people's weights. It imports sampling and below."""

@@ -1,0 +1,121 @@
+"""The exported folder: stock diffusers where the network is a diffusers class, our own `OneStepPipeline` elsewhere.
+
+A student in `DiffusersUNet` under EDM preconditioning is exactly what diffusers' ConsistencyModelPipeline computes with
+sigma_min = 0 and the timestep 250 ln(sigma), in one step or, asked for them, in several. Such a folder needs nothing of
+ours. All weights are safetensors.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from fdistill.core.atomic_files import replace_folder
+from fdistill.io.checkpoints import OWN_WEIGHTS, RECORD, model_record, model_weights
+from fdistill.io.export.model_card import model_card
+from fdistill.io.export.program import Program, check_program, write_program
+from fdistill.io.export.stock_levels import stock_levels
+from fdistill.models.networks import DiffusersUNet
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM
+
+_DECODER = "vae"
+_SHIMS = {  # the two files in which DiffusionPipeline.from_pretrained(folder, trust_remote_code=True) looks for classes
+    "pipeline.py": ("the pipeline", "OneStepPipeline"),
+    "model/generator.py": ("its model", "StudentLoader"),
+}
+_SHIM = '''"""Where diffusers finds {what}; fdistill must be installed."""
+
+from fdistill.io.export.pipeline import {name}
+
+__all__ = ["{name}"]
+'''
+
+
+def export_folder(
+    model: GenerativeModel,
+    target: Path | str,
+    report: dict[str, Any] | None = None,
+    programs: Sequence[Program] = (),
+) -> Path:
+    """Write the model as a folder; an existing folder is replaced only once the new one is whole.
+
+    Args:
+        model: student or teacher.
+        target: the folder.
+        report: an evaluation report, for the model card.
+        programs: artefacts of a student's map that the folder holds beside its weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: if it cannot be written.
+        ValueError: for programs of a teacher, or whose packages are missing.
+    """
+    target = Path(target)
+    for program in programs:
+        check_program(model, program)
+    stock = loads_in_stock_diffusers(model)
+    with replace_folder(target) as folder:
+        if stock:
+            _write_stock(model, folder)
+        else:
+            _write_own(model, folder)
+        record = model_record(model)
+        if model.decoder is not None:
+            model.decoder.save(folder / _DECODER)
+            record["decoder"] = _DECODER
+        (folder / f"{RECORD}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for program in programs:
+            write_program(model, program, folder)
+        card = folder / "README.md"
+        card.write_text(model_card(model, target.name, stock, report), encoding="utf-8")
+        for weights in folder.rglob("*.safetensors"):  # safetensors writes for the owner only
+            weights.chmod(card.stat().st_mode)
+    return target
+
+
+def loads_in_stock_diffusers(model: GenerativeModel) -> bool:
+    """Whether diffusers alone can load and run the exported folder."""
+    denoiser = model.denoiser
+    return (
+        model.kind == "student"
+        and isinstance(denoiser.network, DiffusersUNet)
+        and type(denoiser.preconditioning) is EDM
+        and stock_levels(model.sigmas) is not None
+        and model.decoder is None
+    )
+
+
+def _write_stock(model: GenerativeModel, folder: Path) -> None:
+    from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
+
+    levels = stock_levels(model.sigmas)
+    scheduler = CMStochasticIterativeScheduler(
+        num_train_timesteps=levels.num_train_timesteps,
+        sigma_min=0.0,
+        sigma_max=float(model.sigmas[0]),
+        sigma_data=model.denoiser.preconditioning.sigma_data,
+        rho=levels.rho,
+        clip_denoised=False,
+    )
+    unet = model.denoiser.network.stock_unet().cpu()
+    ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
+
+
+def _write_own(model: GenerativeModel, folder: Path) -> None:
+    save_file(model_weights(model), folder / OWN_WEIGHTS, metadata={"format": "pt"})
+    if model.kind == "student":
+        index = {
+            "_class_name": ["pipeline", "OneStepPipeline"],
+            "_diffusers_version": version("diffusers"),
+            "model": ["generator", "StudentLoader"],
+        }
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / "model").mkdir()
+        for file, (what, name) in _SHIMS.items():
+            (folder / file).write_text(_SHIM.format(what=what, name=name), encoding="utf-8")

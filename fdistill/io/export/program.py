@@ -1,0 +1,122 @@
+"""A student without Python: its map from latents (and labels) to samples as a torch.export program or an ONNX graph."""
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+import torch
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional
+
+from fdistill.sampling import renoise
+from fdistill.sampling.generator import GenerativeModel
+
+Program = Literal["torch_export", "onnx"]
+"""The kinds of artefact, and the name of the command's option for each."""
+
+FILES: dict[Program, str] = {"torch_export": "generator.pt2", "onnx": "generator.onnx"}
+_ONNX_PACKAGES = ("onnx", "onnxscript")
+_EXAMPLES = 2  # samples; 0 and 1 would be taken for constants
+_STOCK_UPSAMPLE = Upsample2D.forward
+_LARGEST_ONNX = 1.5e9  # bytes of weights in the graph's own file, which protobuf limits to 2 GB; more lie beside it
+
+
+class Generator(nn.Module):
+    """latents [B, *latent_shape], labels int64 [B] -> samples [B, *sample_shape]; no labels where unconditional.
+
+    All steps of the student. What is random is the latents, so the map itself is deterministic.
+    """
+
+    def __init__(self, model: GenerativeModel) -> None:
+        """Args:
+        model: a student.
+        """
+        super().__init__()
+        self.denoiser, self.levels = model.denoiser, model.sigmas.tolist()
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        steps = [latents] if len(self.levels) == 1 else latents.unbind(1)
+        x = None
+        for latent, level in zip(steps, self.levels, strict=True):
+            x = self.denoiser(renoise(x, latent, level), latent.new_full(latent.shape[:1], level), labels)
+        return x
+
+
+def check_program(model: GenerativeModel, program: Program) -> None:
+    """Raises ValueError, with the remedy, for a teacher, or where the packages that write the artefact are missing."""
+    if model.kind != "student":
+        raise ValueError(f"{program} writes the steps of a student: got a {model.kind}; distil it first")
+    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if program == "onnx" and missing:
+        raise ValueError(f"an ONNX graph needs {' and '.join(missing)}, not found here: pip install 'fdistill[onnx]'")
+
+
+def write_program(model: GenerativeModel, program: Program, folder: Path) -> Path:
+    """Write the artefact into a folder, on the CPU and for any batch size; returns its path.
+
+    Args:
+        model: a student; it is moved to the CPU.
+        program: kind of artefact.
+        folder: an existing one.
+
+    Raises:
+        ValueError: for a teacher, or where packages are missing.
+    """
+    check_program(model, program)
+    generator = Generator(model.to("cpu")).eval()
+    arguments = (torch.zeros(_EXAMPLES, *model.latent_shape),)
+    if model.num_classes:
+        arguments += (torch.zeros(_EXAMPLES, dtype=torch.int64),)
+    path = folder / FILES[program]
+    _WRITERS[program](generator, arguments, path)
+    return path
+
+
+def _write_torch_export(generator: Generator, arguments: tuple[Tensor, ...], path: Path) -> None:
+    with torch.no_grad():
+        torch.export.save(_exported(generator, arguments), path)
+
+
+def _write_onnx(generator: Generator, arguments: tuple[Tensor, ...], path: Path) -> None:
+    size = sum(tensor.nbytes for tensor in generator.state_dict().values())
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells that torchvision, which nobody uses, is missing
+    with torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning):
+        graph = torch.onnx.export(
+            _exported(generator, arguments),
+            input_names=["latents", "labels"][: len(arguments)],
+            output_names=["samples"],
+            dynamo=True,
+            verbose=False,
+        )
+    graph.save(path, external_data=size > _LARGEST_ONNX)
+
+
+def _exported(generator: Generator, arguments: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    batches = tuple({0: Dim.DYNAMIC} for _ in arguments)
+    with patch.object(Upsample2D, "forward", _upsampled):
+        return torch.export.export(generator, arguments, dynamic_shapes=batches)
+
+
+def _upsampled(self: Upsample2D, hidden: Tensor, output_size: int | None = None, *more: Any, **named: Any) -> Tensor:
+    """diffusers' forward without its branch on batches of 64, of which a program would keep the side it has seen.
+
+    The other side only lays the same numbers out otherwise.
+    """
+    if self.norm is not None or self.use_conv_transpose or not self.interpolate or output_size is not None:
+        return _STOCK_UPSAMPLE(self, hidden, output_size, *more, **named)
+    hidden = functional.interpolate(hidden, scale_factor=2.0, mode="nearest")
+    if not self.use_conv:
+        return hidden
+    return (self.conv if self.name == "conv" else self.Conv2d_0)(hidden)
+
+
+_WRITERS: dict[Program, Callable[[Generator, tuple[Tensor, ...], Path], None]] = {
+    "torch_export": _write_torch_export,
+    "onnx": _write_onnx,
+}

@@ -1,0 +1,130 @@
+"""Models as they were saved: the checkpoint of a run, an exported folder, or a published consistency model."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from diffusers import UNet2DModel
+
+from fdistill.core.build import build_with_weights, known_config
+from fdistill.core.weight_files import (
+    BUILD_ERRORS,
+    CheckpointError,
+    check_finite_weights,
+    checked_number,
+    load_weights,
+    read_config,
+    read_json,
+    read_safetensors,
+    read_stock_weights,
+    reason,
+    shown,
+)
+from fdistill.io.checkpoints import AVERAGE, OWN_WEIGHTS, RECORD, STOCK_PIPELINE, model_from_record, read_run_checkpoint
+from fdistill.io.shards import SHARDS, Shards
+from fdistill.io.strangers import what_lies_at
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import DiffusersUNet, StockUNet
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM, ConsistencyEDM
+
+_TIME_SCALE = 1000.0  # a ConsistencyModelPipeline's timestep is 250 ln(sigma), 1000 times EDM's noise input
+_REMEDY = "export it again"
+
+
+def load_model(path: Path | str) -> GenerativeModel:
+    """The generative model of a run checkpoint (its EMA weights) or of an exported folder.
+
+    Raises:
+        CheckpointError: with one line that says what is wrong with it.
+    """
+    path = Path(path)
+    said = what_lies_at(path)
+    if said is not None:
+        raise CheckpointError(said)
+    if path.is_dir():
+        return read_folder(path)
+    checkpoint = read_run_checkpoint(path, whole=False)
+    if RECORD not in checkpoint:
+        raise CheckpointError(
+            f"{path} was not written by fdistill: it has no {RECORD!r} record; save its network alone as safetensors, "
+            "and make a teacher of that by fdistill import FILE.safetensors TARGET --config FILE.yaml"
+        )
+    if SHARDS in checkpoint:
+        checkpoint = Shards(checkpoint, path).whole(checkpoint, f"state_dict/{AVERAGE}")
+    weights = {
+        name.removeprefix(AVERAGE): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(AVERAGE)
+    }
+    return model_from_record(checkpoint[RECORD], weights, path)
+
+
+def read_folder(path: Path | str) -> GenerativeModel:
+    """The model of an exported folder, or of any ConsistencyModelPipeline folder around a UNet2DModel.
+
+    Raises:
+        CheckpointError: if a file is missing, broken, or does not fit.
+    """
+    path = Path(path)
+    record_file = path / f"{RECORD}.json"
+    record = read_json(record_file) if record_file.is_file() else None
+    if (path / OWN_WEIGHTS).is_file() and record is not None:
+        return model_from_record(record, read_safetensors(path / OWN_WEIGHTS, _REMEDY), path)
+    index = read_json(path / "model_index.json")
+    if index.get("_class_name") != STOCK_PIPELINE:
+        raise CheckpointError(
+            f"{path} holds a {shown(index.get('_class_name'))}: expected {STOCK_PIPELINE} or a folder of fdistill "
+            f"export; fdistill import {path} TARGET makes a teacher of a diffusion model"
+        )
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    if record is None and scheduler.get("sigma_min") != 0:
+        return _read_published(path, scheduler)
+    return _read_stock(path, scheduler, record or {})
+
+
+def _read_stock(path: Path, scheduler: dict[str, Any], record: dict[str, Any]) -> GenerativeModel:
+    """One step from the scheduler's sigma_max, and those further ones that our record tells."""
+    config = read_json(path / "unet" / "config.json")
+    weights = read_safetensors(path / "unet" / "diffusion_pytorch_model.safetensors", _REMEDY)
+    if config.get("_class_name") != UNet2DModel.__name__:
+        raise CheckpointError(f"{path}/unet/config.json is of {config.get('_class_name')}: expected UNet2DModel")
+    if scheduler.get("sigma_min") != 0:
+        raise CheckpointError(f"{path}: only sigma_min = 0 is a denoiser in one step, got {scheduler.get('sigma_min')}")
+    try:
+        unet = UNet2DModel.from_config(config)
+        load_weights(unet, weights, path)
+        denoiser = Denoiser(DiffusersUNet.from_stock(unet), EDM(scheduler["sigma_data"]))
+        sigmas = [scheduler["sigma_max"], *record.get("sigmas", [])[1:]]
+        return GenerativeModel.student(denoiser, sigmas, record.get("facts", {}))
+    except KeyError as error:
+        raise CheckpointError(f"{path}: its configuration lacks {error}") from error
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is no student: {error}") from error
+
+
+def _read_published(path: Path, scheduler: dict[str, Any]) -> GenerativeModel:
+    """A consistency model that others trained: one step from its scheduler's sigma_max."""
+    folder = path / "unet"
+    config = read_config(folder / "config.json", "the network of a consistency model")
+    if config.get("_class_name") != UNet2DModel.__name__:
+        raise CheckpointError(f"{folder}/config.json is of {shown(config.get('_class_name'))}: expected UNet2DModel")
+    plain = {name: value for name, value in config.items() if name[:1] != "_"}
+    plain = known_config(UNet2DModel, plain, folder / "config.json")
+    weights = read_stock_weights(folder)
+    check_finite_weights(weights, folder)
+    build = functools.partial(StockUNet, plain, _TIME_SCALE)
+    try:
+        levels = [
+            checked_number(scheduler.get(name, usual), name, low, 1e6)
+            for name, usual, low in (("sigma_data", 0.5, 1e-6), ("sigma_min", 0.002, 0.0), ("sigma_max", 80.0, 1e-6))
+        ]
+        network = build_with_weights(build, weights, folder, lambda plan: plan.from_stock_names(weights))
+        denoiser = Denoiser(network.eval(), ConsistencyEDM(*levels[:2]))
+        return GenerativeModel.student(denoiser, levels[2], {"imported_from": path.resolve().name})
+    except CheckpointError:
+        raise
+    except BUILD_ERRORS as error:
+        raise CheckpointError(f"{path}: {reason(error)}") from error

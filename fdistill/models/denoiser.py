@@ -1,0 +1,134 @@
+"""A network, whatever it predicts, becomes D(x, sigma, labels) in variance-exploding coordinates."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from fdistill.core.spec import Described
+from fdistill.models.networks import Encoding, Network
+from fdistill.theory.paths import NoiseRange
+from fdistill.theory.preconditioning import Coefficients, Preconditioning
+
+
+class HalfDenoised(NamedTuple):
+    """A forward pass stopped after the encoder."""
+
+    encoding: Encoding
+    x: Tensor
+    coefficients: Coefficients
+
+    @property
+    def features(self) -> tuple[Tensor, ...]:
+        """The network's feature taps, each [B, C, ...]."""
+        return self.encoding.features
+
+    def detach_features(self) -> "HalfDenoised":
+        """The same with features that carry no gradient."""
+        features = tuple(tap.detach() for tap in self.features)
+        return self._replace(encoding=self.encoding._replace(features=features))
+
+
+class Denoiser(nn.Module, Described):
+    """D(x, sigma, labels) = E[x_0 | x] for x = x_0 + sigma eps.
+
+    Shapes everywhere: x [B, *sample_shape], sigma [B] > 0, labels int64 [B] in [0, num_classes] (num_classes: no
+    class).
+    """
+
+    def __init__(self, network: Network, preconditioning: Preconditioning) -> None:
+        """Args:
+        network: the raw network F.
+        preconditioning: how F becomes D.
+        """
+        super().__init__()
+        self.network, self.preconditioning = network, preconditioning
+        self.halved = False  # whether it computes in bfloat16 by itself
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.network.sample_shape
+
+    @property
+    def num_classes(self) -> int:
+        """0 where the denoiser is unconditional."""
+        return self.network.num_classes
+
+    @property
+    def noise_range(self) -> NoiseRange:
+        """The noise levels that its network knows."""
+        return self.preconditioning.noise_range
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The denoised sample, [B, *sample_shape]."""
+        cls = type(self)  # a sharded denoiser gathers its weights around each half, and here once around both
+        return cls.finish(self, cls.encode(self, x, sigma, labels))
+
+    def encode(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> HalfDenoised:
+        """The encoder half, for its features."""
+        if sigma.shape != x.shape[:1]:
+            raise ValueError(
+                f"sigma holds one noise level per sample: expected {tuple(x.shape[:1])}, got {tuple(sigma.shape)}"
+            )
+        if x.shape[1:] != self.sample_shape:
+            raise ValueError(f"this network sees samples of {self.sample_shape}: got {tuple(x.shape[1:])}")
+        # of sigma in half precision a network would be told another time
+        coefficients = self.preconditioning.coefficients(sigma.to(torch.promote_types(sigma.dtype, torch.float32)))
+        with self._arithmetic(x):
+            scaled = _rounded(_expand(coefficients.input, x) * x, x)
+            encoding = self.network.encode(scaled, coefficients.noise, labels)
+        if self.halved and not torch.is_autocast_enabled(x.device.type):
+            encoding = encoding._replace(features=tuple(tap.to(x.dtype) for tap in encoding.features))
+        return HalfDenoised(encoding, x, coefficients)
+
+    def finish(self, half: HalfDenoised) -> Tensor:
+        """The decoder half; [B, *sample_shape]."""
+        with self._arithmetic(half.x):
+            output = self.network.decode(half.encoding)
+        skip, out = (_expand(value, half.x) for value in half.coefficients[:2])
+        return _rounded(skip * half.x + out * output.to(half.x.dtype), half.x)
+
+    def hold_in(self, dtype: torch.dtype) -> Self:
+        """Keep the matrices and kernels of a network that does not learn in bfloat16, or in float32 again; in place.
+
+        In bfloat16 they are multiplied in it, as under autocast; vectors, tables of embeddings and all that goes in and
+        out stay float32. Under bf16 autocast, which rounds weights for every product, nothing changes but where a
+        network scales its weights before it uses them (EDM2).
+        """
+        for module in self.network.modules():
+            for parameter in () if isinstance(module, nn.Embedding) else module.parameters(recurse=False):
+                if parameter.ndim > 1:
+                    parameter.data = parameter.data.to(dtype)
+        self.halved = dtype == torch.bfloat16
+        return self
+
+    def _arithmetic(self, x: Tensor) -> AbstractContextManager[object]:
+        return torch.autocast(x.device.type, torch.bfloat16) if self.halved else nullcontext()
+
+    def no_class(self, x: Tensor) -> Tensor:
+        """The labels that mean "no class", int64 [B].
+
+        Raises:
+            ValueError: if the network was never trained without its class.
+        """
+        if not self.network.knows_no_class:
+            raise ValueError(
+                f'{type(self.network).__name__} was trained with a class for every sample and knows no "no class": '
+                "set guidance to 1"
+            )
+        return torch.full((len(x),), self.num_classes, device=x.device)
+
+    def score(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Gradient of the log density of the sigma-marginal: (D - x) / sigma^2."""
+        return (self(x, sigma, labels) - x) / _expand(sigma, x).square()
+
+
+def _expand(value: Tensor, x: Tensor) -> Tensor:
+    return value.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _rounded(value: Tensor, x: Tensor) -> Tensor:
+    """Back in the precision of x where that is below single, in which the coefficients are."""
+    return value.to(x.dtype) if x.dtype in (torch.bfloat16, torch.float16) else value

@@ -1,0 +1,142 @@
+"""Guidance: a denoiser is pushed away from a worse one, itself without the class or a weaker network."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fdistill.models.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """D_worse + scale (D - D_worse) at noise levels in (sigma_low, sigma_high], D itself outside (arXiv 2404.07724).
+
+    Attributes:
+        scale: 1 is no guidance, and costs one evaluation; all others two.
+        sigma_low: noise level above which guidance starts, >= 0.
+        sigma_high: noise level up to which it acts, > sigma_low.
+        guide: the worse denoiser (autoguidance, arXiv 2406.02507); None asks the denoiser itself for "no class"
+            (classifier-free guidance), which changes nothing where it has no classes.
+    """
+
+    scale: float
+    sigma_low: float = 0.0
+    sigma_high: float = math.inf
+    guide: Denoiser | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"guidance is a finite scale: got {self.scale}")
+        if not 0 <= self.sigma_low < self.sigma_high:
+            raise ValueError(
+                "guidance acts between noise levels 0 <= sigma_low < sigma_high: "
+                f"got {self.sigma_low} and {self.sigma_high}"
+            )
+
+    @classmethod
+    def of(cls, guidance: "float | Guidance") -> "Guidance":
+        """A scale as classifier-free guidance at every noise level; a `Guidance` as it is."""
+        return guidance if isinstance(guidance, Guidance) else cls(float(guidance))
+
+    @classmethod
+    def limited(cls, scale: float, interval: Sequence[float] | None, guide: Denoiser | None) -> "float | Guidance":
+        """From settings: the scale alone where there is nothing beside it.
+
+        Raises:
+            ValueError: for an interval that is none, or settings that a scale of 1 would leave without effect.
+        """
+        if interval is None and guide is None:
+            return cls.of(scale).scale
+        if scale == 1:
+            raise ValueError("an interval or a guide acts at a guidance scale other than 1: give guidance too")
+        if interval is not None and len(interval) != 2:
+            raise ValueError(f"a guidance interval is two noise levels, low and high: got {list(interval)}")
+        low, high = interval or (0.0, math.inf)
+        return cls(float(scale), float(low), float(high), guide)
+
+    @classmethod
+    def from_plain(cls, value: float | dict[str, Any]) -> "float | Guidance":
+        """What `plain` described; the guide is in evaluation mode and without its weights.
+
+        Raises:
+            ValueError, TypeError, KeyError: for something else.
+        """
+        if not isinstance(value, dict):
+            return cls.of(value).scale
+        low, high = value["interval"]
+        guide = None if value["guide"] is None else Denoiser.from_spec(value["guide"]).requires_grad_(False).eval()
+        return cls(value["scale"], low, math.inf if high is None else high, guide)
+
+    def plain(self) -> float | dict[str, Any]:
+        """The scale alone where that says all, else scale, interval (None for no end) and the guide's description."""
+        if self.interval is None and self.guide is None:
+            return self.scale
+        high = None if self.sigma_high == math.inf else self.sigma_high
+        guide = None if self.guide is None else self.guide.spec()
+        return {"scale": self.scale, "interval": [self.sigma_low, high], "guide": guide}
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """The guided denoised sample, [B, *sample_shape].
+
+        Args:
+            denoiser: D.
+            x: noised samples, [B, *sample_shape].
+            sigma: noise levels [B], or one for all: then nothing is evaluated that is not needed.
+            labels: int64 [B]; not read by an unconditional denoiser.
+        """
+        levels = sigma if isinstance(sigma, Tensor) else x.new_full((len(x),), sigma)
+        denoised = denoiser(x, levels, labels)
+        if not isinstance(sigma, Tensor) and self.cost(denoiser, sigma) == 1:
+            return denoised
+        return self.push(denoised, denoiser, x, levels, labels)
+
+    def push(self, denoised: Tensor, denoiser: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """The guided value where D(x, sigma [B], labels) is known already; asks the worse denoiser for all of x."""
+        if not self._acts_on(denoiser):
+            return denoised
+        worse = denoiser(x, sigma, denoiser.no_class(x)) if self.guide is None else self.guide(x, sigma, labels)
+        pushed = worse + self.scale * (denoised - worse)
+        if self.interval is None:
+            return pushed
+        return torch.where(self._inside(sigma).reshape(-1, *[1] * (x.ndim - 1)), pushed, denoised)
+
+    def cost(self, denoiser: Denoiser, sigma: float) -> int:
+        """Evaluations at one noise level: 2 where guidance acts, 1 where it does not."""
+        return 1 + (self._acts_on(denoiser) and bool(self._inside(torch.tensor(sigma))))
+
+    def check_fits(self, denoiser: Denoiser) -> None:
+        """Raises ValueError where the guide is of other samples, or of other classes than the denoiser's (or none).
+
+        So it does where the denoiser would have to be its own guide, and knows no "no class".
+        """
+        guide = self.guide
+        if guide is None:
+            if self._acts_on(denoiser):
+                denoiser.no_class(torch.zeros(0))  # which says why not
+            return
+        if guide.sample_shape != denoiser.sample_shape or guide.num_classes not in (0, denoiser.num_classes):
+            raise ValueError(
+                f"a guide sees the samples and classes of what it guides: expected shape {denoiser.sample_shape} and "
+                f"{denoiser.num_classes} classes (or none), got {guide.sample_shape} and {guide.num_classes}"
+            )
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The noise levels between which it acts; None for all."""
+        return (self.sigma_low, self.sigma_high) if self.sigma_low > 0 or self.sigma_high < math.inf else None
+
+    def __str__(self) -> str:
+        where = "" if self.interval is None else f" in ({float(self.sigma_low)}, {float(self.sigma_high)}]"
+        return f"{float(self.scale)}{where}{'' if self.guide is None else ' by a guide'}"
+
+    def _acts_on(self, denoiser: Denoiser) -> bool:
+        return self.scale != 1 and (self.guide is not None or denoiser.num_classes > 0)
+
+    def _inside(self, sigma: Tensor) -> Tensor:
+        """Decided in single precision, so that a level on the border is counted as it is sampled."""
+        sigma = sigma.float()
+        return (sigma > self.sigma_low) & (sigma <= self.sigma_high)

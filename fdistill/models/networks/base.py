@@ -1,0 +1,74 @@
+"""What a raw network F is: it sees a scaled sample, a number that stands for the noise level, and class labels."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from fdistill.core.spec import Described
+
+LEAST_SHARE = 0.002
+"""Of a network's weights, that a block has to have to be gathered by itself."""
+
+
+class Encoding(NamedTuple):
+    """The encoder half of a forward pass: feature taps for a discriminator, and what the decoder needs to finish."""
+
+    features: tuple[Tensor, ...]  # one tap per level, each [B, C, ...]
+    state: Any
+
+
+class Network(nn.Module, Described, ABC):
+    """F(x, noise, labels). The two halves are separate so that features cost the encoder only.
+
+    Attributes:
+        sample_shape: shape of one sample, e.g. (1, 8, 8) or (2,).
+        num_classes: 0 for an unconditional network; otherwise labels are int64 [B] in [0, num_classes], and the label
+            `num_classes` means "no class" (guidance trains it by dropout).
+        feature_channels: channels of each feature tap.
+        knows_no_class: False where "no class" was never trained, so that guidance by it means nothing.
+    """
+
+    sample_shape: tuple[int, ...]
+    num_classes: int
+    feature_channels: tuple[int, ...]
+    knows_no_class: bool = True
+
+    @abstractmethod
+    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
+        """First half; x is [B, *sample_shape], noise [B]."""
+
+    @abstractmethod
+    def decode(self, encoding: Encoding) -> Tensor:
+        """Second half; [B, *sample_shape]."""
+
+    def units(self) -> list[nn.Module]:
+        """Blocks that are only ever asked as modules, inner ones first; what is sharded is gathered one at a time.
+
+        They are the members of the outermost lists, where they are not too small to be worth a message.
+        """
+        least = LEAST_SHARE * sum(parameter.numel() for parameter in self.parameters())
+        return [unit for unit in _listed(self) if sum(parameter.numel() for parameter in unit.parameters()) > least]
+
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """F, [B, *sample_shape]."""
+        return self.decode(self.encode(x, noise, labels))
+
+
+def train_without_dropout(network: nn.Module) -> None:
+    """Evaluation mode for all of a network that learns, but for modules whose class says `exact_in_training`.
+
+    So whatever acts by chance while training is off, in networks of any library; what else a network does in training
+    mode (EDM2 normalises its weights) goes on.
+    """
+    for module in network.modules():
+        module.training = getattr(module, "exact_in_training", False)
+
+
+def _listed(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from child.children()
+        else:
+            yield from _listed(child)

@@ -1,0 +1,165 @@
+"""From latents to images and back: the VAE of a latent diffusion model, in the form that diffusers saves."""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from fdistill.core.build import build_stock, build_with_weights, known_config
+from fdistill.core.fingerprints import fingerprint
+from fdistill.core.weight_files import (
+    BUILD_ERRORS,
+    CheckpointError,
+    brief,
+    check_finite_weights,
+    checked_number,
+    read_config,
+    read_stock_weights,
+    reason,
+    shown,
+)
+
+_CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
+_LARGEST_SIDE = 4096  # of an image; no weight depends on it
+_WRITTEN_ONLY = {"AutoencoderTiny": "block_out_channels"}  # of its own making: the class does not take it back
+
+
+class Decoder:
+    """A VAE in a folder, whose weights are read when the first latent or image comes.
+
+    A model sees latents of about one scale, which its VAE undoes: it decodes latents / scaling_factor + shift_factor,
+    with latents_std and latents_mean by channel as further factor and shift where its configuration has them.
+    """
+
+    def __init__(self, folder: Path | str, scaling: dict[str, Any] | None = None) -> None:
+        """Args:
+        folder: with config.json and weights of an AutoencoderKL, VQModel or AutoencoderTiny.
+        scaling: scaling_factor, shift_factor, latents_std and latents_mean instead of those of config.json.
+        """
+        self.folder, self._scaling = Path(folder), scaling or {}
+        self._device = torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> "Decoder":
+        """Where to decode; the VAE moves when it is used."""
+        self._device = torch.device(device)
+        return self
+
+    @functools.cached_property
+    def vae(self) -> nn.Module:
+        """The whole VAE, in evaluation mode.
+
+        Raises:
+            CheckpointError: if it is missing, broken, or of a class that is not known here.
+        """
+        config = read_config(self.folder / "config.json", "the VAE of these latents")
+        kind = config.get("_class_name")
+        if kind not in _CLASSES:
+            raise CheckpointError(f"{self.folder} holds a {shown(kind)}: expected a VAE, one of {', '.join(_CLASSES)}")
+        import diffusers  # seconds of imports, which models of pixels do without
+
+        plain = {name: value for name, value in config.items() if name[:1] != "_" and name != _WRITTEN_ONLY.get(kind)}
+        plain = known_config(getattr(diffusers, kind), plain, self.folder / "config.json")
+        weights = read_stock_weights(self.folder)
+        check_finite_weights(weights, self.folder)
+        try:
+            build = functools.partial(build_stock, getattr(diffusers, kind), plain | self._scaling)
+            vae = build_with_weights(build, weights, self.folder)
+            _check_scaling(vae.config)
+        except CheckpointError:
+            raise
+        except BUILD_ERRORS as error:
+            raise CheckpointError(f"{self.folder}/config.json: {reason(error)}") from error
+        return vae.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor, batch_size: int = 16) -> Tensor:
+        """Images in [-1, 1], [B, C, H, W] float32 on the CPU.
+
+        Args:
+            latents: [B, C, h, w], as the model makes them.
+            batch_size: images at once; they do not depend on it.
+
+        Raises:
+            CheckpointError: where the VAE is, see `vae`, or its images would be larger than 4096 pixels a side.
+        """
+        vae, (factor, shift) = self.vae.to(self._device), self.scale
+        side = max(latents.shape[2:]) << len(vae.config.block_out_channels) - 1  # each level but one doubles it
+        if side > _LARGEST_SIDE:
+            raise CheckpointError(
+                f"{self.folder} makes images of at most {_LARGEST_SIDE:,} pixels a side: got {side:,}"
+            )
+        parts, dtype = (latents.float().cpu() / factor + shift).split(batch_size), next(vae.parameters()).dtype
+        decoded = (vae.decode(part.to(self._device, dtype)).sample for part in parts)
+        return torch.cat([images.clamp(-1, 1).float().cpu() for images in decoded])
+
+    @property
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Factor and shift by channel, [C, 1, 1] or [1, 1, 1]: the VAE's own latents are latents / factor + shift."""
+        config = self.vae.config
+        std, mean = (_by_channel(config.get(name), of) for name, of in (("latents_std", 1.0), ("latents_mean", 0.0)))
+        return config.scaling_factor / std, mean + (config.get("shift_factor") or 0.0)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Latents as a model sees them: their mean and, of an AutoencoderKL, their standard deviation given the image.
+
+        Both are [B, C, h, w] float32 on the CPU.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+
+        Raises:
+            CheckpointError: where the VAE is, see `vae`, or the latents are not finite.
+        """
+        coded, (factor, shift) = self.vae.to(self._device).encode(images.to(self._device)), self.scale
+        posterior = getattr(coded, "latent_dist", None)
+        mean = ((coded.latents if posterior is None else posterior.mean).float().cpu() - shift) * factor
+        std = None if posterior is None else posterior.std.float().cpu() * factor.abs()
+        if not (mean.isfinite().all() and (std is None or std.isfinite().all())):
+            raise CheckpointError(f"{self.folder} makes latents that are not finite: use another VAE")
+        return mean, std
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of its configuration, scaling included, and its weights."""
+        plain = {name: value for name, value in dict(self.vae.config).items() if name[:1] != "_"}
+        return fingerprint(json.loads(json.dumps(plain, default=str)), self.vae.state_dict())
+
+    def save(self, folder: Path) -> None:
+        """Write the VAE as diffusers does, its weights as safetensors.
+
+        Raises:
+            OSError: in one line, where it cannot be written.
+        """
+        try:
+            self.vae.cpu().save_pretrained(folder, safe_serialization=True)
+        except SafetensorError as error:  # of a full disk, too
+            raise OSError(
+                f"cannot write the VAE to {folder}: {reason(error)}; name a place with room for it"
+            ) from error
+        for weights in folder.glob("*.safetensors"):  # safetensors lets nobody but the owner read
+            weights.chmod((folder / "config.json").stat().st_mode)
+
+
+def _by_channel(values: Sequence[float] | None, otherwise: float) -> Tensor:
+    """[C, 1, 1], or a number where there are none."""
+    return torch.tensor(otherwise if values is None else list(values)).reshape(-1, 1, 1)
+
+
+def _check_scaling(config: Any) -> None:
+    checked_number(abs(config.scaling_factor), "the size of scaling_factor", 1e-6, 1e6)
+    checked_number(config.get("shift_factor") or 0, "shift_factor", -1e6, 1e6)
+    channels = config.latent_channels
+    for name in ("latents_std", "latents_mean"):
+        values = config.get(name)
+        if values is None:
+            continue
+        if not isinstance(values, list | tuple) or len(values) not in (1, channels):
+            raise ValueError(f"{name} has one number for each of {channels} channels: got {brief(values)}")
+        for value in values:
+            checked_number(value, name, -1e6, 1e6)

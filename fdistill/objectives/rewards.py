@@ -1,0 +1,137 @@
+"""Rewards: what a sample is worth beyond being likely, differentiable with respect to the sample."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fdistill.core.distributed import same_on_all_ranks
+from fdistill.core.spec import Described
+from fdistill.data import GenerativeDataModule
+from fdistill.evaluation.features import ClassifierFeatures
+
+
+class Reward(nn.Module, Described, ABC):
+    """r(x, labels), larger is better. Its parameters are frozen; they are not part of a student's checkpoint.
+
+    A reward of your own takes plain values, and is known to the command line by ``--import MODULE``::
+
+        class Brightness(Reward):
+            def __init__(self, scale: float = 1.0) -> None:
+                super().__init__()
+                self.scale = scale
+
+            def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+                return self.scale * x.flatten(1).mean(dim=1)
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """[B] from samples [B, *sample_shape] in the data's units, differentiable in x."""
+
+    def prepare(self, data: GenerativeDataModule) -> None:
+        """Called before the first turn: fit what has to be fitted."""
+
+
+class TargetReward(Reward):
+    """-|x - target|^2 / 2, summed over the entries of a sample.
+
+    It is the logarithm of a Gaussian likelihood: the tilt exp(beta r) of N(m, s^2 I) is the Gaussian of precision
+    1/s^2 + beta and mean (m/s^2 + beta target) / (1/s^2 + beta).
+    """
+
+    target: Tensor
+
+    def __init__(self, target: float | list[Any]) -> None:
+        """Args:
+        target: what every sample should be: one number for all entries, or lists nested as the sample's shape.
+        """
+        super().__init__()
+        try:
+            values = torch.tensor(target, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"target is a number, or lists of numbers nested as a sample: {error}") from error
+        if not values.isfinite().all():
+            raise ValueError("target holds finite numbers: got a NaN or an infinity; correct it")
+        self.register_buffer("target", values, persistent=False)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """[B] <= 0, 0 at the target; labels are not read.
+
+        Raises:
+            ValueError: if samples have another shape than the target.
+        """
+        self._check(tuple(x.shape[1:]))
+        return -(x - self.target.to(x.dtype)).square().flatten(1).sum(dim=1) / 2
+
+    def prepare(self, data: GenerativeDataModule) -> None:
+        """Nothing is fitted; raises ValueError where the data has another shape than the target."""
+        self._check(tuple(data.sample_shape))
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if self.target.ndim and tuple(self.target.shape) != shape:
+            raise ValueError(
+                f"target has the shape of one sample: expected {shape}, got {tuple(self.target.shape)}; "
+                "nest its lists like that, or give one number"
+            )
+
+
+class ClassifierReward(Reward):
+    """ln of the probability that a small classifier, fitted to the run's training split, gives to the asked class.
+
+    The data are labelled square images of at least 8 x 8. The same seed and data give the same classifier, bit for bit
+    on a CPU; of several ranks all use the first one's.
+    """
+
+    def __init__(self, label: int | None = None, epochs: int | None = None, seed: int = 0) -> None:
+        """Args:
+        label: the class that every sample should have; None for the class that each was asked for.
+        epochs: of the classifier's training, >= 1; None for as many as show it 200,000 images, between 5 and 100.
+        seed: of the classifier's training.
+        """
+        super().__init__()
+        if label is not None and label < 0:
+            raise ValueError(f"label is a class of the data: expected >= 0, got {label}")
+        self.label, self.seed, self.features = label, seed, ClassifierFeatures(epochs)
+
+    def prepare(self, data: GenerativeDataModule) -> None:
+        """Train the classifier, on this module's device.
+
+        Raises:
+            ValueError: for data without samples or classes, of another kind than square images, or without `label`.
+        """
+        if data.num_classes < 2:
+            raise ValueError(
+                f"ClassifierReward learns the classes of the data: expected at least 2, got {data.num_classes}; "
+                "use labelled data or another reward"
+            )
+        if self.label is not None and self.label >= data.num_classes:
+            raise ValueError(f"label is a class of the data: expected < {data.num_classes}, got {self.label}")
+        self.features.prepare(data.train_samples, data.train_samples.labels, data.num_classes, self.seed)
+        same_on_all_ranks(self.features)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """[B] <= 0, in float32 whatever the precision of the networks.
+
+        Raises:
+            ValueError: before `prepare`, or without labels [B] where no `label` is set.
+        """
+        classifier = self.features.classifier
+        if classifier is None:
+            raise ValueError("ClassifierReward is fitted to the run's data first: call prepare(data)")
+        asked = self._asked(x, labels)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = classifier(x.to(classifier.head.weight.dtype))
+        return logits.log_softmax(dim=1).gather(1, asked[:, None]).squeeze(1)
+
+    def _asked(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        if self.label is not None:
+            return torch.full((len(x),), self.label, device=x.device)
+        if labels is None or labels.shape != x.shape[:1]:
+            got = "none" if labels is None else f"labels {list(labels.shape)}"
+            raise ValueError(
+                f"ClassifierReward scores the class that each sample was asked for: expected labels [{len(x)}], "
+                f"got {got}; set label where the student is unconditional"
+            )
+        return labels

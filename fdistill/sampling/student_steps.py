@@ -1,0 +1,75 @@
+"""The steps of a student, of the samplers' signature: D, and D of its last sample noised anew."""
+
+import itertools
+
+from torch import Tensor
+
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.guidance import Guidance
+
+
+def one_step(
+    denoiser: Denoiser,
+    noise: Tensor,
+    sigmas: Tensor,
+    labels: Tensor | None = None,
+    guidance: float | Guidance = 1.0,
+) -> Tensor:
+    """G(z) = D(sigma z, sigma): one evaluation at sigmas[0]. noise is standard normal, [B, *sample_shape]."""
+    level = check_grid(sigmas)[0]
+    return Guidance.of(guidance)(denoiser, renoise(None, noise, level), level, labels)
+
+
+def multi_step(
+    denoiser: Denoiser,
+    noise: Tensor,
+    sigmas: Tensor,
+    labels: Tensor | None = None,
+    guidance: float | Guidance = 1.0,
+) -> Tensor:
+    """K evaluations, each of the last one's sample noised anew (arXiv 2303.01469, algorithm 1 at epsilon = 0).
+
+    x = D(sigma_1 z_1, sigma_1), then x = D(x + sigma_k z_k, sigma_k) for k = 2 .. K, at sigmas that stay above 0.
+    noise holds every z_k, standard normal [B, K, *sample_shape]; a sample is a function of its own.
+    """
+    if len(sigmas) == 0 or sigmas[-1] <= 0 or noise.shape[1:2] != sigmas.shape:
+        raise ValueError(
+            "a student of several steps has one block of noise [B, K, ...] for each of its K positive levels: "
+            f"got noise of shape {tuple(noise.shape)} and levels {sigmas.tolist()}"
+        )
+    guidance, x = Guidance.of(guidance), None
+    for z, level in zip(noise.unbind(1), check_grid(sigmas), strict=True):
+        x = guidance(denoiser, renoise(x, z, level), level, labels)
+    assert x is not None
+    return x
+
+
+def renoise(x: Tensor | None, z: Tensor, sigma: Tensor | float) -> Tensor:
+    """What a step of a student sees: x + sigma z, or sigma z in the first step, which has no sample to start from.
+
+    Args:
+        x: what the step before made, [B, *sample_shape]; None for the first.
+        z: standard normal, [B, *sample_shape].
+        sigma: noise level > 0 of the step, one for all or one for each sample [B].
+
+    Raises:
+        ValueError: where x or sigma does not fit z.
+    """
+    if isinstance(sigma, Tensor):
+        if sigma.shape not in ((), z.shape[:1]):
+            raise ValueError(f"sigma is one noise level, or one per sample ({len(z)}): got shape {tuple(sigma.shape)}")
+        sigma = sigma.to(z).reshape(-1, *[1] * (z.ndim - 1))
+    if x is None:
+        return sigma * z
+    if x.shape != z.shape:
+        raise ValueError(f"samples get noise of their own shape: expected {tuple(x.shape)}, got {tuple(z.shape)}")
+    return x + sigma * z
+
+
+def check_grid(sigmas: Tensor) -> list[float]:
+    """The levels of a sampling grid, or ValueError where they do not fall strictly from a positive one to >= 0."""
+    levels = sigmas.tolist() if sigmas.ndim == 1 else []
+    falls = all(high > low for high, low in itertools.pairwise(levels))  # a nan falls nowhere
+    if not (levels and levels[0] > 0 and falls and levels[-1] >= 0):
+        raise ValueError(f"a sampling grid falls strictly from a positive level to >= 0: got {sigmas.tolist()}")
+    return levels

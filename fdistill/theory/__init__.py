@@ -1,0 +1,1 @@
+"""The mathematics: divergences, paths, noise levels, preconditioning, weights, schedules. It imports core."""

@@ -1,0 +1,1 @@
+"""Moving averages of weights, and their lengths chosen after training."""

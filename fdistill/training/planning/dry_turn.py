@@ -1,0 +1,178 @@
+"""A turn without its arithmetic: a module's own training step on the meta device, where FLOPs and bytes are counted.
+
+Nothing is modelled twice: what is counted is what `training_step` does, so the count follows every change of it.
+"""
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from fdistill.data import Batch
+from fdistill.models.denoiser import Denoiser
+from fdistill.training import DistillationModule, GenerativeModule
+from fdistill.training.generation import drawn_steps
+
+_FALLBACK_BATCH = 2  # samples of a count that has to compute
+
+
+class TurnCost(NamedTuple):
+    """What one turn of one device costs.
+
+    FLOPs are those of matrix products, convolutions and attention, two for each multiplication with its addition.
+    """
+
+    flops: int
+    peak_bytes: int  # of all tensors that the turn makes, when most of them live; gradients are among them
+    gradients: dict[str, int]  # bytes of the gradient that each network is left with, which ranks average
+
+
+def dry_turn(module: GenerativeModule, batch_size: int, turn: int) -> TurnCost:
+    """The cost of a turn, counted on a copy; no weight is read, and parameters may be on the meta device.
+
+    A turn that has to see its numbers (no meta kernel, or a decision about values) is computed on the CPU for two
+    samples, and scaled. A student of several steps is counted at its mean number of them.
+
+    Args:
+        module: with or without its trainer.
+        batch_size: samples on the device, >= 1.
+        turn: its number in the run, which says what learns, and where schedules are.
+
+    Raises:
+        ValueError: for a batch size that is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is the number of samples on a device and positive: got {batch_size}")
+    try:
+        cost = _counted(_dry(module, turn).to("meta"), batch_size)
+    except (NotImplementedError, RuntimeError):
+        computed = _dry(module, turn)._apply(lambda t: torch.zeros_like(t, device="cpu") if t.is_meta else t)
+        cost = _counted(computed.cpu(), _FALLBACK_BATCH)
+        grown = (int(value * batch_size / _FALLBACK_BATCH) for value in cost[:2])
+        cost = TurnCost(*grown, cost.gradients)
+    return cost._replace(flops=cost.flops + _steps_missing(module, batch_size, turn))
+
+
+def forward_flops(denoiser: Denoiser, batch_size: int) -> tuple[int, int]:
+    """(F, E): FLOPs of a forward pass, and of its encoder half alone."""
+    meta = copy.deepcopy(denoiser).to("meta")
+    x, sigma, labels = _batch_of(denoiser, batch_size, "meta")
+    return _flops(lambda: meta(x, sigma, labels)), _flops(lambda: meta.encode(x, sigma, labels))
+
+
+class Meter(TorchDispatchMode):
+    """FLOPs of the operations inside the block, and bytes of the storages that they make: alive now, and at the most.
+
+    It counts by the formulas of torch's FlopCounterMode, whose tracking of modules refuses some graphs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.now = self.peak = 0
+        self._alive: dict[int, weakref.finalize] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor):
+                self._see(value.untyped_storage())
+        return out
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._alive:
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            self._alive[key] = weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self.now -= size
+        del self._alive[key]
+
+
+class _Dry:
+    """The parts of a module that need a trainer or numbers, replaced: nothing is stepped, checked or logged."""
+
+    dry_turn: int
+
+    @property
+    def global_step(self) -> int:
+        return self.dry_turn
+
+    @property
+    def global_rank(self) -> int:
+        return 0
+
+    def noise_source(self, *counters: int) -> torch.Generator:
+        return torch.Generator()  # on the CPU: the meta device has none, and takes this one
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        loss.backward()
+
+    def optimizers(self, *args: Any) -> tuple[None, None]:
+        return None, None
+
+    def guarded_step(self, *args: Any) -> dict[str, Tensor]:
+        return {}
+
+    def is_logging_turn(self, turn: int) -> bool:
+        return False
+
+
+def _dry(module: GenerativeModule, turn: int) -> GenerativeModule:
+    trainer, module._trainer = module._trainer, None  # a trainer holds data and files that need no copy
+    try:
+        copied = copy.deepcopy(module)
+    finally:
+        module._trainer = trainer
+    copied.zero_grad(set_to_none=True)
+    for frozen in (part for part in copied.modules() if isinstance(part, Denoiser) and part.halved):
+        frozen.hold_in(torch.float32)  # the meta device knows no autocast; the count is the same
+    copied.__class__ = type(f"Dry{type(module).__name__}", (_Dry, type(module)), {})
+    copied.dry_turn = turn
+    return copied.train()
+
+
+def _counted(module: GenerativeModule, batch_size: int) -> TurnCost:
+    networks = dict(module.named_children())
+    x, _, labels = _batch_of(next(iter(module.denoisers().values())), batch_size, module.device)
+    labels = torch.zeros(batch_size, dtype=torch.int64, device=module.device) if labels is None else labels
+    if isinstance(module, DistillationModule) and module.reuse_generated:  # all cycles but the first have samples
+        module.last_generated = (x, labels if module.student.num_classes else None)
+    with Meter() as meter:
+        module.training_step(Batch(x, labels), 0)
+    gradients = {
+        name: sum(p.grad.nbytes for p in network.parameters() if p.grad is not None)
+        for name, network in networks.items()
+    }
+    return TurnCost(meter.flops, meter.peak, {name: n for name, n in gradients.items() if n})
+
+
+def _steps_missing(module: GenerativeModule, batch_size: int, turn: int) -> int:
+    """FLOPs from the steps that the student drew in this turn to the mean of all turns; one forward pass a step."""
+    if not isinstance(module, DistillationModule) or len(module.levels) == 1:
+        return 0
+    most = len(module.levels)
+    forward, _ = forward_flops(module.student, batch_size)
+    return int(((most + 1) / 2 - drawn_steps(module.seed, turn, most)) * forward)
+
+
+def _batch_of(denoiser: Denoiser, n: int, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor | None]:
+    labels = torch.zeros(n, dtype=torch.int64, device=device) if denoiser.num_classes else None
+    return torch.zeros(n, *denoiser.sample_shape, device=device), torch.ones(n, device=device), labels
+
+
+def _flops(run: Callable[[], Any]) -> int:
+    with Meter() as meter, torch.no_grad():
+        run()
+    return meter.flops

@@ -1,0 +1,231 @@
+"""From the cost of its turns to the memory and the least time of a run on a kind and number of GPUs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fdistill.training import DistillationModule, GenerativeModule
+from fdistill.training.planning.dry_turn import TurnCost, dry_turn, forward_flops
+from fdistill.training.planning.hardware import Arithmetic, Gpu, ring_seconds
+from fdistill.training.planning.parts import Parts
+from fdistill.training.planning.rhythm import turns_of_run
+
+_DAY = 86_400.0
+_PROBE = 64  # entries of the parameter on which an optimiser is tried
+_ROLES = {"denoiser": "teacher", "ratio": "discriminator", "frozen": "reward"}  # of a module's children
+_AMP_SHARE = 0.5  # of the bytes of a turn's tensors where autocast makes them bf16
+
+
+@dataclass(frozen=True)
+class TurnPlan:
+    """One kind of turn; times in seconds.
+
+    Attributes:
+        count: turns of this kind in the run.
+        flops: on one device.
+        forwards: the same in forward passes F of the student (or teacher in training).
+        all_reduce_bytes: gradients that each device averages with the others, float32.
+        compute: FLOPs at the given share of the peak rate.
+        stepping: bytes that the optimiser and the moving average read and write, at the memory's bandwidth.
+        communication: ring all-reduce of the gradients; where weights are sharded, a reduce-scatter, and what moves is
+            gathered for its forward and its backward pass.
+    """
+
+    count: int
+    flops: int
+    forwards: float
+    all_reduce_bytes: int
+    compute: float
+    stepping: float
+    communication: float
+
+    @property
+    def bound(self) -> float:
+        """No turn is faster: communication may hide behind arithmetic."""
+        return max(self.compute + self.stepping, self.communication)
+
+    @property
+    def in_sequence(self) -> float:
+        """The same where gradients are averaged after the backward pass, as `ReplicatedStrategy` does."""
+        return self.compute + self.stepping + self.communication
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs.
+
+    Attributes:
+        parameters: number of each network.
+        memory: bytes of one device by what they hold.
+        on_cpu: the same of what its process keeps in the memory of the CPU instead.
+        turns: by kind.
+        batch_size: of one device.
+        devices: how many.
+        encoder_share: E / F.
+    """
+
+    parameters: dict[str, int]
+    memory: dict[str, int]
+    on_cpu: dict[str, int]
+    turns: dict[str, TurnPlan]
+    batch_size: int
+    devices: int
+    encoder_share: float
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of one device, without the context of CUDA, workspaces of its libraries and fragmentation."""
+        return sum(self.memory.values())
+
+    @property
+    def days(self) -> float:
+        """Least time of the run."""
+        return sum(turn.count * turn.bound for turn in self.turns.values()) / _DAY
+
+    @property
+    def days_in_sequence(self) -> float:
+        """Least time where nothing hides communication."""
+        return sum(turn.count * turn.in_sequence for turn in self.turns.values()) / _DAY
+
+    @property
+    def updates(self) -> int:
+        """Of the generator in the whole run; 1 for a run that ends in its warm-up."""
+        return next((self.turns[name].count for name in ("teacher", "fused", "student") if name in self.turns), 1)
+
+
+def plan_run(
+    module: GenerativeModule,
+    batch_size: int,
+    turns: int,
+    gpu: Gpu,
+    devices: int = 1,
+    link: float | None = None,
+    arithmetic: Arithmetic = "tf32",
+    mfu: float = 0.4,
+    mixed: bool = False,
+    strategy: object = None,
+) -> Plan:
+    """Count the run's turns and divide by the rates of the hardware.
+
+    Args:
+        module: teacher training or distillation; its parameters may be on the meta device.
+        batch_size: of one device.
+        turns: of the run.
+        gpu: the device.
+        devices: how many, >= 1.
+        link: bytes/s each way between the slowest two neighbours of the ring; None for those of one machine.
+        arithmetic: of matrix products.
+        mfu: share of the peak rate that is reached, in (0, 1].
+        mixed: whether autocast makes bf16 of most of what a turn keeps.
+        strategy: of the trainer; a `ShardedStrategy` divides networks among the devices, all others hold them whole.
+
+    Raises:
+        ValueError: a number is out of its range, or the strategy refuses a network.
+    """
+    if not 0 < mfu <= 1:
+        raise ValueError(f"mfu is the share of the peak rate that a network reaches, in (0, 1]: got {mfu}")
+    if devices < 1:
+        raise ValueError(f"a run needs at least one device: got {devices}")
+    roles = _roles(module)
+    parts = Parts.of(module, strategy, devices, mixed)
+    generator = roles.get("student", roles.get("teacher"))
+    forward, encoder = forward_flops(generator, batch_size)
+    states = _optimizer_states(module)
+    made, costs = {}, {}
+    for name, kind in turns_of_run(module, turns).items():
+        cost = costs[name] = dry_turn(module, batch_size, kind.example)
+        made[name] = TurnPlan(
+            kind.count,
+            cost.flops,
+            cost.flops / forward,
+            sum(cost.gradients.values()) if devices > 1 else 0,
+            cost.flops / (mfu * gpu.peak(arithmetic)),
+            _stepping_bytes(cost, states, parts) / gpu.bandwidth,
+            ring_seconds(parts.sent(cost.gradients), devices, gpu.link if link is None else link),
+        )
+    parameters = {role: _count(network) for role, network in roles.items()}
+    memory, on_cpu = _lasting(module, states, parts)
+    memory["turn (activations, gradients)"] = max(_turn_bytes(cost, parts, mixed) for cost in costs.values())
+    if parts.sharded:
+        memory["blocks gathered"] = parts.gathered
+    if parts.on_cpu:
+        on_cpu["gradients"] = max(_gradients(cost, parts)[1] for cost in costs.values())
+    return Plan(parameters, memory, on_cpu, made, batch_size, devices, encoder / forward)
+
+
+def _roles(module: GenerativeModule) -> dict[str, nn.Module]:
+    """The networks of a run by what they are; networks without parameters are left out."""
+    return {_ROLES.get(name, name): child for name, child in module.named_children() if _count(child)}
+
+
+def _lasting(module: GenerativeModule, states: dict[str, float], parts: Parts) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes that stay from turn to turn, by what they hold: of a device, and beside it on the CPU."""
+    places: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    for name, child in module.named_children():
+        if _count(child):
+            role, place = _ROLES.get(name, name), places[parts.is_on_cpu(name)]
+            place[f"weights of {role}"] = parts.share(name, _bytes(child))
+            state = parts.share(name, int(_weights(child) * states.get(role, 0.0)))
+            place["optimiser states"] = place.get("optimiser states", 0) + state
+    return places
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _weights(network: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in network.parameters())
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+
+
+def _optimizer_states(module: GenerativeModule) -> dict[str, float]:
+    """Bytes of an optimiser's state for each byte of the weights it moves, by role; tried on a tiny parameter."""
+    if not isinstance(module, DistillationModule):
+        return dict.fromkeys(module.learning(), _states_of(module.optimizer))
+    shares = {"student": _states_of(module.student_optimizer)}
+    fake = _states_of(module.fake_score_optimizer)
+    present = {"fake_score": module.fake_score, "discriminator": module.ratio}
+    return shares | {role: fake for role, network in present.items() if network is not None}
+
+
+def _states_of(factory: object) -> float:
+    parameter = nn.Parameter(torch.zeros(_PROBE))
+    optimizer = factory([parameter])
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    kept = (value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor))
+    return sum(value.nbytes for value in kept if value.numel() > 1) / parameter.nbytes
+
+
+def _stepping_bytes(cost: TurnCost, states: dict[str, float], parts: Parts) -> float:
+    """Gradients are read to be clipped, written, and read to step; weights and states are read and written.
+
+    The student's (or teacher's) average is read and written, and the weights read once more for it. What steps on the
+    CPU is left out.
+    """
+    total = 0.0
+    for name, size in cost.gradients.items():
+        role, part = _ROLES.get(name, name), 0 if parts.is_on_cpu(name) else parts.share(name, size)
+        total += part * (3 + 2 + 2 * states.get(role, 0.0) + 3 * (role in ("student", "teacher")))
+    return total
+
+
+def _gradients(cost: TurnCost, parts: Parts) -> tuple[int, int]:
+    """Bytes of the gradients that a turn leaves, on a device and on the CPU."""
+    places = [0, 0]
+    for name, size in cost.gradients.items():
+        places[parts.is_on_cpu(name)] += parts.share(name, size)
+    return places[0], places[1]
+
+
+def _turn_bytes(cost: TurnCost, parts: Parts, mixed: bool) -> int:
+    """The fullest moment of a turn: in its backward pass, or when gradients lie end to end for the all-reduce."""
+    activations = max(cost.peak_bytes - sum(cost.gradients.values()), 0) * (_AMP_SHARE if mixed else 1)
+    whole = [size for name, size in cost.gradients.items() if name not in parts.sharded]
+    averaging = max(whole, default=0) if parts.devices > 1 else 0
+    return int(_gradients(cost, parts)[0] + max(activations, averaging))
