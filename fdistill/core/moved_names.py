@@ -75,6 +75,6 @@ class MovedModules(MetaPathFinder, Loader):
 
 
 def understand_moved_names() -> None:
-    """Let Python import by the names before, where nothing else does."""
+    """Let Python import by the names before; first of all, or a module in a moved package would be imported twice."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
-        sys.meta_path.append(MovedModules())
+        sys.meta_path.insert(0, MovedModules())

@@ -1,4 +1,4 @@
-"""Samplers of one signature, grids of noise levels, and the generative model around them. It imports models and below."""
+"""Samplers of one signature, grids of noise levels, and the model around them. It imports models and below."""
 
 from fdistill.sampling.base import Sampler, generate
 from fdistill.sampling.gaussian_step import DDIM, GDDIM, Euler, Renoising

@@ -57,7 +57,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     Only names that both have are compared: a class that changed is a change of itself, not of all of its arguments, and
     an option that another version of this package added is none.
     """
-    before = todays_names(dict(before))
+    before, now = todays_names(dict(before)), todays_names(dict(now))
     return [Change(name, before[name], now[name]) for name in now if name in before and before[name] != now[name]]
 
 
