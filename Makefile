@@ -32,7 +32,7 @@ check: $(STAMP) lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not system"
 
 # their processes are forked, which a test process with threads of its own must not do
-FORKING = tests/distributed tests/test_interrupted_runs.py tests/test_checkpoint_io.py tests/test_rank_parts.py
+FORKING = tests/training/parallel tests/training/test_interrupted_runs.py tests/training/test_checkpoint_io.py tests/io/test_rank_parts.py
 
 test: $(STAMP) lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(FORKING:%=--ignore=%) --cov=fdistill --cov-report=

@@ -1,7 +1,7 @@
 """What the original code of EDM and EDM2 computes on small networks whose weights follow a rule.
 
-    python tools/edm_reference.py path/to/clone/of/edm     # writes tests/importing/edm_reference.json
-    python tools/edm_reference.py path/to/clone/of/edm2    # writes tests/importing/edm2_reference.json
+    python tools/edm_reference.py path/to/clone/of/edm     # writes tests/io/importing/edm_reference.json
+    python tools/edm_reference.py path/to/clone/of/edm2    # writes tests/io/importing/edm2_reference.json
 
 The clones (github.com/NVlabs/edm and edm2, CC BY-NC-SA 4.0) are run as they are, and no part of this repository. The
 files hold sizes and numbers: for each case how the network was built, names and shapes of its tensors, and its

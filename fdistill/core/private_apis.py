@@ -1,6 +1,6 @@
 """What this package uses of other libraries although it is private there, in one place.
 
-Each library has an upper bound in pyproject.toml, and `tests/test_private_apis.py` names what a new version lacks.
+Each library has an upper bound in pyproject.toml, and `tests/core/test_private_apis.py` names what a new version lacks.
 """
 
 from datetime import timedelta

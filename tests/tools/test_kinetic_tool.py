@@ -3,12 +3,12 @@
 import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from cli_runs import CONFIGS, succeeds
+from repository import ROOT
 from tiny_runs import GivenData, exact
 from torch.testing import assert_close
 
@@ -17,8 +17,6 @@ from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.grids import PathGrid, SamplingGrid
 from fdistill.theory.paths import KineticOptimal
 from fdistill.theory.paths import Path as GaussianPath
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

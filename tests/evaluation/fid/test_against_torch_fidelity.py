@@ -1,12 +1,12 @@
 """The same numbers as torch-fidelity, where it is installed: with random weights, since nothing is downloaded."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+sys.path.insert(0, str(ROOT / "tools"))
 
 pytest.importorskip(
     "torch_fidelity", reason="torch-fidelity is not installed: pip install 'fdistill[features]'", exc_type=ImportError

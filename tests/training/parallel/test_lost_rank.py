@@ -4,12 +4,12 @@ import os
 import re
 import signal
 import time
-from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
 import torch
 from forked import ended, fork_ranks
+from repository import ROOT
 from tiny_runs import distillation, fit
 
 from fdistill.cli.main import one_line
@@ -153,7 +153,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_ranks(tmp_path):
 
 
 def test_nobody_works_on_rank_0_unless_the_others_know():
-    package = Path(__file__).parents[2] / "fdistill"
+    package = ROOT / "fdistill"
     alone = {
         path.name for path in package.rglob("*.py") if re.search(r"is_global_zero|rank\(\) == 0", path.read_text())
     }

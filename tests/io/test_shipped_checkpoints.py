@@ -1,15 +1,14 @@
 """The generators in checkpoints/ are small, load, and make what they are asked for."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from repository import ROOT
 
 from fdistill.data import Digits
 from fdistill.evaluation.features import ClassifierFeatures
 from fdistill.io.load import load_model
 
-FOLDERS = {name: Path(__file__).parents[1] / "checkpoints" / f"digits-{name}" for name in ("student", "teacher")}
+FOLDERS = {name: ROOT / "checkpoints" / f"digits-{name}" for name in ("student", "teacher")}
 
 
 @pytest.fixture(scope="module")

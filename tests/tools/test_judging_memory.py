@@ -4,10 +4,10 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT
 
 from fdistill.core.random import generator_for
 from fdistill.data import InMemorySplit
@@ -15,7 +15,7 @@ from fdistill.data.batches import Batch
 from fdistill.evaluation.features import ClassifierFeatures
 from fdistill.evaluation.see_saw import LinearDenoiser
 
-TOOL = Path(__file__).parents[1] / "tools" / "judging_memory.py"
+TOOL = ROOT / "tools" / "judging_memory.py"
 MOST = 1024  # samples that anyone may ask for at once
 
 

@@ -5,12 +5,12 @@ import os
 import random
 import signal
 import time
-from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
 import torch
 from forked import ended, fork, run_forked
+from repository import ROOT
 from tiny_runs import distillation, fit
 
 from fdistill.core import atomic_files as files
@@ -24,7 +24,7 @@ SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
 
 @pytest.fixture(scope="module")
 def tool():
-    path = Path(__file__).parents[1] / "tools" / "kill_resume.py"
+    path = ROOT / "tools" / "kill_resume.py"
     spec = importlib.util.spec_from_file_location("kill_resume", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,18 +1,18 @@
 """tools/largest_batch.py finds where memory ends, with turns of the run itself."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 from cli_runs import teacher_arguments
+from repository import ROOT
 
 from fdistill.models.denoiser import Denoiser
 
 
 @pytest.fixture(scope="module")
 def tool():
-    path = Path(__file__).parents[1] / "tools" / "largest_batch.py"
+    path = ROOT / "tools" / "largest_batch.py"
     spec = importlib.util.spec_from_file_location("largest_batch", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

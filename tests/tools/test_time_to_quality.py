@@ -1,11 +1,11 @@
 """When one setting has got to where another one was."""
 
 import sys
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+sys.path.insert(0, str(ROOT / "tools"))
 
 from benchmark_time_to_quality import medians, reached, records, table
 

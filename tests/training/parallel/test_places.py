@@ -1,15 +1,15 @@
 """The test mode that knows host and device apart on a machine without GPU."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from places import COLLECTIVES, DEVICE, HOST, two_places
+from repository import ROOT
 from torch import nn
 
-PACKAGE = Path(__file__).parents[2] / "fdistill"
+PACKAGE = ROOT / "fdistill"
 WITHOUT_TENSORS = {"all_gather_object", "broadcast_object_list"}  # which bring what they send to the group's device
 NO_COLLECTIVES = {"is_available", "is_initialized", "get_rank", "get_world_size", "new_group"}
 

@@ -5,13 +5,12 @@ import importlib
 import inspect
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from fdistill.core.private_apis import USED
 
-ROOT = Path(__file__).parents[1]
 TREES = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "fdistill").rglob("*.py")]
 PUBLIC = {"_replace", "_asdict", "_fields"}  # of named tuples
 

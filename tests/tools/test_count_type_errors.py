@@ -1,12 +1,12 @@
 """Type errors are counted by room: more than allowed fails, fewer asks for a lower number."""
 
 import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from repository import ROOT
 
-TOOL = Path(__file__).parents[1] / "tools" / "count_type_errors.py"
+TOOL = ROOT / "tools" / "count_type_errors.py"
 REPORT = """\
 fdistill/theory/paths/ddpm.py:8: error: Need type annotation for "sub"  [var-annotated]
 fdistill/theory/paths/ddpm.py:8: note: no error

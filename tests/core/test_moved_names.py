@@ -4,10 +4,10 @@ import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT
 
 from fdistill.core.moved_names import _MOVED, todays_name, todays_names
 from fdistill.core.spec import build, public_path, subclasses
@@ -60,7 +60,7 @@ def test_a_public_path_is_one_that_python_imports():
 
 
 def test_a_shipped_folder_of_before_loads_and_samples():
-    folder = Path(__file__).parents[1] / "checkpoints" / "digits-student"
+    folder = ROOT / "checkpoints" / "digits-student"
     assert (
         "fdistill.networks.DiffusersUNet" in json.loads((folder / "fdistill.json").read_text())["denoiser"].__repr__()
     )

@@ -7,10 +7,11 @@ import sys
 import types
 from pathlib import Path
 
+from repository import ROOT
 from torch import nn
 
 HERE = Path(__file__).parent
-SCRIPT = Path(__file__).parents[2] / "tools" / "edm_reference.py"
+SCRIPT = ROOT / "tools" / "edm_reference.py"
 
 
 class EasyDict(dict):

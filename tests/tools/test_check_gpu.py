@@ -5,12 +5,10 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[1]
+from repository import ROOT
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from cli_runs import CONFIGS
+from repository import ROOT
 
 from fdistill.cli.fit import run_trainer
 from fdistill.data.teacher_pairs import TeacherPairs
@@ -25,7 +26,6 @@ from fdistill.theory.divergences import (
 )
 from fdistill.training import DistillationModule
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tools" / "objectives_table.py"
 BLOCKS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8"), re.DOTALL)
 
