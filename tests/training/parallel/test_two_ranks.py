@@ -12,6 +12,7 @@ import pytest
 import torch
 import two_ranks
 from compressed_ranks import KINDS
+from repository import ROOT
 from sharded_ranks import NETWORKS, REPLICATED, SHARDED, WAYS, network
 from tiny_runs import fit, ring, weights
 from torch.testing import assert_close
@@ -43,7 +44,7 @@ def ranks(tmp_path_factory):
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
     }
     alone = two_ranks.with_the_batches_of_both(two_ranks.comparable(lr=0.1))
     fit(alone, 2, ring(batch_size=64)).save_checkpoint(folder / "one_process.ckpt")
