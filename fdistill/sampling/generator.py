@@ -154,10 +154,13 @@ class GenerativeModel:
     def sampling_on(self, device: torch.device | str) -> "GenerativeModel":
         """Move it to where it will only sample, in place; not for networks that learn or are written.
 
+        On CUDA the networks of a run in mixed precision compute in bf16, as they did while the run measured itself.
         On the CPU convolutions also lie channels last, where images are larger than 16 pixels: the same samples but for
         rounding, faster (tools/benchmark_sampling.py).
         """
         self.to(device)
+        if self.device.type == "cuda" and self.facts.get("precision") == "bf16-mixed":
+            self.autocast = torch.bfloat16
         if self.device.type == "cpu" and self.sample_shape[-1] > CHANNELS_LAST_ABOVE:
             for denoiser in self._denoisers():
                 denoiser.to(memory_format=torch.channels_last)

@@ -80,9 +80,11 @@ class GenerativeModule(L.LightningModule):
         return self.updates_after(self.global_step)
 
     def run_facts(self) -> dict[str, Any]:
-        """Facts of the run for the model card: seed, turns, data."""
+        """Facts of the run for the model card: seed, turns, data; precision where it is not float32."""
         data = getattr(self._trainer, "datamodule", None)
+        precision = getattr(self._trainer, "precision", "32-true")
         return {
+            **({} if precision == "32-true" else {"precision": precision}),
             "seed": self.seed,
             "turns": self.global_step,
             "train_seconds": round(self._seconds_before + time.perf_counter() - self._started, 1),

@@ -21,6 +21,8 @@ from fdistill.core.distributed import (
     world_size,
 )
 from fdistill.core.meta_device import loading_drops, make_room
+from fdistill.core.moved_names import todays_names
+from fdistill.core.weight_files import CheckpointError
 from fdistill.io.rank_parts import OWN, RankParts, parts_of, write_part
 from fdistill.training.parallel.compression import Compression
 from fdistill.training.parallel.compression.base import Memory
@@ -107,10 +109,20 @@ class ReplicatedStrategy(DDPStrategy):
         on_rank_0(lambda: write(checkpoint, filepath, storage_options))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """With what this rank's compression remembers, where it is the same as then."""
+        """With what this rank's compression remembers, where it is the same as then.
+
+        Raises:
+            CheckpointError: where an earlier version wrote the memory of all ranks into the checkpoint itself.
+        """
         super().load_optimizer_state_dict(checkpoint)
         saved, own = checkpoint.get(_MEMORY), None if self.compression is None else self.compression.spec()
-        if saved is not None and saved["spec"] == own:
+        if saved is not None and todays_names(saved["spec"]) == own:
+            if any(key not in self.compression.equal_on_ranks for held in saved["memory"].values() for key in held):
+                raise CheckpointError(
+                    "what a rank's compression remembers lies in a file of its own beside the checkpoint: got a "
+                    "checkpoint of an earlier version, which holds that of all ranks; continue without compression, "
+                    "whose memory is lost then"
+                )
             memory = _joined(saved["memory"], _own_memory(parts_of(checkpoint)))
             self.compression.load_state_dict({"spec": own, "memory": memory})
         elif saved is not None:
