@@ -20,8 +20,9 @@ FIRST_SHARE = 0.25  # of the run, in which a student that has never been healthy
 class CollapseCallback(Listener):
     """Declares a collapse when recall, Vendi ratio, anchored TID or mode coverage leaves its band.
 
-    The bands come from random halves of the reference (`fdistill.evaluation.collapse_alarm`). Logs collapse/alarm (0
-    or 1), collapse/margin/<metric> (negative outside the band) and, in words, collapse/reason.
+    The bands come from random halves of the reference (`fdistill.evaluation.collapse_alarm`), and from the teacher
+    where it is measured and lies outside of them. Logs collapse/alarm (0 or 1), collapse/margin/<metric> (negative
+    outside the band) and, in words, collapse/reason.
     """
 
     def __init__(
@@ -101,11 +102,13 @@ class CollapseCallback(Listener):
     ) -> CollapseAlarm:
         if self._alarm is None:
             probe = diversity.probe
-            null = on_rank_0(lambda: probe.null(list(self.watched), self.num_splits))
+            null, teacher = on_rank_0(
+                lambda: (probe.null(list(self.watched), self.num_splits), diversity.teacher_values())
+            )
             grace = self.grace_updates
             if grace is None:
                 grace = int(FIRST_SHARE * pl_module.updates_after(max(trainer.max_steps, 0)))
-            self._alarm = CollapseAlarm(bands(null, self.watched), self.patience, grace)
+            self._alarm = CollapseAlarm(bands(null, self.watched, teacher), self.patience, grace)
             if self._restored is not None:
                 self._alarm.restore(self._restored)
         return self._alarm

@@ -118,6 +118,11 @@ class DiversityCallback(L.Callback):
                 self._constant |= {f"metric_teacher/{name}": value for name, value in teacher.items()}
         return probe.measure(rows, self._teacher_rows), probe.missing_modes(rows)
 
+    def teacher_values(self) -> dict[str, float]:
+        """Metrics of the teacher by name, on rank 0 once they are measured; empty without."""
+        mine = "metric_teacher/"
+        return {name.removeprefix(mine): v for name, v in self._constant.items() if name.startswith(mine)}
+
     def _prepared(self, trainer: L.Trainer, pl_module: GenerativeModule) -> DiversityProbe:
         if self.probe is None:
             data = trainer.datamodule
