@@ -148,7 +148,7 @@ def _name_lines(axes: Axes, colours: Mapping[str, str]) -> None:
     """Say above the axes which colour is which number, without the folder that all names share."""
     prefix = f"{folder}/" if (folder := commonpath(colours)) else ""
     handles = [Line2D([], [], color=colour, label=name.removeprefix(prefix)) for name, colour in colours.items()]
-    longest = max(len(handle.get_label()) for handle in handles)
+    longest = max(len(str(handle.get_label())) for handle in handles)
     axes.legend(
         handles=handles,
         ncols=max(1, LEGEND // (longest + 6)),
