@@ -54,8 +54,8 @@ def dry_turn(module: GenerativeModule, batch_size: int, turn: int) -> TurnCost:
     except (NotImplementedError, RuntimeError):
         computed = _dry(module, turn)._apply(lambda t: torch.zeros_like(t, device="cpu") if t.is_meta else t)
         cost = _counted(computed.cpu(), _FALLBACK_BATCH)
-        grown = (int(value * batch_size / _FALLBACK_BATCH) for value in cost[:2])
-        cost = TurnCost(*grown, cost.gradients)
+        first, second = (int(value * batch_size / _FALLBACK_BATCH) for value in cost[:2])
+        cost = TurnCost(first, second, cost.gradients)
     return cost._replace(flops=cost.flops + _steps_missing(module, batch_size, turn))
 
 

@@ -1,10 +1,13 @@
 """From the cost of its turns to the memory and the least time of a run on a kind and number of GPUs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from fdistill.models.denoiser import Denoiser
 from fdistill.training import DistillationModule, GenerativeModule
 from fdistill.training.planning.dry_turn import TurnCost, dry_turn, forward_flops
 from fdistill.training.planning.hardware import Arithmetic, Gpu, ring_seconds
@@ -130,7 +133,7 @@ def plan_run(
     roles = _roles(module)
     parts = Parts.of(module, strategy, devices, mixed)
     generator = roles.get("student", roles.get("teacher"))
-    forward, encoder = forward_flops(generator, batch_size)
+    forward, encoder = forward_flops(cast(Denoiser, generator), batch_size)
     states = _optimizer_states(module)
     made, costs = {}, {}
     for name, kind in turns_of_run(module, turns).items():
@@ -193,7 +196,7 @@ def _optimizer_states(module: GenerativeModule) -> dict[str, float]:
     return shares | {role: fake for role, network in present.items() if network is not None}
 
 
-def _states_of(factory: object) -> float:
+def _states_of(factory: Callable[..., Any]) -> float:
     parameter = nn.Parameter(torch.zeros(_PROBE))
     optimizer = factory([parameter])
     parameter.grad = torch.zeros_like(parameter)
