@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.nn.grad import conv2d_input, nn
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 from fdistill.core.distributed import is_sharded

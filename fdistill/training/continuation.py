@@ -88,7 +88,7 @@ class Continuation(L.Callback):
         self._saved = None
 
 
-def _networks(module: L.LightningModule) -> dict[str, str]:
+def _networks(module: Any) -> dict[str, str]:
     """Fingerprints of the networks by role; the weights count where no checkpoint holds them."""
     found = {}
     for name, network in module.denoisers().items():

@@ -206,8 +206,8 @@ class DistillationModule(DistillationTurn):
 
     def teacher_model(self) -> GenerativeModel:
         """The frozen teacher with its sampler, at the guidance that the student learns."""
-        how = {"sampler": self._teacher_sampler, "decoder": self._decoder}
-        return GenerativeModel(self.teacher, "teacher", self._teacher_grid, self.guidance, **how)
+        how: dict[str, Any] = {"guidance": self.guidance, "sampler": self._teacher_sampler, "decoder": self._decoder}
+        return GenerativeModel(self.teacher, "teacher", self._teacher_grid, **how)
 
     def setup(self, stage: str) -> None:
         """Check what only the run can tell: real data where the objective needs it, latents of the teacher's scale."""

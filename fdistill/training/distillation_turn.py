@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from fdistill.data import Batch

@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 from fdistill.cli.commands.checked import require_writable
 from fdistill.io.export import export_folder
@@ -105,7 +106,8 @@ def _brief(value: object) -> str:
 def _distils(model: GenerativeModel, folder: Path) -> str:
     """The command that distils it without data."""
     shape = ",".join(map(str, model.sample_shape))
-    sigma_data: float = model.facts.get("sigma_data") or getattr(model.denoiser.preconditioning, "sigma_data", 0.5)
+    known: Any = model.facts.get("sigma_data")
+    sigma_data = known or getattr(model.denoiser.preconditioning, "sigma_data", 0.5)
     return (
         f"fdistill fit --config configs/trainer.yaml --config configs/imported.yaml "
         f"--model.teacher {shlex.quote(str(folder))} "

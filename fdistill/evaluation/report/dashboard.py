@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import zip_longest
@@ -56,7 +56,7 @@ class Run:
             yield from {path.stem.rstrip("0123456789"): path for path in by_turn}.values()
 
 
-def read_runs(folders: list[str | Path]) -> dict[str, Run]:
+def read_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
     """Read run folders; returns them by title, which is the folder's name, or the path where names repeat.
 
     Raises:

@@ -2,12 +2,10 @@
 
 import functools
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiTTransformer2DModel, UNet2DModel
-from torch import Tensor
 
 from fdistill.core.build import build_with_weights, known_config
 from fdistill.core.weight_files import (
@@ -108,25 +106,20 @@ def _network(folder: Path, options: Options) -> StockUNet | StockDiT:
     if kind not in ("UNet2DModel", DiTTransformer2DModel.__name__):
         raise CheckpointError(f"{folder} holds a {shown(kind)}: expected {_SUPPORTED}")
     plain = known_config(UNet2DModel if kind == "UNet2DModel" else DiTTransformer2DModel, plain, folder / "config.json")
-    build: Callable[[], StockUNet | StockDiT]
     if kind == "UNet2DModel":
         if plain.get("time_embedding_type") == "fourier":
             raise CheckpointError(
                 f"{folder}: a fourier time embedding reads noise levels, and schedulers give timesteps"
             )
-        build = functools.partial(StockUNet, plain, last_class_is_none=options.last_class_is_none)
+        build: Any = functools.partial(StockUNet, plain, last_class_is_none=options.last_class_is_none)
     else:
         if options.last_class_is_none:
             raise CheckpointError(f'{folder}: a DiT has its own row for "no class": leave --last_class_is_none out')
         build = functools.partial(StockDiT, plain)
     weights = read_stock_weights(folder)
     check_finite_weights(weights, folder)
-
-    def own_names(plan: StockUNet | StockDiT) -> dict[str, Tensor]:
-        return plan.from_stock_names(weights)
-
     try:
-        return build_with_weights(build, weights, folder, own_names)
+        return build_with_weights(build, weights, folder, lambda plan: plan.from_stock_names(weights))
     except CheckpointError:
         raise
     except BUILD_ERRORS as error:

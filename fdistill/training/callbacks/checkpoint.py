@@ -39,7 +39,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         set_callbacks(trainer, [other for other in callbacks_of(trainer) if other is not self] + [self])
         if stage == "fit":
-            folder = cast("str | Path", self.dirpath)  # Lightning's `setup` has found it
+            folder = cast(str, self.dirpath)  # Lightning's `setup` has found it
             on_rank_0(lambda: remove_left_overs(folder))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

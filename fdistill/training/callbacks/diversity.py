@@ -67,15 +67,16 @@ class DiversityCallback(L.Callback):
             ValueError: without one of our data modules, or where its training split is too small.
         """
         data = getattr(trainer, "datamodule", None)
-        if stage == "fit" and not isinstance(data, GenerativeDataModule):
+        if stage != "fit":
+            return
+        if not isinstance(data, GenerativeDataModule):
             raise ValueError(
                 "DiversityCallback compares with the training split of a GenerativeDataModule: expected one as "
                 f"datamodule, got {type(data).__name__}; pass it to Trainer.fit(datamodule=...)"
             )
-        if stage == "fit":
-            compared_samples(data, self.num_samples)
-            if self.feature_cache is not None:
-                FeatureCache(self.feature_cache)  # a folder that cannot be made is told now
+        compared_samples(data, self.num_samples)
+        if self.feature_cache is not None:
+            FeatureCache(self.feature_cache)  # a folder that cannot be made is told now
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -107,8 +108,8 @@ class DiversityCallback(L.Callback):
         ranks = (trainer.global_rank, trainer.world_size)
         probe = self._prepared(trainer, pl_module)
         rows = probe.draw(in_run_precision(trainer, pl_module.generative_model()), *ranks)
-        compare = self.measure_teacher and isinstance(pl_module, DistillationModule)
-        if compare and self._teacher_rows is None:
+        compare = self.measure_teacher and self._teacher_rows is None
+        if compare and isinstance(pl_module, DistillationModule):
             self._teacher_rows = probe.draw(in_run_precision(trainer, pl_module.teacher_model()), *ranks)
         return on_rank_0(lambda: self._compute(probe, rows))
 

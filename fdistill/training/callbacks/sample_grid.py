@@ -59,8 +59,9 @@ class SampleGrid(L.Callback):
         # log_dir is broadcast from rank 0, so every rank has to ask for it
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
         if self._teacher is None:
-            compare = isinstance(module, DistillationModule)
-            self._teacher = self._drawn(module.teacher_model(), trainer) if compare else {}
+            self._teacher = {}
+            if isinstance(module, DistillationModule):
+                self._teacher = self._drawn(module.teacher_model(), trainer)
         rows = self._drawn(module.generative_model(), trainer) | self._teacher
         path, title = folder / f"{trainer.global_step:07d}.png", f"after {trainer.global_step:,} turns"
         on_rank_0(lambda: self._draw(rows, title, path, trainer))

@@ -66,7 +66,7 @@ class SeeSaw(L.Callback):
         # log_dir is broadcast from rank 0, so every rank has to ask for it
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "diagnosis"
         path = folder / f"see_saw_{trainer.global_step:07d}.png"
-        model = module.teacher_model() if frozen else module.generative_model()
+        model = module.teacher_model() if isinstance(module, DistillationModule) else module.generative_model()
         with model.whole():
             numbers = on_rank_0(lambda: self._look(trainer, model, module.device, frozen, path))
         publish(trainer, module, numbers)

@@ -23,6 +23,8 @@ class BestCheckpoint(Monitor, ModelCheckpoint):
     continues does not take a worse one for the best.
     """
 
+    monitor: str
+
     def __init__(self, monitor: str, mode: Literal["min", "max"] = "min", filename: str = "best") -> None:
         """Args:
         monitor: name of a metric that a callback measures, e.g. metric/frechet_distance.

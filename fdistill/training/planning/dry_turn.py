@@ -132,7 +132,7 @@ class _Dry:
 def _dry(module: GenerativeModule, turn: int) -> GenerativeModule:
     trainer, module._trainer = module._trainer, None  # a trainer holds data and files that need no copy
     try:
-        copied = copy.deepcopy(module)
+        copied: Any = copy.deepcopy(module)
     finally:
         module._trainer = trainer
     copied.zero_grad(set_to_none=True)

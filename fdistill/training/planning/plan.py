@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fdistill.models.denoiser import Denoiser
-from fdistill.training import DistillationModule, GenerativeModule
+from fdistill.training import DistillationModule, GenerativeModule, TeacherModule
 from fdistill.training.planning.dry_turn import TurnCost, dry_turn, forward_flops
 from fdistill.training.planning.hardware import Arithmetic, Gpu, ring_seconds
 from fdistill.training.planning.parts import Parts
@@ -189,7 +189,8 @@ def _bytes(network: nn.Module) -> int:
 def _optimizer_states(module: GenerativeModule) -> dict[str, float]:
     """Bytes of an optimiser's state for each byte of the weights it moves, by role; tried on a tiny parameter."""
     if not isinstance(module, DistillationModule):
-        return dict.fromkeys(module.learning(), _states_of(module.optimizer))
+        teacher = cast(TeacherModule, module)
+        return dict.fromkeys(teacher.learning(), _states_of(teacher.optimizer))
     shares = {"student": _states_of(module.student_optimizer)}
     fake = _states_of(module.fake_score_optimizer)
     present = {"fake_score": module.fake_score, "discriminator": module.ratio}
