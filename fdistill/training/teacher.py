@@ -95,12 +95,8 @@ class TeacherModule(GenerativeModule):
         self.validation_weight = EDMWeight(sigma_data)
         self.loss_weight = self.validation_weight if loss_weight is None else loss_weight
         edm_grid = {"num_steps": num_steps, "sigma_min": sigma_min, "sigma_max": sigma_max}
-        self.sampling: dict[str, Any] = {
-            **edm_grid,
-            "guidance": guidance,
-            "sampler": sampler,
-            "sigmas": _levels(grid, edm_grid, known),
-        }
+        levels = _levels(grid, edm_grid, known)
+        self.sampling: dict[str, Any] = {**edm_grid, "guidance": guidance, "sampler": sampler, "sigmas": levels}
         GenerativeModel.teacher(
             self.ema.average, **self.sampling
         )  # an impossible grid is refused now, not after training
