@@ -55,7 +55,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 types: $(STAMP)
-	$(BIN)/python tools/count_type_errors.py
+	$(BIN)/python -m mypy
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

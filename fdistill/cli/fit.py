@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as L
 from jsonargparse import ArgumentError, set_parsing_settings
@@ -90,7 +90,7 @@ class TrainingConfig(SaveConfigCallback):
         """
         if stage != "fit":
             return
-        folder = RunFolder(trainer.log_dir)
+        folder = RunFolder(cast(str, trainer.log_dir))  # of the logger that `complete` adds
         said = on_rank_0(lambda: folder.enter(self.config.get("ckpt_path")))
         self._folder = folder
         if said is not None:
@@ -105,8 +105,8 @@ class TrainingConfig(SaveConfigCallback):
         if trainer.state.fn != TrainerFn.FITTING or "settings" not in checkpoint:
             return
         found = changes(checkpoint["settings"], self.settings(trainer))
-        source = Path(trainer.ckpt_path)
-        if source.resolve().is_relative_to(Path(trainer.log_dir).resolve()):
+        source = Path(cast(str, trainer.ckpt_path))
+        if source.resolve().is_relative_to(Path(cast(str, trainer.log_dir)).resolve()):
             check_kept(found, str(source))
         done = checkpoint["global_step"]
         if 0 <= trainer.max_steps <= done:
@@ -200,7 +200,7 @@ def run_trainer(arguments: Sequence[str] | None, run: bool = True) -> TrainerCLI
                 save_config_callback=TrainingConfig,
                 save_config_kwargs={"overwrite": True},
                 parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-                args=arguments,
+                args=None if arguments is None else list(arguments),
                 run=run,
             )
     except (ArgumentError, OmegaConfBaseException, UnicodeDecodeError) as error:

@@ -207,7 +207,10 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
 
     def _batches_processed_by_trainer(self) -> int:
         # "processed" already counts a batch in on_train_batch_end, where checkpoints are saved; "completed" does not
-        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        if self.trainer is None:
+            return 0
+        seen = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return seen.processed  # type: ignore[attr-defined]  # Lightning declares the tracker's base class
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -239,5 +242,5 @@ def _check_split(name: str, split: Split, sample_shape: tuple[int, ...], num_cla
         )
 
 
-def _already_a_batch(batch: Batch) -> Batch:
+def _already_a_batch(batch: Any) -> Any:
     return batch

@@ -80,10 +80,12 @@ class Bench:
         x, labels = train.rows(torch.randperm(len(train), generator=generator_for(self.seed, repeat))[: self.n])
         yield "floor", x, self.read("floor", x, labels, keep=True)
         for name, source in sources.items():
-            labels = source.labels(self.n, seed, self.labels)
-            make = functools.partial(self._draw, name, source, seed, labels)
-            kept = name == "teacher" and isinstance(source, ModelSource)
-            yield name, *(self._kept(source.model, seed, labels, make) if kept else make())
+            asked = source.labels(self.n, seed, self.labels)
+            make = functools.partial(self._draw, name, source, seed, asked)
+            if name == "teacher" and isinstance(source, ModelSource):
+                yield name, *self._kept(source.model, seed, asked, make)
+            else:
+                yield name, *make()
         x = self.gaussian(self.labels, generator_for(self.seed, repeat))
         yield "class_gaussian", x, self.read("class_gaussian", x, self.labels)
 
@@ -104,9 +106,10 @@ class Bench:
         parts = [model.denoiser, model.guidance, model.sampler, model.sigmas, model.decoder, model.autocast]
         told = [type(model), parts, self.data.spec(), self.n, seed, labels]
         found = self.extractor.kept("teacher's draw", told, tensors)
-        read = (found["features"], found.get("modes"), labels if self.data.num_classes > 1 else None)
+        classes = (found.get("modes"), labels if self.data.num_classes > 1 else None)
         device = self.reference.features.device
-        return found["shown"], Samples(*(None if tensor is None else tensor.to(device) for tensor in read))
+        read = (None if tensor is None else tensor.to(device) for tensor in classes)
+        return found["shown"], Samples(found["features"].to(device), *read)
 
     def details(
         self, row: dict[str, Any], samples: Samples, modes: list[Tensor], bootstrap: int | None

@@ -93,13 +93,14 @@ def evaluate_models(
             rows[name].append(measure(samples, bench.reference, data.num_modes, training, pairs))
             modes[name] += [] if samples.modes is None else [samples.modes]
         first = first or drawn
-    report = {name: average_rows(found) for name, found in rows.items()}
+    report: dict[str, Any] = {name: average_rows(found) for name, found in rows.items()}
     for name, samples in tqdm(first.items(), desc="Intervals", unit="row", disable=bootstrap == 0):
         report[name] |= bench.details(report[name], samples, modes[name], bootstrap)
     report |= _facts(bench, sources, n, seed, repeats) | {"bands": bench.bands(first["floor"])}
     report["verdict"] = verdict(report)
     report["seconds"] = _seconds(sources, started)
     spectra = {name: vendi_spectrum(first[name].features).cpu() for name in ("floor", *sources)}
+    assert copies is not None  # the first draw has a student
     return Evaluation(report, shown, spectra, copies)
 
 
@@ -127,8 +128,9 @@ def _seconds_of_draw(source: Source, n: int) -> float:
 
 def _share_noise(student: Source, teacher: Source | None) -> bool:
     """Whether sample i of the one comes from the same latents and class as sample i of the other."""
-    both = isinstance(student, ModelSource) and isinstance(teacher, ModelSource)
-    return both and student.num_classes == teacher.num_classes
+    if not isinstance(student, ModelSource) or not isinstance(teacher, ModelSource):
+        return False
+    return student.num_classes == teacher.num_classes
 
 
 def _check(sources: dict[str, Source], data: GenerativeDataModule, n: int, repeats: int) -> None:

@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -34,10 +34,14 @@ class Source(Protocol):
         facts: plain values that a report tells of it.
     """
 
-    sample_shape: tuple[int, ...]
-    num_classes: int
-    evaluations: int | None
     facts: dict[str, Any]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def evaluations(self) -> int | None: ...
 
     def labels(self, n: int, seed: int, wanted: Tensor | None = None) -> Tensor | None:
         """The classes int64 [n] that n samples of a seed have: `wanted` where it can be asked for them.
@@ -93,11 +97,11 @@ class DiffusersSource:
         self._pipeline = _load_pipeline(self._folder).to(device)
         self._takes = inspect.signature(self._pipeline.__call__).parameters
         self._network = self._checked_network()
-        config = self._network.config
+        config: Any = self._network.config
         classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm") or 0
         self.num_classes: int = classes if "class_labels" in self._takes else 0
         self.sample_shape = self._probed_shape()
-        self.facts = {"pipeline": type(self._pipeline).__name__, "folder": str(folder)}
+        self.facts: dict[str, Any] = {"pipeline": type(self._pipeline).__name__, "folder": str(folder)}
         if num_inference_steps is not None:
             self.facts["num_inference_steps"] = num_inference_steps
 
@@ -175,6 +179,11 @@ class FixedSet(Source, Protocol):
 
     def read(self, numbers: Tensor) -> Tensor:
         """The samples with these numbers int64 [n] in [0, count), as `draw` gives them."""
+
+
+def as_fixed_set(source: Source) -> FixedSet | None:
+    """The source as a fixed set; None where it generates."""
+    return cast(FixedSet, source) if source.evaluations is None else None
 
 
 class ImageFolderSource:
@@ -306,8 +315,8 @@ def _load_pipeline(folder: Path) -> Any:
 
 def _own_shape(images: Images) -> tuple[int, int, int]:
     """The first one's square, in colour where any image is."""
-    channels, *sides = images.shape(0)
-    return (max((images.shape(i)[0] for i in range(len(images)) if channels == 1), default=3), *sides)
+    channels, height, width = images.shape(0)
+    return max((images.shape(i)[0] for i in range(len(images)) if channels == 1), default=3), height, width
 
 
 def _brief(error: Exception) -> str:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from fdistill.core.distributed import gathered
-from fdistill.models.denoiser import Denoiser
+from fdistill.models.denoiser import Denoiser, lay_channels_last
 from fdistill.models.guidance import Guidance
 from fdistill.models.vae import Decoder
 from fdistill.sampling import Heun, Sampler, generate, multi_step, one_step
@@ -57,7 +57,7 @@ class GenerativeModel:
         elif self.sampler is None:
             self.sampler = Heun()
         Guidance.of(self.guidance).check_fits(self.denoiser)
-        outside = self.denoiser.noise_range.first_outside(_visited(self.kind, self.sigmas, self.sampler))
+        outside = self.denoiser.noise_range.first_outside(_visited(self.sigmas, self.sampler))
         if outside is not None:  # as a file of an earlier version may say
             low, high = self.denoiser.noise_range
             rank_zero_warn(
@@ -113,7 +113,7 @@ class GenerativeModel:
                 that does not fit.
         """
         grid = karras_grid(num_steps, sigma_min, sigma_max) if sigmas is None else sigmas
-        denoiser.noise_range.check("each level of a sampling grid", _visited("teacher", grid, sampler or Heun()))
+        denoiser.noise_range.check("each level of a sampling grid", _visited(grid, sampler or Heun()))
         return cls(denoiser.eval(), "teacher", grid, guidance, facts or {}, sampler)
 
     @property
@@ -129,7 +129,7 @@ class GenerativeModel:
     @property
     def evaluations(self) -> int:
         """Network evaluations for one sample; two where guidance acts."""
-        levels = _visited(self.kind, self.sigmas, self.sampler)
+        levels = _visited(self.sigmas, self.sampler)
         guidance = Guidance.of(self.guidance)
         return sum(guidance.cost(self.denoiser, level) for level in levels)
 
@@ -163,7 +163,7 @@ class GenerativeModel:
             self.autocast = torch.bfloat16
         if self.device.type == "cpu" and self.sample_shape[-1] > CHANNELS_LAST_ABOVE:
             for denoiser in self._denoisers():
-                denoiser.to(memory_format=torch.channels_last)
+                lay_channels_last(denoiser)
         return self
 
     def _denoisers(self) -> list[Denoiser]:
@@ -223,7 +223,7 @@ class GenerativeModel:
             )
         labels = check_labels(labels, self.num_classes) if self.num_classes else None
         few_steps = one_step if self._blocks == 1 else multi_step
-        sampler = few_steps if self.kind == "student" else self.sampler
+        sampler = few_steps if self.sampler is None else self.sampler
         values = VALUES_IN_CACHE if self.device.type == "cpu" else VALUES_AT_ONCE
         size = batch_size or max(1, min(AT_ONCE, values // math.prod(self.sample_shape)))
         with self.whole(), self._precision():
@@ -252,9 +252,9 @@ class GenerativeModel:
         return tuple(self.decode(torch.zeros(1, *self.sample_shape)).shape[1:])
 
 
-def _visited(kind: str, sigmas: Tensor, sampler: Sampler | None) -> list[float]:
-    """The levels at which the denoiser is evaluated."""
-    return sigmas.tolist() if kind == "student" else sampler.visits(sigmas)
+def _visited(sigmas: Tensor, sampler: Sampler | None) -> list[float]:
+    """The levels at which the denoiser is evaluated; without a sampler those of a student."""
+    return sigmas.tolist() if sampler is None else sampler.visits(sigmas)
 
 
 def _check_levels(sigmas: Tensor) -> None:

@@ -34,7 +34,7 @@ Stored = Literal["float32", "bfloat16"]
 @contextmanager
 def start_at_rank_0(module: nn.Module, asked: bool) -> Iterator[None]:
     """Where it is asked, what the module builds inside has numbers on rank 0 alone; its strategy sends them around."""
-    if not asked or rank_zero_only.rank == 0:
+    if not asked or rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning sets it
         yield
         return
     with without_weights():
@@ -168,7 +168,8 @@ def check_guidance(guidance: float, fake_guidance: float, fake_dropout: float, f
         raise ValueError(f"fake_guidance needs a class-conditional fake score: leave it 1, got {fake_guidance}")
     if fake_dropout and not conditional:
         raise ValueError(f"fake_label_dropout needs a class-conditional fake score: leave it 0, got {fake_dropout}")
-    if (fake_dropout or fake_guidance != 1) and not fake_score.network.knows_no_class:
+    guided = fake_dropout or fake_guidance != 1
+    if guided and fake_score is not None and not fake_score.network.knows_no_class:
         raise ValueError(
             f'{type(fake_score.network).__name__} has no weights for "no class": expected fake_label_dropout 0 and '
             f"fake_guidance 1, got {fake_dropout} and {fake_guidance}"

@@ -1,6 +1,7 @@
 """`fdistill evaluate`: student beside teacher beside real data, as report.json and a page."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -184,7 +185,7 @@ def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path], measu
         _SPECTRA: spectra_figure(result.spectra, folder / "spectra.png"),
     }
     rows = [name for name in ("floor", "teacher", "student") if name in report]
-    by_class = {name: report[name]["per_class"] for name in rows if "per_class" in report[name]}
+    by_class: dict[str, Any] = {name: report[name]["per_class"] for name in rows if "per_class" in report[name]}
     if "student" in by_class:
         pictures[_CLASSES] = class_bars_figure(by_class, folder / "classes.png")
     if result.copies.generated.ndim == 4:

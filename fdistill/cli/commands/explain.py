@@ -161,8 +161,8 @@ def _not_of_type(text: str, options: Mapping[str, Any]) -> str | None:
         kinds[f"a {base.__name__} ({', '.join(sorted(c.__name__ for c in _concrete(base)))})"] = None
     value = _VALUE.search(after)
     got = "" if value is None else value[1]
-    if "NestedArg(" in got and _NESTED.search(got):
-        got = _NESTED.search(got)[1]
+    if "NestedArg(" in got and (nested := _NESTED.search(got)):
+        got = nested[1]
     got = got if len(got) <= 80 else got[:80] + " ..."
     return f"{_path(before) or 'this option'} is {' or '.join(kinds)}: got {got or 'something else'}"
 
@@ -195,7 +195,7 @@ def _inside(owner: type, name: str) -> str | None:
 def _hints(owner: type) -> dict[str, Any]:
     """The annotations of a class's arguments; none where they cannot be resolved."""
     try:
-        return typing.get_type_hints(owner.__init__)
+        return typing.get_type_hints(owner.__init__)  # type: ignore[misc]  # a class of its own, not an instance
     except (NameError, TypeError):
         return {}
 

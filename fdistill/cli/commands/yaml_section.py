@@ -68,7 +68,8 @@ def _section(given: str, name: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ValueError(f"there is no file {given} to read the {name} section from: check the path") from error
     try:
-        spec: Any = OmegaConf.to_container(OmegaConf.create(content), resolve=True)[name]
+        sections: Any = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
+        spec: Any = sections[name]
         path = spec["class_path"]
         return {
             "class_path": path if "." in path else f"{_PACKAGES[name]}.{path}",

@@ -94,16 +94,19 @@ def loads_in_stock_diffusers(model: GenerativeModel) -> bool:
 def _write_stock(model: GenerativeModel, folder: Path) -> None:
     from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
 
-    levels = stock_levels(model.sigmas)
+    denoiser, levels = model.denoiser, stock_levels(model.sigmas)
+    assert levels is not None  # as `loads_in_stock_diffusers` has found
+    assert isinstance(denoiser.network, DiffusersUNet)
+    assert isinstance(denoiser.preconditioning, EDM)
     scheduler = CMStochasticIterativeScheduler(
         num_train_timesteps=levels.num_train_timesteps,
         sigma_min=0.0,
         sigma_max=float(model.sigmas[0]),
-        sigma_data=model.denoiser.preconditioning.sigma_data,
+        sigma_data=denoiser.preconditioning.sigma_data,
         rho=levels.rho,
         clip_denoised=False,
     )
-    unet = model.denoiser.network.stock_unet().cpu()
+    unet = denoiser.network.stock_unet().cpu()
     ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
 
 

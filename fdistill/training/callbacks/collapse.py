@@ -1,18 +1,20 @@
 """The collapse alarm in a run: reads what DiversityCallback measured, says in words what is wrong, and may act."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from fdistill.core.distributed import on_rank_0
 from fdistill.evaluation.collapse_alarm import WATCHED, CollapseAlarm, Verdict, Watch, bands
+from fdistill.evaluation.probe import DiversityProbe
 from fdistill.training import GenerativeModule
 from fdistill.training.callbacks.diversity import DiversityCallback
 from fdistill.training.callbacks.learning_rate import reduce_rates
 from fdistill.training.callbacks.measured import Listener
 from fdistill.training.loggers import log_numbers, log_words
+from fdistill.training.run_parts import callbacks_of
 
 FIRST_SHARE = 0.25  # of the run, in which a student that has never been healthy is not called collapsed
 
@@ -67,20 +69,20 @@ class CollapseCallback(Listener):
         self._restored: dict[str, Any] | None = None
         self._seen, self._lowered = 0, False
 
-    def setup(self, trainer: L.Trainer, pl_module: GenerativeModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find what it reads.
 
         Raises:
             ValueError: without a DiversityCallback.
         """
-        if stage == "fit" and not any(isinstance(callback, DiversityCallback) for callback in trainer.callbacks):
+        if stage == "fit" and not any(isinstance(callback, DiversityCallback) for callback in callbacks_of(trainer)):
             raise ValueError(
                 "CollapseCallback reads what DiversityCallback measures: expected one in callbacks, got none; add it"
             )
 
     def on_measured(self, trainer: L.Trainer, pl_module: GenerativeModule, numbers: Mapping[str, float]) -> None:
         """Judge a new measurement of DiversityCallback; others are not its business."""
-        diversity = next(callback for callback in trainer.callbacks if isinstance(callback, DiversityCallback))
+        diversity = next(callback for callback in callbacks_of(trainer) if isinstance(callback, DiversityCallback))
         if diversity.latest is None or diversity.latest[0] == self._seen:
             return
         self._seen, values, missing = diversity.latest
@@ -101,7 +103,7 @@ class CollapseCallback(Listener):
         self, trainer: L.Trainer, pl_module: GenerativeModule, diversity: DiversityCallback
     ) -> CollapseAlarm:
         if self._alarm is None:
-            probe = diversity.probe
+            probe = cast(DiversityProbe, diversity.probe)  # it has measured
             null, teacher = on_rank_0(
                 lambda: (probe.null(list(self.watched), self.num_splits), diversity.teacher_values())
             )

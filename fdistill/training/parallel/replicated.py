@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -61,9 +61,13 @@ class ReplicatedStrategy(DDPStrategy):
         super().setup_distributed()
         wait_at_most(self._patience)
 
+    @property
+    def _module(self) -> nn.Module:
+        return cast(nn.Module, self.model)  # Lightning connects it before all that asks
+
     def model_to_device(self) -> None:
         """With room for the weights that only rank 0 has yet."""
-        make_room(self.model, self.root_device)
+        make_room(self._module, self.root_device)
         super().model_to_device()
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -73,7 +77,7 @@ class ReplicatedStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Copy rank 0's parameters and buffers to all ranks."""
-        same_on_all_ranks(self.model)
+        same_on_all_ranks(self._module)
 
     def average_gradients(self, networks: Mapping[str, nn.Module]) -> None:
         """Replace the gradients of the networks by their mean over the ranks, or by the compressed one."""
@@ -124,6 +128,7 @@ class ReplicatedStrategy(DDPStrategy):
                     "whose memory is lost then"
                 )
             memory = _joined(saved["memory"], _own_memory(parts_of(checkpoint)))
+            assert self.compression is not None  # its description is the saved one
             self.compression.load_state_dict({"spec": own, "memory": memory})
         elif saved is not None:
             rank_zero_warn(
@@ -159,6 +164,6 @@ def _joined(equal: dict[str, Memory], own: dict[str, Tensor]) -> dict[str, Memor
 StrategyRegistry.register(
     ReplicatedStrategy.strategy_name,
     ReplicatedStrategy,
-    description=ReplicatedStrategy.__doc__.splitlines()[0],
+    description=str(ReplicatedStrategy.__doc__).splitlines()[0],
     override=True,
 )
