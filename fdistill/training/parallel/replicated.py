@@ -120,7 +120,7 @@ class ReplicatedStrategy(DDPStrategy):
         """
         super().load_optimizer_state_dict(checkpoint)
         saved, own = checkpoint.get(_MEMORY), None if self.compression is None else self.compression.spec()
-        if saved is not None and todays_names(saved["spec"]) == own:
+        if saved is not None and self.compression is not None and todays_names(saved["spec"]) == own:
             if any(key not in self.compression.equal_on_ranks for held in saved["memory"].values() for key in held):
                 raise CheckpointError(
                     "what a rank's compression remembers lies in a file of its own beside the checkpoint: got a "
@@ -128,7 +128,6 @@ class ReplicatedStrategy(DDPStrategy):
                     "whose memory is lost then"
                 )
             memory = _joined(saved["memory"], _own_memory(parts_of(checkpoint)))
-            assert self.compression is not None  # its description is the saved one
             self.compression.load_state_dict({"spec": own, "memory": memory})
         elif saved is not None:
             rank_zero_warn(
