@@ -6,6 +6,7 @@ import torch
 
 from fdistill.cli.commands.checked import require_writable, usable_device
 from fdistill.cli.commands.yaml_section import data_of_file, features_of_file, remembered_data
+from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.data import GenerativeDataModule
 from fdistill.evaluation.evaluate import Evaluation, evaluate_models
 from fdistill.evaluation.features import default_extractor
@@ -124,7 +125,7 @@ def _opened(
 
 def _remembered_teacher(student: Source) -> str | None:
     remembered = student.facts.get("teacher")
-    if isinstance(remembered, str) and Path(remembered).exists():
+    if isinstance(remembered, str) and known_checkpoint(remembered).exists():
         return remembered
     print("measured without a teacher: --teacher CHECKPOINT adds one")
     return None

@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fdistill.core.presets import configuration
 from fdistill.core.spec import public_path, subclasses
 from fdistill.core.yaml_files import read_yaml
 from fdistill.data import GenerativeDataModule
@@ -64,7 +65,7 @@ def features_of_file(path: str, place: torch.device) -> FeatureExtractor:
 def _section(given: str, name: str) -> dict[str, Any]:
     """The section of a YAML file that describes an object; a class without a dot is one of ours of that kind."""
     try:
-        content = read_yaml(given)
+        content = read_yaml(configuration(given))
     except FileNotFoundError as error:
         raise ValueError(f"there is no file {given} to read the {name} section from: check the path") from error
     try:
