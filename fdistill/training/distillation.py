@@ -53,7 +53,8 @@ class DistillationModule(DistillationTurn):
     out here, whatever the teacher was trained with: student and fake score learn as they are evaluated.
 
     Args:
-        teacher: a run checkpoint or exported folder of a teacher, or a denoiser (an analytic one, say).
+        teacher: a run checkpoint or exported folder of a teacher, or a denoiser (an analytic one, say); in Python also
+            a GenerativeModel.
         objective: what the student descends (`fdistill.objectives`).
         noise_levels: noise at which the student is matched.
         student_optimizer: class_path and init_args.
@@ -166,6 +167,7 @@ class DistillationModule(DistillationTurn):
         with start_at_rank_0(self, meta_start):
             loaded = teacher_model(teacher)
             self.teacher = copy.deepcopy(loaded.denoiser).requires_grad_(False).eval().hold_in(dtype)
+            self.teacher_facts = loaded.facts
             self._teacher_grid, self._teacher_sampler, self._decoder = loaded.sigmas, loaded.sampler, loaded.decoder
             with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
             self.student, self.fake_score = learners(loaded.denoiser, student, fake_score, with_fake)

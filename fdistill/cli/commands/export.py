@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fdistill.cli.commands.checked import require_replaceable
 from fdistill.cli.commands.sampling import resampled
+from fdistill.core.places import require_replaceable
 from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.weight_files import CheckpointError, read_json
 from fdistill.evaluation.report import print_table

@@ -1,7 +1,6 @@
 """Data and feature extractors that a command is given: a section of a YAML file, or what a model remembers."""
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,18 +23,6 @@ def data_of_file(path: str) -> GenerativeDataModule:
         ValueError: with one line that says what is wrong with the file.
     """
     return GenerativeDataModule.from_spec(_section(path, "data"))
-
-
-def remembered_data(facts: Mapping[str, Any]) -> GenerativeDataModule:
-    """The data that a model with these facts was trained on.
-
-    Raises:
-        ValueError: where they do not say.
-    """
-    spec = facts.get("data")
-    if spec is None:
-        raise ValueError("this model does not say what data it was trained on: give --data FILE.yaml")
-    return GenerativeDataModule.from_spec(spec)
 
 
 def features_of_file(path: str, place: torch.device) -> FeatureExtractor:
