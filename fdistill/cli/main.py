@@ -34,8 +34,8 @@ first steps:
   fdistill fit --config trainer --config quickstart/student
   fdistill sample --checkpoint runs/quickstart/train-student/checkpoints/last.ckpt
 
-Files given by --config (or names that fdistill presets lists) are merged in order, options after them win, --print_config shows the result, and
---ckpt_path last continues a run. fdistill COMMAND --help tells the options of a command."""
+Files given by --config, or names that fdistill presets lists, are merged in order, options after them win,
+--print_config shows the result, and --ckpt_path last continues a run. fdistill COMMAND --help tells the options of a command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

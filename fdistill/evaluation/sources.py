@@ -247,7 +247,7 @@ def open_source(
     """The source at a path: a run's .ckpt, an exported folder, a diffusers pipeline, images, or samples in a .npz.
 
     Args:
-        path: which of them it is, is read from what lies there; or the name of a checkpoint that comes with the package.
+        path: which of them it is, is read from what lies there; or the name of a shipped checkpoint.
         device: where samples are made.
         sample_shape: what a folder of images is converted to; see ImageFolderSource.
         num_inference_steps: of a diffusers pipeline; the others have no use for it.
