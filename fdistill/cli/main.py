@@ -35,7 +35,8 @@ first steps:
   fdistill sample --checkpoint runs/quickstart/train-student/checkpoints/last.ckpt
 
 Files given by --config, or names that fdistill presets lists, are merged in order, options after them win,
---print_config shows the result, and --ckpt_path last continues a run. fdistill COMMAND --help tells the options of a command."""
+--print_config shows the result, and --ckpt_path last continues a run. fdistill COMMAND --help tells the
+options of a command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
