@@ -51,7 +51,7 @@ class _Package(ModuleType):
     """Keeps `fdistill.export` the function: exported folders import the module that had this name before."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name not in _ROOMS:
+        if name not in _ROOMS or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
 
 

@@ -12,7 +12,7 @@ import pytest
 from repository import ROOT
 
 SOURCES = ("fdistill", "configs", "checkpoints", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
-DEPENDENCIES = [path for path in sys.path if path and not Path(path).samefile(ROOT) and "packages" in path]
+DEPENDENCIES = [path for path in sys.path if Path(path).name == "site-packages"]
 
 
 def succeeds(*command, folder):
