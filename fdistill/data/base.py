@@ -2,6 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as L
@@ -244,3 +245,19 @@ def _check_split(name: str, split: Split, sample_shape: tuple[int, ...], num_cla
 
 def _already_a_batch(batch: Any) -> Any:
     return batch
+
+
+def remembered_data(facts: Mapping[str, Any], **changes: Any) -> GenerativeDataModule:
+    """The data that a model with these facts was trained on.
+
+    Args:
+        facts: of the model.
+        changes: arguments of the data in place of those that it had.
+
+    Raises:
+        ValueError: where they do not say.
+    """
+    spec = facts.get("data")
+    if spec is None:
+        raise ValueError("this model does not say what data it was trained on: give --data FILE.yaml")
+    return GenerativeDataModule.from_spec({**spec, "init_args": {**spec.get("init_args", {}), **changes}})

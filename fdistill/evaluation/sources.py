@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fdistill.core.file_suffixes import ARCHIVES, IMAGES
+from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.weight_files import CheckpointError, read_json
 from fdistill.data.image_files import Images
 from fdistill.data.image_folder import list_folder
@@ -255,7 +256,7 @@ def open_source(
     """The source at a path: a run's .ckpt, an exported folder, a diffusers pipeline, images, or samples in a .npz.
 
     Args:
-        path: which of them it is, is read from what lies there.
+        path: which of them it is, is read from what lies there; or the name of a shipped checkpoint.
         device: where samples are made.
         sample_shape: what a folder of images is converted to; see ImageFolderSource.
         num_inference_steps: of a diffusers pipeline; the others have no use for it.
@@ -264,7 +265,7 @@ def open_source(
     Raises:
         CheckpointError: with one line that says what is there, if it is none of these or broken.
     """
-    path = Path(path)
+    path = known_checkpoint(path)
     if path.is_file() and path.suffix.lower() in ARCHIVES:
         return ImageFolderSource(path, sample_shape)
     if path.is_file() and path.suffix.lower() in sample_files.SUFFIXES:

@@ -3,16 +3,16 @@
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from fdistill.core.distributed import gathered
+from fdistill.core.distributed import gathered, rank
 from fdistill.models.denoiser import Denoiser, lay_channels_last
 from fdistill.models.guidance import Guidance
 from fdistill.models.vae import Decoder
@@ -57,12 +57,13 @@ class GenerativeModel:
         elif self.sampler is None:
             self.sampler = Heun()
         Guidance.of(self.guidance).check_fits(self.denoiser)
-        outside = self.denoiser.noise_range.first_outside(_visited(self.sigmas, self.sampler))
-        if outside is not None:  # as a file of an earlier version may say
+from fdistill.core.distributed import gathered, rank
+from fdistill.models.denoiser import Denoiser, lay_channels_last
             low, high = self.denoiser.noise_range
-            rank_zero_warn(
+            warnings.warn(
                 f"this {self.kind} is sampled at sigma = {outside:.6g}, outside of its network's path "
-                f"({low:.6g} to {high:.6g})"
+                f"({low:.6g} to {high:.6g})",
+                stacklevel=2,
             )
 
     @classmethod

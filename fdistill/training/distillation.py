@@ -54,7 +54,7 @@ class DistillationModule(DistillationTurn):
     out here, whatever the teacher was trained with: student and fake score learn as they are evaluated.
 
     Args:
-        teacher: a run checkpoint or exported folder of a teacher, or a denoiser (an analytic one, say).
+        teacher: a run checkpoint or exported folder of a teacher, a denoiser, or in Python a GenerativeModel.
         objective: what the student descends (`fdistill.objectives`).
         noise_levels: noise at which the student is matched.
         student_optimizer: class_path and init_args.
@@ -173,7 +173,7 @@ class DistillationModule(DistillationTurn):
             check_guidance(guidance, fake_guidance, fake_label_dropout, self.fake_score)
             check_imitation(imitation, self.fake_score, self.student)
             self.frozen = nn.ModuleList(objective.networks()).requires_grad_(False).eval()
-            self.ema = EMA(self.student, ema_decay)
+            self.ema, self.teacher_facts = EMA(self.student, ema_decay), loaded.facts
             self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.student, loaded.facts)
             self.guidance = teacher_guidance(guidance, guidance_interval, guide, self.teacher, dtype)
             self.guide = Guidance.of(self.guidance).guide

@@ -200,7 +200,7 @@ def check_imitation(imitation: float, fake_score: Denoiser | None, student: Deno
         )
 
 
-def teacher_model(source: Denoiser | str | Path) -> GenerativeModel:
+def teacher_model(source: Denoiser | GenerativeModel | str | Path) -> GenerativeModel:
     """The teacher to distil and how to sample it: what a checkpoint or exported folder holds, or the denoiser given.
 
     A denoiser alone says nothing of its sampler: it gets 18 Heun steps on EDM's grid from 80 down to .002, or between
@@ -213,9 +213,11 @@ def teacher_model(source: Denoiser | str | Path) -> GenerativeModel:
     if isinstance(source, Denoiser):
         low, high = source.noise_range
         return GenerativeModel.teacher(source, num_steps=18, sigma_min=max(low, 0.002), sigma_max=min(high, 80.0))
-    model = load_model(source)
+    is_model = isinstance(source, GenerativeModel)
+    model = source if is_model else load_model(source)
     if model.kind != "teacher":
-        raise ValueError(f"a teacher denoises at every noise level: {source} holds a {model.kind}")
+        where = "the model given" if is_model else source
+        raise ValueError(f"a teacher denoises at every noise level: {where} holds a {model.kind}")
     return model
 
 
@@ -249,8 +251,10 @@ def guidance_facts(
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def described_source(source: Denoiser | str | Path) -> Any:
+def described_source(source: Denoiser | GenerativeModel | str | Path) -> Any:
     """Where a network is from, as plain values: its path, or its description."""
+    if isinstance(source, GenerativeModel):
+        return source.denoiser.spec()
     return str(source) if isinstance(source, str | Path) else source.spec()
 
 

@@ -78,6 +78,7 @@ VERBS = {
     "dashboard": Verb(
         "how runs go: one page of curves and pictures", "fdistill.cli.commands.dashboard", several="runs"
     ),
+    "presets": Verb("configurations and checkpoints that are found by name", "fdistill.cli.commands.presets"),
     "doctor": Verb("versions, devices, and what is wrong or slow here", "fdistill.cli.commands.doctor"),
 }
 

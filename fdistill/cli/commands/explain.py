@@ -114,8 +114,12 @@ def _missing(text: str, options: Mapping[str, Any]) -> str | None:
 
 
 def _no_file(text: str, options: Mapping[str, Any]) -> str | None:
-    found = _NO_FILE.search(text) or _NO_CONTENT.search(text)
-    return f"there is no configuration file {found[1]}: check the path" if found else None
+    named = _NO_FILE.search(text)
+    found = named or _NO_CONTENT.search(text)
+    if not found:
+        return None
+    remedy = ", or give a name that fdistill presets lists" if named else ""
+    return f"there is no configuration file {found[1]}: check the path{remedy}"
 
 
 def _interpolation(text: str, options: Mapping[str, Any]) -> str | None:

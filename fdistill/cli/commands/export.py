@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fdistill.cli.commands.checked import require_replaceable
 from fdistill.cli.commands.sampling import resampled
+from fdistill.core.places import require_replaceable
+from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.weight_files import CheckpointError, read_json
 from fdistill.evaluation.report import print_table
 from fdistill.io.export import export_folder
@@ -69,7 +70,7 @@ def export(
 
 def _inputs(checkpoint: str, *others: str | None) -> list[Path]:
     """All that is read, but for an exported folder itself, whose card may be written again."""
-    source = Path(checkpoint)
+    source = known_checkpoint(checkpoint)
     return [Path(other) for other in others if other is not None] + ([] if source.is_dir() else [source])
 
 

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from fdistill.cli.commands.checked import require_writable
+from fdistill.core.places import require_writable
 from fdistill.io.export import export_folder
 from fdistill.io.importing import Options
 from fdistill.io.importing import import_model as read_model

@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
-from fdistill.cli.commands.checked import require_writable
 from fdistill.cli.commands.explain import choices
-from fdistill.cli.fit import TrainerCLI, quiet, run_trainer
+from fdistill.cli.fit import TrainerCLI, run_trainer
 from fdistill.core.meta_device import without_weights
+from fdistill.core.places import require_writable
 from fdistill.evaluation.report import write_json
 from fdistill.evaluation.report.plan_table import print_measured, print_plan
 from fdistill.training.planning import GPUS, Gpu, Plan, plan_run
 from fdistill.training.planning.hardware import Arithmetic, measured_ceiling
 from fdistill.training.planning.turn_clock import TurnClock
+from fdistill.training.quiet import quiet
 from fdistill.training.run_parts import set_callbacks
 
 _BUILT_HERE = {  # of the trainer that the configuration is for, what this machine may lack, or that would write files

@@ -14,11 +14,13 @@ from typing import Any
 from safetensors.torch import save_file
 
 from fdistill.core.atomic_files import replace_folder
+from fdistill.core.places import require_replaceable
 from fdistill.io.checkpoints import OWN_WEIGHTS, RECORD, model_record, model_weights
 from fdistill.io.export.model_card import model_card
 from fdistill.io.export.program import Program, check_program, write_program
 from fdistill.io.export.stock_levels import stock_levels
 from fdistill.models.networks import DiffusersUNet
+from fdistill.sampling.draw import require_model
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.preconditioning import EDM
 
@@ -41,7 +43,7 @@ def export_folder(
     report: dict[str, Any] | None = None,
     programs: Sequence[Program] = (),
 ) -> Path:
-    """Write the model as a folder; an existing folder is replaced only once the new one is whole.
+    """Write the model as a folder; an exported model that is there is replaced only once the new one is whole.
 
     Args:
         model: student or teacher.
@@ -54,9 +56,9 @@ def export_folder(
 
     Raises:
         OSError: if it cannot be written.
-        ValueError: for programs of a teacher, or whose packages are missing.
+        ValueError: for programs of a teacher, or whose packages are missing, or a target that holds something else.
     """
-    target = Path(target)
+    model, target = require_model(model), require_replaceable(Path(target))
     for program in programs:
         check_program(model, program)
     stock = loads_in_stock_diffusers(model)
