@@ -57,8 +57,8 @@ class GenerativeModel:
         elif self.sampler is None:
             self.sampler = Heun()
         Guidance.of(self.guidance).check_fits(self.denoiser)
-from fdistill.core.distributed import gathered, rank
-from fdistill.models.denoiser import Denoiser, lay_channels_last
+        outside = self.denoiser.noise_range.first_outside(_visited(self.sigmas, self.sampler))
+        if outside is not None and rank() == 0:  # as a file of an earlier version may say
             low, high = self.denoiser.noise_range
             warnings.warn(
                 f"this {self.kind} is sampled at sigma = {outside:.6g}, outside of its network's path "
