@@ -213,10 +213,9 @@ def teacher_model(source: Denoiser | GenerativeModel | str | Path) -> Generative
     if isinstance(source, Denoiser):
         low, high = source.noise_range
         return GenerativeModel.teacher(source, num_steps=18, sigma_min=max(low, 0.002), sigma_max=min(high, 80.0))
-    is_model = isinstance(source, GenerativeModel)
-    model = source if is_model else load_model(source)
+    model = source if isinstance(source, GenerativeModel) else load_model(source)
     if model.kind != "teacher":
-        where = "the model given" if is_model else source
+        where = "the model given" if model is source else source
         raise ValueError(f"a teacher denoises at every noise level: {where} holds a {model.kind}")
     return model
 
