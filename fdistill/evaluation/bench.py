@@ -26,6 +26,7 @@ LEAST_TO_BE_RARE = 20  # reference samples, for one with some
 RARE = 0.25  # of the samples that the reference has
 MOST_CLASSES = 40  # that are told apart
 MOST_COPIES = 20
+OF_THE_STREAM = ("batch_size", "seed", "num_workers")  # of training, which say nothing of the samples
 SHOWN_IMAGES, SHOWN_POINTS = 50, 2000  # of each row in a picture
 
 
@@ -104,7 +105,8 @@ class Bench:
             return {"shown": first_shown(x), "features": samples.features} | modes
 
         parts = [model.denoiser, model.guidance, model.sampler, model.sigmas, model.decoder, model.autocast]
-        told = [type(model), parts, self.data.spec(), self.n, seed, labels]
+        data = {name: value for name, value in self.data.spec()["init_args"].items() if name not in OF_THE_STREAM}
+        told = [type(model), parts, type(self.data), data, self.n, seed, labels]
         found = self.extractor.kept("teacher's draw", told, tensors)
         classes = (found.get("modes"), labels if self.data.num_classes > 1 else None)
         device = self.reference.features.device

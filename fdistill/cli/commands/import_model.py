@@ -51,7 +51,7 @@ def import_model(
     options = Options(given[0], given[1], given[2], num_steps, guidance, sigma_data, last_class_is_none)
     model = read_model(origin, options)
     print("\n".join(_found(model, origin)))
-    export_folder(model, folder)
+    export_folder(model, folder, overwrite=True)  # the target has been checked
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
     print(f"wrote {folder}: a teacher of {evaluations} per sample")
     print(f"to see it:    fdistill sample --checkpoint {shlex.quote(str(folder))}")

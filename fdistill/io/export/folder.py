@@ -42,6 +42,7 @@ def export_folder(
     target: Path | str,
     report: dict[str, Any] | None = None,
     programs: Sequence[Program] = (),
+    overwrite: bool = False,
 ) -> Path:
     """Write the model as a folder; an exported model that is there is replaced only once the new one is whole.
 
@@ -50,6 +51,7 @@ def export_folder(
         target: the folder.
         report: an evaluation report, for the model card.
         programs: artefacts of a student's map that the folder holds beside its weights.
+        overwrite: whether a folder that holds something else is replaced too.
 
     Returns:
         The folder.
@@ -58,7 +60,9 @@ def export_folder(
         OSError: if it cannot be written.
         ValueError: for programs of a teacher, or whose packages are missing, or a target that holds something else.
     """
-    model, target = require_model(model), require_replaceable(Path(target))
+    model, target = require_model(model), Path(target)
+    if not overwrite:
+        require_replaceable(target)
     for program in programs:
         check_program(model, program)
     stock = loads_in_stock_diffusers(model)
