@@ -1,5 +1,5 @@
 """Where diffusers finds the pipeline; fdistill must be installed."""
 
-from fdistill.export.pipeline import OneStepPipeline
+from fdistill.io.export.pipeline import OneStepPipeline
 
 __all__ = ["OneStepPipeline"]

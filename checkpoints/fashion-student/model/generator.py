@@ -1,5 +1,5 @@
 """Where diffusers finds its model; fdistill must be installed."""
 
-from fdistill.export.pipeline import StudentLoader
+from fdistill.io.export.pipeline import StudentLoader
 
 __all__ = ["StudentLoader"]
