@@ -5,8 +5,9 @@ import shutil
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of such small work mostly wait for each other
-# nobody's own cache is read or written
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fdistill-tests-")
+# nobody's own cache is read or written; the processes of one session share theirs
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fdistill-tests-")
 
 import pytest
 from cli_runs import last, student_arguments, succeeds, teacher_arguments
@@ -23,7 +24,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_sessionfinish():
-    """Remove the cache of this process."""
+    """Remove the cache of the session."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
     shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 

@@ -6,7 +6,17 @@ from pathlib import Path
 from types import CodeType, FunctionType
 
 TESTS = Path(__file__).parent
-STARTS = {"Trainer", "training_step", "train_classifier", "main", "fork", "spawn", "subprocess"}
+STARTS = {
+    "Trainer",
+    "training_step",
+    "train_classifier",
+    "main",
+    "fork",
+    "spawn",
+    "subprocess",
+    "distill",
+    "NotebookClient",
+}
 
 
 def starts_something(part, known):

@@ -10,7 +10,7 @@ from fdistill.core.moved_names import todays_name
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-DOTTED = re.compile(r"(?<![\w/.-])fdistill(?:\.\w+){2,}")
+DOTTED = re.compile(r"(?<![\w/.-])fdistill(?:\.(?!json)\w+)+")
 PLACE = re.compile(r"(?<![\w/.$~-])(?:configs|docs|examples|fdistill|tests|tools|checkpoints(?=/\w+-))/[\w./-]*\w")
 
 

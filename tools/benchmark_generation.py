@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fdistill.cli.commands.sample import image_grid
 from fdistill.evaluation.report import write_json
 from fdistill.io.export.pipeline import OneStepPipeline
 from fdistill.io.export.program import write_program
@@ -28,6 +27,7 @@ from fdistill.io.load import load_model
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import SongUNet
 from fdistill.sampling.generator import GenerativeModel
+from fdistill.sampling.pictures import image_grid
 from fdistill.theory.preconditioning import EDM
 
 Way = Callable[[], object]

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdistill.cli.commands.yaml_section import data_of_file, remembered_data
+from fdistill.cli.commands.yaml_section import data_of_file
 from fdistill.core.atomic_files import atomic_write
 from fdistill.core.random import fold_seed
+from fdistill.data import remembered_data
 from fdistill.evaluation.features import default_extractor
 from fdistill.evaluation.metrics import frechet_distance, precision_recall
 from fdistill.evaluation.report import write_json

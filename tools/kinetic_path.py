@@ -21,10 +21,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fdistill.cli.commands.yaml_section import data_of_file, remembered_data
+from fdistill.cli.commands.yaml_section import data_of_file
 from fdistill.core.atomic_files import atomic_write
 from fdistill.core.random import fold_seed, generator_for
-from fdistill.data import GenerativeDataModule
+from fdistill.data import GenerativeDataModule, remembered_data
 from fdistill.evaluation.features import default_extractor
 from fdistill.evaluation.kinetic_energy import Shares, estimate_shares, kinetic_energy
 from fdistill.evaluation.metrics import frechet_distance

@@ -1,15 +1,11 @@
 """fit, validate, test and predict: a LightningCLI with ${...} interpolation, bare class names and one-line errors."""
 
 import inspect
-import logging
-import sys
 import typing
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as L
 from jsonargparse import ArgumentError, set_parsing_settings
@@ -30,6 +26,7 @@ from fdistill.cli.commands.yaml_options import read_options_as_yaml_files
 from fdistill.cli.runs import RunFolder, changes, check_kept, flat_settings
 from fdistill.cli.trainer_flags import check_trainer_flags
 from fdistill.core.distributed import on_rank_0
+from fdistill.core.presets import configuration
 from fdistill.core.yaml_files import parse_yaml, read_yaml
 from fdistill.data import GenerativeDataModule
 from fdistill.evaluation import (
@@ -52,21 +49,11 @@ from fdistill.training import (
     callbacks,  # noqa: F401
 )
 from fdistill.training.loggers import CsvFiles, DashboardLogger, JsonlLogger, TensorBoardFiles, log_configuration
+from fdistill.training.quiet import quiet
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # ${data.batch_size} resolves under subcommands too
 
 _BESIDE_TRAINER = ("config", "print_config", "seed_everything", "ckpt_path", "weights_only", "verbose")
-_NOISE = (  # beginnings of warnings that are true of every run of ours and need no action
-    "LightningCLI's args parameter is intended to run from within Python",  # we take --debug and --import out first
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 under torch 2.13
-    r"Found \d+ module\(s\) in eval mode at the start of training",  # the teacher and the moving average
-    "FSDP2-wrapped module",  # its halves return the sample that they were given, which nobody writes to
-    "Using ModelCheckpoint with manual optimization and every_n_train_steps",  # after the turn is what we want
-    r"The '\w+' does not have many workers",  # data in memory is fastest without any
-    "The dirpath has changed from",  # of a run that was moved or branches
-    r'\.fit\(ckpt_path="last"\) is set, but there is no last checkpoint',  # the first run of the same command
-)
-_CHATTER = ("Seed set to", "GPU available: False", "TPU available: False", "\N{ELECTRIC LIGHT BULB} Tip:")
 
 
 class TrainingConfig(SaveConfigCallback):
@@ -90,7 +77,7 @@ class TrainingConfig(SaveConfigCallback):
         """
         if stage != "fit":
             return
-        folder = RunFolder(trainer.log_dir)
+        folder = RunFolder(cast(str, trainer.log_dir))  # of the logger that `complete` adds
         said = on_rank_0(lambda: folder.enter(self.config.get("ckpt_path")))
         self._folder = folder
         if said is not None:
@@ -105,8 +92,8 @@ class TrainingConfig(SaveConfigCallback):
         if trainer.state.fn != TrainerFn.FITTING or "settings" not in checkpoint:
             return
         found = changes(checkpoint["settings"], self.settings(trainer))
-        source = Path(trainer.ckpt_path)
-        if source.resolve().is_relative_to(Path(trainer.log_dir).resolve()):
+        source = Path(cast(str, trainer.ckpt_path))
+        if source.resolve().is_relative_to(Path(cast(str, trainer.log_dir)).resolve()):
             check_kept(found, str(source))
         done = checkpoint["global_step"]
         if 0 <= trainer.max_steps <= done:
@@ -187,6 +174,7 @@ def run_trainer(arguments: Sequence[str] | None, run: bool = True) -> TrainerCLI
         UsageError: for everything that is wrong with arguments or configuration, in one line.
     """
     read_options_as_yaml_files()
+    arguments = None if arguments is None else _with_presets(arguments)
     try:
         with quiet():
             return TrainerCLI(
@@ -200,7 +188,7 @@ def run_trainer(arguments: Sequence[str] | None, run: bool = True) -> TrainerCLI
                 save_config_callback=TrainingConfig,
                 save_config_kwargs={"overwrite": True},
                 parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-                args=arguments,
+                args=None if arguments is None else list(arguments),
                 run=run,
             )
     except (ArgumentError, OmegaConfBaseException, UnicodeDecodeError) as error:
@@ -235,6 +223,19 @@ def _options() -> dict[str, Any]:
     )
 
 
+def _with_presets(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the file of each --config that is a preset's name."""
+    found, before = [], ""
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if equals and flag == "--config":
+            found.append(f"--config={configuration(value)}")
+        else:
+            found.append(str(configuration(argument)) if before in ("--config", "-c") else argument)
+        before = argument
+    return found
+
+
 def _broken_file(arguments: Sequence[str]) -> str | None:
     """What is wrong with the first --config file that is no YAML mapping; None where all are."""
     given = [value for flag, value in pairwise(arguments) if flag in ("--config", "-c")]
@@ -247,31 +248,3 @@ def _broken_file(arguments: Sequence[str]) -> str | None:
         if not isinstance(value, dict):
             return f"{path} is no configuration: expected a mapping (trainer, model, data), got {type(value).__name__}"
     return None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the lines that every run of ours would print and nobody needs; all other warnings stay."""
-    talkative = [
-        logging.getLogger(f"lightning.{name}") for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed")
-    ]
-    with warnings.catch_warnings():
-        for beginning in _NOISE:
-            warnings.filterwarnings("ignore", message=beginning)
-        warnings.showwarning = _one_line
-        for logger in talkative:
-            logger.addFilter(_is_news)
-        try:
-            yield
-        finally:
-            for logger in talkative:
-                logger.removeFilter(_is_news)
-
-
-def _one_line(message: Warning | str, *place: Any, **more: Any) -> None:
-    """Write a warning as one line, without the line of our code that gave it."""
-    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_CHATTER)

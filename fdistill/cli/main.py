@@ -30,12 +30,13 @@ options, before or after the command:
   --version         show the version
 
 first steps:
-  fdistill fit --config configs/trainer.yaml --config configs/quickstart/teacher.yaml
-  fdistill fit --config configs/trainer.yaml --config configs/quickstart/student.yaml
+  fdistill fit --config trainer --config quickstart/teacher
+  fdistill fit --config trainer --config quickstart/student
   fdistill sample --checkpoint runs/quickstart/train-student/checkpoints/last.ckpt
 
-Files given by --config are merged in order, options after them win, --print_config shows the result, and
---ckpt_path last continues a run. fdistill COMMAND --help tells the options of a command."""
+Files given by --config, or names that fdistill presets lists, are merged in order, options after them win,
+--print_config shows the result, and --ckpt_path last continues a run. fdistill COMMAND --help tells the
+options of a command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

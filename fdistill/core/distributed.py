@@ -4,13 +4,17 @@ import builtins
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fdistill.core.private_apis import limit_waiting
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
@@ -100,16 +104,16 @@ def on_rank_0(compute: Callable[[], T]) -> T:
         finally:
             _alone = False
     with patient(), in_touch():
-        sent = [(result, None if raised is None else _told(raised))]
+        sent: list[tuple[Any, tuple[str, str] | None]] = [(result, None if raised is None else _told(raised))]
         dist.broadcast_object_list(sent, src=0)
     if raised is not None:
         raised.add_note("this is rank 0, which worked alone; the others were told")
         raise raised
-    result, told = sent[0]
+    received, told = sent[0]
     if told is not None:
         kind, message = told
         raise getattr(builtins, kind)(message)
-    return result
+    return received
 
 
 def _told(error: BaseException) -> tuple[str, str]:
@@ -150,11 +154,13 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 def gradients_of(parameters: Iterable[torch.nn.Parameter]) -> list[Tensor]:
     """The gradients of the parameters that learn; one of zeros where a parameter has none."""
-    learning = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in learning:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    return [parameter.grad for parameter in learning]
+    gradients = []
+    for parameter in parameters:
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    return gradients
 
 
 def whole(value: Tensor) -> Tensor:
@@ -173,7 +179,8 @@ def part_of(value: Tensor, like: Tensor) -> Tensor:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    sharded = cast("DTensor", like)
+    return distribute_tensor(value.to(like.device), sharded.device_mesh, sharded.placements, src_data_rank=None)
 
 
 def is_sharded(network: torch.nn.Module) -> bool:
@@ -187,7 +194,13 @@ def gathered(*networks: torch.nn.Module) -> Iterator[None]:
 
     All ranks enter and leave together. It does nothing for networks that are whole already.
     """
-    parts = [part for net in networks if is_sharded(net) for part in net.modules() if hasattr(part, "unshard")]
+    parts = [
+        cast("FSDPModule", part)
+        for net in networks
+        if is_sharded(net)
+        for part in net.modules()
+        if hasattr(part, "unshard")
+    ]
     try:
         for part in parts:
             part.set_reshard_after_forward(False, recurse=False)

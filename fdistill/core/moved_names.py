@@ -71,6 +71,7 @@ class MovedModules(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """It has been executed; its own specification, which import took away, comes back."""
+        assert module.__spec__ is not None  # import gave it the one of `find_spec`
         module.__spec__ = module.__spec__.loader_state
 
 

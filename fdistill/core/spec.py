@@ -68,6 +68,19 @@ def subclasses(cls: type[Any]) -> list[type[Any]]:
     return [found for sub in cls.__subclasses__() for found in (sub, *subclasses(sub))]
 
 
+def named(base: type[Any], name: str) -> type[Any]:
+    """The imported class below `base` of this bare name.
+
+    Raises:
+        ValueError: where there is none that can be built.
+    """
+    known = {found.__name__: found for found in subclasses(base) if not inspect.isabstract(found)}
+    if name not in known:
+        names = ", ".join(sorted(found for found in known if not found.startswith("_")))
+        raise ValueError(f"there is no {base.__name__} {name!r}: expected one of {names}")
+    return known[name]
+
+
 def public_path(cls: type) -> str:
     """Of our own classes the name in the outermost package that exports it; module and name for all others."""
     module = cls.__module__.split(".")

@@ -1,6 +1,6 @@
 """Data modules with an endless resumable stream, encoded latents, a teacher's pairs. It imports io and below."""
 
-from fdistill.data.base import Batch, GenerativeDataModule
+from fdistill.data.base import Batch, GenerativeDataModule, remembered_data
 from fdistill.data.batch_stream import EndlessBatchSampler
 from fdistill.data.batches import InMemorySplit, ReadSplit, Split
 from fdistill.data.chequerboard import Chequerboard
@@ -41,6 +41,7 @@ __all__ = [
     "forty_modes",
     "grid",
     "nearest_mode",
+    "remembered_data",
     "ring",
     "sample_mixture",
     "stratified_split",

@@ -79,7 +79,7 @@ def members(shard: int, file: Path, sieve: Sieve) -> Iterator[Member]:
 def _of_tar(shard: int, file: Path, sieve: Sieve) -> Iterator[Member]:
     with tarfile.open(file, "r:") as archive:
         while (member := archive.next()) is not None:
-            archive.members = []  # it would keep them all
+            archive.members = []  # type: ignore[attr-defined]  # it would keep them all; typeshed leaves it out
             if member.size < 0:  # it would go back, and never end
                 raise ValueError("a size below 0")
             plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()

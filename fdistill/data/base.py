@@ -2,6 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as L
@@ -207,7 +208,10 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
 
     def _batches_processed_by_trainer(self) -> int:
         # "processed" already counts a batch in on_train_batch_end, where checkpoints are saved; "completed" does not
-        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        if self.trainer is None:
+            return 0
+        seen = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return seen.processed  # type: ignore[attr-defined]  # Lightning declares the tracker's base class
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -239,5 +243,21 @@ def _check_split(name: str, split: Split, sample_shape: tuple[int, ...], num_cla
         )
 
 
-def _already_a_batch(batch: Batch) -> Batch:
+def _already_a_batch(batch: Any) -> Any:
     return batch
+
+
+def remembered_data(facts: Mapping[str, Any], **changes: Any) -> GenerativeDataModule:
+    """The data that a model with these facts was trained on.
+
+    Args:
+        facts: of the model.
+        changes: arguments of the data in place of those that it had.
+
+    Raises:
+        ValueError: where they do not say.
+    """
+    spec = facts.get("data")
+    if spec is None:
+        raise ValueError("this model does not say what data it was trained on: give --data FILE.yaml")
+    return GenerativeDataModule.from_spec({**spec, "init_args": {**spec.get("init_args", {}), **changes}})

@@ -96,7 +96,7 @@ class InMemorySplit(Split):
     def __len__(self) -> int:
         return len(self.x) * (2 if self.mirrored else 1)
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
+    def __getitems__(self, indices: Tensor | Sequence[int]) -> Batch:
         index = torch.as_tensor(indices, dtype=torch.long)
         mirror = index >= len(self.x)  # never true unless mirrored: index_select refuses the index
         index = index - len(self.x) * mirror if self.mirrored else index

@@ -5,11 +5,12 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from fdistill.core.file_suffixes import IMAGE_FORMATS
@@ -74,7 +75,7 @@ def own_shape(source: BinaryIO, name: str, suffix: str) -> tuple[int, int, int]:
 
 
 @contextlib.contextmanager
-def _opened(source: Path | BinaryIO, name: str, suffix: str) -> Iterator[Image.Image]:
+def _opened(source: Path | BinaryIO, name: str, suffix: str) -> Iterator[ImageFile]:
     """The image, for as long as its file is open; whatever its decoder raises is one line."""
     formats = dict.fromkeys((*_ANY_NAME, IMAGE_FORMATS.get(suffix, "PNG")))
     try:
@@ -101,7 +102,7 @@ def _decoded(source: Path | BinaryIO, name: str, suffix: str) -> Image.Image:
         return image
 
 
-def _check_depth(image: Image.Image, name: str) -> None:
+def _check_depth(image: ImageFile, name: str) -> None:
     """PIL keeps the high byte of 16 bits of colour in silence, and clips 16 bits of grey where they are converted."""
     found = f"mode {image.mode}" if image.mode.startswith(("I", "F")) else ""
     for tile in image.tile:
@@ -118,7 +119,8 @@ def _opaque(image: Image.Image, name: str) -> Image.Image:
     """The image without transparency, of a mode that converts to grey or colours."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
+        bands = cast("tuple[tuple[int, int], ...]", image.getextrema())
+        if bands[3][0] < 255:
             warnings.warn("transparent images are laid on white; flatten them for another background", stacklevel=3)
             image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
         return image.convert("RGB")

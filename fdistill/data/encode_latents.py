@@ -181,7 +181,7 @@ def _batches(asked: Encoding, images: ImageSplit, part: range) -> Iterable[Batch
     )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

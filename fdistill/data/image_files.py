@@ -17,7 +17,7 @@ from fdistill.data.decode import UnreadableImage, own_shape, read_image
 from fdistill.data.image_names import LABELS, Sieve, by_folders, by_labels_file, is_passed_over
 
 
-class PackedNames(Sequence[str]):
+class PackedNames:
     """Names in one array: worker processes share it, where each would come to hold a copy of a list of a million."""
 
     def __init__(self, names: Sequence[str]) -> None:

@@ -77,7 +77,7 @@ class LatentFolder(GenerativeDataModule):
         return self._read_files().description.class_names
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> Decoder | None:
         """The VAE that made the latents."""
         return Decoder(Path(self.folder) / DECODER)
 
@@ -126,7 +126,8 @@ class DecodedLatents(LatentFolder):
     def load_splits(self) -> tuple[Split, Split]:
         """Decode those latents of both splits."""
         decoder = Decoder(Path(self.folder) / DECODER).to(self._device)
-        return tuple(_decoded(split.measured(), decoder) for split in super().load_splits())
+        train, held_out = super().load_splits()
+        return _decoded(train.measured(), decoder), _decoded(held_out.measured(), decoder)
 
 
 class _LatentSplit(ReadSplit):
@@ -150,7 +151,7 @@ class _LatentSplit(ReadSplit):
             flipped, number = divmod(index, len(self.labels))
             image = int(self.chosen[number])
             mean, std = self.files.read(image, bool(flipped))
-            if self.drawn_anew:
+            if self.drawn_anew and std is not None:
                 draw = generator_for(self.seed if time else 0, time, image, flipped)  # time 0: the same for every seed
                 mean = torch.addcmul(mean, std, torch.randn(self.sample_shape, generator=draw))
             x[place] = mean

@@ -1,7 +1,7 @@
 """Gaussian mixtures: data whose every statistic has a closed form, for counting modes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -120,13 +120,11 @@ class GaussianMixtureData(GenerativeDataModule):
 
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
         """Draw the two splits."""
-        sizes = (self.num_samples, self.num_held_out)
-        return tuple(
-            InMemorySplit(x.float(), labels)
-            for x, labels in (
-                sample_mixture(self._parameters, n, generator_for(self.split_seed, i)) for i, n in enumerate(sizes)
-            )
-        )
+        return self._drawn(self.num_samples, 0), self._drawn(self.num_held_out, 1)
+
+    def _drawn(self, n: int, split: int) -> InMemorySplit:
+        x, labels = sample_mixture(self._parameters, n, generator_for(self.split_seed, split))
+        return InMemorySplit(x.float(), labels)
 
     def _build(self) -> MixtureParameters:
         if self.kind not in _OPTIONS:
@@ -140,7 +138,8 @@ class GaussianMixtureData(GenerativeDataModule):
             raise ValueError(
                 f"{self.kind!r} takes only its own options: expected {list(takes)}, got {foreign}; drop them"
             )
-        return {"ring": ring, "grid": grid, "forty": forty_modes}[self.kind](**{**takes, **given})
+        kinds: dict[str, Callable[..., MixtureParameters]] = {"ring": ring, "grid": grid, "forty": forty_modes}
+        return kinds[self.kind](**{**takes, **given})
 
 
 def ring(num_modes: int, radius: float, std: float, weights: Sequence[float] | None = None) -> MixtureParameters:

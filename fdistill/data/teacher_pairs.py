@@ -154,7 +154,7 @@ def facts_of(model: GenerativeModel, n: int, seed: int, source: str) -> Facts:
     Raises:
         ValueError: for a student, or n out of range.
     """
-    if model.kind != "teacher":
+    if model.sampler is None:
         raise ValueError(f"pairs are made by a teacher's ODE: {source or 'this'} is a {model.kind}")
     if model.sampler.is_stochastic:
         raise ValueError(

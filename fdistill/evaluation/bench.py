@@ -26,6 +26,7 @@ LEAST_TO_BE_RARE = 20  # reference samples, for one with some
 RARE = 0.25  # of the samples that the reference has
 MOST_CLASSES = 40  # that are told apart
 MOST_COPIES = 20
+OF_THE_STREAM = ("batch_size", "seed", "num_workers")  # of training, which say nothing of the samples
 SHOWN_IMAGES, SHOWN_POINTS = 50, 2000  # of each row in a picture
 
 
@@ -80,10 +81,12 @@ class Bench:
         x, labels = train.rows(torch.randperm(len(train), generator=generator_for(self.seed, repeat))[: self.n])
         yield "floor", x, self.read("floor", x, labels, keep=True)
         for name, source in sources.items():
-            labels = source.labels(self.n, seed, self.labels)
-            make = functools.partial(self._draw, name, source, seed, labels)
-            kept = name == "teacher" and isinstance(source, ModelSource)
-            yield name, *(self._kept(source.model, seed, labels, make) if kept else make())
+            asked = source.labels(self.n, seed, self.labels)
+            make = functools.partial(self._draw, name, source, seed, asked)
+            if name == "teacher" and isinstance(source, ModelSource):
+                yield name, *self._kept(source.model, seed, asked, make)
+            else:
+                yield name, *make()
         x = self.gaussian(self.labels, generator_for(self.seed, repeat))
         yield "class_gaussian", x, self.read("class_gaussian", x, self.labels)
 
@@ -102,11 +105,13 @@ class Bench:
             return {"shown": first_shown(x), "features": samples.features} | modes
 
         parts = [model.denoiser, model.guidance, model.sampler, model.sigmas, model.decoder, model.autocast]
-        told = [type(model), parts, self.data.spec(), self.n, seed, labels]
+        data = {name: value for name, value in self.data.spec()["init_args"].items() if name not in OF_THE_STREAM}
+        told = [type(model), parts, type(self.data), data, self.n, seed, labels]
         found = self.extractor.kept("teacher's draw", told, tensors)
-        read = (found["features"], found.get("modes"), labels if self.data.num_classes > 1 else None)
+        classes = (found.get("modes"), labels if self.data.num_classes > 1 else None)
         device = self.reference.features.device
-        return found["shown"], Samples(*(None if tensor is None else tensor.to(device) for tensor in read))
+        read = (None if tensor is None else tensor.to(device) for tensor in classes)
+        return found["shown"], Samples(found["features"].to(device), *read)
 
     def details(
         self, row: dict[str, Any], samples: Samples, modes: list[Tensor], bootstrap: int | None

@@ -53,19 +53,26 @@ class Band:
         return min(value - self.low, self.high - value)
 
 
-def band(null: Tensor, watch: Watch) -> Band:
+def band(null: Tensor, watch: Watch, teacher: float | None = None) -> Band:
     """The band of a metric whose values on pairs of real halves are `null` [S], S >= 2.
 
     Its edge lies `SPREADS` standard deviations and the tolerance away from the null's median, on the side of collapse.
+    No student is asked for more than its teacher has: where the `teacher` itself would lie outside, the edge is as far
+    from it instead.
     """
     if len(null) < 2 or not null.isfinite().all():
         raise ValueError(
             f"a band needs at least 2 finite values of pairs of real halves: got {null.tolist()}; use more real data"
         )
-    middle, spread = float(null.double().median()), float(null.double().std())
-    if watch.falls:
-        return Band(middle * (1 - watch.tolerance) - SPREADS * spread, math.inf)
-    return Band(-math.inf, middle + watch.tolerance + SPREADS * spread)
+    spread = float(null.double().std())
+
+    def around(middle: float) -> Band:
+        if watch.falls:
+            return Band(middle * (1 - watch.tolerance) - SPREADS * spread, math.inf)
+        return Band(-math.inf, middle + watch.tolerance + SPREADS * spread)
+
+    found = around(float(null.double().median()))
+    return around(teacher) if teacher is not None and found.margin(teacher) < 0 else found
 
 
 @dataclass
@@ -137,9 +144,12 @@ class CollapseAlarm:
         self.armed, self.outside = state["armed"], {name: list(seen) for name, seen in state["outside"].items()}
 
 
-def bands(null: Mapping[str, Tensor], watched: Mapping[str, Watch] = WATCHED) -> dict[str, Band]:
-    """The band of every watched metric that the null has values [S] of."""
-    return {name: band(null[name], watch) for name, watch in watched.items() if name in null}
+def bands(
+    null: Mapping[str, Tensor], watched: Mapping[str, Watch] = WATCHED, teacher: Mapping[str, float] | None = None
+) -> dict[str, Band]:
+    """The band of every watched metric that the null has values [S] of; `teacher` has the teacher's, where known."""
+    known = teacher or {}
+    return {name: band(null[name], watch, known.get(name)) for name, watch in watched.items() if name in null}
 
 
 def half_splits(

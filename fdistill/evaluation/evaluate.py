@@ -8,18 +8,22 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from fdistill.data import GenerativeDataModule
+from fdistill.core.presets import checkpoint as known_checkpoint
+from fdistill.data import GenerativeDataModule, remembered_data
 from fdistill.evaluation.bench import Bench, Copies, first_shown
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
 from fdistill.evaluation.metrics.vendi_spectrum import vendi_spectrum
 from fdistill.evaluation.report import average_rows, measure, verdict
 from fdistill.evaluation.report.intervals import LEAST_FOR_INTERVALS, check_splits
 from fdistill.evaluation.report.rows import Samples
-from fdistill.evaluation.sources import ModelSource, Source
+from fdistill.evaluation.sources import ModelSource, Source, open_source
+from fdistill.sampling.draw import require_model
+from fdistill.sampling.generator import GenerativeModel
 
 DRAWN = 20_000  # samples of each row in all draws together, where nobody asked for a number of draws
 USUAL_REPEATS = 4  # at most
 TIMED, FEW_TIMED = 500, 50  # samples at once, whose speed is measured
+MOST = 5000  # samples of each source, where nobody asked for another number
 LONG = 1.0  # second, which no more than the few may take
 
 
@@ -44,7 +48,7 @@ def evaluate_models(
     student: Source,
     teacher: Source | None,
     data: GenerativeDataModule,
-    n: int,
+    n: int | None,
     seed: int,
     repeats: int | None,
     bootstrap: int | None = None,
@@ -60,7 +64,7 @@ def evaluate_models(
         student: what is judged.
         teacher: what it was distilled from, where known.
         data: real samples; the images of latents.
-        n: samples of each row, >= 12.
+        n: samples of each row, >= 12; as many as each split has, at most 5000, where None.
         seed: of all draws and of the features.
         repeats: draws that the numbers are means of, >= 1; 4, or 20,000 / n where that is fewer, where None.
         bootstrap: splits into halves that intervals are made of; as `intervals` takes `splits`.
@@ -71,6 +75,7 @@ def evaluate_models(
             broken.
     """
     started, data = time.perf_counter(), data.in_pixels()
+    n = min(len(data.held_out_samples), len(data.train_samples), MOST) if n is None else n
     repeats = usual_repeats(max(n, 1)) if repeats is None else repeats
     sources = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     _check(sources, data, n, repeats)
@@ -93,14 +98,52 @@ def evaluate_models(
             rows[name].append(measure(samples, bench.reference, data.num_modes, training, pairs))
             modes[name] += [] if samples.modes is None else [samples.modes]
         first = first or drawn
-    report = {name: average_rows(found) for name, found in rows.items()}
+    report: dict[str, Any] = {name: average_rows(found) for name, found in rows.items()}
     for name, samples in tqdm(first.items(), desc="Intervals", unit="row", disable=bootstrap == 0):
         report[name] |= bench.details(report[name], samples, modes[name], bootstrap)
     report |= _facts(bench, sources, n, seed, repeats) | {"bands": bench.bands(first["floor"])}
     report["verdict"] = verdict(report)
     report["seconds"] = _seconds(sources, started)
     spectra = {name: vendi_spectrum(first[name].features).cpu() for name in ("floor", *sources)}
+    assert copies is not None  # the first draw has a student
     return Evaluation(report, shown, spectra, copies)
+
+
+def evaluate(
+    model: GenerativeModel,
+    data: GenerativeDataModule | None = None,
+    teacher: GenerativeModel | str | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    repeats: int | None = None,
+    bootstrap: int | None = None,
+) -> Evaluation:
+    """Measure a model beside its teacher and real data: the numbers of `fdistill evaluate`, in `.report`.
+
+    Args:
+        model: as `fdistill.load` or `fdistill.distill` gives it.
+        data: real samples; None for those that the model was trained on.
+        teacher: what it was distilled from, a model, a path or a name; None for the one that it remembers, if that is
+            still there, else none.
+        n, seed, repeats, bootstrap: as of `evaluate_models`.
+
+    Raises:
+        ValueError: as of `evaluate_models`, or where the model does not say what it was trained on.
+    """
+    real = remembered_data(require_model(model).facts) if data is None else data
+    real, teacher = real.in_pixels(), remembered_teacher(model.facts) if teacher is None else teacher
+    if isinstance(teacher, GenerativeModel):
+        source: Source | None = ModelSource(teacher)
+    else:
+        source = None if teacher is None else open_source(teacher)
+    extractor = default_extractor(real.sample_shape, real.num_classes).keep_learned()
+    return evaluate_models(ModelSource(model), source, real, n, seed, repeats, bootstrap, extractor)
+
+
+def remembered_teacher(facts: dict[str, Any]) -> str | None:
+    """The path or name of the teacher that a model with these facts was distilled from, if that is still there."""
+    found = facts.get("teacher")
+    return found if isinstance(found, str) and known_checkpoint(found).exists() else None
 
 
 def usual_repeats(n: int) -> int:
@@ -127,8 +170,9 @@ def _seconds_of_draw(source: Source, n: int) -> float:
 
 def _share_noise(student: Source, teacher: Source | None) -> bool:
     """Whether sample i of the one comes from the same latents and class as sample i of the other."""
-    both = isinstance(student, ModelSource) and isinstance(teacher, ModelSource)
-    return both and student.num_classes == teacher.num_classes
+    if not isinstance(student, ModelSource) or not isinstance(teacher, ModelSource):
+        return False
+    return student.num_classes == teacher.num_classes
 
 
 def _check(sources: dict[str, Source], data: GenerativeDataModule, n: int, repeats: int) -> None:

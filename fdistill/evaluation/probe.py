@@ -128,8 +128,9 @@ class DiversityProbe:
         if world_size == 1:
             return part
         order = torch.cat([torch.arange(self.n)[r::world_size] for r in range(world_size)]).argsort()
-        gathered = (None if kept is None else gather_rows(kept) for kept in (part.features, part.modes, part.wanted))
-        return Rows(*gathered)[order]
+        features = gather_rows(part.features)
+        classes = (None if kept is None else gather_rows(kept) for kept in (part.modes, part.wanted))
+        return Rows(features, *classes)[order]
 
     def measure(self, generated: Rows, teacher: Rows | None = None) -> dict[str, float]:
         """Every metric of n samples against the reference; `teacher` for the metrics that compare pairs.
@@ -175,15 +176,15 @@ class DiversityProbe:
         is_generated = generated is not self.other_half
         found = {}
         for key, metric in (self.metrics if metrics is None else metrics).items():
-            sides = {
+            ours, theirs = {
                 "features": (generated.features, real.features),
                 "modes": (generated.modes, real.modes),
                 "training": (generated.features if is_generated else self._held_out, self._training),
                 "teacher": (generated.features, None if teacher is None else teacher.features),
             }[metric.reads]
-            if any(side is None for side in sides):
+            if ours is None or theirs is None:
                 continue
-            value = metric.of(*sides)
+            value = metric.of(ours, theirs)
             named = value if isinstance(value, dict) else {key: value}
             found[key] = {name: float(number) for name, number in named.items()}
         return found

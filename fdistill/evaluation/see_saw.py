@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ class LinearDenoiser:
         blocks = zip(_blocks(x_0, rows, device), classes.split(BATCH), strict=True)
         centred = (block - mean[index] for block, index in blocks)
         if n > d:
-            variances, axes = _eigen(sum(block.T @ block for block in centred) / n)
+            variances, axes = _eigen(cast(Tensor, sum(block.T @ block for block in centred)) / n)
         else:  # the same eigenvalues from products of samples, which are fewer
             rows = torch.cat(list(centred))
             variances, vectors = _eigen(rows @ rows.T / n)

@@ -4,13 +4,14 @@ import functools
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fdistill.core.file_suffixes import ARCHIVES, IMAGES
+from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.weight_files import CheckpointError, read_json
 from fdistill.data.image_files import Images
 from fdistill.data.image_folder import list_folder
@@ -34,10 +35,14 @@ class Source(Protocol):
         facts: plain values that a report tells of it.
     """
 
-    sample_shape: tuple[int, ...]
-    num_classes: int
-    evaluations: int | None
     facts: dict[str, Any]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def evaluations(self) -> int | None: ...
 
     def labels(self, n: int, seed: int, wanted: Tensor | None = None) -> Tensor | None:
         """The classes int64 [n] that n samples of a seed have: `wanted` where it can be asked for them.
@@ -93,11 +98,11 @@ class DiffusersSource:
         self._pipeline = _load_pipeline(self._folder).to(device)
         self._takes = inspect.signature(self._pipeline.__call__).parameters
         self._network = self._checked_network()
-        config = self._network.config
+        config: Any = self._network.config
         classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm") or 0
         self.num_classes: int = classes if "class_labels" in self._takes else 0
         self.sample_shape = self._probed_shape()
-        self.facts = {"pipeline": type(self._pipeline).__name__, "folder": str(folder)}
+        self.facts: dict[str, Any] = {"pipeline": type(self._pipeline).__name__, "folder": str(folder)}
         if num_inference_steps is not None:
             self.facts["num_inference_steps"] = num_inference_steps
 
@@ -177,6 +182,11 @@ class FixedSet(Source, Protocol):
         """The samples with these numbers int64 [n] in [0, count), as `draw` gives them."""
 
 
+def as_fixed_set(source: Source) -> FixedSet | None:
+    """The source as a fixed set; None where it generates."""
+    return cast(FixedSet, source) if source.evaluations is None else None
+
+
 class ImageFolderSource:
     """Images of a folder or archives, with classes or without: a fixed set, of which a random part is drawn.
 
@@ -246,7 +256,7 @@ def open_source(
     """The source at a path: a run's .ckpt, an exported folder, a diffusers pipeline, images, or samples in a .npz.
 
     Args:
-        path: which of them it is, is read from what lies there.
+        path: which of them it is, is read from what lies there; or the name of a shipped checkpoint.
         device: where samples are made.
         sample_shape: what a folder of images is converted to; see ImageFolderSource.
         num_inference_steps: of a diffusers pipeline; the others have no use for it.
@@ -255,7 +265,7 @@ def open_source(
     Raises:
         CheckpointError: with one line that says what is there, if it is none of these or broken.
     """
-    path = Path(path)
+    path = known_checkpoint(path)
     if path.is_file() and path.suffix.lower() in ARCHIVES:
         return ImageFolderSource(path, sample_shape)
     if path.is_file() and path.suffix.lower() in sample_files.SUFFIXES:
@@ -306,8 +316,8 @@ def _load_pipeline(folder: Path) -> Any:
 
 def _own_shape(images: Images) -> tuple[int, int, int]:
     """The first one's square, in colour where any image is."""
-    channels, *sides = images.shape(0)
-    return (max((images.shape(i)[0] for i in range(len(images)) if channels == 1), default=3), *sides)
+    channels, height, width = images.shape(0)
+    return max((images.shape(i)[0] for i in range(len(images)) if channels == 1), default=3), height, width
 
 
 def _brief(error: Exception) -> str:

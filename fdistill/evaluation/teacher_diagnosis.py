@@ -155,7 +155,7 @@ def _check(model: GenerativeModel, data: GenerativeDataModule, n: int, most: int
 def _sources(model: GenerativeModel, num_steps: int | None, eta: float) -> dict[str, ModelSource]:
     """Both samplers of one denoiser, at equal evaluations."""
     grid = model.sigmas if num_steps is None else model.edm_grid(num_steps)
-    sampler = Heun() if model.sampler.is_stochastic else model.sampler
+    sampler = Heun() if model.sampler is None or model.sampler.is_stochastic else model.sampler
     as_fine = finer_grid(grid, sampler.evaluations(grid))
     return {
         "sde": ModelSource(GenerativeModel(model.denoiser, "teacher", as_fine, sampler=GDDIM(eta))),
@@ -167,10 +167,10 @@ def _summary(
     rows: list[dict[str, float | None]], errors: dict[str, float | None]
 ) -> dict[str, dict[str, float | list[float] | None]]:
     """Of each number the mean over the draws, their range, and the standard deviation of one draw from half samples."""
-    found = {}
+    found: dict[str, dict[str, float | list[float] | None]] = {}
     for name in MEASURED:
-        values, error = [row[name] for row in rows], errors[name]
-        if None not in values:
+        values, error = [value for row in rows if (value := row[name]) is not None], errors[name]
+        if len(values) == len(rows):
             found[name] = {
                 "mean": statistics.fmean(values),
                 "range": [min(values), max(values)],

@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import UNet2DModel
 
 from fdistill.core.build import build_with_weights, known_config
+from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.weight_files import (
     BUILD_ERRORS,
     CheckpointError,
@@ -35,10 +36,13 @@ _REMEDY = "export it again"
 def load_model(path: Path | str) -> GenerativeModel:
     """The generative model of a run checkpoint (its EMA weights) or of an exported folder.
 
+    Args:
+        path: of either, or the name of a checkpoint that comes with the package, as digits-student.
+
     Raises:
         CheckpointError: with one line that says what is wrong with it.
     """
-    path = Path(path)
+    path = known_checkpoint(path)
     said = what_lies_at(path)
     if said is not None:
         raise CheckpointError(said)

@@ -1,6 +1,7 @@
 """What each rank keeps for itself, in a file of its own beside the run's checkpoint: nobody gathers it."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class RankParts:
         ranks: how many there were.
     """
 
-    def __init__(self, checkpoint: dict[str, Any], path: Path | str) -> None:
+    def __init__(self, checkpoint: Mapping[str, Any], path: Path | str) -> None:
         """Reads nothing yet.
 
         Args:
@@ -113,7 +114,7 @@ class RankParts:
         self._checked.add(number)
 
 
-def parts_of(checkpoint: dict[str, Any]) -> RankParts:
+def parts_of(checkpoint: Mapping[str, Any]) -> RankParts:
     """The parts of a checkpoint that a run reads.
 
     Raises:

@@ -30,6 +30,11 @@ class HalfDenoised(NamedTuple):
         return self._replace(encoding=self.encoding._replace(features=features))
 
 
+def lay_channels_last(network: nn.Module) -> None:
+    """Lay the weights of convolutions channels last, in place."""
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads leave it out
+
+
 class Denoiser(nn.Module, Described):
     """D(x, sigma, labels) = E[x_0 | x] for x = x_0 + sigma eps.
 

@@ -4,11 +4,11 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from fdistill.core.build import build_stock, build_with_weights, known_config
 from fdistill.core.fingerprints import fingerprint
@@ -23,6 +23,9 @@ from fdistill.core.weight_files import (
     reason,
     shown,
 )
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 _CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
 _LARGEST_SIDE = 4096  # of an image; no weight depends on it
@@ -50,7 +53,7 @@ class Decoder:
         return self
 
     @functools.cached_property
-    def vae(self) -> nn.Module:
+    def vae(self) -> "ModelMixin":
         """The whole VAE, in evaluation mode.
 
         Raises:

@@ -2,12 +2,13 @@
 
 import copy
 import math
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term
+from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, asked_for
 from fdistill.theory.schedules import Schedule, value_at
 
 
@@ -22,7 +23,14 @@ def adversarial_term(logit: Tensor, weight: float) -> Term:
     return Term(F.softplus(-wide), weight)
 
 
-def without_idle_adversary(objective: Objective, update: int) -> Objective:
+class _WithAdversary(Protocol):
+    adversarial_weight: float | Schedule
+
+
+_Adversarial = TypeVar("_Adversarial", bound=_WithAdversary)
+
+
+def without_idle_adversary(objective: _Adversarial, update: int) -> _Adversarial:
     """The objective without its adversarial term where a schedule gives it no weight at this update, else itself.
 
     So an update where the logit counts for nothing does not ask for it.
@@ -56,7 +64,7 @@ class Adversarial(Objective):
         return Needs(logit=True)
 
     def loss(self, at: NoisedSamples) -> StudentLoss:
-        return StudentLoss({"adversarial": adversarial_term(at.logit, value_at(self.weight, at.update))})
+        return StudentLoss({"adversarial": adversarial_term(asked_for(at.logit), value_at(self.weight, at.update))})
 
 
 def check_weight(name: str, weight: float | Schedule) -> None:

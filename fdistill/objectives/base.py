@@ -1,7 +1,7 @@
 """What an objective is: what it needs to know of a noised sample, and from that the terms of the student's loss."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fdistill.core.spec import Described
 from fdistill.data import GenerativeDataModule
 
+T = TypeVar("T")
 Asked = Literal["nothing", "value", "gradient"]
 """What is asked of a denoiser: not evaluated, its value alone, or its value with a graph to its input."""
 
@@ -41,8 +42,9 @@ class Needs(NamedTuple):
     def together(self, other: "Needs") -> "Needs":
         """What serves both."""
         asked = ("nothing", "value", "gradient")
-        denoisers = (max(pair, key=asked.index) for pair in zip(self[:2], other[:2], strict=True))
-        return Needs(*denoisers, *(mine or yours for mine, yours in zip(self[2:], other[2:], strict=True)))
+        teacher = max(self.teacher, other.teacher, key=asked.index)
+        fake_score = max(self.fake_score, other.fake_score, key=asked.index)
+        return Needs(teacher, fake_score, *(mine or yours for mine, yours in zip(self[2:], other[2:], strict=True)))
 
 
 class Regression(NamedTuple):
@@ -113,6 +115,17 @@ class Objective(Described, ABC):
 
     def prepare(self, data: GenerativeDataModule) -> None:
         """Called before the first turn, with the run's data, for what has to be fitted to it."""
+
+
+def asked_for(value: T | None) -> T:
+    """A field of `NoisedSamples` that the objective's `needs` ask for.
+
+    Raises:
+        TypeError: where they do not.
+    """
+    if value is None:
+        raise TypeError("an objective reads what its `needs` ask for: expected a value, got None; ask for it there")
+    return value
 
 
 def per_sample_mean(values: Tensor) -> Tensor:

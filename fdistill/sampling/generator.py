@@ -3,17 +3,17 @@
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from fdistill.core.distributed import gathered
-from fdistill.models.denoiser import Denoiser
+from fdistill.core.distributed import gathered, rank
+from fdistill.models.denoiser import Denoiser, lay_channels_last
 from fdistill.models.guidance import Guidance
 from fdistill.models.vae import Decoder
 from fdistill.sampling import Heun, Sampler, generate, multi_step, one_step
@@ -57,12 +57,13 @@ class GenerativeModel:
         elif self.sampler is None:
             self.sampler = Heun()
         Guidance.of(self.guidance).check_fits(self.denoiser)
-        outside = self.denoiser.noise_range.first_outside(_visited(self.kind, self.sigmas, self.sampler))
-        if outside is not None:  # as a file of an earlier version may say
+        outside = self.denoiser.noise_range.first_outside(_visited(self.sigmas, self.sampler))
+        if outside is not None and rank() == 0:  # as a file of an earlier version may say
             low, high = self.denoiser.noise_range
-            rank_zero_warn(
+            warnings.warn(
                 f"this {self.kind} is sampled at sigma = {outside:.6g}, outside of its network's path "
-                f"({low:.6g} to {high:.6g})"
+                f"({low:.6g} to {high:.6g})",
+                stacklevel=2,
             )
 
     @classmethod
@@ -113,7 +114,7 @@ class GenerativeModel:
                 that does not fit.
         """
         grid = karras_grid(num_steps, sigma_min, sigma_max) if sigmas is None else sigmas
-        denoiser.noise_range.check("each level of a sampling grid", _visited("teacher", grid, sampler or Heun()))
+        denoiser.noise_range.check("each level of a sampling grid", _visited(grid, sampler or Heun()))
         return cls(denoiser.eval(), "teacher", grid, guidance, facts or {}, sampler)
 
     @property
@@ -129,7 +130,7 @@ class GenerativeModel:
     @property
     def evaluations(self) -> int:
         """Network evaluations for one sample; two where guidance acts."""
-        levels = _visited(self.kind, self.sigmas, self.sampler)
+        levels = _visited(self.sigmas, self.sampler)
         guidance = Guidance.of(self.guidance)
         return sum(guidance.cost(self.denoiser, level) for level in levels)
 
@@ -154,13 +155,16 @@ class GenerativeModel:
     def sampling_on(self, device: torch.device | str) -> "GenerativeModel":
         """Move it to where it will only sample, in place; not for networks that learn or are written.
 
+        On CUDA the networks of a run in mixed precision compute in bf16, as they did while the run measured itself.
         On the CPU convolutions also lie channels last, where images are larger than 16 pixels: the same samples but for
         rounding, faster (tools/benchmark_sampling.py).
         """
         self.to(device)
+        if self.device.type == "cuda" and self.facts.get("precision") == "bf16-mixed":
+            self.autocast = torch.bfloat16
         if self.device.type == "cpu" and self.sample_shape[-1] > CHANNELS_LAST_ABOVE:
             for denoiser in self._denoisers():
-                denoiser.to(memory_format=torch.channels_last)
+                lay_channels_last(denoiser)
         return self
 
     def _denoisers(self) -> list[Denoiser]:
@@ -220,7 +224,7 @@ class GenerativeModel:
             )
         labels = check_labels(labels, self.num_classes) if self.num_classes else None
         few_steps = one_step if self._blocks == 1 else multi_step
-        sampler = few_steps if self.kind == "student" else self.sampler
+        sampler = few_steps if self.sampler is None else self.sampler
         values = VALUES_IN_CACHE if self.device.type == "cpu" else VALUES_AT_ONCE
         size = batch_size or max(1, min(AT_ONCE, values // math.prod(self.sample_shape)))
         with self.whole(), self._precision():
@@ -249,9 +253,9 @@ class GenerativeModel:
         return tuple(self.decode(torch.zeros(1, *self.sample_shape)).shape[1:])
 
 
-def _visited(kind: str, sigmas: Tensor, sampler: Sampler | None) -> list[float]:
-    """The levels at which the denoiser is evaluated."""
-    return sigmas.tolist() if kind == "student" else sampler.visits(sigmas)
+def _visited(sigmas: Tensor, sampler: Sampler | None) -> list[float]:
+    """The levels at which the denoiser is evaluated; without a sampler those of a student."""
+    return sigmas.tolist() if sampler is None else sampler.visits(sigmas)
 
 
 def _check_levels(sigmas: Tensor) -> None:

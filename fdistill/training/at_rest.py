@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 from fdistill.core.distributed import is_sharded
@@ -54,5 +55,5 @@ class _LeanConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        by_x = torch.nn.grad.conv2d_input(ctx.shape, weight.to(gradient.dtype), gradient, *ctx.how)
+        by_x = conv2d_input(ctx.shape, weight.to(gradient.dtype), gradient, *ctx.how)
         return by_x.to(ctx.dtype), *[None] * 6

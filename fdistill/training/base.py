@@ -5,7 +5,7 @@ import inspect
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as L
 import torch
@@ -21,6 +21,7 @@ from fdistill.data import GenerativeDataModule
 from fdistill.io.checkpoints import RECORD, model_record
 from fdistill.models.denoiser import Denoiser
 from fdistill.sampling.generator import GenerativeModel
+from fdistill.training.averaging.ema import EMA
 from fdistill.training.checkpoint_io import SafeCheckpointIO
 from fdistill.training.continuation import Continuation
 from fdistill.training.guard import Check, Guard, Samples
@@ -43,6 +44,9 @@ class GenerativeModule(L.LightningModule):
     turn is a function of (seed, turn, rank). The strategy averages gradients over the ranks before they are clipped and
     checked: one device, `ReplicatedStrategy` or `ShardedStrategy`, and none that expects to wrap the module.
     """
+
+    ema: EMA
+    """The average of the network that generates."""
 
     frozen_prefixes: tuple[str, ...] = ()
     """Names of sub-modules whose weights are not saved, because they are loaded from elsewhere."""
@@ -80,9 +84,11 @@ class GenerativeModule(L.LightningModule):
         return self.updates_after(self.global_step)
 
     def run_facts(self) -> dict[str, Any]:
-        """Facts of the run for the model card: seed, turns, data."""
+        """Facts of the run for the model card: seed, turns, data; precision where it is not float32."""
         data = getattr(self._trainer, "datamodule", None)
+        precision = getattr(self._trainer, "precision", "32-true")
         return {
+            **({} if precision == "32-true" else {"precision": precision}),
             "seed": self.seed,
             "turns": self.global_step,
             "train_seconds": round(self._seconds_before + time.perf_counter() - self._started, 1),
@@ -180,7 +186,8 @@ class GenerativeModule(L.LightningModule):
         if self._checks_later(optimizers):
             flag = self.guard.look_later(check)
             for optimizer in optimizers:
-                optimizer.optimizer.found_inf = flag  # what torch's GradScaler gives a fused optimiser
+                fused: Any = optimizer.optimizer
+                fused.found_inf = flag  # what torch's GradScaler gives a fused optimiser
         elif skipped := self.guard.skips(check):
             log_numbers(self.loggers, {"guard/skipped_turns": self.guard.skipped}, self.global_step + 1)
             for optimizer in optimizers:
@@ -220,7 +227,7 @@ class GenerativeModule(L.LightningModule):
 
     def is_logging_turn(self, turn: int) -> bool:
         """Whether the values of this turn go to the loggers."""
-        every = self.trainer.log_every_n_steps
+        every = cast(Any, self.trainer).log_every_n_steps
         return every > 0 and turn % every == 0
 
     def write_log(self, values: dict[str, Tensor | float], turn: int) -> None:
@@ -246,7 +253,7 @@ class GenerativeModule(L.LightningModule):
         images = {} if data is None else {"perf/images_per_second": data.batch_size * world_size() / seconds}
         return {"perf/step_ms": 1000 * seconds, **images}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
         """Without the frozen networks."""
         state = super().state_dict(*args, **kwargs)
         return {name: value for name, value in state.items() if not name.startswith(self.frozen_prefixes)}

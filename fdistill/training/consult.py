@@ -1,7 +1,7 @@
 """Asking a denoiser at noised samples for exactly what somebody reads: features, a value, a graph to the input."""
 
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ def consult(
     """
     if value == features == "nothing":
         return Opinion()
+    denoiser = cast(Denoiser, denoiser)
     labels = labels if denoiser.num_classes else None
     with nullcontext() if learns else weights_at_rest(denoiser):
         if features == "nothing":

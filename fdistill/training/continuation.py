@@ -1,7 +1,7 @@
 """A run that continues: its optimisers get the numbers of today's configuration, and no other one's memory."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
@@ -78,7 +78,8 @@ class Continuation(L.Callback):
         """Give the optimisers what was configured, now that they have loaded what they remember."""
         if self._saved is None:
             return
-        pairs = zip(trainer.optimizers, self._saved["optimizers"], self._optimizers, strict=True)
+        configured = cast("list[dict[str, Any]]", self._optimizers)
+        pairs = zip(trainer.optimizers, self._saved["optimizers"], configured, strict=True)
         for optimizer, before, now in pairs:
             for group, old, new in zip(optimizer.param_groups, before["groups"], now["groups"], strict=True):
                 _update(group, old, new)
@@ -87,7 +88,7 @@ class Continuation(L.Callback):
         self._saved = None
 
 
-def _networks(module: L.LightningModule) -> dict[str, str]:
+def _networks(module: Any) -> dict[str, str]:
     """Fingerprints of the networks by role; the weights count where no checkpoint holds them."""
     found = {}
     for name, network in module.denoisers().items():

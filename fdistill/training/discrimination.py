@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
@@ -75,14 +75,14 @@ def consult_and_show(
 
 def build_discriminator(
     reads: Reads, teacher: Denoiser, student: Denoiser, fake_score: Denoiser | None, seed: int
-) -> nn.Module:
+) -> FeatureDiscriminator | SampleDiscriminator:
     """A discriminator with seeded weights; the global random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if reads == "sample":
             return SampleDiscriminator(student.sample_shape, student.num_classes)
         source = teacher if reads == "teacher" else fake_score
-        return FeatureDiscriminator(source.network.feature_channels)
+        return FeatureDiscriminator(cast(Denoiser, source).network.feature_channels)
 
 
 def logit_of(
@@ -94,7 +94,7 @@ def logit_of(
     source_learns: bool,
 ) -> Tensor:
     """Logits [B] of noised samples; `source` is the network whose features are read, None for the sample itself."""
-    features = "nothing" if source is None else "gradient" if x_t.requires_grad else "value"
+    features: Asked = "nothing" if source is None else "gradient" if x_t.requires_grad else "value"
     half = consult(source, x_t, sigma, labels, features=features, learns=source_learns).half
     return ratio.logit(half, x_t, sigma, labels)
 
@@ -120,9 +120,10 @@ def logits_of_both(
         labels: int64 [B], or None.
     """
     both, levels = torch.cat(x_t).detach(), sigma.repeat(2)
-    classes = None if labels[0] is None else torch.cat(labels)
+    classes = None if labels[0] is None or labels[1] is None else torch.cat((labels[0], labels[1]))
     half = consult(source, both, levels, classes, features="value").half
-    return ratio.logit(half, both, levels, classes).chunk(2)
+    fake, real = ratio.logit(half, both, levels, classes).chunk(2)
+    return fake, real
 
 
 def r1_penalty(

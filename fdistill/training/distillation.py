@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -53,7 +54,7 @@ class DistillationModule(DistillationTurn):
     out here, whatever the teacher was trained with: student and fake score learn as they are evaluated.
 
     Args:
-        teacher: a run checkpoint or exported folder of a teacher, or a denoiser (an analytic one, say).
+        teacher: a run checkpoint or exported folder of a teacher, a denoiser, or in Python a GenerativeModel.
         objective: what the student descends (`fdistill.objectives`).
         noise_levels: noise at which the student is matched.
         student_optimizer: class_path and init_args.
@@ -172,7 +173,7 @@ class DistillationModule(DistillationTurn):
             check_guidance(guidance, fake_guidance, fake_label_dropout, self.fake_score)
             check_imitation(imitation, self.fake_score, self.student)
             self.frozen = nn.ModuleList(objective.networks()).requires_grad_(False).eval()
-            self.ema = EMA(self.student, ema_decay)
+            self.ema, self.teacher_facts = EMA(self.student, ema_decay), loaded.facts
             self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.student, loaded.facts)
             self.guidance = teacher_guidance(guidance, guidance_interval, guide, self.teacher, dtype)
             self.guide = Guidance.of(self.guidance).guide
@@ -205,7 +206,7 @@ class DistillationModule(DistillationTurn):
 
     def teacher_model(self) -> GenerativeModel:
         """The frozen teacher with its sampler, at the guidance that the student learns."""
-        how = {"guidance": self.guidance, "sampler": self._teacher_sampler, "decoder": self._decoder}
+        how: dict[str, Any] = {"guidance": self.guidance, "sampler": self._teacher_sampler, "decoder": self._decoder}
         return GenerativeModel(self.teacher, "teacher", self._teacher_grid, **how)
 
     def setup(self, stage: str) -> None:
@@ -223,16 +224,19 @@ class DistillationModule(DistillationTurn):
         """
         self.pairs = None if self.pairs is None else self.pairs.to(self.device)
         if self.last_generated is not None:
-            self.last_generated = tuple(None if t is None else t.to(self.device) for t in self.last_generated)
+            x, labels = self.last_generated
+            self.last_generated = x.to(self.device), None if labels is None else labels.to(self.device)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, GenerativeDataModule):
             self.objective.prepare(data)
             self.frozen.requires_grad_(False).eval()  # what was fitted just now, too
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        groups = [] if self.fake_score is None else [{"params": list(self.fake_score.parameters())}]
+        groups: list[dict[str, Any]] = (
+            [] if self.fake_score is None else [{"params": list(self.fake_score.parameters())}]
+        )
         if self.ratio is not None:
-            group = {"params": list(self.ratio.parameters())}
+            group: dict[str, Any] = {"params": list(self.ratio.parameters())}
             groups.append(group if self.discriminator_lr is None else {**group, "lr": self.discriminator_lr})
         return [self.student_optimizer(self.student.parameters()), self.fake_score_optimizer(groups)]
 
@@ -240,7 +244,7 @@ class DistillationModule(DistillationTurn):
         return self.rhythm.updates_after(turns)
 
     def is_logging_turn(self, turn: int) -> bool:
-        return self.rhythm.is_logged(turn, self.trainer.log_every_n_steps)
+        return self.rhythm.is_logged(turn, cast(Any, self.trainer).log_every_n_steps)
 
     def train(self, mode: bool = True) -> "DistillationModule":
         """Teacher, guide and frozen networks stay in evaluation mode; student and fake score learn without dropout."""

@@ -1,9 +1,10 @@
 """One turn of a distillation: the student generates, the networks say what they are asked, and what learns steps."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
 
 from fdistill.data import Batch
 from fdistill.data.teacher_pairs import TeacherPairs
@@ -11,7 +12,7 @@ from fdistill.io.rank_parts import OWN, parts_of
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
 from fdistill.objectives import Needs, NoisedSamples, Objective, Regression, denoising_loss, discriminator_loss
-from fdistill.objectives.base import Asked
+from fdistill.objectives.base import Asked, asked_for
 from fdistill.objectives.log_ratio import RatioEstimator
 from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.paths import NoiseRange
@@ -74,7 +75,7 @@ class DistillationTurn(StudentValidation):
         student_learns, fake_learns = self.rhythm.learns(turn)
         self._fresh: list[tuple[Tensor, Tensor | None]] = []
         parts = [self._learn(batch, part, student_learns, fake_learns) for part in self.micro_batches(len(batch.x))]
-        losses, log = (mean_of([part[i] for part in parts]) for i in (0, 1))
+        losses, log = mean_of([part[0] for part in parts]), mean_of([part[1] for part in parts])
         norms = self._step(losses, student_learns, fake_learns, Samples.joined([part[2] for part in parts]))
         if norms is None:
             return
@@ -84,8 +85,8 @@ class DistillationTurn(StudentValidation):
         if student_learns:
             self._follow_student(turn)
         if self.is_logging_turn(turn):
-            log |= {f"grad_norm/{name}": norm for name, norm in norms.items()} | balance(log)
-            self.write_log({**losses, **log}, turn)
+            found = {f"grad_norm/{name}": norm for name, norm in norms.items()} | balance(log)
+            self.write_log({**losses, **log, **found}, turn)
 
     def _learn(
         self, batch: Batch, part: MicroBatch, student_learns: bool, fake_learns: bool
@@ -103,7 +104,8 @@ class DistillationTurn(StudentValidation):
         seen = self._shown(x_t, generated.sigma, generator) if reads else Shown(x_t, generated.sigma)
         teacher = self._ask_teacher(x_t, seen, generated, needs, fake_learns)
         fake = self._ask_fake_score(x_t, seen, generated, needs, fake_learns)
-        losses, log = {}, {}
+        losses: dict[str, Tensor] = {}
+        log: dict[str, Tensor] = {}
         if student_learns:
             regression_x, at, log = self._noised_samples(x, x_t, seen, generated, teacher, fake, needs, part)
             loss = objective.loss(at)
@@ -111,14 +113,16 @@ class DistillationTurn(StudentValidation):
             losses |= gradient.losses
             log |= gradient.log
             if loss.sample_weight is not None:
-                self.last_ratio = (at.sigma, at.log_ratio, loss.sample_weight)
-                log |= ratio_log(loss.sample_weight, at.log_ratio)
+                log_ratio = asked_for(at.log_ratio)
+                self.last_ratio = (at.sigma, log_ratio, loss.sample_weight)
+                log |= ratio_log(loss.sample_weight, log_ratio)
         if fake_learns:
             fake_losses = self._fake_losses(batch, generated, seen, teacher, fake, part)
-            self.backward_share(sum(fake_losses.values()))
+            self.backward_share(cast(Tensor, sum(fake_losses.values())))
             losses |= fake_losses
         if student_learns:
-            self.backward_share(_descent(generated.x, gradient.x) + _descent(regression_x, gradient.regression))
+            descent = _descent(generated.x, gradient.x) + _descent(regression_x, gradient.regression)
+            self.backward_share(cast(Tensor, descent))
         values = [v.detach() for v in (x, x_t, teacher.denoised, fake.denoised) if v is not None]  # the graph may go
         return losses, log, Samples(generated.sigma, values)
 
@@ -126,9 +130,11 @@ class DistillationTurn(StudentValidation):
         self, batch: Batch, generator: torch.Generator, student_learns: bool, rows: slice = slice(None)
     ) -> Generated:
         """Samples of these rows; the noise is drawn for all, so that no row's depends on how they are split."""
-        labels, latents, old = batch.labels if self.student.num_classes else None, None, None
+        labels = batch.labels if self.student.num_classes else None
+        latents: Any = None
+        old: Any = None
         if not student_learns and self._can_reuse(len(batch.x)):
-            old, labels = self.last_generated
+            old, labels = cast("tuple[Tensor, Tensor | None]", self.last_generated)
         else:
             steps = drawn_steps(self.seed, self.global_step, len(self.levels))
             latents = [self.normal(batch.x.shape, generator)[rows] for _ in range(steps)]
@@ -136,8 +142,9 @@ class DistillationTurn(StudentValidation):
         sigma = levels.sample(len(batch.x), generator, self.device)[rows]
         noise, fake_labels = self.normal(batch.x.shape, generator)[rows], labels
         if self.fake_label_dropout and not student_learns:
-            fake_labels = dropped_labels(labels, self.fake_score.num_classes, self.fake_label_dropout, generator)
-        if labels is not None:
+            no_class = cast(Denoiser, self.fake_score).num_classes
+            fake_labels = dropped_labels(cast(Tensor, labels), no_class, self.fake_label_dropout, generator)
+        if labels is not None and fake_labels is not None:
             labels, fake_labels = labels[rows], fake_labels[rows]
         if latents is None:
             return Generated(old[rows], noise, sigma, labels, fake_labels)
@@ -194,21 +201,22 @@ class DistillationTurn(StudentValidation):
         if needs.teacher != "nothing":
             at = at._replace(teacher=teacher.denoised)
         if needs.fake_score != "nothing":
-            value = fake.denoised
+            value = cast(Tensor, fake.denoised)
             at = at._replace(fake_score=value if needs.fake_score == "gradient" else value.detach())
         self.last_ratio, log = None, {}
         if needs.discriminator:
+            ratio = cast(RatioEstimator, self.ratio)
             half = fake.half if self.reads == "fake_score" else teacher.half
-            with torch.set_grad_enabled(needs.logit), weights_at_rest(self.ratio):
-                logit = self.ratio.logit(half, *seen, at.labels)
+            with torch.set_grad_enabled(needs.logit), weights_at_rest(ratio):
+                logit = ratio.logit(half, *seen, at.labels)
             if needs.ratio:
-                at = at._replace(log_ratio=self.ratio.log_ratio(logit, at.sigma, continues=part.rows.start > 0))
-                log["ratio/clipped_fraction"] = self.ratio.clipped_fraction(logit)
+                at = at._replace(log_ratio=ratio.log_ratio(logit, at.sigma, continues=part.rows.start > 0))
+                log["ratio/clipped_fraction"] = ratio.clipped_fraction(logit)
             if needs.logit:
                 at = at._replace(logit=logit.float())  # bf16 under mixed precision
         regression_x = None
         if needs.pairs:
-            latents, target, labels = self.pairs.draw(len(x), part.own)
+            latents, target, labels = cast(TeacherPairs, self.pairs).draw(len(x), part.own)
             regression_x = simulate(self.student, [latents], self.levels, labels, True)
             at = at._replace(regression=Regression(regression_x.detach().requires_grad_(), target))
         if needs.latents:
@@ -227,7 +235,8 @@ class DistillationTurn(StudentValidation):
         """Denoising on the student's samples; discrimination of them from real ones at the same noise levels."""
         losses, sigma = {}, generated.sigma
         if self.fake_score is not None:
-            losses["loss/fake_score"] = denoising_loss(fake.denoised, generated.x, sigma, self.sigma_data)
+            denoised = cast(Tensor, fake.denoised)
+            losses["loss/fake_score"] = denoising_loss(denoised, generated.x, sigma, self.sigma_data)
         if self.ratio is None:
             return losses
         labels = generated.fake_labels if self.reads == "fake_score" else generated.labels
@@ -235,12 +244,13 @@ class DistillationTurn(StudentValidation):
         real, level = self._shown(generated._replace(noise=noise).noised(batch.x[part.rows]), sigma, part.own)
         real_labels = labels
         if self.reuse_generated and labels is not None:  # of this batch, and "no class" where that is asked
-            real_labels = torch.where(labels == generated.labels, batch.labels[part.rows], labels)
+            own = labels.eq(cast(Tensor, generated.labels))
+            real_labels = torch.where(own, batch.labels[part.rows], labels)
         if self.reads == "teacher" and teacher.half is None:
             logits = logits_of_both(self.ratio, self.teacher, (seen.x_t, real), level, (labels, real_labels))
         else:
             half = {"teacher": teacher, "fake_score": fake}.get(self.reads, Opinion()).half
-            half = half.detach_features() if self.reads == "teacher" else half
+            half = half.detach_features() if self.reads == "teacher" and half is not None else half
             logits = self.ratio.logit(half, seen.x_t.detach(), level, labels), self.logit(real, level, real_labels)
         losses["loss/discriminator"] = discriminator_loss(*logits)
         if self.r1_weight:
@@ -256,7 +266,9 @@ class DistillationTurn(StudentValidation):
         With instance noise tau it has learnt at levels of at least tau.
         """
         source = {"teacher": self.teacher, "fake_score": self.fake_score}.get(self.reads)
-        return logit_of(self.ratio, source, x_t, sigma, labels, source_learns=self.reads == "fake_score")
+        return logit_of(
+            cast(RatioEstimator, self.ratio), source, x_t, sigma, labels, source_learns=self.reads == "fake_score"
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the samples that this rank's next fake turns reuse."""
@@ -277,9 +289,11 @@ class DistillationTurn(StudentValidation):
     def _step(
         self, losses: dict[str, Tensor], student_learns: bool, fake_learns: bool, samples: Samples
     ) -> dict[str, Tensor] | None:
-        student_optimizer, fake_optimizer = self.optimizers()
-        fake_side = {"fake_score": self.fake_score, "discriminator": self.ratio} if fake_learns else {}
-        networks = {"student": self.student} if student_learns else {}
+        student_optimizer, fake_optimizer = cast("list[LightningOptimizer]", self.optimizers())
+        fake_side: dict[str, nn.Module | None] = (
+            {"fake_score": self.fake_score, "discriminator": self.ratio} if fake_learns else {}
+        )
+        networks: dict[str, nn.Module] = {"student": self.student} if student_learns else {}
         networks |= {name: network for name, network in fake_side.items() if network is not None}
         moving = [student_optimizer] * student_learns + [fake_optimizer] * fake_learns
         return self.guarded_step(losses, networks, moving, samples)
@@ -289,7 +303,8 @@ class DistillationTurn(StudentValidation):
         """What happens after each student update: its average, and the fake score that imitates it."""
         self.ema.update(self.student, self.updates_after(turn))
         if self.imitation < 1:
-            fake, student = list(self.fake_score.parameters()), list(self.student.parameters())
+            fake: list[Tensor] = list(cast(Denoiser, self.fake_score).parameters())
+            student: list[Tensor] = list(self.student.parameters())
             torch._foreach_lerp_(fake, student, 1 - self.imitation)
 
 

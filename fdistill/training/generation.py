@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ def simulate(
         sigma = torch.full((len(latent),), level, device=latent.device)
         with torch.set_grad_enabled(learns and step == last):
             x = student(renoise(x, latent, level), sigma, labels)
-    return x
+    return cast(Tensor, x)
 
 
 def dropped_labels(labels: Tensor, no_class: int, share: float, generator: torch.Generator) -> Tensor:

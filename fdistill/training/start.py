@@ -34,7 +34,7 @@ Stored = Literal["float32", "bfloat16"]
 @contextmanager
 def start_at_rank_0(module: nn.Module, asked: bool) -> Iterator[None]:
     """Where it is asked, what the module builds inside has numbers on rank 0 alone; its strategy sends them around."""
-    if not asked or rank_zero_only.rank == 0:
+    if not asked or rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning sets it
         yield
         return
     with without_weights():
@@ -168,7 +168,8 @@ def check_guidance(guidance: float, fake_guidance: float, fake_dropout: float, f
         raise ValueError(f"fake_guidance needs a class-conditional fake score: leave it 1, got {fake_guidance}")
     if fake_dropout and not conditional:
         raise ValueError(f"fake_label_dropout needs a class-conditional fake score: leave it 0, got {fake_dropout}")
-    if (fake_dropout or fake_guidance != 1) and not fake_score.network.knows_no_class:
+    guided = fake_dropout or fake_guidance != 1
+    if guided and fake_score is not None and not fake_score.network.knows_no_class:
         raise ValueError(
             f'{type(fake_score.network).__name__} has no weights for "no class": expected fake_label_dropout 0 and '
             f"fake_guidance 1, got {fake_dropout} and {fake_guidance}"
@@ -199,7 +200,7 @@ def check_imitation(imitation: float, fake_score: Denoiser | None, student: Deno
         )
 
 
-def teacher_model(source: Denoiser | str | Path) -> GenerativeModel:
+def teacher_model(source: Denoiser | GenerativeModel | str | Path) -> GenerativeModel:
     """The teacher to distil and how to sample it: what a checkpoint or exported folder holds, or the denoiser given.
 
     A denoiser alone says nothing of its sampler: it gets 18 Heun steps on EDM's grid from 80 down to .002, or between
@@ -212,9 +213,10 @@ def teacher_model(source: Denoiser | str | Path) -> GenerativeModel:
     if isinstance(source, Denoiser):
         low, high = source.noise_range
         return GenerativeModel.teacher(source, num_steps=18, sigma_min=max(low, 0.002), sigma_max=min(high, 80.0))
-    model = load_model(source)
+    model = source if isinstance(source, GenerativeModel) else load_model(source)
     if model.kind != "teacher":
-        raise ValueError(f"a teacher denoises at every noise level: {source} holds a {model.kind}")
+        where = "the model given" if model is source else source
+        raise ValueError(f"a teacher denoises at every noise level: {where} holds a {model.kind}")
     return model
 
 
@@ -248,8 +250,10 @@ def guidance_facts(
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def described_source(source: Denoiser | str | Path) -> Any:
+def described_source(source: Denoiser | GenerativeModel | str | Path) -> Any:
     """Where a network is from, as plain values: its path, or its description."""
+    if isinstance(source, GenerativeModel):
+        return source.denoiser.spec()
     return str(source) if isinstance(source, str | Path) else source.spec()
 
 

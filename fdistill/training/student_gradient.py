@@ -1,6 +1,6 @@
 """From the terms of an objective to the gradient at each generated sample, and to what the loggers see of it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class StudentGradient(NamedTuple):
 def student_gradient(loss: StudentLoss, at: NoisedSamples) -> StudentGradient:
     """The gradient of each term at the samples, summed; the student's own backward pass is made once, from it."""
     leaves = [at.x] if at.regression is None else [at.x, at.regression.x]
-    total: list[Tensor | None] = [torch.zeros_like(at.x), None]
+    total: list[Any] = [torch.zeros_like(at.x), None]
     losses, log = {}, {"image_gradient/matching": at.x.new_zeros(()), "image_gradient/adversarial": at.x.new_zeros(())}
     for name, (value, weight) in loss.terms.items():
         term = value.mean()
@@ -35,7 +35,7 @@ def student_gradient(loss: StudentLoss, at: NoisedSamples) -> StudentGradient:
                 scaled = gradient if weight == 1 else weight * gradient
                 total[index] = scaled if total[index] is None else total[index] + scaled
         log[f"image_gradient/{_SHOWN.get(name, name)}"] = weight * sum(g.norm() for g in gradients if g is not None)
-    return StudentGradient(*total, losses, log)
+    return StudentGradient(total[0], total[1], losses, log)
 
 
 def ratio_log(weight: Tensor, log_ratio: Tensor) -> dict[str, Tensor]:

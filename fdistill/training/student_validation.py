@@ -34,7 +34,7 @@ class StudentValidation(GenerativeModule):
 
     def on_validation_epoch_end(self) -> None:
         generated, real = self._sides
-        if not self._knows_real:
+        if not self._knows_real or self._real is None:
             self._real = self._validated(), real.total()
         distance = pixel_frechet_distance(generated.total(), self._real[1], generated.sample_shape)
         self.log("validation/pixel_frechet_distance", distance.float().to(self.device), prog_bar=True, sync_dist=True)

@@ -1,7 +1,10 @@
 """Training a diffusion teacher: a weighted denoising loss, class dropout for guidance, EMA."""
 
+from typing import Any, cast
+
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from fdistill.core.random import VALIDATION, generator_for
@@ -92,7 +95,8 @@ class TeacherModule(GenerativeModule):
         self.validation_weight = EDMWeight(sigma_data)
         self.loss_weight = self.validation_weight if loss_weight is None else loss_weight
         edm_grid = {"num_steps": num_steps, "sigma_min": sigma_min, "sigma_max": sigma_max}
-        self.sampling = {**edm_grid, "guidance": guidance, "sampler": sampler, "sigmas": _levels(grid, edm_grid, known)}
+        levels = _levels(grid, edm_grid, known)
+        self.sampling: dict[str, Any] = {**edm_grid, "guidance": guidance, "sampler": sampler, "sigmas": levels}
         GenerativeModel.teacher(
             self.ema.average, **self.sampling
         )  # an impossible grid is refused now, not after training
@@ -121,12 +125,13 @@ class TeacherModule(GenerativeModule):
         turn = self.global_step
         parts = [self._learn(batch, part) for part in self.micro_batches(len(batch.x))]
         losses, samples = mean_of([part[0] for part in parts]), Samples.joined([part[1] for part in parts])
-        norms = self.guarded_step(losses, self.learning(), [self.optimizers()], samples)
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        norms = self.guarded_step(losses, self.learning(), [optimizer], samples)
         if norms is None:
             return
         self.ema.update(self.denoiser, turn)
         if self.is_logging_turn(turn):
-            self.write_log(losses | {f"grad_norm/{name}": norm for name, norm in norms.items()}, turn)
+            self.write_log({**losses, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}, turn)
 
     def _learn(self, batch: Batch, part: MicroBatch) -> tuple[dict[str, Tensor], Samples]:
         loss, samples = self._loss(self.denoiser, batch, part.whole, self.label_dropout, self.loss_weight, part.rows)

@@ -47,7 +47,7 @@ TEACHER = {  # what a configuration file says wrongly, and words of the line tha
     ),
     "class of the network": (
         {"model": {"init_args": {"network": {"class_path": "DiffuserUNet"}}}},
-        "model.network: DiffuserUNet is no Network known here; did you mean DiffusersUNet? expected one of Diff",
+        "model.network: DiffuserUNet is no Network known here; did you mean DiffusersUNet?",
     ),
     "class of the optimiser": (
         {"model": {"init_args": {"optimizer": {"class_path": "torch.optim.AdamWW"}}}},

@@ -38,9 +38,7 @@ def test_every_command_has_help_that_explains_every_option(verb):
 
 def test_unknown_command():
     line = one_error_line(fdistill("fitt"))
-    assert line.startswith(
-        "there is no command 'fitt'; did you mean fit? expected one of fit, validate, test, predict, sample"
-    )
+    assert line.startswith("there is no command 'fitt'; did you mean fit? expected one of fit, ")
 
 
 def test_unknown_command_in_a_process():

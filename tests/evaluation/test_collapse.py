@@ -34,6 +34,24 @@ def test_the_band_of_a_null_holds_what_the_null_draws():
     assert sum(edges.margin(float(value)) < 0 for value in fresh) <= 3
 
 
+@pytest.mark.parametrize(
+    ("watch", "teacher", "low", "high"),
+    [
+        (FALLS, 0.7, 0.6, math.inf),  # inside the band, which stays
+        (FALLS, 0.4, 0.3, math.inf),
+        (RISES, 1.7, -math.inf, 1.8),
+        (RISES, 3.0, -math.inf, 4.0),
+    ],
+)
+def test_a_student_is_not_asked_for_more_than_its_teacher_has(watch, teacher, low, high):
+    found = band(torch.full((5,), 0.8), watch, teacher)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert bands({"recall": torch.full((5,), 0.8)}, {"recall": watch}, {"recall": teacher}) == {"recall": found}
+    assert bands({"recall": torch.full((5,), 0.8)}, {"recall": watch}, {"vendi": 0.0}) == {
+        "recall": band(torch.full((5,), 0.8), watch)
+    }
+
+
 def test_a_null_that_cannot_be_trusted_is_refused():
     for values in ([0.8], [0.8, math.nan]):
         with pytest.raises(ValueError, match="finite"):

@@ -71,7 +71,7 @@ def test_trained_logit_approaches_the_log_ratio_of_two_gaussians(build, levels, 
     optimiser = torch.optim.Adam(ratio.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=400)
     for _ in range(400):
-        fake, real = (logit(*noised(mixture, 512, generator, levels)) for mixture in (STUDENT, TEACHER))
+        fake, real = (logit(*noised(mixture, 256, generator, levels)) for mixture in (STUDENT, TEACHER))
         optimiser.zero_grad()
         discriminator_loss(fake, real).backward()
         optimiser.step()

@@ -1,11 +1,12 @@
 """`needs` is honest: what is not asked for is not used, what is asked for is, and "value" means without gradient."""
 
 import pytest
+import torch
 from exact_problem import UPDATE, problem_2d
 from objective_claims import ALL, exact_samples, expected_gradients, label, only_what_is_needed
 from torch.testing import assert_close
 
-from fdistill.objectives import Needs, Objective
+from fdistill.objectives import Needs, NoisedSamples, Objective, SiD
 
 INPUTS = {
     "teacher": "teacher",
@@ -91,3 +92,9 @@ def test_needs_together_serve_both():
 
 def test_inputs_named_here_are_all_there_are():
     assert set(INPUTS) == set(Needs._fields)
+
+
+def test_what_the_needs_do_not_ask_for_is_refused_by_one_line():
+    one = torch.ones(1)
+    with pytest.raises(TypeError, match="needs"):
+        SiD().loss(NoisedSamples(one, one, one, 1.0, teacher=one))

@@ -282,3 +282,18 @@ def test_channels_last_for_sampling_gives_the_same_samples_and_leaves_small_imag
         model.sampling_on("cpu")
         assert first.is_contiguous(memory_format=torch.channels_last) is laid_out
         assert_close(model.sample(noise, labels), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "facts", "expected"),
+    [
+        ("cuda", {"precision": "bf16-mixed"}, torch.bfloat16),
+        ("cuda", {}, None),
+        ("cpu", {"precision": "bf16-mixed"}, None),
+    ],
+)
+def test_on_cuda_a_run_in_mixed_precision_is_sampled_as_it_was_measured(device, facts, expected, monkeypatch):
+    model = GenerativeModel.student(denoiser(), 2.5, facts)
+    monkeypatch.setattr(GenerativeModel, "device", torch.device(device))
+    monkeypatch.setattr(GenerativeModel, "to", lambda self, _: self)
+    assert model.sampling_on(device).autocast is expected

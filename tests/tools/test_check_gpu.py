@@ -24,6 +24,7 @@ def call(tool, folder, *arguments):
     return tool.main(["--device", "cpu", "--small", "--out", str(folder), *arguments])
 
 
+@pytest.mark.slow
 def test_parts_that_are_run_one_by_one_end_up_in_one_report(tool, tmp_path):
     for part in ("digits-eager", "loader"):
         assert call(tool, tmp_path, "--parts", part) == 0

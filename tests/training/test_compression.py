@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from fdistill.cli.fit import run_trainer
 from fdistill.core.spec import Described
+from fdistill.core.weight_files import CheckpointError
 from fdistill.training import NonFiniteError
 from fdistill.training.parallel import ReplicatedStrategy
 from fdistill.training.parallel.compression import EF21, BFloat16, Compression, PowerSGD, TopK
@@ -218,6 +219,15 @@ def test_it_is_rebuilt_from_plain_values_with_its_memory(compression):
 def test_numbers_out_of_range_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@every
+def test_a_checkpoint_with_the_memory_of_all_ranks_inside_is_refused(compression, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.strategies.DDPStrategy.load_optimizer_state_dict", lambda *_: None)
+    strategy = ReplicatedStrategy(fresh(compression))
+    old = {"spec": strategy.compression.spec(), "memory": {"student": {"all_ranks": torch.zeros(2, 5)}}}
+    with pytest.raises(CheckpointError, match="earlier version"):
+        strategy.load_optimizer_state_dict({"compression": old})
 
 
 def replicated(module, turns, compression, **more):

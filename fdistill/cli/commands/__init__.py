@@ -4,7 +4,7 @@ import importlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fdistill.cli.commands.explain import explain, raised_by_class
 
@@ -78,6 +78,7 @@ VERBS = {
     "dashboard": Verb(
         "how runs go: one page of curves and pictures", "fdistill.cli.commands.dashboard", several="runs"
     ),
+    "presets": Verb("configurations and checkpoints that are found by name", "fdistill.cli.commands.presets"),
     "doctor": Verb("versions, devices, and what is wrong or slow here", "fdistill.cli.commands.doctor"),
 }
 
@@ -92,7 +93,7 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
     verb = VERBS[name]
     function: Callable[..., None] = getattr(importlib.import_module(verb.module), verb.function or name)
     parser = ArgumentParser(prog=f"fdistill {name}", exit_on_error=False)
-    skipped = {verb.several, verb.listed, verb.of_fit} - {None}
+    skipped: set[Any] = {verb.several, verb.listed, verb.of_fit} - {None}
     parser.add_function_arguments(function, as_positional=verb.positional, skip=skipped, sub_configs=True)
     if verb.several is not None:
         parser.add_argument(verb.several, nargs="*", type=str, help="one or several")

@@ -8,8 +8,10 @@ from typing import Any
 from tqdm import tqdm
 
 from fdistill.cli.commands import UsageError
-from fdistill.cli.commands.checked import require_replaceable, usable_device
-from fdistill.cli.commands.yaml_section import data_of_file, features_of_file, remembered_data
+from fdistill.cli.commands.checked import usable_device
+from fdistill.cli.commands.yaml_section import data_of_file, features_of_file
+from fdistill.core.places import require_replaceable
+from fdistill.data import remembered_data
 from fdistill.evaluation.choose_average import LengthChoice, TwoHalves, better
 from fdistill.evaluation.features import default_extractor
 from fdistill.evaluation.report import write_json

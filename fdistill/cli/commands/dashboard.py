@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fdistill.cli.commands import UsageError
-from fdistill.cli.commands.checked import require_writable
+from fdistill.core.places import require_writable
 from fdistill.evaluation.report.dashboard import dashboard_page, read_runs
 from fdistill.evaluation.report.workspace import save_workspace, workspace
 

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from fdistill.cli.commands.checked import require_writable, usable_device
-from fdistill.cli.commands.yaml_section import data_of_file, remembered_data
+from fdistill.cli.commands.checked import usable_device
+from fdistill.cli.commands.yaml_section import data_of_file
+from fdistill.core.places import require_writable
+from fdistill.data import remembered_data
 from fdistill.evaluation.report import write_json
 from fdistill.evaluation.report.collapse_figure import collapse_figure
 from fdistill.evaluation.teacher_diagnosis import diagnose_teacher

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fdistill.cli.commands.checked import require_writable, usable_device
+from fdistill.cli.commands.checked import usable_device
+from fdistill.core.places import require_writable
 from fdistill.data import LatentFolder
 from fdistill.data.encode_latents import Encoding, encode_folder
 from fdistill.models.vae import Decoder

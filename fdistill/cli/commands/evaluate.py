@@ -1,13 +1,15 @@
 """`fdistill evaluate`: student beside teacher beside real data, as report.json and a page."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from fdistill.cli.commands.checked import require_writable, usable_device
-from fdistill.cli.commands.yaml_section import data_of_file, features_of_file, remembered_data
-from fdistill.data import GenerativeDataModule
-from fdistill.evaluation.evaluate import Evaluation, evaluate_models
+from fdistill.cli.commands.checked import usable_device
+from fdistill.cli.commands.yaml_section import data_of_file, features_of_file
+from fdistill.core.places import require_writable
+from fdistill.data import GenerativeDataModule, remembered_data
+from fdistill.evaluation.evaluate import Evaluation, evaluate_models, remembered_teacher
 from fdistill.evaluation.features import default_extractor
 from fdistill.evaluation.fid import FidSuite, Measured, open_reference, training_reference
 from fdistill.evaluation.fid import networks as networks_of
@@ -20,8 +22,6 @@ from fdistill.evaluation.report.evidence_figures import (
 )
 from fdistill.evaluation.sources import DiffusersSource, Source, open_source
 from fdistill.training.loggers import FILE_NAME
-
-_MOST = 5000  # samples of each source, where nobody asked for another number
 
 _INTERVALS = """What overlaps
 The dot is the mean over draws, the line where 95% of single draws would lie. Rows whose lines overlap are not told \
@@ -96,8 +96,7 @@ def evaluate(
     suite = _fid_suite((fid, dinov2, clip), fid_reference, fid_samples, seed, real, place)
     if suite is not None:
         suite.check(sources)  # hours before it is needed
-    size = min(len(real.held_out_samples), len(real.train_samples), _MOST) if n is None else n
-    result = evaluate_models(student, teacher_source, real, size, seed, repeats, bootstrap, extractor)
+    result = evaluate_models(student, teacher_source, real, n, seed, repeats, bootstrap, extractor)
     measured = None if suite is None else suite.measure(sources)
     written = _write(folder, result, _curve_files(checkpoint, student), measured)
     print_table(result.report)
@@ -123,11 +122,10 @@ def _opened(
 
 
 def _remembered_teacher(student: Source) -> str | None:
-    remembered = student.facts.get("teacher")
-    if isinstance(remembered, str) and Path(remembered).exists():
-        return remembered
-    print("measured without a teacher: --teacher CHECKPOINT adds one")
-    return None
+    remembered = remembered_teacher(student.facts)
+    if remembered is None:
+        print("measured without a teacher: --teacher CHECKPOINT adds one")
+    return remembered
 
 
 def _fid_suite(
@@ -184,7 +182,7 @@ def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path], measu
         _SPECTRA: spectra_figure(result.spectra, folder / "spectra.png"),
     }
     rows = [name for name in ("floor", "teacher", "student") if name in report]
-    by_class = {name: report[name]["per_class"] for name in rows if "per_class" in report[name]}
+    by_class: dict[str, Any] = {name: report[name]["per_class"] for name in rows if "per_class" in report[name]}
     if "student" in by_class:
         pictures[_CLASSES] = class_bars_figure(by_class, folder / "classes.png")
     if result.copies.generated.ndim == 4:

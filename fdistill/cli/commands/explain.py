@@ -114,8 +114,12 @@ def _missing(text: str, options: Mapping[str, Any]) -> str | None:
 
 
 def _no_file(text: str, options: Mapping[str, Any]) -> str | None:
-    found = _NO_FILE.search(text) or _NO_CONTENT.search(text)
-    return f"there is no configuration file {found[1]}: check the path" if found else None
+    named = _NO_FILE.search(text)
+    found = named or _NO_CONTENT.search(text)
+    if not found:
+        return None
+    remedy = ", or give a name that fdistill presets lists" if named else ""
+    return f"there is no configuration file {found[1]}: check the path{remedy}"
 
 
 def _interpolation(text: str, options: Mapping[str, Any]) -> str | None:
@@ -161,8 +165,8 @@ def _not_of_type(text: str, options: Mapping[str, Any]) -> str | None:
         kinds[f"a {base.__name__} ({', '.join(sorted(c.__name__ for c in _concrete(base)))})"] = None
     value = _VALUE.search(after)
     got = "" if value is None else value[1]
-    if "NestedArg(" in got and _NESTED.search(got):
-        got = _NESTED.search(got)[1]
+    if "NestedArg(" in got and (nested := _NESTED.search(got)):
+        got = nested[1]
     got = got if len(got) <= 80 else got[:80] + " ..."
     return f"{_path(before) or 'this option'} is {' or '.join(kinds)}: got {got or 'something else'}"
 
@@ -195,7 +199,7 @@ def _inside(owner: type, name: str) -> str | None:
 def _hints(owner: type) -> dict[str, Any]:
     """The annotations of a class's arguments; none where they cannot be resolved."""
     try:
-        return typing.get_type_hints(owner.__init__)
+        return typing.get_type_hints(owner.__init__)  # type: ignore[misc]  # a class of its own, not an instance
     except (NameError, TypeError):
         return {}
 

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fdistill.cli.commands.checked import require_replaceable
 from fdistill.cli.commands.sampling import resampled
+from fdistill.core.places import require_replaceable
+from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.weight_files import CheckpointError, read_json
 from fdistill.evaluation.report import print_table
 from fdistill.io.export import export_folder
 from fdistill.io.export.folder import loads_in_stock_diffusers
-from fdistill.io.export.program import FILES
+from fdistill.io.export.program import FILES, Program
 from fdistill.io.load import load_model
 from fdistill.sampling import Sampler
 from fdistill.sampling.generator import GenerativeModel
@@ -53,7 +54,8 @@ def export(
             f"{report} measured the teacher as it was sampled before: export it first, then evaluate the folder"
         )
     numbers = None if report is None else _numbers(Path(report), model, checkpoint)
-    programs = [program for program, wanted in (("onnx", onnx), ("torch_export", torch_export)) if wanted]
+    wishes: tuple[tuple[Program, bool], ...] = (("onnx", onnx), ("torch_export", torch_export))
+    programs = [program for program, wanted in wishes if wanted]
     target = export_folder(model, folder, numbers, programs)
     if numbers is not None and model.kind == "student":
         print_table(numbers)
@@ -68,7 +70,7 @@ def export(
 
 def _inputs(checkpoint: str, *others: str | None) -> list[Path]:
     """All that is read, but for an exported folder itself, whose card may be written again."""
-    source = Path(checkpoint)
+    source = known_checkpoint(checkpoint)
     return [Path(other) for other in others if other is not None] + ([] if source.is_dir() else [source])
 
 

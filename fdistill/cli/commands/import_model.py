@@ -2,8 +2,9 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
-from fdistill.cli.commands.checked import require_writable
+from fdistill.core.places import require_writable
 from fdistill.io.export import export_folder
 from fdistill.io.importing import Options
 from fdistill.io.importing import import_model as read_model
@@ -47,10 +48,10 @@ def import_model(
         raise ValueError(f"{folder} is there already: name another folder, or give --overwrite")
     given = [None if file is None else Path(file) for file in (scheduler, vae, config)]
     _check_apart(folder, [origin, *(file for file in given if file is not None), *_beside(origin)])
-    options = Options(*given, num_steps, guidance, sigma_data, last_class_is_none)
+    options = Options(given[0], given[1], given[2], num_steps, guidance, sigma_data, last_class_is_none)
     model = read_model(origin, options)
     print("\n".join(_found(model, origin)))
-    export_folder(model, folder)
+    export_folder(model, folder, overwrite=True)  # the target has been checked
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
     print(f"wrote {folder}: a teacher of {evaluations} per sample")
     print(f"to see it:    fdistill sample --checkpoint {shlex.quote(str(folder))}")
@@ -105,7 +106,8 @@ def _brief(value: object) -> str:
 def _distils(model: GenerativeModel, folder: Path) -> str:
     """The command that distils it without data."""
     shape = ",".join(map(str, model.sample_shape))
-    sigma_data = model.facts.get("sigma_data") or getattr(model.denoiser.preconditioning, "sigma_data", 0.5)
+    known: Any = model.facts.get("sigma_data")
+    sigma_data = known or getattr(model.denoiser.preconditioning, "sigma_data", 0.5)
     return (
         f"fdistill fit --config configs/trainer.yaml --config configs/imported.yaml "
         f"--model.teacher {shlex.quote(str(folder))} "

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fdistill.cli.commands.checked import require_writable, usable_device
+from fdistill.cli.commands.checked import usable_device
+from fdistill.core.places import require_writable
 from fdistill.data.teacher_pairs import Facts, TeacherPairs, facts_of, read_facts
 from fdistill.io.load import load_model
 

@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 
-from fdistill.cli.commands.checked import require_writable
 from fdistill.cli.commands.explain import choices
-from fdistill.cli.fit import TrainerCLI, quiet, run_trainer
+from fdistill.cli.fit import TrainerCLI, run_trainer
 from fdistill.core.meta_device import without_weights
+from fdistill.core.places import require_writable
 from fdistill.evaluation.report import write_json
 from fdistill.evaluation.report.plan_table import print_measured, print_plan
 from fdistill.training.planning import GPUS, Gpu, Plan, plan_run
 from fdistill.training.planning.hardware import Arithmetic, measured_ceiling
 from fdistill.training.planning.turn_clock import TurnClock
+from fdistill.training.quiet import quiet
+from fdistill.training.run_parts import set_callbacks
 
 _BUILT_HERE = {  # of the trainer that the configuration is for, what this machine may lack, or that would write files
     "accelerator": "cpu",
@@ -119,7 +121,7 @@ def _measured(settings: list[str], turns: int, out: str | None) -> None:
     """Real turns of this process beside the bound by its fastest matrix products."""
     cli = _built(settings, strategy="auto", max_steps=str(turns), limit_val_batches="0", log_every_n_steps="0")
     clock = TurnClock(_UNCOUNTED)
-    cli.trainer.callbacks = [clock]
+    set_callbacks(cli.trainer, [clock])
     ceiling = measured_ceiling()
     here = Gpu(ceiling, ceiling, ceiling, *[float("inf")] * 3)
     made = plan_run(cli.model, cli.datamodule.batch_size, turns, here, arithmetic="fp32", mfu=1.0)

@@ -4,20 +4,17 @@ import io
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
-from fdistill.cli.commands.checked import require_writable, usable_device
+from fdistill.cli.commands.checked import usable_device
 from fdistill.cli.commands.sampling import resampled
 from fdistill.core.atomic_files import atomic_write
+from fdistill.core.places import require_writable
 from fdistill.io.load import load_model
 from fdistill.sampling import Sampler
-from fdistill.sampling.generator import GenerativeModel, check_labels
+from fdistill.sampling.draw import chosen_labels, draw
 from fdistill.sampling.grids import SamplingGrid
-
-_GAP = 2  # pixels between the images of a grid
-_SMALLEST_CELL = 48  # pixels; smaller images are enlarged by a whole factor
+from fdistill.sampling.pictures import show
 
 
 def sample(
@@ -58,15 +55,12 @@ def sample(
     require_writable(path)
     model = resampled(load_model(checkpoint), sampler, steps, grid, guidance, guidance_interval, guide)
     model.sampling_on(usable_device(device))
-    wanted = _labels(model, n, labels)
-    samples = model.decode(model.sample(model.noise(n, seed), wanted))
-    broken = int((~samples.flatten(1).isfinite().all(1)).sum())
-    if broken:
-        raise ValueError(f"{broken} of {n} samples are not finite: nothing was written; check the weights and the grid")
+    wanted = chosen_labels(model, n, labels)
+    samples = draw(model, n, seed, labels)
     if path.suffix == ".npz":
         atomic_write(path, _npz(samples, wanted))
     elif samples.ndim == 4:
-        atomic_write(path, _png(image_grid(samples)))
+        atomic_write(path, _png(samples))
     else:
         from fdistill.evaluation.report import sample_grid_figure
 
@@ -75,40 +69,9 @@ def sample(
     print(f"wrote {n} sample{'s' * (n > 1)} of {evaluations} each to {path}")
 
 
-def _labels(model: GenerativeModel, n: int, given: int | list[int] | None) -> Tensor | None:
-    if given is None or given == []:
-        return model.labels(n)
-    if not model.num_classes:
-        raise ValueError(f"this model is unconditional and takes no labels: got {given}; leave --labels out")
-    wanted = torch.tensor(given).reshape(-1)
-    return check_labels(wanted.repeat(-(-n // len(wanted)))[:n], model.num_classes)
-
-
-def to_pixels(samples: Tensor) -> np.ndarray:
-    """[B, C, H, W] in [-1, 1] to uint8 [B, H, W, C], rounded as diffusers rounds."""
-    return ((samples / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-
-
-def image_grid(samples: Tensor) -> np.ndarray:
-    """Near-square grid of images, enlarged by a whole factor, uint8 [H, W, C]; white gaps."""
-    pixels = to_pixels(samples)
-    factor = max(1, -(-_SMALLEST_CELL // pixels.shape[1]))
-    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
-    n, height, width, channels = pixels.shape
-    columns = int(np.ceil(np.sqrt(n)))
-    rows = -(-n // columns)
-    grid = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, channels), 255, dtype=np.uint8)
-    for index, image in enumerate(pixels):
-        top, left = index // columns * (height + _GAP), index % columns * (width + _GAP)
-        grid[top : top + height, left : left + width] = image
-    return grid
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    if pixels.shape[2] not in (1, 3):
-        pixels = pixels[..., :1]
+def _png(samples: Tensor) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")
+    show(samples).save(buffer, format="PNG")
     return buffer.getvalue()
 
 

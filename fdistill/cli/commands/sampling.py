@@ -1,6 +1,7 @@
 """How a teacher is sampled, where the command line asks for something else than the model itself says."""
 
 import dataclasses
+from typing import Any
 
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def resampled(
         raise ValueError(f"a student is sampled by the steps it was trained with: leave {', '.join(asked)} out")
     if steps is not None and grid is not None:
         raise ValueError("steps are of EDM's grid between the teacher's own levels: give --steps or --grid, not both")
-    changes = {"sampler": sampler or model.sampler, "sigmas": _grid(model, steps, grid)}
+    changes: dict[str, Any] = {"sampler": sampler or model.sampler, "sigmas": _grid(model, steps, grid)}
     if {"guidance", "guidance_interval", "guide"} & {name for name, value in given.items() if value is not None}:
         changes["guidance"] = _guidance(model, guidance, guidance_interval, guide)
     visits = changes["sampler"].visits(changes["sigmas"])  # a sampler that cannot use the grid says so before any work

@@ -1,13 +1,13 @@
 """Data and feature extractors that a command is given: a section of a YAML file, or what a model remembers."""
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fdistill.core.presets import configuration
 from fdistill.core.spec import public_path, subclasses
 from fdistill.core.yaml_files import read_yaml
 from fdistill.data import GenerativeDataModule
@@ -23,18 +23,6 @@ def data_of_file(path: str) -> GenerativeDataModule:
         ValueError: with one line that says what is wrong with the file.
     """
     return GenerativeDataModule.from_spec(_section(path, "data"))
-
-
-def remembered_data(facts: Mapping[str, Any]) -> GenerativeDataModule:
-    """The data that a model with these facts was trained on.
-
-    Raises:
-        ValueError: where they do not say.
-    """
-    spec = facts.get("data")
-    if spec is None:
-        raise ValueError("this model does not say what data it was trained on: give --data FILE.yaml")
-    return GenerativeDataModule.from_spec(spec)
 
 
 def features_of_file(path: str, place: torch.device) -> FeatureExtractor:
@@ -64,11 +52,12 @@ def features_of_file(path: str, place: torch.device) -> FeatureExtractor:
 def _section(given: str, name: str) -> dict[str, Any]:
     """The section of a YAML file that describes an object; a class without a dot is one of ours of that kind."""
     try:
-        content = read_yaml(given)
+        content = read_yaml(configuration(given))
     except FileNotFoundError as error:
         raise ValueError(f"there is no file {given} to read the {name} section from: check the path") from error
     try:
-        spec: Any = OmegaConf.to_container(OmegaConf.create(content), resolve=True)[name]
+        sections: Any = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
+        spec: Any = sections[name]
         path = spec["class_path"]
         return {
             "class_path": path if "." in path else f"{_PACKAGES[name]}.{path}",

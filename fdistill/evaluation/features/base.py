@@ -131,8 +131,9 @@ class FeatureExtractor(nn.Module, ABC):
         self._sample_shape = None  # what fails below leaves nothing half prepared
         fitted = (x, labels, num_classes, seed)
         told = {"x": x.x, "labels": labels}
-        key = self._cache.key("fitted", self, told, *fitted[2:]) if self._keeps_fitted() else None
-        kept = None if key is None else self._cache.read(key)
+        cache = self._cache if self._keeps_fitted() else None
+        key = None if cache is None else cache.key("fitted", self, told, *fitted[2:])
+        kept = None if cache is None or key is None else cache.read(key)
         if kept is None:
             self.fit(*fitted)
             kept = dict(zip(("mean", "scale"), self._moments(x), strict=True)) | self.learned()
@@ -140,8 +141,8 @@ class FeatureExtractor(nn.Module, ABC):
                 raise ValueError(
                     f"a feature space needs samples that differ: got {len(x)} of equal features; check them"
                 )
-            if key is not None:
-                self._cache.write(key, kept)
+            if cache is not None and key is not None:
+                cache.write(key, kept)
         else:
             self.fit_again({name: kept[name] for name in kept.keys() - {"mean", "scale"}}, *fitted)
         self.mean, self.scale = (kept[name].float().to(self.device) for name in ("mean", "scale"))
@@ -176,14 +177,14 @@ class FeatureExtractor(nn.Module, ABC):
         if isinstance(x, Tensor):
             _require_finite(x)  # a split has looked
         told = {"x": values, "rows": rows}
-        kept_here = keep and self._cache is not None and self._keeps_features
-        key = self._cache.key("features", self, told, batch_size) if kept_here else None
-        kept = None if key is None else self._cache.read(key)
+        cache = self._cache if keep and self._keeps_features else None
+        key = None if cache is None else cache.key("features", self, told, batch_size)
+        kept = None if cache is None or key is None else cache.read(key)
         if kept is not None:
             return kept["features"].to(self.device)
         features = torch.cat([(raw - self.mean) / self.scale for raw in self._batches(x, batch_size, rows)])
-        if key is not None:
-            self._cache.write(key, {"features": features})
+        if cache is not None and key is not None:
+            cache.write(key, {"features": features})
         return features
 
     def kept(self, what: str, told: Any, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
@@ -226,7 +227,9 @@ class FeatureExtractor(nn.Module, ABC):
 
     def _moments(self, x: InMemorySplit) -> tuple[Tensor, Tensor]:
         """Mean [d] and root mean variance of the raw features, summed in float64 about the first sample's."""
-        origin, total, squares, rows = None, 0, 0, compared_rows(x)
+        origin: Any = None
+        total = squares = torch.zeros((), dtype=torch.float64)
+        rows = compared_rows(x)
         for raw in self._batches(x, rows=rows):
             raw = raw.cpu().double()  # not every device has float64
             origin = raw[0] if origin is None else origin

@@ -1,6 +1,7 @@
 """The penultimate features of a small classifier trained on the real training images, and the classes it reads."""
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class ClassifierFeatures(FeatureExtractor):
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs of the classifier's training: expected >= 1, got {epochs}")
         self.epochs = epochs
-        self.classifier: ConvClassifier | None = None
+        self.classifier: Any = None  # a ConvClassifier once it is prepared
         self._trained = ""
 
     @property
@@ -57,7 +58,8 @@ class ClassifierFeatures(FeatureExtractor):
     ) -> None:
         self._told(x, seed)
         with torch.inference_mode(False), torch.device("meta"):
-            self.classifier = ConvClassifier(x.sample_shape[0], num_classes, x.sample_shape[1]).eval()
+            classes = cast(int, num_classes)  # as when it was trained
+            self.classifier = ConvClassifier(x.sample_shape[0], classes, x.sample_shape[1]).eval()
         weights = {name.removeprefix("classifier."): value.to(self.device) for name, value in learned.items()}
         self.classifier.load_state_dict(weights, assign=True)
 

@@ -82,8 +82,8 @@ class Identity:
             return self._all([value.__func__, value.__self__], name)
         if isinstance(value, types.FunctionType):
             cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
-            kept = [value.__code__, value.__defaults__, value.__kwdefaults__, cells]
-            return [value.__module__, value.__qualname__, _source(value), self._all(kept, name)]
+            parts = [value.__code__, value.__defaults__, value.__kwdefaults__, cells]
+            return [value.__module__, value.__qualname__, _source(value), self._all(parts, name)]
         if isinstance(value, types.CodeType):
             return [value.co_code.hex(), value.co_names, self._all(value.co_consts, name)]
         if type(value).__module__ == "builtins" or not hasattr(value, "__dict__"):
@@ -97,7 +97,7 @@ class Identity:
         own = [cls for cls in type(module).__mro__ if cls.__module__.split(".")[0] not in ("torch", "builtins", "abc")]
         registered = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
         self.tensors |= {f"{name}.{key}": tensor for key, tensor in registered.items()}
-        told = [self._all(own or [type(module)], name)]
+        told: list[Any] = [self._all(own or [type(module)], name)]
         if isinstance(module, torch.jit.ScriptModule):  # everything else lies in the compiled part
             told.append(getattr(module, "code", ""))
         else:

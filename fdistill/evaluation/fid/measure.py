@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from fdistill.evaluation.fid.networks import StandardNetwork
 from fdistill.evaluation.fid.reference import AT_ONCE, Reference, Statistics, to_pixels
 from fdistill.evaluation.fid.scores import SPLITS, ClipScore, InceptionScore, kid
 from fdistill.evaluation.metrics.frechet_distance import Moments, moments
-from fdistill.evaluation.sources import Source
+from fdistill.evaluation.sources import Source, as_fixed_set
 
 PIXELS = "rounded to 8-bit pixels in [0, 255], as PNG files hold them; grey repeated in three channels"
 DISTANCES = {"inception": "fid", "dinov2": "fd_dinov2"}
@@ -90,7 +90,7 @@ class FidSuite:
                 rows[name] |= reading.numbers(real.get(key))
                 reading.features = None  # the disk's space is free again
         described = {network.name: network.described() for network in self._networks}
-        statistics = {}
+        statistics: dict[str, Statistics] = {}
         for key, entry in described.items():
             if key in DISTANCES:
                 entry["statistics"] = {name: f"fid_{key}_{name}.npz" for name in readings}
@@ -135,14 +135,14 @@ class FidSuite:
 
     def _batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor | None]]:
         """8-bit pixels [b, C, H, W] and labels: new samples, classes in turn, or those of a fixed set in its order."""
-        count = self._count(source)
-        if source.evaluations is None:
-            chosen = torch.arange(source.count)
-            if count < source.count:
-                chosen = torch.randperm(source.count, generator=generator_for(self._seed))[:count].sort().values
+        count, fixed = self._count(source), as_fixed_set(source)
+        if fixed is not None:
+            chosen = torch.arange(fixed.count)
+            if count < fixed.count:
+                chosen = torch.randperm(fixed.count, generator=generator_for(self._seed))[:count].sort().values
             for numbers in chosen.split(AT_ONCE):
-                labels = source.class_labels[numbers] if source.num_classes else None
-                yield to_pixels(source.read(numbers)), labels
+                labels = fixed.class_labels[numbers] if fixed.num_classes else None
+                yield to_pixels(fixed.read(numbers)), labels
             return
         for i, numbers in enumerate(torch.arange(count).split(AT_ONCE)):
             seed = fold_seed(self._seed, i) % 2**32
@@ -151,15 +151,16 @@ class FidSuite:
             yield to_pixels(source.draw(len(numbers), seed, labels)), labels
 
     def _count(self, source: Source) -> int:
-        return self._n if source.evaluations is not None else min(self._n, source.count)
+        fixed = as_fixed_set(source)
+        return self._n if fixed is None else min(self._n, fixed.count)
 
     def _notes(self, sources: Mapping[str, Source], real: Mapping[str, "_Reading"]) -> list[str]:
         """What a reader of the numbers has to be told."""
         notes = list(self._reference.notes)
         for name, source in sources.items():
-            count = self._count(source)
-            if source.evaluations is None:
-                notes.append(f"{name}: a fixed set, {count:,} of its {source.count:,} images")
+            count, fixed = self._count(source), as_fixed_set(source)
+            if fixed is not None:
+                notes.append(f"{name}: a fixed set, {count:,} of its {fixed.count:,} images")
             notes += [
                 f"{name}: the covariance of {self._widths[key]:,} features of {count:,} samples is singular, and the "
                 f"{DISTANCES[key]} biased upwards; 50,000 are usual"
@@ -185,13 +186,15 @@ class _Reading:
         self._network, self._n, self._seen = network, n, 0
         self._moments: Moments | None = None
         self._score = InceptionScore(n) if network.name == "inception" else None
-        self._clip = ClipScore(network.extractor.prompt_embeddings) if network.name == "clip" else None
+        self._clip = None
+        if network.name == "clip":
+            self._clip = ClipScore(cast(Tensor, network.extractor.prompt_embeddings))
 
     def add(self, pixels: Tensor, labels: Tensor | None) -> None:
         """The next images, and their classes where there are some."""
         features = self._network.features(pixels)
         if self._clip is not None:
-            self._clip.add(features, labels)
+            self._clip.add(features, cast(Tensor, labels))  # prompts are of classes
             return
         found = moments(features)
         self._moments = found if self._moments is None else self._moments.merge(found)
@@ -206,12 +209,16 @@ class _Reading:
     @property
     def statistics(self) -> Statistics:
         """Published ones, or those of the images."""
-        return self.published or Statistics.of(self._moments)
+        if self.published is not None:
+            return self.published
+        assert self._moments is not None  # images have been added
+        return Statistics.of(self._moments)
 
     def numbers(self, real: "_Reading | None") -> dict[str, float]:
         """What the report says, given what the same network has read of the reference; the CLIP score needs none."""
         if self._clip is not None:
             return {"clip_score": self._clip.compute()}
+        assert real is not None  # every other network reads the reference
         row = {DISTANCES[self._network.name]: self.statistics.distance(real.statistics)}
         if self._score is not None:
             row["inception_score"], row["inception_score_std"] = self._score.compute()

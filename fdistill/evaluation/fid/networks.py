@@ -54,7 +54,8 @@ class StandardNetwork:
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
         """Class logits [n, 1008] of Inception's features."""
-        return self.extractor.class_logits(features.to(self.extractor.device)).cpu()
+        inception: Any = self.extractor
+        return inception.class_logits(features.to(inception.device)).cpu()
 
     def described(self) -> dict[str, Any]:
         """What the report says of it."""

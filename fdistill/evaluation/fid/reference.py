@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from fdistill.core.weight_files import CheckpointError, reason
 from fdistill.data import GenerativeDataModule
 from fdistill.evaluation.metrics import gaussian_frechet_distance
 from fdistill.evaluation.metrics.frechet_distance import Moments
-from fdistill.evaluation.sources import open_source
+from fdistill.evaluation.sources import as_fixed_set, open_source
 
 AT_ONCE = 128
 """Images in memory at once."""
@@ -59,7 +59,7 @@ class Statistics:
     def write(self, path: Path) -> Path:
         """Write them as EDM does: an .npz of mu and sigma; and count."""
         with replace_file(path) as file:
-            counted = {} if self.count is None else {"count": np.int64(self.count)}
+            counted: dict[str, Any] = {} if self.count is None else {"count": np.int64(self.count)}
             np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy(), **counted)
         return path
 
@@ -132,8 +132,8 @@ def open_reference(path: str, sample_shape: Sequence[int]) -> Reference:
         return _of_npz(place, sample_shape)
     if place.name == "report.json" or (place / "report.json").is_file():
         return _of_report(place if place.name == "report.json" else place / "report.json", sample_shape)
-    source = open_source(place, "cpu", sample_shape)
-    if source.evaluations is not None:
+    source = as_fixed_set(open_source(place, "cpu", sample_shape))
+    if source is None:
         raise CheckpointError(
             f"a reference is real images, an .npz of mu and sigma, or a report: got the model {path}; name one of these"
         )

@@ -62,8 +62,9 @@ def kid(generated: np.ndarray, real: np.ndarray) -> Spread:
     draws, size = np.random.RandomState(SEED), min(SUBSET_SIZE, len(generated), len(real))
     values = []
     for _ in range(SUBSETS):
-        sides = [torch.from_numpy(side[draws.choice(len(side), size, replace=False)]) for side in (generated, real)]
-        values.append(kernel_distance(*sides).distance)
+        chosen = (side[draws.choice(len(side), size, replace=False)] for side in (generated, real))
+        x, y = (torch.from_numpy(side) for side in chosen)
+        values.append(kernel_distance(x, y).distance)
     return _spread(torch.stack(values))
 
 

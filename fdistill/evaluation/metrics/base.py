@@ -116,6 +116,8 @@ class RowMetric(FeatureMetric):
     """A metric that needs all samples at once; it keeps the features of both sides, in the type they came in."""
 
     real_states = ("real",)
+    generated: list[Tensor]
+    real: list[Tensor]
 
     def __init__(self, reset_real_features: bool = True) -> None:
         super().__init__(reset_real_features)

@@ -37,6 +37,8 @@ class FrechetDistance(FeatureMetric):
     """
 
     real_states = ("real",)
+    generated: list[Tensor]
+    real: list[Tensor]
 
     def __init__(self, reset_real_features: bool = True) -> None:
         super().__init__(reset_real_features)
@@ -88,7 +90,7 @@ def gaussian_frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tens
 class Moments(NamedTuple):
     """Of `count` samples: their mean [d] and the sum of the outer products of what they deviate from it [d, d]."""
 
-    count: Tensor  # [1]
+    count: Tensor  # type: ignore[assignment]  # [1]; it hides a method of tuples
     mean: Tensor
     scatter: Tensor
 

@@ -1,7 +1,7 @@
 """Kernel distance: the unbiased squared maximum mean discrepancy, KID for Inception features (arXiv 1801.01401)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -53,9 +53,10 @@ def kernel_distance(
     check_pair(generated, reference, minimum=3)
     if kernel == "rbf":
         centre = sum(rows.sum(0) for rows in blocks(reference)) / len(reference)
+        width = cast(float, bandwidth)
 
         def similarity(x: Tensor, y: Tensor) -> Tensor:
-            return squared_distances(x - centre, y - centre).mul_(-0.5 / bandwidth**2).exp_()
+            return squared_distances(x - centre, y - centre).mul_(-0.5 / width**2).exp_()
     else:
         scale = 1 / generated.shape[1] if gamma is None else gamma
 
@@ -69,7 +70,8 @@ def kernel_distance(
     within_x, within_y = sum_x / (n * (n - 1)), sum_y / (m * (m - 1))
     without_x = (sum_x - 2 * own_x) / ((n - 1) * (n - 2)) + within_y - 2 * (cross - cross_x) / ((n - 1) * m)
     without_y = within_x + (sum_y - 2 * own_y) / ((m - 1) * (m - 2)) - 2 * (cross - cross_y) / (n * (m - 1))
-    variance = sum(values.var(correction=0) * (len(values) - 1) for values in (without_x, without_y))
+    variances = (values.var(correction=0) * (len(values) - 1) for values in (without_x, without_y))
+    variance = cast(Tensor, sum(variances))
     return KernelDistanceEstimate(within_x + within_y - 2 * cross / (n * m), variance.sqrt())
 
 

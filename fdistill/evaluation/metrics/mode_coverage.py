@@ -46,6 +46,8 @@ class ModeCoverage(FeatureMetric):
     """
 
     real_states = ("real",)
+    generated: Tensor
+    real: Tensor
 
     def __init__(
         self,
@@ -62,13 +64,9 @@ class ModeCoverage(FeatureMetric):
         if weights is not None and len(weights) != num_modes:
             raise ValueError(f"weights hold one number per mode: expected {num_modes}, got {len(weights)}")
         self.num_modes, self.oracle, self.min_share = num_modes, oracle, min_share
+        self.reads = "modes" if oracle is None else "features"
         for side in ("generated", "real"):
             self.add_sum(side, (1 + num_modes,), torch.int64)  # the first counts the samples outside
-
-    @property
-    def reads(self) -> str:
-        """Modes, unless an oracle reads them from features."""
-        return "modes" if self.oracle is None else "features"
 
     def update(self, features: Tensor, real: bool) -> None:
         """Add features [n, d] for the oracle, or integer labels [n] where there is none.
@@ -77,7 +75,7 @@ class ModeCoverage(FeatureMetric):
             ValueError: for a wrong shape, a NaN or an infinity, or labels that are no integers in [-1, num_modes).
         """
         name = "real" if real else "generated"
-        labels = features if self.oracle is None else self._named(name, features)
+        labels = features if self.oracle is None else _named(self.oracle, name, features)
         inside = torch.where(labels == OUTSIDE, 0, labels)
         checked_labels(inside, self.num_modes)
         counts = torch.bincount(labels.detach().long() - OUTSIDE, minlength=1 + self.num_modes)
@@ -102,16 +100,6 @@ class ModeCoverage(FeatureMetric):
             "mode_entropy": entropy / math.log(self.num_modes),
             "effective_modes": entropy.exp() * (inside > 0),
         }
-
-    def _named(self, name: str, features: Tensor) -> Tensor:
-        """Return the oracle's modes [n] of features [n, d]."""
-        check_features(f"{name} features", features)
-        labels = self.oracle(features)
-        if labels.shape != features.shape[:1]:
-            raise ValueError(
-                f"the oracle names one mode per sample: expected [{len(features)}], got {list(labels.shape)}"
-            )
-        return labels
 
     def _reference(self) -> tuple[Tensor, float]:
         """Return how often each mode occurs in the reference [M], summing to 1, and what its noise adds to the KL."""
@@ -212,3 +200,12 @@ def _check_at_least_two(name: str, count: int) -> None:
 def _check_share(min_share: float) -> None:
     if not 0 < min_share <= 1:
         raise ValueError(f"min_share is a part of what is there: expected it in (0, 1], got {min_share}")
+
+
+def _named(oracle: Callable[[Tensor], Tensor], name: str, features: Tensor) -> Tensor:
+    """Return the oracle's modes [n] of features [n, d]."""
+    check_features(f"{name} features", features)
+    labels = oracle(features)
+    if labels.shape != features.shape[:1]:
+        raise ValueError(f"the oracle names one mode per sample: expected [{len(features)}], got {list(labels.shape)}")
+    return labels

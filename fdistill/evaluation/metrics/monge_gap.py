@@ -1,6 +1,7 @@
 """Monge gap: how much shorter the way from latents to samples could be (arXiv 2302.04953, squared Euclidean cost)."""
 
 import math
+from typing import cast
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -52,7 +53,8 @@ def monge_gap(z: Tensor, x: Tensor, epsilon: float = 0.0, labels: Tensor | None 
     classes = [torch.arange(len(x), device=x.device)]
     if labels is not None:
         classes = [(labels == label).nonzero().flatten() for label in labels.unique()]
-    return sum(len(rows) * _gap(z[rows].double(), x[rows].double(), epsilon, strict) for rows in classes) / len(x)
+    gaps = (len(rows) * _gap(z[rows].double(), x[rows].double(), epsilon, strict) for rows in classes)
+    return cast(Tensor, sum(gaps)) / len(x)
 
 
 def _gap(z: Tensor, x: Tensor, epsilon: float, strict: bool) -> Tensor:

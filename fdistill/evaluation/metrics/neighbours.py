@@ -6,7 +6,7 @@ outside an open one, whatever the order in which a processor adds.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ def paired_points(generated: Tensor, reference: Tensor, minimum: int) -> tuple[P
     """Return both sets around their common centre; raises ValueError as `check_pair` does."""
     check_pair(generated, reference, minimum)
     total = sum(block.sum(0) for features in (generated, reference) for block in blocks(features))
-    centre = total / (len(generated) + len(reference))
+    centre = cast(Tensor, total) / (len(generated) + len(reference))
     return Points(generated, centre), Points(reference, centre)
 
 
@@ -237,7 +237,7 @@ def nearest(points: Tensor, others: Tensor, k: int = 1) -> Nearest:
 def _alone(features: Tensor, minimum: int) -> Points:
     """Return a set around its own centre; raises ValueError as `check_features` does."""
     check_features("features", features, minimum)
-    return Points(features, sum(block.sum(0) for block in blocks(features)) / len(features))
+    return Points(features, cast(Tensor, sum(block.sum(0) for block in blocks(features))) / len(features))
 
 
 def _row_distances(points: Tensor, others: Tensor, chosen: Tensor) -> Tensor:

@@ -42,6 +42,11 @@ class PairedDistance(FeatureMetric):
 
     real_states = ("teacher",)
     reads = "teacher"
+    student: list[Tensor]
+    teacher: list[Tensor]
+    surplus: list[Tensor]
+    distance: Tensor
+    pairs: Tensor
 
     def __init__(self, reset_real_features: bool = True) -> None:
         super().__init__(reset_real_features)

@@ -106,7 +106,7 @@ class PixelMoments:
 def _checked(moments: Moments | None) -> Moments:
     """The moments on the CPU."""
     count = 0 if moments is None else int(moments.count)
-    if count < 2 or not moments.scatter.isfinite().all():
+    if moments is None or count < 2 or not moments.scatter.isfinite().all():
         got = f"{count} samples" + (", some of them broken" if count > 1 else "")
         raise ValueError(
             f"a Frechet distance compares Gaussian fits: expected 2 samples or more, all finite, got {got}; "

@@ -26,7 +26,7 @@ def tail_indices(
     generated: Tensor,
     reference: Tensor,
     k: float = 0.1,
-    eps: float | None = None,
+    eps: float | Tensor | None = None,
     eps_neighbour: int = 20,
     count_self: bool = True,
 ) -> TailIndices:
@@ -61,7 +61,8 @@ def tail_indices(
         )
     if eps is None:
         eps = neighbour_distances(reference, min(eps_neighbour, len(reference) - 1)).median()
-    fake, real = (_counted(crowding(side, eps), count_self) for side in (generated, reference))
+    radius = eps
+    fake, real = (_counted(crowding(side, radius), count_self) for side in (generated, reference))
     threshold = tail_threshold(real.counts, k)
     if not threshold > 0:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Kernel:
         """
         for block in blocks(features):
             moved = block if self.origin is None else block - self.origin
-            scale = self.bandwidth or moved.norm(dim=1, keepdim=True)
+            scale: Any = self.bandwidth or moved.norm(dim=1, keepdim=True)
             if self.bandwidth is None and not scale.all():
                 raise ValueError(
                     f"every feature row has a direction: expected 0 zero rows, got {self._zero_rows(features)} of "

@@ -1,6 +1,7 @@
 """Vendi score: the effective number of different samples under a kernel (arXiv 2210.02410)."""
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -139,6 +140,8 @@ class VendiScore(FeatureMetric):
 
     real_states = ("real", "real_labels")
 
+    centre: Tensor | None
+
     def __init__(
         self,
         order: float = 1.0,
@@ -243,7 +246,7 @@ class VendiScore(FeatureMetric):
             gram = kept.sum(0)[1:].view(side, side)
             return 1 / collision(gram) if self.order == 2 else hill_number(shares(gram), self.order)
         if self.random_features is None:
-            settings = (self.order, self.kernel, self.bandwidth, self.centre)
+            settings: tuple[Any, ...] = (self.order, self.kernel, self.bandwidth, self.centre)
         else:
             kept, settings = fourier_features(kept, self._frequencies(kept)), (self.order,)
         if self.num_classes is None:
@@ -252,7 +255,10 @@ class VendiScore(FeatureMetric):
 
     def _frequencies(self, features: Tensor) -> Tensor:
         drawn = fourier_frequencies(
-            features.shape[1], self.bandwidth, self.random_features, generator_for(self.seed, features.shape[1])
+            features.shape[1],
+            cast(float, self.bandwidth),  # the two go together
+            cast(int, self.random_features),
+            generator_for(self.seed, features.shape[1]),
         )
         return drawn.to(features.device)  # drawn on the CPU: the same on every kind of device
 
@@ -283,6 +289,6 @@ class VendiScore(FeatureMetric):
             raise ValueError(
                 f"labels go with num_classes: got {given} with num_classes={self.num_classes}; give both or neither"
             )
-        if labels is None:
+        if labels is None or self.num_classes is None:
             return None
         return _labels_of(features, labels, self.num_classes)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from fdistill.evaluation.report.diagnostic_figures import draw_see_saw
@@ -53,11 +54,12 @@ def collapse_figure(
     """
     lower_height = WIDTH / len(ROWS) * _aspect(samples["real"]) + TITLE
     height = TITLE + UPPER + lower_height
-    figure = Figure(figsize=(WIDTH, height), facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - TITLE / height))
+    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - TITLE / height))
+    figure = Figure(figsize=(WIDTH, height), facecolor="white", layout=layout)
     title = "Collapse of deterministic sampling" if report["collapse"] else "No collapse of deterministic sampling"
     figure.text(0.01, 1 - 0.2 * TITLE / height, title, fontsize=12, fontweight="bold", color=INK, va="top")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(UPPER, lower_height))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(UPPER, lower_height))  # an array of two
+    upper, lower = halves
     left, right = upper.subfigures(1, 2, width_ratios=(1, 1.15))
     axes = left.subplots()
     draw_see_saw(axes, curve, best)
@@ -105,7 +107,7 @@ def _samples(axes: Axes, samples: Mapping[str, Tensor], row: str, colour: str) -
     x = x.flatten(1)
     low, high = point_limits(torch.cat([rows.float().flatten(1)[:, :2] for rows in samples.values()]))
     if x.shape[1] == 1:
-        axes.hist(x[:, 0].numpy(), bins=np.linspace(low, high, 61), density=True, color=colour)
+        axes.hist(x[:, 0].numpy(), bins=np.linspace(low, high, 61).tolist(), density=True, color=colour)
     else:
         axes.scatter(x[:POINTS, 0], x[:POINTS, 1], s=3, alpha=0.5, color=colour, linewidths=0)
         axes.set_ylim(low, high)

@@ -1,7 +1,7 @@
 """The course of training as small panels, read from the `metrics.jsonl` of run folders."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ LINES = {"teacher": "--", "floor": ":"}
 NOISY_FROM = 40  # points, above which a running mean is drawn over the raw line
 
 
-def training_curves_figure(metrics_jsonl_paths: dict[str, str | Path], path: str | Path) -> Path:
+def training_curves_figure(metrics_jsonl_paths: Mapping[str, str | Path], path: str | Path) -> Path:
     """Draw every scalar that the runs logged, a block of panels per run, into a PNG at `path`; return the path.
 
     What a metric is for the teacher is a dashed line in its panel, for real data a dotted one.

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import zip_longest
@@ -56,7 +56,7 @@ class Run:
             yield from {path.stem.rstrip("0123456789"): path for path in by_turn}.values()
 
 
-def read_runs(folders: list[str | Path]) -> dict[str, Run]:
+def read_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
     """Read run folders; returns them by title, which is the folder's name, or the path where names repeat.
 
     Raises:
@@ -148,7 +148,7 @@ def _name_lines(axes: Axes, colours: Mapping[str, str]) -> None:
     """Say above the axes which colour is which number, without the folder that all names share."""
     prefix = f"{folder}/" if (folder := commonpath(colours)) else ""
     handles = [Line2D([], [], color=colour, label=name.removeprefix(prefix)) for name, colour in colours.items()]
-    longest = max(len(handle.get_label()) for handle in handles)
+    longest = max(len(str(handle.get_label())) for handle in handles)
     axes.legend(
         handles=handles,
         ncols=max(1, LEGEND // (longest + 6)),

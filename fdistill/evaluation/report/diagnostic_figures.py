@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -128,7 +129,8 @@ def _violins(axes: Axes, groups: Sequence[np.ndarray]) -> None:
     for place in places:
         values = _middle(groups[place])
         if np.ptp(values) > 0:
-            (body,) = axes.violinplot([values], [place], widths=0.85, showextrema=False)["bodies"]
+            bodies: Any = axes.violinplot([values], [place], widths=0.85, showextrema=False)["bodies"]  # a list
+            (body,) = bodies
             body.set(facecolor=PALE_BLUE, edgecolor=BLUE, alpha=0.7, linewidth=0.8)
         first, median, third = np.percentile(groups[place], (25, 50, 75))
         axes.vlines(place, first, third, color=BLUE, lw=4)

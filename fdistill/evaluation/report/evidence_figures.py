@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -162,7 +162,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, panel
 
 
-def _style(panel: Axes, grid: str = "y") -> None:
+def _style(panel: Axes, grid: Literal["both", "x", "y"] = "y") -> None:
     panel.tick_params(labelsize=8, colors=INK, length=2)
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis=grid, alpha=0.25, lw=0.6)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from fdistill.evaluation.report.figure_file import BLUE, INK, save_figure
@@ -83,8 +84,8 @@ def _points_figure(rows: dict[str, Tensor]) -> Figure:
     """Draw one panel per entry, all on the same axes."""
     columns = min(len(rows), 4)
     lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(3.2 * columns, 3.4 * lines), facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=(3.2 * columns, 3.4 * lines), facecolor="white", layout=layout)
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
     low, high = point_limits(torch.cat([points[:, :2] for points in rows.values()]))
     for panel, (title, points) in zip(panels, rows.items(), strict=False):
@@ -106,8 +107,8 @@ def _points_figure(rows: dict[str, Tensor]) -> Figure:
 
 def point_limits(points: Tensor) -> tuple[float, float]:
     """Return axis limits around all finite points but the farthest in a thousand, with a margin."""
-    values = points.flatten()
-    values = values[values.isfinite()].numpy()
+    flat = points.flatten()
+    values = flat[flat.isfinite()].numpy()
     if len(values) == 0:
         return -1.0, 1.0
     low, high = np.quantile(values, [0.0005, 0.9995])

@@ -14,6 +14,7 @@ samples, not where it would end for infinitely many.
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -74,9 +75,9 @@ def intervals(
     errors["local_coverage"] = None  # among halves 30 neighbours lie farther away, and their share scatters less
     errors["memorized_fraction"] = 0.0  # new samples beside fixed training ones: the binomial alone
     return {
-        name: _interval(name, row[name], error, len(generated))
+        name: _interval(name, value, error, len(generated))
         for name, error in errors.items()
-        if error is not None and row.get(name) is not None
+        if error is not None and (value := row.get(name)) is not None
     }
 
 
@@ -128,7 +129,8 @@ def standard_errors(
     ]
     columns = {name: [(a[name], b[name]) for a, b in pairs] for name in pairs[0][0]}
     return {
-        name: None if None in sum(column, ()) else scale * _half_difference(column) for name, column in columns.items()
+        name: None if None in sum(column, ()) else scale * _half_difference(cast("list[tuple[float, float]]", column))
+        for name, column in columns.items()
     }
 
 
@@ -142,8 +144,9 @@ def share_interval(share: float, n: int) -> tuple[float, float]:
 
 def _same_classes(generated: Samples, reference: Samples) -> bool:
     """Whether the i-th generated sample was asked to be what the i-th real one is."""
-    known = generated.wanted is not None and reference.wanted is not None
-    return known and torch.equal(generated.wanted, reference.wanted)
+    if generated.wanted is None or reference.wanted is None:
+        return False
+    return torch.equal(generated.wanted, reference.wanted)
 
 
 def _half_difference(pairs: list[tuple[float, float]]) -> float:

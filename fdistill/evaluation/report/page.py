@@ -1,7 +1,7 @@
 """The page that a person reads: one HTML file with the table, the pictures and how it was measured."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ FACTS = {"n": "Samples", "repeats": "Draws averaged", "seed": "Seed", "seconds":
 
 
 def html_page(
-    path: str | Path, title: str, report: dict[str, Any], images: dict[str, str | Path], text: str = ""
+    path: str | Path, title: str, report: dict[str, Any], images: Mapping[str, str | Path], text: str = ""
 ) -> Path:
     """Write one self-contained page to `path` and return the path; it loads nothing from anywhere.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from fdistill.evaluation.ratio_calibration import NoiseGroup, Reliability
@@ -34,8 +35,8 @@ def reliability_figure(groups: Sequence[NoiseGroup], title: str, path: str | Pat
     if not groups:
         raise ValueError("a reliability figure needs at least one group of noise levels: got none")
     width = max(PANEL * len(groups) + 0.5, 4.6)
-    figure = Figure(figsize=(width, 5.6), facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 0.87))
+    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 0.87))
+    figure = Figure(figsize=(width, 5.6), facecolor="white", layout=layout)
     figure.text(0.1 / width, 0.985, title, fontsize=11, fontweight="bold", color=INK, va="top")
     healthy = (
         "On the dashed line all is well. Flatter than it: logits are too large;\n"
@@ -75,7 +76,7 @@ def _diagram(axes: Axes, found: Reliability, left: float, right: float) -> None:
 
 
 def _histogram(axes: Axes, group: NoiseGroup, left: float, right: float) -> None:
-    edges = np.linspace(left, right, BARS + 1)
+    edges = np.linspace(left, right, BARS + 1).tolist()
     for logit, colour, name in ((group.fake_logit, RED, "generated"), (group.real_logit, BLUE, "real")):
         inside = np.clip(_numbers(logit), left, right)
         axes.hist(inside, edges, density=True, histtype="step", color=colour, lw=1.2, label=name)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -65,8 +65,9 @@ class Samples:
 
 def joined(first: Samples, second: Samples) -> Samples:
     """Both sets as one; classes are kept where both have them."""
-    pairs = ((getattr(first, name), getattr(second, name)) for name in ("features", "modes", "wanted"))
-    return Samples(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))
+    pairs = ((first.modes, second.modes), (first.wanted, second.wanted))
+    classes = (None if a is None or b is None else torch.cat([a, b]) for a, b in pairs)
+    return Samples(torch.cat([first.features, second.features]), *classes)
 
 
 def measure(
@@ -130,7 +131,7 @@ def compare(
         "accuracy": None,
     }
     if num_modes > 1 and generated.modes is not None and reference.modes is not None:
-        counted = ModeCoverage(num_modes).of(generated.modes, reference.modes)
+        counted = cast("dict[str, Tensor]", ModeCoverage(num_modes).of(generated.modes, reference.modes))
         values |= {"mode_coverage": float(counted["mode_coverage"]), "class_entropy": float(counted["mode_entropy"])}
     if generated.modes is not None and generated.wanted is not None:
         values["accuracy"] = _share(generated.modes == generated.wanted)

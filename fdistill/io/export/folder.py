@@ -14,11 +14,13 @@ from typing import Any
 from safetensors.torch import save_file
 
 from fdistill.core.atomic_files import replace_folder
+from fdistill.core.places import require_replaceable
 from fdistill.io.checkpoints import OWN_WEIGHTS, RECORD, model_record, model_weights
 from fdistill.io.export.model_card import model_card
 from fdistill.io.export.program import Program, check_program, write_program
 from fdistill.io.export.stock_levels import stock_levels
 from fdistill.models.networks import DiffusersUNet
+from fdistill.sampling.draw import require_model
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.preconditioning import EDM
 
@@ -40,23 +42,27 @@ def export_folder(
     target: Path | str,
     report: dict[str, Any] | None = None,
     programs: Sequence[Program] = (),
+    overwrite: bool = False,
 ) -> Path:
-    """Write the model as a folder; an existing folder is replaced only once the new one is whole.
+    """Write the model as a folder; an exported model that is there is replaced only once the new one is whole.
 
     Args:
         model: student or teacher.
         target: the folder.
         report: an evaluation report, for the model card.
         programs: artefacts of a student's map that the folder holds beside its weights.
+        overwrite: whether a folder that holds something else is replaced too.
 
     Returns:
         The folder.
 
     Raises:
         OSError: if it cannot be written.
-        ValueError: for programs of a teacher, or whose packages are missing.
+        ValueError: for programs of a teacher, or whose packages are missing, or a target that holds something else.
     """
-    target = Path(target)
+    model, target = require_model(model), Path(target)
+    if not overwrite:
+        require_replaceable(target)
     for program in programs:
         check_program(model, program)
     stock = loads_in_stock_diffusers(model)
@@ -94,16 +100,19 @@ def loads_in_stock_diffusers(model: GenerativeModel) -> bool:
 def _write_stock(model: GenerativeModel, folder: Path) -> None:
     from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
 
-    levels = stock_levels(model.sigmas)
+    denoiser, levels = model.denoiser, stock_levels(model.sigmas)
+    assert levels is not None  # as `loads_in_stock_diffusers` has found
+    assert isinstance(denoiser.network, DiffusersUNet)
+    assert isinstance(denoiser.preconditioning, EDM)
     scheduler = CMStochasticIterativeScheduler(
         num_train_timesteps=levels.num_train_timesteps,
         sigma_min=0.0,
         sigma_max=float(model.sigmas[0]),
-        sigma_data=model.denoiser.preconditioning.sigma_data,
+        sigma_data=denoiser.preconditioning.sigma_data,
         rho=levels.rho,
         clip_denoised=False,
     )
-    unet = model.denoiser.network.stock_unet().cpu()
+    unet = denoiser.network.stock_unet().cpu()
     ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
 
 

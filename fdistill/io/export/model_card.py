@@ -77,7 +77,8 @@ def _usage(model: GenerativeModel, name: str, stock: bool) -> str:
         ("diffusers", "ConsistencyModelPipeline") if stock else ("fdistill.io.export.pipeline", "OneStepPipeline")
     )
     several = len(model.sigmas) > 1
-    asked = f", {stock_levels(model.sigmas).arguments}" if stock and several else ""
+    found = stock_levels(model.sigmas) if stock and several else None
+    asked = "" if found is None else f", {found.arguments}"
     output = "" if len(model.sample_shape) == 3 else ', output_type="pt"'
     code = (
         f"import torch\nfrom {module} import {pipeline}\n\n"

@@ -46,7 +46,9 @@ class StudentModule(nn.Module):
         tables = [(part, name, table) for part in self.denoiser.modules() for name, table in part._buffers.items()]
         super().to(*args, **kwargs)
         for part, name, table in tables:
-            part._buffers[name] = None if table is None else table.to(part._buffers[name].device)
+            moved = part._buffers[name]
+            if table is not None and moved is not None:
+                part._buffers[name] = table.to(moved.device)
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -57,7 +59,7 @@ class StudentModule(nn.Module):
     def forward(self, latents: Tensor, labels: Tensor | None, decode: bool) -> Tensor:
         """Samples [B, ...] float32 on the CPU; all that reads weights is in here, for hooks that bring them."""
         samples = self.student.sample(latents.to(self.dtype), labels).float()
-        if self.vae is None or not decode:
+        if self.student.decoder is None or not decode:
             return samples
         self.student.decoder.to(self.device)
         return self.student.decode(samples)

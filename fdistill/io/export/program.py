@@ -42,7 +42,7 @@ class Generator(nn.Module):
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         steps = [latents] if len(self.levels) == 1 else latents.unbind(1)
-        x = None
+        x: Any = None  # until the first step
         for latent, level in zip(steps, self.levels, strict=True):
             x = self.denoiser(renoise(x, latent, level), latent.new_full(latent.shape[:1], level), labels)
         return x
@@ -70,7 +70,7 @@ def write_program(model: GenerativeModel, program: Program, folder: Path) -> Pat
     """
     check_program(model, program)
     generator = Generator(model.to("cpu")).eval()
-    arguments = (torch.zeros(_EXAMPLES, *model.latent_shape),)
+    arguments: tuple[Tensor, ...] = (torch.zeros(_EXAMPLES, *model.latent_shape),)
     if model.num_classes:
         arguments += (torch.zeros(_EXAMPLES, dtype=torch.int64),)
     path = folder / FILES[program]

@@ -38,7 +38,7 @@ _LARGEST_NUMBER = 2**20
 _FORM = "expected a denoiser (or model) section with network and preconditioning, each class_path and init_args"
 
 
-def read_configured(source: Path, options: Options) -> GenerativeModel:
+def read_configured(source: Path, config: Path, options: Options) -> GenerativeModel:
     """The teacher of a .safetensors file, whose tensors are those of the denoiser or of its network alone.
 
     The configuration is that of a run (`model:` of TeacherModule), or a `denoiser:` section with network and
@@ -48,7 +48,7 @@ def read_configured(source: Path, options: Options) -> GenerativeModel:
     Raises:
         CheckpointError: if the configuration is missing or describes nothing, or the tensors do not fit it.
     """
-    spec, preconditioning, sampling, facts = _described(options.config)
+    spec, preconditioning, sampling, facts = _described(config)
     weights = read_safetensors(source, "save it again")
     check_one_network(weights, source)
     bare = unwrapped(weights)
@@ -113,6 +113,7 @@ def _described(file: Path) -> tuple[Spec, Preconditioning, dict[str, Any], dict[
             checked_number(numbers[name], name, low, 1e6)
         classes = {path.rsplit(".", 1)[-1]: path for path in map(public_path, subclasses(Described))}
         preconditioning = Preconditioning.from_spec(_full(section["preconditioning"], classes))
+        parts: dict[str, Any]
         parts = {n: cls.from_spec(_full(given[n], classes)) for n, cls in _PARTS.items() if given.get(n) is not None}
         grid = parts["grid"].levels() if "grid" in parts else None
         spec = _full(section["network"], classes)

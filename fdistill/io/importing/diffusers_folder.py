@@ -111,7 +111,7 @@ def _network(folder: Path, options: Options) -> StockUNet | StockDiT:
             raise CheckpointError(
                 f"{folder}: a fourier time embedding reads noise levels, and schedulers give timesteps"
             )
-        build = functools.partial(StockUNet, plain, last_class_is_none=options.last_class_is_none)
+        build: Any = functools.partial(StockUNet, plain, last_class_is_none=options.last_class_is_none)
     else:
         if options.last_class_is_none:
             raise CheckpointError(f'{folder}: a DiT has its own row for "no class": leave --last_class_is_none out')

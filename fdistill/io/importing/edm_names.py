@@ -5,6 +5,7 @@ and of torch.nn become `Inert`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,6 +182,11 @@ _DTYPES = {
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.bool)
 }
 
+_OF_NUMPY: dict[str, Callable[..., Any]] = {
+    "multiarray.scalar": _scalar,
+    "multiarray._reconstruct": Array,
+    "numeric._frombuffer": _array_from_buffer,
+}
 _RECIPES = {
     "torch_utils.persistence._reconstruct_persistent_obj": Recipe(_persistent),
     "dnnlib.util.EasyDict": Recipe(_ordered),
@@ -191,13 +197,5 @@ _RECIPES = {
     "torch.device": Recipe(_device),
     "numpy.dtype": Recipe(_Dtype),
     "numpy.ndarray": Recipe(_class_only),
-    **{
-        f"numpy.{core}.{name}": Recipe(answer)
-        for core in ("core", "_core")
-        for name, answer in {
-            "multiarray.scalar": _scalar,
-            "multiarray._reconstruct": Array,
-            "numeric._frombuffer": _array_from_buffer,
-        }.items()
-    },
+    **{f"numpy.{core}.{name}": Recipe(answer) for core in ("core", "_core") for name, answer in _OF_NUMPY.items()},
 }

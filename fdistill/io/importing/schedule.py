@@ -1,6 +1,7 @@
 """From a scheduler of diffusers to what its network predicts, on which path, and where a teacher samples."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,13 @@ from fdistill.theory.noise_levels import karras_grid
 from fdistill.theory.paths import DDPMPath
 from fdistill.theory.preconditioning import (
     EpsPrediction,
-    Preconditioning,
     VelocityPrediction,
     VPrediction,
     X0Prediction,
 )
 
+_Prediction = EpsPrediction | VPrediction | X0Prediction | VelocityPrediction
+_PREDICTIONS: dict[str, Callable[[DDPMPath, float], _Prediction]]
 _PREDICTIONS = {"epsilon": EpsPrediction, "v_prediction": VPrediction, "sample": X0Prediction}
 _FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _MOST_TIMESTEPS, _LARGEST_SHIFT = 2**20, 1000.0
@@ -27,7 +29,7 @@ _LAST_FLOW_TIME = 1 - 1e-3  # at 1 the noise ratio is infinite
 class Schedule(NamedTuple):
     """What a network learned, and the shift that its sampler gives to the times of a flow."""
 
-    preconditioning: Preconditioning
+    preconditioning: _Prediction
     shift: float = 1.0
 
     def levels(self, num_steps: int) -> Tensor:
@@ -75,8 +77,8 @@ def read_schedule(file: Path) -> Schedule:
         raise CheckpointError(f"{file}: prediction_type is one of {known}, got {brief(prediction)}")
     try:
         timesteps = checked_number(config["num_train_timesteps"], "num_train_timesteps", 2, _MOST_TIMESTEPS, True)
-        ends = [checked_number(config[name], name, 0, 1) for name in ("beta_start", "beta_end")]
-        path = DDPMPath(*ends, timesteps, config["beta_schedule"], _trained_betas(config.get("trained_betas")))
+        first, last = (checked_number(config[name], name, 0, 1) for name in ("beta_start", "beta_end"))
+        path = DDPMPath(first, last, timesteps, config["beta_schedule"], _trained_betas(config.get("trained_betas")))
     except BUILD_ERRORS as error:
         raise CheckpointError(f"{file}: {reason(error)}") from error
     return Schedule(_PREDICTIONS[prediction](path, timesteps - 1.0))

@@ -70,7 +70,7 @@ def _read_file(source: Path, options: Options) -> GenerativeModel:
         options.check_used(source, "a file of tensors", {"config", "num_steps", "guidance", "sigma_data", "vae"})
         if options.config is None:
             raise CheckpointError(what_lies_at(source) or f"there is nothing at {source}: check the path")
-        return read_configured(source, options)
+        return read_configured(source, options.config, options)
     if source.suffix == ".pkl":
         from fdistill.io.importing.edm_pickle import read_edm
 

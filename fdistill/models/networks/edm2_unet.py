@@ -210,7 +210,7 @@ class _Block(nn.Module):
         hidden = F.dropout(mp_silu(hidden * scale), self.dropout, self.training)
         straight = x if self.encodes else self._skipped(x)
         x = mp_sum(straight, self.conv_res1(hidden), _RESIDUAL_BALANCE)
-        if self.attn_qkv is not None:
+        if self.attn_qkv is not None and self.attn_proj is not None:
             parts = heads_of(self.attn_qkv(x), self.heads)
             attended = attend(*(unit_magnitude(part, dim=2) for part in parts))
             x = mp_sum(x, self.attn_proj(attended.reshape(x.shape)), _RESIDUAL_BALANCE)

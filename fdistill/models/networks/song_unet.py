@@ -5,7 +5,7 @@ Parameters have the names that published EDM weights give them, so that a state 
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from fdistill.models.networks.embeddings import at_least_single, class_vectors
 from fdistill.models.networks.resampling import Downsample, Upsample
 from fdistill.models.networks.small_unet import check_halving
 
+_Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
 _HALF = math.sqrt(0.5)  # a sum of two branches of equal variance keeps it
 
 
@@ -144,7 +145,8 @@ class SongUNet(Network):
 
     def decode(self, encoding: Encoding) -> Tensor:
         kept, condition = encoding.state
-        skips, hidden, image = list(kept), kept[-1], None
+        skips, hidden = list(kept), kept[-1]
+        image: Any = None  # until the first side that draws
         for side in reversed(self.sides):
             if f"{side}_up" in self.dec:
                 hidden = self.dec[f"{side}_up"](hidden, condition)
@@ -232,7 +234,7 @@ class _ResidualBlock(nn.Module):
         self.skip = _initialised(nn.Conv2d(inward, outward, 1)) if projected else None
         if attention:
             self.norm2 = _group_norm(outward)
-            self.qkv = _initialised(nn.Conv2d(outward, 3 * outward, 1), math.sqrt(0.2))
+            self.qkv: nn.Conv2d | None = _initialised(nn.Conv2d(outward, 3 * outward, 1), math.sqrt(0.2))
             self.proj = _initialised(nn.Conv2d(outward, outward, 1), 1e-5)
         else:
             self.qkv = None
@@ -269,10 +271,11 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(max(min(32, channels // 4), 1), channels, eps=1e-6)
 
 
-def _initialised(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Linear | nn.Conv2d:
+def _initialised(layer: _Layer, gain: float = 1.0) -> _Layer:
     """Uniform of Glorot and Bengio times a gain, and no bias; a tiny gain makes a residual branch begin as nothing."""
     nn.init.xavier_uniform_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -34,8 +34,9 @@ class StockUNet(Network):
             ValueError: for a configuration that is not diffusers', or has no continuous timestep or plain classes.
         """
         super().__init__()
-        size, rows = config.get("sample_size"), config.get("num_class_embeds") or 0
+        rows = config.get("num_class_embeds") or 0
         _check(config, rows, last_class_is_none)
+        size = config["sample_size"]
         added = int(rows > 0 and not last_class_is_none)
         self.unet = build_stock(UNet2DModel, {**config, "num_class_embeds": rows + added or None})
         if added:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fdistill.core.distributed import local
+from fdistill.models.denoiser import Denoiser
 
 
 class EMA(nn.Module):
@@ -16,7 +17,7 @@ class EMA(nn.Module):
     bf16 weights would never move at decay .9999, so the copy is float32 whatever the network is.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: Denoiser, decay: float) -> None:
         """Args:
         network: what to average; copied.
         decay: share of the old average that stays per update, in [0, 1).
@@ -25,7 +26,7 @@ class EMA(nn.Module):
         if not 0 <= decay < 1:
             raise ValueError(f"ema_decay lies in [0, 1): got {decay}")
         self.decay = decay
-        self.average = copy.deepcopy(network).float().requires_grad_(False).eval()
+        self.average: Denoiser = copy.deepcopy(network).float().requires_grad_(False).eval()
 
     @torch.no_grad()
     def update(self, network: nn.Module, updates_before: int) -> None:

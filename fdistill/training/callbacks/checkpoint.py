@@ -1,6 +1,7 @@
 """checkpoints/last.ckpt, kept up to date, and written at the end and before a signal ends the run as well."""
 
 import signal
+from typing import cast
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -9,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from fdistill.core.atomic_files import remove_left_overs
 from fdistill.core.distributed import on_rank_0
 from fdistill.training.callbacks.signals import EndSignals
+from fdistill.training.run_parts import callbacks_of, set_callbacks
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -35,9 +37,10 @@ class LastCheckpoint(ModelCheckpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Go to the end of the callbacks, and clear away what a killed run was writing."""
         super().setup(trainer, pl_module, stage)
-        trainer.callbacks = [other for other in trainer.callbacks if other is not self] + [self]
+        set_callbacks(trainer, [other for other in callbacks_of(trainer) if other is not self] + [self])
         if stage == "fit":
-            on_rank_0(lambda: remove_left_overs(self.dirpath))
+            folder = cast(str, self.dirpath)  # Lightning's `setup` has found it
+            on_rank_0(lambda: remove_left_overs(folder))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen; Lightning has listened for SIGTERM up to here."""

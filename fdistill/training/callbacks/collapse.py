@@ -1,18 +1,20 @@
 """The collapse alarm in a run: reads what DiversityCallback measured, says in words what is wrong, and may act."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from fdistill.core.distributed import on_rank_0
 from fdistill.evaluation.collapse_alarm import WATCHED, CollapseAlarm, Verdict, Watch, bands
+from fdistill.evaluation.probe import DiversityProbe
 from fdistill.training import GenerativeModule
 from fdistill.training.callbacks.diversity import DiversityCallback
 from fdistill.training.callbacks.learning_rate import reduce_rates
 from fdistill.training.callbacks.measured import Listener
 from fdistill.training.loggers import log_numbers, log_words
+from fdistill.training.run_parts import callbacks_of
 
 FIRST_SHARE = 0.25  # of the run, in which a student that has never been healthy is not called collapsed
 
@@ -20,8 +22,9 @@ FIRST_SHARE = 0.25  # of the run, in which a student that has never been healthy
 class CollapseCallback(Listener):
     """Declares a collapse when recall, Vendi ratio, anchored TID or mode coverage leaves its band.
 
-    The bands come from random halves of the reference (`fdistill.evaluation.collapse_alarm`). Logs collapse/alarm (0
-    or 1), collapse/margin/<metric> (negative outside the band) and, in words, collapse/reason.
+    The bands come from random halves of the reference (`fdistill.evaluation.collapse_alarm`), and from the teacher
+    where it is measured and lies outside of them. Logs collapse/alarm (0 or 1), collapse/margin/<metric> (negative
+    outside the band) and, in words, collapse/reason.
     """
 
     def __init__(
@@ -66,20 +69,20 @@ class CollapseCallback(Listener):
         self._restored: dict[str, Any] | None = None
         self._seen, self._lowered = 0, False
 
-    def setup(self, trainer: L.Trainer, pl_module: GenerativeModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find what it reads.
 
         Raises:
             ValueError: without a DiversityCallback.
         """
-        if stage == "fit" and not any(isinstance(callback, DiversityCallback) for callback in trainer.callbacks):
+        if stage == "fit" and not any(isinstance(callback, DiversityCallback) for callback in callbacks_of(trainer)):
             raise ValueError(
                 "CollapseCallback reads what DiversityCallback measures: expected one in callbacks, got none; add it"
             )
 
     def on_measured(self, trainer: L.Trainer, pl_module: GenerativeModule, numbers: Mapping[str, float]) -> None:
         """Judge a new measurement of DiversityCallback; others are not its business."""
-        diversity = next(callback for callback in trainer.callbacks if isinstance(callback, DiversityCallback))
+        diversity = next(callback for callback in callbacks_of(trainer) if isinstance(callback, DiversityCallback))
         if diversity.latest is None or diversity.latest[0] == self._seen:
             return
         self._seen, values, missing = diversity.latest
@@ -100,12 +103,14 @@ class CollapseCallback(Listener):
         self, trainer: L.Trainer, pl_module: GenerativeModule, diversity: DiversityCallback
     ) -> CollapseAlarm:
         if self._alarm is None:
-            probe = diversity.probe
-            null = on_rank_0(lambda: probe.null(list(self.watched), self.num_splits))
+            probe = cast(DiversityProbe, diversity.probe)  # it has measured
+            null, teacher = on_rank_0(
+                lambda: (probe.null(list(self.watched), self.num_splits), diversity.teacher_values())
+            )
             grace = self.grace_updates
             if grace is None:
                 grace = int(FIRST_SHARE * pl_module.updates_after(max(trainer.max_steps, 0)))
-            self._alarm = CollapseAlarm(bands(null, self.watched), self.patience, grace)
+            self._alarm = CollapseAlarm(bands(null, self.watched, teacher), self.patience, grace)
             if self._restored is not None:
                 self._alarm.restore(self._restored)
         return self._alarm

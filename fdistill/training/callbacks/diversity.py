@@ -15,6 +15,7 @@ from fdistill.evaluation.probe import DiversityProbe, Rows, compared_samples
 from fdistill.training import DistillationModule, GenerativeModule
 from fdistill.training.callbacks.measured import in_run_precision, publish
 from fdistill.training.loggers import log_numbers
+from fdistill.training.run_parts import data_of, generative
 
 
 class DiversityCallback(L.Callback):
@@ -59,43 +60,45 @@ class DiversityCallback(L.Callback):
         self._spent = self._before = 0.0
         self._started = time.perf_counter()
 
-    def setup(self, trainer: L.Trainer, pl_module: GenerativeModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find out before the first turn whether there is enough to compare with.
 
         Raises:
             ValueError: without one of our data modules, or where its training split is too small.
         """
         data = getattr(trainer, "datamodule", None)
-        if stage == "fit" and not isinstance(data, GenerativeDataModule):
+        if stage != "fit":
+            return
+        if not isinstance(data, GenerativeDataModule):
             raise ValueError(
                 "DiversityCallback compares with the training split of a GenerativeDataModule: expected one as "
                 f"datamodule, got {type(data).__name__}; pass it to Trainer.fit(datamodule=...)"
             )
-        if stage == "fit":
-            compared_samples(data, self.num_samples)
-            if self.feature_cache is not None:
-                FeatureCache(self.feature_cache)  # a folder that cannot be made is told now
+        compared_samples(data, self.num_samples)
+        if self.feature_cache is not None:
+            FeatureCache(self.feature_cache)  # a folder that cannot be made is told now
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: GenerativeModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Measure on schedule."""
-        updates = pl_module.updates
+        module = generative(pl_module)
+        updates = module.updates
         if updates == self._last or updates % self.every_n_updates:
             return
         began = time.perf_counter()
         self._last = updates
         with torch.no_grad(), patient():  # a rank that finds features on disk has less to do
-            values, missing = self._measure(trainer, pl_module)
+            values, missing = self._measure(trainer, module)
         self.latest = updates, values, missing
         named = {f"metric/{name}": value for name, value in values.items()}
-        publish(trainer, pl_module, named)
+        publish(trainer, module, named)
         self._spent += time.perf_counter() - began
         log_numbers(trainer.loggers, {**self._constant, "perf/metrics_share": self._share()}, trainer.global_step)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: GenerativeModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what it cost."""
         if self._spent:
             share = f"{100 * self._share():.1f}% of the run's {self._seconds():.0f} s"
@@ -105,8 +108,8 @@ class DiversityCallback(L.Callback):
         ranks = (trainer.global_rank, trainer.world_size)
         probe = self._prepared(trainer, pl_module)
         rows = probe.draw(in_run_precision(trainer, pl_module.generative_model()), *ranks)
-        compare = self.measure_teacher and isinstance(pl_module, DistillationModule)
-        if compare and self._teacher_rows is None:
+        compare = self.measure_teacher and self._teacher_rows is None
+        if compare and isinstance(pl_module, DistillationModule):
             self._teacher_rows = probe.draw(in_run_precision(trainer, pl_module.teacher_model()), *ranks)
         return on_rank_0(lambda: self._compute(probe, rows))
 
@@ -118,9 +121,14 @@ class DiversityCallback(L.Callback):
                 self._constant |= {f"metric_teacher/{name}": value for name, value in teacher.items()}
         return probe.measure(rows, self._teacher_rows), probe.missing_modes(rows)
 
+    def teacher_values(self) -> dict[str, float]:
+        """Metrics of the teacher by name, on rank 0 once they are measured; empty without."""
+        mine = "metric_teacher/"
+        return {name.removeprefix(mine): v for name, v in self._constant.items() if name.startswith(mine)}
+
     def _prepared(self, trainer: L.Trainer, pl_module: GenerativeModule) -> DiversityProbe:
         if self.probe is None:
-            data = trainer.datamodule
+            data = data_of(trainer)
             shown = data.in_pixels(pl_module.device)
             extractor = self.extractor or default_extractor(tuple(shown.sample_shape), data.num_classes)
             extractor.keep_learned() if self.feature_cache is None else extractor.keep_in(self.feature_cache)

@@ -8,10 +8,11 @@ from torch import nn
 
 from fdistill.core.distributed import is_sharded
 from fdistill.core.private_apis import keep_buffers
-from fdistill.models.denoiser import Denoiser
+from fdistill.models.denoiser import Denoiser, lay_channels_last
 from fdistill.models.networks import EDM2UNet
 from fdistill.training import GenerativeModule
 from fdistill.training.parallel import ShardedStrategy
+from fdistill.training.run_parts import generative
 
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 _AUTOGRAD_ALONE = ("none", "eager")  # backends whose backward pass is torch's own, with second derivatives
@@ -48,18 +49,19 @@ class FastNetworks(L.Callback):
         """Whether CUDA graphs are recorded and replayed."""
         return self.backend == "cudagraphs" or (self.backend == "inductor" and self.mode in _CUDA_GRAPHS)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: GenerativeModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Before the first turn, with the networks on their device.
 
         Raises:
             ValueError: where a compiled network cannot do what the run asks of it.
         """
-        self._check(trainer, pl_module)
-        for denoiser in pl_module.denoisers().values():
+        module = generative(pl_module)
+        self._check(trainer, module)
+        for denoiser in module.denoisers().values():
             self.hasten(denoiser)
-        average = pl_module.ema.average
+        average = module.ema.average
         if self.channels_last and not is_sharded(average):
-            average.to(memory_format=torch.channels_last)  # one kernel updates it only where it lies like the weights
+            lay_channels_last(average)  # one kernel updates it only where it lies like the weights
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Tell CUDA graphs that the tensors of the last turn may be overwritten.
@@ -75,17 +77,18 @@ class FastNetworks(L.Callback):
         if self.tf32 and next(network.parameters(), torch.empty(0)).is_cuda:
             torch.set_float32_matmul_precision("high")
         if self.channels_last and not is_sharded(network):  # FSDP2 keeps its parts in their own order
-            network.to(memory_format=torch.channels_last)
+            lay_channels_last(network)
         if self.backend != "none":
             self._compile(network)
 
     def _compile(self, network: nn.Module) -> None:
         # several terms of a loss go back through a network one after the other, and each needs all that it has kept
         keep_buffers()
+        compiled: Any = network  # whose methods are replaced
         if isinstance(network, EDM2UNet):  # reads versions of its weights, which change in every turn
-            network.normalise_weights = torch.compiler.disable(network.normalise_weights)
-        network.encode = torch.compile(network.encode, backend=self.backend, mode=self.mode, dynamic=False)
-        network.decode = torch.compile(network.decode, backend=self.backend, mode=self.mode, dynamic=False)
+            compiled.normalise_weights = torch.compiler.disable(compiled.normalise_weights)
+        compiled.encode = torch.compile(compiled.encode, backend=self.backend, mode=self.mode, dynamic=False)
+        compiled.decode = torch.compile(compiled.decode, backend=self.backend, mode=self.mode, dynamic=False)
 
     def _check(self, trainer: L.Trainer, module: GenerativeModule) -> None:
         if self.replays and isinstance(trainer.strategy, ShardedStrategy):

@@ -1,11 +1,12 @@
 """Learning rates that follow a schedule of the generator's updates."""
 
 import math
+from typing import Any
 
 import lightning.pytorch as L
 
 from fdistill.theory.schedules import Schedule
-from fdistill.training import GenerativeModule
+from fdistill.training.run_parts import callbacks_of, generative
 
 
 class LearningRate(L.Callback):
@@ -21,14 +22,13 @@ class LearningRate(L.Callback):
         """
         self.factor = factor
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Set the rates of this turn."""
-        schedules = [callback.factor for callback in trainer.callbacks if isinstance(callback, LearningRate)]
-        factors = [schedule.at(pl_module.updates) for schedule in schedules]
+        module = generative(pl_module)
+        schedules = [callback.factor for callback in callbacks_of(trainer) if isinstance(callback, LearningRate)]
+        factors = [schedule.at(module.updates) for schedule in schedules]
         if min(factors) < 0:
-            raise ValueError(
-                f"LearningRate multiplies by a factor >= 0: got {min(factors)} at update {pl_module.updates}"
-            )
+            raise ValueError(f"LearningRate multiplies by a factor >= 0: got {min(factors)} at update {module.updates}")
         factor = math.prod(factors)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.training import GenerativeModule
 from fdistill.training.loggers import log_numbers
+from fdistill.training.run_parts import callbacks_of
 
 
 def in_run_precision(trainer: L.Trainer, model: GenerativeModel) -> GenerativeModel:
@@ -53,7 +54,7 @@ class Monitor(Listener):
         """Called with each new value, on every rank; it may be NaN."""
         raise NotImplementedError
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: GenerativeModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn where there was nothing to act on."""
         if self.monitor not in self._known:
             known = ", ".join(sorted(self._known)) or "nothing"
@@ -72,6 +73,6 @@ def publish(trainer: L.Trainer, pl_module: GenerativeModule, values: Mapping[str
     for name, value in numbers.items():
         pl_module.log(name, torch.tensor(value), logger=False, rank_zero_only=True)
     log_numbers(trainer.loggers, numbers, trainer.global_step)
-    for callback in trainer.callbacks:
+    for callback in callbacks_of(trainer):
         if isinstance(callback, Listener):
             callback.on_measured(trainer, pl_module, numbers)

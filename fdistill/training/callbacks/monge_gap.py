@@ -6,8 +6,8 @@ import lightning.pytorch as L
 import torch
 
 from fdistill.evaluation.metrics import monge_gap
-from fdistill.training import GenerativeModule
 from fdistill.training.callbacks.measured import publish
+from fdistill.training.run_parts import generative
 
 
 class MongeGap(L.Callback):
@@ -31,23 +31,25 @@ class MongeGap(L.Callback):
         self.every_n_updates, self.num_samples, self.seed = every_n_updates, num_samples, seed
         self._last = 0
 
-    def setup(self, trainer: L.Trainer, pl_module: GenerativeModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Raises ValueError where a sample is made of several latents."""
-        steps = len(getattr(pl_module, "levels", (0,)))
+        module = generative(pl_module)
+        steps = len(getattr(module, "levels", (0,)))
         if steps > 1:
             raise ValueError(f"MongeGap is about the map of a one-step student: got {steps} steps; leave it out")
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Measure on schedule."""
-        updates = pl_module.updates
+        module = generative(pl_module)
+        updates = module.updates
         if updates == self._last or updates % self.every_n_updates:
             return
         self._last = updates
-        model = pl_module.generative_model()
+        model = module.generative_model()
         z, labels = model.noise(self.num_samples, self.seed), model.labels(self.num_samples)
         with torch.no_grad():
             gap = monge_gap(z, model.sample(z, labels), labels=labels)
-        publish(trainer, pl_module, {"metric/monge_gap": gap / z[0].numel()})
+        publish(trainer, module, {"metric/monge_gap": gap / z[0].numel()})
 
     def state_dict(self) -> dict[str, Any]:
         """When it last measured."""

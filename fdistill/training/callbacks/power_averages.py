@@ -3,16 +3,17 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fdistill.core.distributed import on_rank_0
 from fdistill.models.denoiser import Denoiser
-from fdistill.training import DistillationModule, GenerativeModule
+from fdistill.training import DistillationModule, GenerativeModule, TeacherModule
 from fdistill.training.averaging.power_ema import PowerEMA, checked_lengths
 from fdistill.training.averaging.snapshots import FOLDER, Storage, drop_later, write_snapshot
+from fdistill.training.run_parts import generative
 
 
 class PowerAverages(L.Callback):
@@ -49,13 +50,13 @@ class PowerAverages(L.Callback):
             raise ValueError(f"PowerAverages stores float32 or float16: got {storage}")
         self.lengths, self.snapshots, self.every_n_updates = checked_lengths(lengths), snapshots, every_n_updates
         self.storage: Storage = storage
-        self._averages: PowerEMA | None = None
+        self._averages: Any = None  # a PowerEMA from the start of training on
         self._restored: dict[str, Any] | None = None
         self._before = 0  # generator updates that were done when tracking began
         self._every = self._written = 0
         self._folder = Path()
 
-    def setup(self, trainer: L.Trainer, pl_module: GenerativeModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Raises ValueError where a run without an end does not say how often snapshots are taken."""
         if stage == "fit" and self.every_n_updates is None and trainer.max_steps < 1:
             raise ValueError(
@@ -63,13 +64,14 @@ class PowerAverages(L.Callback):
                 "every_n_updates, or --trainer.max_steps"
             )
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: GenerativeModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin, or go on from a checkpoint, and remove the snapshots of what is trained again."""
         # log_dir is broadcast from rank 0, so every rank has to ask for it
+        module = generative(pl_module)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
-        planned = pl_module.updates_after(max(trainer.max_steps, 0))
+        planned = module.updates_after(max(trainer.max_steps, 0))
         self._every = self.every_n_updates or max(math.ceil(planned / self.snapshots), 1)
-        self._averages, self._before = PowerEMA(generator_of(pl_module), self.lengths), pl_module.updates
+        self._averages, self._before = PowerEMA(generator_of(module), self.lengths), module.updates
         if self._restored is not None:
             self._before = self._restored["before"]
             self._averages.restore(self._restored["averages"], self._restored["updates"])
@@ -78,17 +80,18 @@ class PowerAverages(L.Callback):
                 f"PowerAverages begins at update {self._before:,}: its lengths are shares of the updates from there on"
             )
         self._restored, self._written = None, self._averages.updates
-        on_rank_0(lambda: drop_later(self._folder, self._averages.updates))
+        on_rank_0(lambda: drop_later(self._folder, self._written))
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Follow the generator where it moved; write on schedule."""
-        if pl_module.updates - self._before == self._averages.updates:
+        module = generative(pl_module)
+        if module.updates - self._before == self._averages.updates:
             return
-        self._averages.update(generator_of(pl_module))
+        self._averages.update(generator_of(module))
         if self._averages.updates % self._every == 0:
             self._write(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: GenerativeModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the end, which every reconstruction needs."""
         self._write(trainer)
 
@@ -126,4 +129,4 @@ class PowerAverages(L.Callback):
 
 def generator_of(module: GenerativeModule) -> Denoiser:
     """The raw network that a run trains to generate: the student, or the denoiser of a teacher."""
-    return module.student if isinstance(module, DistillationModule) else module.denoiser
+    return module.student if isinstance(module, DistillationModule) else cast(TeacherModule, module).denoiser

@@ -2,6 +2,7 @@
 
 from collections import deque
 from pathlib import Path
+from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 from fdistill.core.distributed import on_rank_0
 from fdistill.evaluation.report.diagnostic_figures import ratio_figure
 from fdistill.evaluation.see_saw import ratio_by_bin
-from fdistill.training import DistillationModule, GenerativeModule
+from fdistill.objectives.log_ratio import RatioEstimator
+from fdistill.training import DistillationModule
 from fdistill.training.loggers import log_histogram, log_numbers, log_picture
+from fdistill.training.run_parts import generative
 
 
 class RatioHistograms(L.Callback):
@@ -34,42 +37,46 @@ class RatioHistograms(L.Callback):
         self._seen: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=window)
         self._updates = 0
 
-    def setup(self, trainer: L.Trainer, pl_module: GenerativeModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find out whether there is a ratio.
 
         Raises:
             ValueError: while a teacher trains.
         """
-        if not isinstance(pl_module, DistillationModule):
+        module = generative(pl_module)
+        if not isinstance(module, DistillationModule):
             raise ValueError(
                 f"RatioHistograms looks at a distillation: expected DistillationModule, got "
-                f"{type(pl_module).__name__}; remove it from callbacks"
+                f"{type(module).__name__}; remove it from callbacks"
             )
-        if not pl_module.objective.needs.ratio:
-            rank_zero_info(f"{type(pl_module.objective).__name__} needs no ratio: RatioHistograms has nothing to show")
+        if not module.objective.needs.ratio:
+            rank_zero_info(f"{type(module.objective).__name__} needs no ratio: RatioHistograms has nothing to show")
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: DistillationModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin with an empty window."""
+        module = cast(DistillationModule, pl_module)
         self._seen.clear()
-        self._updates = pl_module.updates
+        self._updates = module.updates
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: DistillationModule, *args: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Keep what a student update saw, and look on schedule."""
-        if pl_module.last_ratio is None or pl_module.updates == self._updates:
+        module = cast(DistillationModule, pl_module)
+        if module.last_ratio is None or module.updates == self._updates:
             return
-        self._updates = pl_module.updates
-        self._seen.append(pl_module.last_ratio)
+        self._updates = module.updates
+        self._seen.append(module.last_ratio)
         if self._updates % self.every_n_updates:
             return
         # log_dir is broadcast from rank 0, so every rank has to ask for it
         path = Path(trainer.log_dir or trainer.default_root_dir) / "diagnosis" / f"ratio_{trainer.global_step:07d}.png"
-        on_rank_0(lambda: self._look(trainer, pl_module, path))
+        on_rank_0(lambda: self._look(trainer, module, path))
 
     @torch.no_grad()
     def _look(self, trainer: L.Trainer, pl_module: DistillationModule, path: Path) -> None:
         sigma, log_ratio, weight = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
-        num_bins, turn = len(pl_module.ratio.count), trainer.global_step
-        bins = pl_module.ratio.bin_of(sigma).cpu()
+        ratio = cast(RatioEstimator, pl_module.ratio)  # one has been seen
+        num_bins, turn = len(ratio.count), trainer.global_step
+        bins = ratio.bin_of(sigma).cpu()
         log_ratio, weight = log_ratio.cpu(), weight.cpu()
         found = ratio_by_bin(bins, log_ratio, weight, num_bins)
         columns = {

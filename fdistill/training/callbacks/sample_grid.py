@@ -1,7 +1,7 @@
 """Pictures of the EMA generator while it trains, always from the same latents, above what they should look like."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import torch
@@ -14,9 +14,10 @@ from fdistill.evaluation.report.compared_grid import compared_grid_figure
 from fdistill.evaluation.report.grid import sample_grid_figure
 from fdistill.models.vae import Decoder
 from fdistill.sampling.generator import GenerativeModel
-from fdistill.training import DistillationModule, GenerativeModule
+from fdistill.training import DistillationModule
 from fdistill.training.callbacks.measured import in_run_precision
 from fdistill.training.loggers import log_histogram, log_picture
+from fdistill.training.run_parts import data_of, generative
 
 SEARCHED = 50_000  # training samples among which the nearest one is looked for
 CHUNK = 1024  # of them at a time
@@ -50,16 +51,18 @@ class SampleGrid(L.Callback):
         self.every_n_turns, self.num_samples, self.seed = every_n_turns, num_samples, seed
         self._teacher: dict[str, _Row] | None = None
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Sample on schedule."""
+        module = generative(pl_module)
         if trainer.global_step % self.every_n_turns:
             return
         # log_dir is broadcast from rank 0, so every rank has to ask for it
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
         if self._teacher is None:
-            compare = isinstance(pl_module, DistillationModule)
-            self._teacher = self._drawn(pl_module.teacher_model(), trainer) if compare else {}
-        rows = self._drawn(pl_module.generative_model(), trainer) | self._teacher
+            self._teacher = {}
+            if isinstance(module, DistillationModule):
+                self._teacher = self._drawn(module.teacher_model(), trainer)
+        rows = self._drawn(module.generative_model(), trainer) | self._teacher
         path, title = folder / f"{trainer.global_step:07d}.png", f"after {trainer.global_step:,} turns"
         on_rank_0(lambda: self._draw(rows, title, path, trainer))
         log_picture(trainer.loggers, "samples/grid", path, trainer.global_step)
@@ -67,7 +70,7 @@ class SampleGrid(L.Callback):
     def _drawn(self, model: GenerativeModel, trainer: L.Trainer) -> dict[str, _Row]:
         """The samples under the model's name, drawn by rank 0; the others help to gather its weights."""
         model = in_run_precision(trainer, model)
-        decoder = model.decoder or getattr(trainer.datamodule, "decoder", None)
+        decoder = model.decoder or getattr(data_of(trainer), "decoder", None)
         name = f"{model.kind}\n{model.evaluations} evaluation{'s' * (model.evaluations > 1)}"
 
         def drawn() -> _Row:
@@ -79,7 +82,7 @@ class SampleGrid(L.Callback):
 
     def _draw(self, rows: dict[str, _Row], title: str, path: Path, trainer: L.Trainer) -> None:
         (name, first), *others = rows.items()
-        samples, data = first.samples, trainer.datamodule
+        samples, data = first.samples, data_of(trainer)
         has_real = isinstance(data, GenerativeDataModule) and data.has_real and data.sample_shape == samples.shape[1:]
         train = data.train_samples if has_real else None
         if samples.ndim != 4:

@@ -1,7 +1,7 @@
 """At which noise levels the teacher is worse than the best linear denoiser, before a student learns from it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
@@ -13,9 +13,10 @@ from fdistill.evaluation.see_saw import LinearDenoiser, SeeSawCurve, see_saw
 from fdistill.models.denoiser import Denoiser
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.noise_levels import LogUniform, NoiseLevels
-from fdistill.training import DistillationModule, GenerativeModule
+from fdistill.training import DistillationModule
 from fdistill.training.callbacks.measured import publish
 from fdistill.training.loggers import log_picture
+from fdistill.training.run_parts import data_of, generative
 
 
 class SeeSaw(L.Callback):
@@ -55,19 +56,20 @@ class SeeSaw(L.Callback):
         self._linear: LinearDenoiser | None = None
         self._looked = False
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Look once at a frozen teacher, and on schedule at one that learns."""
-        frozen = isinstance(pl_module, DistillationModule)
+        module = generative(pl_module)
+        frozen = isinstance(module, DistillationModule)
         if self._looked if frozen else trainer.global_step % self.every_n_turns:
             return
         self._looked = True
         # log_dir is broadcast from rank 0, so every rank has to ask for it
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "diagnosis"
         path = folder / f"see_saw_{trainer.global_step:07d}.png"
-        model = pl_module.teacher_model() if frozen else pl_module.generative_model()
+        model = module.teacher_model() if isinstance(module, DistillationModule) else module.generative_model()
         with model.whole():
-            numbers = on_rank_0(lambda: self._look(trainer, model, pl_module.device, frozen, path))
-        publish(trainer, pl_module, numbers)
+            numbers = on_rank_0(lambda: self._look(trainer, model, module.device, frozen, path))
+        publish(trainer, module, numbers)
 
     def _look(
         self, trainer: L.Trainer, model: GenerativeModel, device: torch.device, frozen: bool, path: Path
@@ -89,21 +91,21 @@ class SeeSaw(L.Callback):
         return {f"see_saw/{name}/{i}": float(v) for name, column in columns.items() for i, v in enumerate(column)}
 
     def _best_linear(self, trainer: L.Trainer, num_classes: int, device: torch.device) -> LinearDenoiser:
-        train = trainer.datamodule.train_samples
+        train = data_of(trainer).train_samples
         labels = train.labels if num_classes else None
         return LinearDenoiser.fit(train, generator_for(self.seed, 2, device=device), labels, num_classes)
 
     def _curve(
         self, trainer: L.Trainer, denoiser: Denoiser, device: torch.device, exact: Denoiser | None
     ) -> SeeSawCurve:
-        held_out = trainer.datamodule.held_out_samples
+        held_out = data_of(trainer).held_out_samples
         chosen = held_out.rows(torch.randperm(len(held_out), generator=generator_for(self.seed))[: self.num_samples])
         return see_saw(
             denoiser,
-            self._linear,
+            cast(LinearDenoiser, self._linear),
             chosen.x.to(device),
             chosen.labels.to(device),
-            self.noise_levels,
+            cast(NoiseLevels, self.noise_levels),
             generator_for(self.seed, 1, device=device),
             self.num_bins,
             exact,

@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from fdistill.training import GenerativeModule
 from fdistill.training.callbacks.measured import Monitor
 
 
@@ -23,6 +22,8 @@ class BestCheckpoint(Monitor, ModelCheckpoint):
     `best_model_score`, `best_model_path` and `best_turn` go into every checkpoint of the run, so that a run that
     continues does not take a worse one for the best.
     """
+
+    monitor: str
 
     def __init__(self, monitor: str, mode: Literal["min", "max"] = "min", filename: str = "best") -> None:
         """Args:
@@ -51,7 +52,7 @@ class BestCheckpoint(Monitor, ModelCheckpoint):
             self.best_model_path = self.format_checkpoint_name({})
             self._due = True
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Save when all other callbacks have finished the turn: Lightning calls checkpoints last."""
         if self._due:
             self._due = False

@@ -1,12 +1,14 @@
 """A cheap distance to the training data while a generator trains, to keep the best checkpoint by."""
 
+from typing import Any
+
 import lightning.pytorch as L
 
 from fdistill.evaluation.metrics import PixelMoments, pixel_frechet_distance
 from fdistill.evaluation.metrics.blocks import ROWS
 from fdistill.evaluation.metrics.frechet_distance import Moments
-from fdistill.training import GenerativeModule
 from fdistill.training.callbacks.measured import in_run_precision, publish
+from fdistill.training.run_parts import data_of, generative
 
 
 class StudentDistance(L.Callback):
@@ -32,19 +34,20 @@ class StudentDistance(L.Callback):
         self.every_n_turns, self.num_samples, self.seed = every_n_turns, num_samples, seed
         self._real: Moments | None = None
 
-    def setup(self, trainer: L.Trainer, pl_module: GenerativeModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Raises ValueError where there are no training images to compare with."""
-        if not getattr(trainer.datamodule, "has_real", True):
+        if not getattr(data_of(trainer), "has_real", True):
             raise ValueError(
-                f"StudentDistance compares with training images: {type(trainer.datamodule).__name__} has none; "
+                f"StudentDistance compares with training images: {type(data_of(trainer)).__name__} has none; "
                 "leave it out of trainer.callbacks, with what monitors it, or give real data"
             )
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GenerativeModule, *args: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Measure on schedule."""
+        module = generative(pl_module)
         if trainer.global_step % self.every_n_turns:
             return
-        model, real = in_run_precision(trainer, pl_module.generative_model()), trainer.datamodule.train_samples
+        model, real = in_run_precision(trainer, module.generative_model()), data_of(trainer).train_samples
         if self._real is None:
             moments = PixelMoments(real.sample_shape)
             for batch in real.batches(ROWS):
@@ -54,4 +57,4 @@ class StudentDistance(L.Callback):
         generated = PixelMoments(real.sample_shape)
         generated.add(model.sample(model.noise(self.num_samples, self.seed), labels))
         distance = pixel_frechet_distance(generated.of_this_rank(), self._real, real.sample_shape)
-        publish(trainer, pl_module, {"metric/pixel_frechet_distance": distance})
+        publish(trainer, module, {"metric/pixel_frechet_distance": distance})

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -58,7 +58,8 @@ class DashboardLogger(WandbLogger):
         save_dir: folder for W&B's files, which go to save_dir/wandb. None on the command line is the run folder, and
             runs/default elsewhere.
         """
-        super().__init__(project=project, name=name, id=id, save_dir=save_dir, mode=_mode())
+        folder = cast(str, save_dir)  # Lightning takes None, too
+        super().__init__(project=project, name=name, id=id, save_dir=folder, mode=_mode())
         self._wandb_init.pop("anonymous", None)  # lightning passes it, wandb warns that it means nothing any more
         self._run_folder: Path | None = None
         self._waits = False
@@ -91,7 +92,7 @@ class DashboardLogger(WandbLogger):
         """The run on the dashboard; an object that does nothing before it begins, and on other ranks than the first."""
         if self._waits:  # lightning asks before it loads the checkpoint
             return DummyLogger().experiment
-        if self._experiment is None and rank_zero_only.rank == 0:
+        if self._experiment is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning sets it
             self._begin()
         return super().experiment
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class JsonlLogger(Logger):
         return Path(self.save_dir) / FILE_NAME
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float | str], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float | str], step: int | None = None) -> None:
         """Append one line of numbers and words, without the epoch: the training stream has none."""
         values = {name: v if isinstance(v, str) else float(v) for name, v in metrics.items() if name != "epoch"}
         line = json.dumps({"step": step, **values})

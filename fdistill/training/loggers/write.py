@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import yaml
@@ -40,7 +40,7 @@ def log_words(loggers: Iterable[Logger], name: str, text: str, step: int) -> Non
     """Write a sentence: metrics.jsonl, W&B and TensorBoard hold it."""
     for logger in loggers:
         if isinstance(logger, JsonlLogger | WandbLogger):
-            logger.log_metrics({name: text}, step)
+            logger.log_metrics(cast("dict[str, float]", {name: text}), step)  # both take words
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(name, text, step)
 
@@ -65,8 +65,8 @@ def log_picture(loggers: Iterable[Logger], name: str, path: str | Path, step: in
 @_alone
 def log_histogram(loggers: Iterable[Logger], name: str, values: Tensor, step: int) -> None:
     """Write the distribution of the finite ones among the `values`, of any shape: W&B and TensorBoard hold it."""
-    finite = values.detach().double().flatten().cpu()
-    finite = finite[finite.isfinite()].numpy()
+    flat = values.detach().double().flatten().cpu()
+    finite = flat[flat.isfinite()].numpy()
     if len(finite) == 0:
         return
     for logger in loggers:

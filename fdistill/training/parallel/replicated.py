@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -21,6 +21,8 @@ from fdistill.core.distributed import (
     world_size,
 )
 from fdistill.core.meta_device import loading_drops, make_room
+from fdistill.core.moved_names import todays_names
+from fdistill.core.weight_files import CheckpointError
 from fdistill.io.rank_parts import OWN, RankParts, parts_of, write_part
 from fdistill.training.parallel.compression import Compression
 from fdistill.training.parallel.compression.base import Memory
@@ -59,9 +61,13 @@ class ReplicatedStrategy(DDPStrategy):
         super().setup_distributed()
         wait_at_most(self._patience)
 
+    @property
+    def _module(self) -> nn.Module:
+        return cast(nn.Module, self.model)  # Lightning connects it before all that asks
+
     def model_to_device(self) -> None:
         """With room for the weights that only rank 0 has yet."""
-        make_room(self.model, self.root_device)
+        make_room(self._module, self.root_device)
         super().model_to_device()
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -71,7 +77,7 @@ class ReplicatedStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Copy rank 0's parameters and buffers to all ranks."""
-        same_on_all_ranks(self.model)
+        same_on_all_ranks(self._module)
 
     def average_gradients(self, networks: Mapping[str, nn.Module]) -> None:
         """Replace the gradients of the networks by their mean over the ranks, or by the compressed one."""
@@ -107,10 +113,20 @@ class ReplicatedStrategy(DDPStrategy):
         on_rank_0(lambda: write(checkpoint, filepath, storage_options))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """With what this rank's compression remembers, where it is the same as then."""
+        """With what this rank's compression remembers, where it is the same as then.
+
+        Raises:
+            CheckpointError: where an earlier version wrote the memory of all ranks into the checkpoint itself.
+        """
         super().load_optimizer_state_dict(checkpoint)
         saved, own = checkpoint.get(_MEMORY), None if self.compression is None else self.compression.spec()
-        if saved is not None and saved["spec"] == own:
+        if saved is not None and self.compression is not None and todays_names(saved["spec"]) == own:
+            if any(key not in self.compression.equal_on_ranks for held in saved["memory"].values() for key in held):
+                raise CheckpointError(
+                    "what a rank's compression remembers lies in a file of its own beside the checkpoint: got a "
+                    "checkpoint of an earlier version, which holds that of all ranks; continue without compression, "
+                    "whose memory is lost then"
+                )
             memory = _joined(saved["memory"], _own_memory(parts_of(checkpoint)))
             self.compression.load_state_dict({"spec": own, "memory": memory})
         elif saved is not None:
@@ -147,6 +163,6 @@ def _joined(equal: dict[str, Memory], own: dict[str, Tensor]) -> dict[str, Memor
 StrategyRegistry.register(
     ReplicatedStrategy.strategy_name,
     ReplicatedStrategy,
-    description=ReplicatedStrategy.__doc__.splitlines()[0],
+    description=str(ReplicatedStrategy.__doc__).splitlines()[0],
     override=True,
 )

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import lightning.pytorch as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import StrategyRegistry
@@ -63,9 +64,9 @@ class ShardedStrategy(ReplicatedStrategy):
         Raises:
             ValueError: for networks whose passes FSDP2 would spoil.
         """
-        found = {name: _network_of(child) for name, child in module.named_children()}
+        networks = {name: _network_of(child) for name, child in module.named_children()}
         left_out = () if self.shard_teacher else _TEACHERS
-        found = {name: net for name, net in found.items() if net is not None and name not in left_out}
+        found = {name: net for name, net in networks.items() if net is not None and name not in left_out}
         for name in sorted(found, key=lambda name: not _learns(found[name])):  # what learns cannot stay whole
             _check_network(name, found[name])
         _check_penalty(module, found)
@@ -77,7 +78,7 @@ class ShardedStrategy(ReplicatedStrategy):
             for child in self._small_children():
                 make_room(child, self.root_device)
                 child.to(self.root_device)
-            set_device(self.model, self.root_device)
+            set_device(self._module, self.root_device)
         else:
             super().model_to_device()
 
@@ -89,9 +90,9 @@ class ShardedStrategy(ReplicatedStrategy):
         mixed = self.precision_plugin.precision == "bf16-mixed"
         in_bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         on_cpu = CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")
-        self._sharded = self.shards(self.model)
+        self._sharded = self.shards(self._module)
         for name, network in self._sharded.items():
-            gathered_as = in_bf16 if mixed and self.gathers_in_bf16(self.model, name) else MixedPrecisionPolicy()
+            gathered_as = in_bf16 if mixed and self.gathers_in_bf16(self._module, name) else MixedPrecisionPolicy()
             kept = on_cpu if self.cpu_offload else OffloadPolicy()
             _shard(network, mesh, self.root_device, gathered_as, kept)
 
@@ -102,12 +103,12 @@ class ShardedStrategy(ReplicatedStrategy):
 
     @property
     def _is_fitting(self) -> bool:
-        return self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        return cast(L.LightningModule, self.lightning_module).trainer.state.fn == TrainerFn.FITTING
 
     def _small_children(self) -> list[nn.Module]:
         """What is whole on every rank."""
-        sharded = self.shards(self.model)
-        return [child for name, child in self.model.named_children() if name not in sharded]
+        sharded = self.shards(self._module)
+        return [child for name, child in self._module.named_children() if name not in sharded]
 
     def gathers_in_bf16(self, module: nn.Module, name: str) -> bool:
         """Whether bf16-mixed gathers this network of `shards` so: where every pass is under autocast.
@@ -143,7 +144,7 @@ class ShardedStrategy(ReplicatedStrategy):
         """Into the weights where they are; while a run starts only rank 0's, of which all get their parts later."""
         saved = checkpoint["state_dict"]
         if SHARDS in checkpoint and (rank() == 0 or not self._is_fitting):
-            own = self.lightning_module.state_dict()
+            own = cast(L.LightningModule, self.lightning_module).state_dict()
             parts = {f"state_dict/{name}": own[name] for name, value in saved.items() if value.is_meta}
             checkpoint[SHARDS].read_into(parts, alone=True)
         here = {name: value for name, value in saved.items() if not value.is_meta}
@@ -244,6 +245,6 @@ def _part(value: Any, parameter: Tensor) -> Any:
 StrategyRegistry.register(
     ShardedStrategy.strategy_name,
     ShardedStrategy,
-    description=ShardedStrategy.__doc__.splitlines()[0],
+    description=str(ShardedStrategy.__doc__).splitlines()[0],
     override=True,
 )

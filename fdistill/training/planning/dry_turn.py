@@ -54,8 +54,8 @@ def dry_turn(module: GenerativeModule, batch_size: int, turn: int) -> TurnCost:
     except (NotImplementedError, RuntimeError):
         computed = _dry(module, turn)._apply(lambda t: torch.zeros_like(t, device="cpu") if t.is_meta else t)
         cost = _counted(computed.cpu(), _FALLBACK_BATCH)
-        grown = (int(value * batch_size / _FALLBACK_BATCH) for value in cost[:2])
-        cost = TurnCost(*grown, cost.gradients)
+        first, second = (int(value * batch_size / _FALLBACK_BATCH) for value in cost[:2])
+        cost = TurnCost(first, second, cost.gradients)
     return cost._replace(flops=cost.flops + _steps_missing(module, batch_size, turn))
 
 
@@ -132,7 +132,7 @@ class _Dry:
 def _dry(module: GenerativeModule, turn: int) -> GenerativeModule:
     trainer, module._trainer = module._trainer, None  # a trainer holds data and files that need no copy
     try:
-        copied = copy.deepcopy(module)
+        copied: Any = copy.deepcopy(module)
     finally:
         module._trainer = trainer
     copied.zero_grad(set_to_none=True)

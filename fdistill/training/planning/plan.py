@@ -1,11 +1,14 @@
 """From the cost of its turns to the memory and the least time of a run on a kind and number of GPUs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from fdistill.training import DistillationModule, GenerativeModule
+from fdistill.models.denoiser import Denoiser
+from fdistill.training import DistillationModule, GenerativeModule, TeacherModule
 from fdistill.training.planning.dry_turn import TurnCost, dry_turn, forward_flops
 from fdistill.training.planning.hardware import Arithmetic, Gpu, ring_seconds
 from fdistill.training.planning.parts import Parts
@@ -130,7 +133,7 @@ def plan_run(
     roles = _roles(module)
     parts = Parts.of(module, strategy, devices, mixed)
     generator = roles.get("student", roles.get("teacher"))
-    forward, encoder = forward_flops(generator, batch_size)
+    forward, encoder = forward_flops(cast(Denoiser, generator), batch_size)
     states = _optimizer_states(module)
     made, costs = {}, {}
     for name, kind in turns_of_run(module, turns).items():
@@ -186,14 +189,15 @@ def _bytes(network: nn.Module) -> int:
 def _optimizer_states(module: GenerativeModule) -> dict[str, float]:
     """Bytes of an optimiser's state for each byte of the weights it moves, by role; tried on a tiny parameter."""
     if not isinstance(module, DistillationModule):
-        return dict.fromkeys(module.learning(), _states_of(module.optimizer))
+        teacher = cast(TeacherModule, module)
+        return dict.fromkeys(teacher.learning(), _states_of(teacher.optimizer))
     shares = {"student": _states_of(module.student_optimizer)}
     fake = _states_of(module.fake_score_optimizer)
     present = {"fake_score": module.fake_score, "discriminator": module.ratio}
     return shares | {role: fake for role, network in present.items() if network is not None}
 
 
-def _states_of(factory: object) -> float:
+def _states_of(factory: Callable[..., Any]) -> float:
     parameter = nn.Parameter(torch.zeros(_PROBE))
     optimizer = factory([parameter])
     parameter.grad = torch.zeros_like(parameter)

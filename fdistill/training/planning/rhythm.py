@@ -9,7 +9,7 @@ from fdistill.training.rhythm import Rhythm
 class TurnKind(NamedTuple):
     """Turns of one kind: how many in a run, and the number of one in its middle, where schedules are under way."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # it hides a method of tuples
     example: int
 
 

@@ -236,7 +236,9 @@ def test_a_run_measures_images_and_keeps_the_features_of_real_ones(student):
 def test_a_report_compares_images(student, teacher):
     root, _ = student
     checkpoint = root / "run" / "checkpoints" / "last.ckpt"
-    options, reports = ["--n", 12, "--repeats", 1, "--bootstrap", 0], []
+    quick = {"class_path": "ClassifierFeatures", "init_args": {"epochs": 1}}
+    features = write_yaml(root / "features.yaml", features=quick)
+    options, reports = ["--features", features, "--n", 12, "--repeats", 1, "--bootstrap", 0], []
     for name, keep in {"one": [], "again": ["--feature_cache", root / "kept"]}.items():
         succeeds("evaluate", "--checkpoint", checkpoint, *options, *keep, "--out", root / name)
         reports.append(json.loads((root / name / "report.json").read_text()))

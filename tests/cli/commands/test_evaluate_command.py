@@ -60,8 +60,21 @@ def test_without_a_teacher(teacher_checkpoint, tmp_path):
 
 
 def test_on_other_data(student_checkpoint, tmp_path):
+    quick = {"class_path": "ClassifierFeatures", "init_args": {"epochs": 1}}
+    features = write_yaml(tmp_path / "features.yaml", features=quick)
     data = write_yaml(tmp_path / "data.yaml", data={"class_path": "Digits", "init_args": {"split_seed": 7}})
-    succeeds("evaluate", "--checkpoint", student_checkpoint, "--data", data, *QUICK, "--out", tmp_path / "out")
+    succeeds(
+        "evaluate",
+        "--checkpoint",
+        student_checkpoint,
+        "--data",
+        data,
+        "--features",
+        features,
+        *QUICK,
+        "--out",
+        tmp_path / "out",
+    )
     assert report_of(tmp_path / "out")["data"]["init_args"]["split_seed"] == 7
 
 

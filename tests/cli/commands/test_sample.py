@@ -6,12 +6,12 @@ import torch
 from cli_runs import fdistill, fdistill_process, one_error_line, succeeds
 from PIL import Image
 
-from fdistill.cli.commands.sample import image_grid, to_pixels
 from fdistill.io.export import export_folder
 from fdistill.io.load import load_model
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import MLP, SmallUNet
 from fdistill.sampling.generator import GenerativeModel
+from fdistill.sampling.pictures import image_grid, to_pixels
 from fdistill.theory.preconditioning import EDM
 
 

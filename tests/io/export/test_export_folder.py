@@ -29,7 +29,9 @@ def small():
 def test_export_replaces_an_older_folder_completely(small, tmp_path):
     (tmp_path / "model" / "old").mkdir(parents=True)
     (tmp_path / "model" / "old" / "weights.bin").write_text("old")
-    export_folder(small, tmp_path / "model")
+    with pytest.raises(ValueError, match="old"):
+        export_folder(small, tmp_path / "model")
+    export_folder(small, tmp_path / "model", overwrite=True)
     assert content(tmp_path / "model").keys() == {
         "README.md",
         "denoiser.safetensors",

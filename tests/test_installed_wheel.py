@@ -1,0 +1,57 @@
+"""The wheel, installed into a fresh environment and used in an empty folder, needs nothing of the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from repository import ROOT
+
+SOURCES = ("fdistill", "configs", "checkpoints", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+DEPENDENCIES = [path for path in sys.path if Path(path).name == "site-packages"]
+
+
+def succeeds(*command, folder):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        list(map(str, command)), cwd=folder, capture_output=True, text=True, env=environment, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def binaries(tmp_path_factory):
+    """The folder of the commands of an environment with the wheel, and the present one's packages behind it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        source, target = ROOT / name, folder / "source" / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
+    offline = ["--no-index", "--no-deps"]
+    succeeds(*pip, "wheel", *offline, "--no-build-isolation", "-w", folder, folder / "source", folder=folder)
+    venv.create(folder / "env", with_pip=False)
+    packages = Path(sysconfig.get_path("purelib", "venv", {"base": folder / "env"}))
+    (wheel,) = folder.glob("*.whl")
+    succeeds(*pip, "--python", folder / "env", "install", *offline, wheel, folder=folder)
+    (packages / "dependencies.pth").write_text("\n".join(DEPENDENCIES) + "\n")
+    return folder / "env" / "bin"
+
+
+def test_the_quick_start_begins_in_an_empty_folder_by_names(binaries, tmp_path):
+    where = succeeds(binaries / "python", "-c", "import fdistill; print(fdistill.__file__)", folder=tmp_path)
+    assert Path(where.strip()).is_relative_to(binaries.parent)
+    assert "quickstart/student" in succeeds(binaries / "fdistill", "presets", folder=tmp_path)
+    fit = [binaries / "fdistill", "fit", "--config", "trainer", "--config"]
+    short = ["--trainer.max_steps=2", "--trainer.limit_val_batches=0", "--data.batch_size=8"]
+    succeeds(*fit, "quickstart/teacher", *short, folder=tmp_path)
+    succeeds(*fit, "quickstart/student", *short, "--trainer.callbacks=[LastCheckpoint]", folder=tmp_path)
+    assert (tmp_path / "runs" / "quickstart" / "train-student" / "checkpoints" / "last.ckpt").is_file()
+    succeeds(binaries / "fdistill", "sample", "--checkpoint", "digits-student", "--n", 4, folder=tmp_path)
+    assert (tmp_path / "samples.png").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "samples.png"}
