@@ -6,7 +6,7 @@ RUN := runs/quickstart
 FIT := $(BIN)/fdistill fit --config configs/trainer.yaml
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart demonstrations check test coverage slow gpu lint types clean
+.PHONY: quickstart demonstrations check test coverage slow gpu lint types docs clean
 
 # torch comes first and exactly: a range would pull another build.
 $(STAMP): pyproject.toml constraints.txt
@@ -56,6 +56,11 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/python -m mypy
+
+# the site, into build/site; a link, an anchor or a page that is missing stops it
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
