@@ -40,6 +40,7 @@ def test_six_turns_and_six_more_are_twelve(kind, teacher_checkpoint, tmp_path):
     assert log_of(tmp_path / "parts") == log_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_log_after_a_kill_has_every_line_once(teacher_checkpoint, tmp_path):
     metric = '{"class_path": "StudentDistance", "init_args": {"every_n_turns": 3, "num_samples": 20}}'
     flags = [f"--trainer.callbacks+={metric}", "--trainer.limit_val_batches=1", "--trainer.val_check_interval=3"]

@@ -55,7 +55,8 @@ def on_the_sample_as_feature():
     ("build", "levels", "error"),
     [
         (on_samples, LEVELS, 0.1),
-        (on_features_of_a_network, LEVELS, 0.35),  # random features, so this is slow to learn
+        # random features, so this is slow to learn
+        pytest.param(on_features_of_a_network, LEVELS, 0.35, marks=pytest.mark.slow),
         (on_the_sample_as_feature, LogUniform(0.49, 0.51), 0.15),  # this feature does not know the noise level
     ],
 )
@@ -71,7 +72,7 @@ def test_trained_logit_approaches_the_log_ratio_of_two_gaussians(build, levels, 
     optimiser = torch.optim.Adam(ratio.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=400)
     for _ in range(400):
-        fake, real = (logit(*noised(mixture, 256, generator, levels)) for mixture in (STUDENT, TEACHER))
+        fake, real = (logit(*noised(mixture, 512, generator, levels)) for mixture in (STUDENT, TEACHER))
         optimiser.zero_grad()
         discriminator_loss(fake, real).backward()
         optimiser.step()

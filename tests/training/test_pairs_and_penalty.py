@@ -25,6 +25,7 @@ def gaussian_pairs(tmp_path_factory):
     return str(TeacherPairs.make(teacher, 512, seed=3).save(tmp_path_factory.mktemp("pairs") / "gaussian.safetensors"))
 
 
+@pytest.mark.slow
 def test_by_regression_alone_the_student_fits_the_pairs(gaussian_pairs):
     pairs = TeacherPairs.load(gaussian_pairs)
     torch.testing.assert_close(pairs.samples, MEAN + STD * pairs.latents, rtol=0, atol=0.04)

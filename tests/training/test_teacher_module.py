@@ -30,6 +30,7 @@ def optimal_loss():
     return float((weight * STD**2 * sigma**2 / (STD**2 + sigma**2)).mean())
 
 
+@pytest.mark.slow
 def test_the_loss_comes_down_to_its_minimum_in_closed_form():
     module = teacher_training(optimizer=functools.partial(adam, lr=5e-3), ema_decay=0.99)
     test = Batch(gaussian(200_000, seed=1), torch.zeros(200_000, dtype=torch.long))

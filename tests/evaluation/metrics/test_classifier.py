@@ -15,6 +15,7 @@ def digits():
     return x[order], torch.from_numpy(labels).long()[order]
 
 
+@pytest.mark.slow
 def test_reads_held_out_digits_and_its_features_tell_classes_apart(digits):
     x, y = digits
     model = train_classifier(x[:1297], y[:1297], 10, seed=0)

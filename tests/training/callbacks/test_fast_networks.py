@@ -48,6 +48,7 @@ def test_a_loss_of_several_terms_goes_back_through_compiled_networks(turn):
     assert_close(run(mlp, FastNetworks("aot_eager"), **how), run(mlp, **how))
 
 
+@pytest.mark.slow
 def test_networks_that_write_their_own_weights_are_compiled_once():
     def edm2():
         with torch.random.fork_rng(devices=[]):
