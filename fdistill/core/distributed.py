@@ -1,6 +1,7 @@
 """What the ranks of a job do together: sums, gathers, waiting for one; with one process they cost nothing."""
 
 import builtins
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -56,6 +57,12 @@ def _lost(error: Exception) -> LostRankError:
 def world_size() -> int:
     """Number of processes of the job."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def warn_on_rank_0(message: str) -> None:
+    """Warn once for all ranks, in the name of the caller's caller."""
+    if rank() == 0:
+        warnings.warn(message, stacklevel=3)
 
 
 def rank() -> int:

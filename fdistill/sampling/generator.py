@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fdistill.core.distributed import gathered, rank
+from fdistill.core.distributed import gathered, warn_on_rank_0
 from fdistill.models.denoiser import Denoiser, lay_channels_last
 from fdistill.models.guidance import Guidance
 from fdistill.models.vae import Decoder
@@ -58,12 +57,11 @@ class GenerativeModel:
             self.sampler = Heun()
         Guidance.of(self.guidance).check_fits(self.denoiser)
         outside = self.denoiser.noise_range.first_outside(_visited(self.sigmas, self.sampler))
-        if outside is not None and rank() == 0:  # as a file of an earlier version may say
+        if outside is not None:  # as a file of an earlier version may say
             low, high = self.denoiser.noise_range
-            warnings.warn(
+            warn_on_rank_0(
                 f"this {self.kind} is sampled at sigma = {outside:.6g}, outside of its network's path "
-                f"({low:.6g} to {high:.6g})",
-                stacklevel=2,
+                f"({low:.6g} to {high:.6g})"
             )
 
     @classmethod
