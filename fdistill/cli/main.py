@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(_import_modules(arguments))
     except SystemExit as stop:  # --help and --print_config, and lightning after an interrupt
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:  # whoever reads has enough: `fdistill presets | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("fdistill: interrupted", file=sys.stderr)
         return 130

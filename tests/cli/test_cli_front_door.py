@@ -1,5 +1,9 @@
 """The front door: help, unknown commands, --import, --debug, exit statuses."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from cli_runs import fdistill, fdistill_process, one_error_line, python_process
 
@@ -104,3 +108,12 @@ def test_interrupt_is_told(monkeypatch):
 
     monkeypatch.setattr("fdistill.cli.main.run_verb", interrupted)
     assert fdistill("doctor") == (130, "", "fdistill: interrupted\n")
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "fdistill", "presets"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -76,7 +76,8 @@ def evaluate(
         bootstrap: splits into random halves that the intervals come from, 0 for none; 30, or 10 above 256 features
             or 2,000 samples, where not given.
         feature_cache: folder in which the classifier and the features of real samples are kept for the next evaluation;
-            the classifier alone in the user's cache ($XDG_CACHE_HOME/fdistill or ~/.cache/fdistill), where not given.
+            where not given the classifier, and what was read of the teacher's samples, in the user's cache
+            ($XDG_CACHE_HOME/fdistill or ~/.cache/fdistill).
         fid: also FID, KID and Inception score; file of torch-fidelity's weights of Inception, or hub:inception.
         dinov2: also the Frechet distance in DINOv2; file of timm's weights, MODEL=FILE, or hub:MODEL.
         clip: also the CLIP score with the names of classes; MODEL=FILE or hub:MODEL/TAG of OpenCLIP.

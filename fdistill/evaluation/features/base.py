@@ -58,7 +58,9 @@ class FeatureExtractor(nn.Module, ABC):
         return self
 
     def keep_learned(self) -> Self:
-        """Keep what `fit` learns, and no features, in the user's cache: what a report does where nobody chose a folder.
+        """Keep what `fit` learns, and what `kept` is asked for, in the user's cache; no features of real samples.
+
+        That is what a report does where nobody chose a folder.
 
         Where that cannot be written there is a warning, and everything is learned anew at each start.
         """
