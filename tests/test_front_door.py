@@ -71,9 +71,11 @@ def test_a_model_is_distilled_and_exported_without_a_file(tmp_path):
         ({"steps": 0}, "steps"),
         ({"data": Digits(8), "batch_size": 8}, "batch size"),
         ({"student_lr": -1.0}, "learning rate"),
+        ({"student_lr": "fast"}, "learning rate"),
+        ({"steps": "ten"}, "steps"),
         ({"turns": "fused"}, "turn"),
         ({"teacher": "digits-student"}, "teacher"),
-        ({"teacher": "digits-teather"}, "digits-teather"),
+        ({"teacher": "digits-teather"}, "digits-teacher"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, word):
@@ -90,9 +92,11 @@ def test_nothing_is_overwritten(tmp_path):
         fdistill.export(fdistill.load("digits-student"), tmp_path)
 
 
-def test_a_path_is_no_model():
+def test_a_path_is_no_model_and_a_model_is_no_picture():
     with pytest.raises(ValueError, match="load"):
         fdistill.sample("digits-student", 4)
+    with pytest.raises(ValueError, match="sample"):
+        fdistill.show(fdistill.load("digits-student"))
 
 
 def test_it_is_evaluated_beside_its_teacher():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fdistill.core.file_suffixes import ARCHIVES, IMAGES
 from fdistill.core.presets import checkpoint as known_checkpoint
+from fdistill.core.presets import checkpoints
 from fdistill.core.weight_files import CheckpointError, read_json
 from fdistill.data.image_files import Images
 from fdistill.data.image_folder import list_folder
@@ -290,7 +291,7 @@ def open_source(
         )
     raise CheckpointError(
         f"no checkpoint at {path}: expected a .ckpt file, or a folder of fdistill export, of a diffusers pipeline or "
-        "of images; check the path"
+        f"of images; check the path, or name one of {', '.join(checkpoints())}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fdistill.core.distributed import gather_objects, rank, world_size
+from fdistill.core.presets import checkpoints
 from fdistill.core.weight_files import CheckpointError, load_weights
 from fdistill.io.shards import SHARDS, Shards
 from fdistill.io.strangers import run_checkpoint
@@ -44,7 +45,11 @@ def read_run_checkpoint(path: Path | str, whole: bool = True, together: bool = F
     path = Path(path)
     if not path.is_file():
         inside = run_checkpoint(path)
-        remedy = "check the path" if inside is None else f"give {inside}, which is in this folder of a run"
+        remedy = (
+            f"check the path, or name one of {', '.join(checkpoints())}"
+            if inside is None
+            else f"give {inside}, which is in this folder of a run"
+        )
         raise CheckpointError(f"no checkpoint at {path}: expected a .ckpt file or an exported folder; {remedy}")
     fault = _fault_of_archive(path, slice(rank(), None, world_size()) if together else slice(None))
     if together:

@@ -9,7 +9,9 @@ from fdistill.sampling.generator import GenerativeModel, check_labels
 
 
 def draw(model: GenerativeModel, n: int, seed: int = 0, labels: int | Sequence[int] | None = None) -> Tensor:
-    """n samples of a seed, float32 [n, *image_shape] on the CPU, images in [-1, 1]; those of `fdistill sample`.
+    """n samples of a seed, float32 [n, *image_shape] on the CPU, images in [-1, 1].
+
+    They are those of `fdistill sample` but for rounding.
 
     Args:
         model: as `load` or `distill` gives it.
@@ -21,8 +23,8 @@ def draw(model: GenerativeModel, n: int, seed: int = 0, labels: int | Sequence[i
         ValueError: for an n or labels out of range, or samples that are not finite.
     """
     model = require_model(model)
-    if n < 1:
-        raise ValueError(f"n is a number of samples and positive: got {n}")
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n is a number of samples and positive: got {n!r}")
     samples = model.decode(model.sample(model.noise(n, seed), chosen_labels(model, n, labels)))
     broken = int((~samples.flatten(1).isfinite().all(1)).sum())
     if broken:

@@ -17,8 +17,9 @@ def show(samples: Tensor) -> Image.Image:
     Raises:
         ValueError: for anything else.
     """
-    if samples.ndim != 4 or not len(samples):
-        raise ValueError(f"a picture is of images [n, C, H, W]: got {list(samples.shape)}; plot points as points")
+    if not isinstance(samples, Tensor) or samples.ndim != 4 or not len(samples):
+        got = list(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
+        raise ValueError(f"a picture is of images [n, C, H, W]: got {got}; fdistill.sample draws them")
     pixels = image_grid(samples)
     pixels = pixels if pixels.shape[2] in (1, 3) else pixels[..., :1]
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)

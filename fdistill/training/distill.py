@@ -89,8 +89,8 @@ def _check(
     out: str | Path | None,
     settings: dict[str, Any],
 ) -> None:
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps is a number of turns and positive: got {steps}")
+    if steps is not None and not (isinstance(steps, int) and steps >= 1):
+        raise ValueError(f"steps is a whole number of turns and positive: got {steps!r}")
     if data is not None and batch_size is not None:
         raise ValueError(f"data has a batch size of its own: expected one of the two, got data and {batch_size}")
     if out is not None and Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
@@ -127,8 +127,8 @@ def _by_defaults(kind: type[Any]) -> Any:
 
 
 def _optimizer(described: dict[str, Any], rate: float | None) -> Callable[..., torch.optim.Optimizer]:
-    if rate is not None and not rate > 0:
-        raise ValueError(f"a learning rate is positive: got {rate}")
+    if rate is not None and not (isinstance(rate, int | float) and rate > 0):
+        raise ValueError(f"a learning rate is a positive number: got {rate!r}")
     kind = getattr(torch.optim, described["class_path"].rpartition(".")[2])
     return functools.partial(kind, **described["init_args"] | ({} if rate is None else {"lr": rate}))
 
