@@ -29,6 +29,9 @@ USED = {
     "torch.utils._pytree.tree_leaves": "planning",
     "torch._ops.OpOverload._overloadpacket": "planning",
     "torch.UntypedStorage._cdata": "planning",
+    # a class of ours as a tree of tensors
+    "torch.utils._pytree.MappingKey": "conditions",
+    "torch.utils._pytree.register_pytree_node": "conditions",
     # several backward passes through one compiled graph
     "torch._functorch.config.donated_buffer": "fast networks",
     # a module whose parts move to the device by themselves
@@ -89,3 +92,21 @@ def keep_buffers() -> None:
     from torch._functorch import config
 
     config.donated_buffer = False
+
+
+def register_pytree(kind: type, flatten: Any, rebuild: Any, name: str) -> None:
+    """Let torch see the tensors in objects of a class: while exporting, sharding and compiling.
+
+    Args:
+        kind: the class.
+        flatten: from an object to its tensors and what else rebuilds it, which JSON can hold.
+        rebuild: from these two to an object.
+        name: of the class in exported programs.
+    """
+    from torch.utils._pytree import MappingKey, register_pytree_node
+
+    def with_keys(value: Any) -> Any:
+        tensors, names = flatten(value)
+        return [(MappingKey(name), tensor) for name, tensor in zip(names, tensors, strict=True)], names
+
+    register_pytree_node(kind, flatten, rebuild, serialized_type_name=name, flatten_with_keys_fn=with_keys)

@@ -1,0 +1,156 @@
+"""What a sample is conditioned on: named tensors, batch first; class labels are the simplest case."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdistill.core.private_apis import register_pytree
+
+LABELS = "labels"
+"""Name of the class numbers of a network with one set of classes."""
+
+
+class Entry(NamedTuple):
+    """What a network takes under one name.
+
+    Attributes:
+        shape: of one sample's tensor; None stands for a length that may differ, as of a prompt's tokens.
+        dtype: of the tensor.
+        classes: of a class number, which lies in [0, classes]; `classes` itself means "no class". 0 for other tensors.
+    """
+
+    shape: tuple[int | None, ...] = ()
+    dtype: torch.dtype = torch.int64
+    classes: int = 0
+
+
+Takes = Mapping[str, Entry]
+"""The condition that a network takes, by name; empty for an unconditional one."""
+
+
+def takes_classes(num_classes: int | Mapping[str, int]) -> dict[str, Entry]:
+    """The declaration of a network of classes: one set named "labels", several by their names, none for 0."""
+    named = {LABELS: num_classes} if isinstance(num_classes, int) else num_classes
+    return {name: Entry(classes=count) for name, count in named.items() if count}
+
+
+class Condition(Mapping[str, Tensor]):
+    """Named tensors of one batch, each [B, ...]; immutable. The empty condition, of no names, fits every batch.
+
+    A pytree, so that `torch.export`, sharded modules and data loaders see its tensors.
+    """
+
+    __slots__ = ("_tensors",)
+
+    def __init__(self, tensors: Mapping[str, Tensor] = {}) -> None:
+        """Raises:
+        ValueError: where tensors hold different numbers of samples.
+        """
+        self._tensors = dict(tensors)
+        lengths = {name: value.shape[0] if value.ndim else None for name, value in self._tensors.items()}
+        if None in lengths.values() or len(set(lengths.values())) > 1:
+            raise ValueError(f"the tensors of a condition are batch first and of one batch: got lengths {lengths}")
+
+    @classmethod
+    def of_classes(cls, labels: Tensor | None) -> "Condition":
+        """Class numbers int64 [B] as a condition; None for none."""
+        return cls() if labels is None else cls({LABELS: labels})
+
+    @classmethod
+    def cat(cls, parts: Sequence["Condition"]) -> "Condition":
+        """The batches of several conditions one after the other.
+
+        Raises:
+            ValueError: where they have different names.
+        """
+        first, *others = parts
+        for other in others:
+            if other.keys() != first.keys():
+                raise ValueError(f"conditions of one network have the same names: got {list(first)} and {list(other)}")
+        return cls({name: torch.cat([part[name] for part in parts]) for name in first})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        """The number of names; the number of samples is `length`."""
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        shapes = {name: f"{str(value.dtype)[6:]} {list(value.shape)}" for name, value in self.items()}
+        return f"Condition({shapes})"
+
+    @property
+    def length(self) -> int | None:
+        """The number of samples; None for the empty condition, which has none of its own."""
+        return next((len(value) for value in self.values()), None)
+
+    def rows(self, index: slice | Tensor) -> "Condition":
+        """The samples of a slice, of indices int64, or of a mask."""
+        return Condition({name: value[index] for name, value in self.items()})
+
+    def split(self, size: int) -> Iterator["Condition"]:
+        """Parts of `size` samples, in order; without end for the empty condition."""
+        start = 0
+        while self.length is None or start < self.length:
+            yield self.rows(slice(start, start + size))
+            start += size
+
+    def repeat(self, times: int) -> "Condition":
+        """Each sample `times` times, one after the other: [B * times, ...]."""
+        return Condition({name: value.repeat_interleave(times, dim=0) for name, value in self.items()})
+
+    def where(self, mask: Tensor, other: "Condition") -> "Condition":
+        """The samples of `other` where the mask [B] is true, this one's elsewhere.
+
+        Args:
+            mask: bool [B].
+            other: of the same names, of B samples or one.
+        """
+        mixed = {}
+        for name, value in self.items():
+            wide = mask.reshape(-1, *[1] * (value.ndim - 1))
+            mixed[name] = torch.where(wide, other[name], value)
+        return Condition(mixed)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Condition":
+        """The same on a device."""
+        return Condition({name: value.to(device, non_blocking=non_blocking) for name, value in self.items()})
+
+    def check(self, takes: Takes, length: int) -> None:
+        """Raises ValueError where this lacks what a network takes for so many samples; other names are not read."""
+        if not takes.keys() <= self.keys():
+            raise ValueError(f"this network takes {_named(takes)} for each sample: got {_named(self)}; give what lacks")
+        if self.length not in (None, length):
+            raise ValueError(f"a condition holds one row per sample: expected {length}, got {self.length}")
+        for name, (shape, dtype, _) in takes.items():
+            value = self[name]
+            fits = value.ndim == 1 + len(shape) and all(
+                want in (None, got) for want, got in zip(shape, value.shape[1:], strict=True)
+            )
+            if not fits or value.is_floating_point() != dtype.is_floating_point:
+                raise ValueError(
+                    f"this network takes {name} of shape [{length}, {', '.join(str(s or 'any') for s in shape)}] and "
+                    f"type {dtype}: got {list(value.shape)} and {value.dtype}"
+                )
+
+
+def _named(names: Mapping[str, Any]) -> str:
+    return ", ".join(names) if names else "no condition"
+
+
+def _rebuilt(values: Any, names: Any) -> Condition:
+    # a pytree may hold things that are no tensors, as while torch exports: nothing is checked
+    condition = Condition.__new__(Condition)
+    condition._tensors = dict(zip(names, values, strict=True))
+    return condition
+
+
+register_pytree(
+    Condition, lambda condition: (list(condition.values()), list(condition)), _rebuilt, "fdistill.Condition"
+)

@@ -1,0 +1,92 @@
+"""Conditions: named tensors of one batch."""
+
+import pytest
+import torch
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from fdistill.models.condition import Condition, Entry, takes_classes
+
+
+@pytest.fixture
+def condition():
+    return Condition({"digit": torch.arange(5), "text": torch.arange(30.0).reshape(5, 3, 2)})
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_rows_split_and_cat_are_inverse(condition):
+    parts = list(condition.split(2))
+    assert [part.length for part in parts] == [2, 2, 1]
+    assert same(Condition.cat(parts), condition)
+    assert same(condition.rows(torch.tensor([3, 1])), Condition({n: v[[3, 1]] for n, v in condition.items()}))
+
+
+def test_where_takes_whole_samples_of_the_other(condition):
+    null = Condition({"digit": torch.tensor([9]), "text": torch.full((1, 3, 2), -1.0)})
+    mixed = condition.where(torch.tensor([True, False, False, True, False]), null)
+    assert mixed["digit"].tolist() == [9, 1, 2, 9, 4]
+    assert torch.equal(mixed["text"][[0, 3]], null["text"].expand(2, 3, 2))
+    assert torch.equal(mixed["text"][[1, 2, 4]], condition["text"][[1, 2, 4]])
+
+
+def test_repeat_keeps_the_samples_of_one_row_together(condition):
+    assert condition.repeat(2)["digit"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_the_empty_condition_fits_every_batch():
+    empty = Condition()
+    assert empty.length is None
+    assert same(empty.rows(slice(2)), empty)
+    assert same(next(empty.split(3)), empty)
+    empty.check({}, 7)
+
+
+def test_it_is_a_tree_of_its_tensors(condition):
+    leaves, tree = tree_flatten(condition)
+    assert [leaf.shape for leaf in leaves] == [(5,), (5, 3, 2)]
+    assert same(tree_unflatten(leaves, tree), condition)
+    assert same(tree_map(lambda value: value + 1, condition), Condition({n: v + 1 for n, v in condition.items()}))
+
+
+def test_an_exported_program_takes_it(condition):
+    class Sum(torch.nn.Module):
+        def forward(self, x, condition):
+            return x + condition["text"].sum((1, 2)) + condition["digit"]
+
+    batch = torch.export.Dim("batch", min=2)
+    shapes = {"x": {0: batch}, "condition": [{0: batch}, {0: batch}]}
+    program = torch.export.export(Sum(), (torch.zeros(5), condition), dynamic_shapes=shapes)
+    few = condition.rows(slice(3))
+    assert torch.equal(program.module()(torch.ones(3), few), Sum()(torch.ones(3), few))
+
+
+@pytest.mark.parametrize(
+    ("takes", "length", "word"),
+    [
+        ({"ground": Entry(classes=4)}, 5, "ground"),
+        (takes_classes({"digit": 10}), 4, "row"),
+        ({"text": Entry((None, 4), torch.float32)}, 5, "shape"),
+        ({"text": Entry((None, 2))}, 5, "type"),
+    ],
+)
+def test_a_condition_that_does_not_fit_is_named(condition, takes, length, word):
+    with pytest.raises(ValueError, match=word):
+        condition.check(takes, length)
+
+
+def test_what_fits_passes_and_other_names_are_not_read(condition):
+    condition.check({"digit": Entry(classes=10)}, 5)
+    condition.check({"text": Entry((None, 2), torch.float32)}, 5)
+
+
+def test_tensors_of_different_batches_are_refused():
+    with pytest.raises(ValueError, match="batch"):
+        Condition({"a": torch.zeros(2), "b": torch.zeros(3)})
+
+
+def test_classes_declare_themselves():
+    assert takes_classes(10) == {"labels": Entry(classes=10)}
+    assert takes_classes(0) == {}
+    assert takes_classes({"digit": 10, "ground": 4}) == {"digit": Entry(classes=10), "ground": Entry(classes=4)}
