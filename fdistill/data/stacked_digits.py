@@ -84,13 +84,13 @@ class StackedDigits(GenerativeDataModule):
 
 def _stack(digits: Batch, num_samples: int, generator: torch.Generator) -> InMemorySplit:
     chosen = torch.randint(len(digits.x), (num_samples, 3), generator=generator)
-    return InMemorySplit(digits.x[chosen].squeeze(2), digits.labels[chosen] @ torch.tensor(PLACES))
+    return InMemorySplit(digits.x[chosen].squeeze(2), digits.classes[chosen] @ torch.tensor(PLACES))
 
 
 def _digit_reader(split_seed: int) -> SVC:
     """Return a support vector machine, which has no random state, fitted to the training digits of a split."""
     train, _ = digit_splits(split_seed)
-    return SVC(C=10.0).fit(_flat(train.x), train.labels.numpy())
+    return SVC(C=10.0).fit(_flat(train.x), train.classes.numpy())
 
 
 def _flat(digits: Tensor) -> np.ndarray:
