@@ -148,7 +148,7 @@ class TeacherPairs:
         counts = {name: entry.classes for name, entry in takes.items() if entry.classes and name in self.condition}
         largest = {name: int(self.condition[name].max()) for name in counts}
         if takes.keys() != self.condition.keys() or any(largest[name] >= counts[name] for name in counts):
-            got = ", ".join(f"{name} up to {value}" for name, value in largest.items()) or f"{self.condition}"
+            got = ", ".join(f"{name} up to {value}" for name, value in largest.items()) or str(self.condition)
             raise ValueError(
                 f"the pairs are of the student's condition: expected {declared(takes)}, got {got}; "
                 "make pairs with its own teacher (fdistill pairs)"

@@ -114,6 +114,9 @@ class Condition(Mapping[str, Tensor]):
         """The number of names; the number of samples is `length`."""
         return len(self._tensors)
 
+    def __str__(self) -> str:
+        return ", ".join(self) or "no condition"
+
     def __repr__(self) -> str:
         shapes = {name: f"{str(value.dtype)[6:]} {list(value.shape)}" for name, value in self.items()}
         return f"Condition({shapes})"
@@ -162,7 +165,7 @@ class Condition(Mapping[str, Tensor]):
     def check(self, takes: Takes, length: int) -> None:
         """Raises ValueError where this lacks what a network takes for so many samples; other names are not read."""
         if not takes.keys() <= self.keys():
-            raise ValueError(f"this network takes {_named(takes)} for each sample: got {_named(self)}; give what lacks")
+            raise ValueError(f"this network takes {', '.join(takes)} for each sample: got {self}; give what lacks")
         if self.length not in (None, length):
             raise ValueError(f"a condition holds one row per sample: expected {length}, got {self.length}")
         for name, (shape, dtype, _) in takes.items():
@@ -185,9 +188,7 @@ def check_classes(numbers: Tensor, count: int, name: str = LABELS) -> None:
 
 
 def declared(takes: Takes) -> str:
-    """A declaration in words: "10 classes", "digit (10 classes) and ground (4 classes)", "no condition"."""
-    if takes.keys() == {LABELS}:
-        return f"{takes[LABELS].classes} classes"
+    """A declaration in words: "labels (10 classes)", "digit (10 classes) and ground (4 classes)", "no condition"."""
     said = [f"{name} ({_kind(entry)})" for name, entry in takes.items()]
     return " and ".join(said) if said else "no condition"
 
@@ -198,10 +199,6 @@ def _kind(entry: Entry) -> str:
 
 Conditioned = Condition | Tensor | None
 """A condition, or class numbers int64 [B], or nothing; `Condition.of` makes a condition of it."""
-
-
-def _named(names: Mapping[str, Any]) -> str:
-    return ", ".join(names) if names else "no condition"
 
 
 def _rebuilt(values: Any, names: Any) -> Condition:

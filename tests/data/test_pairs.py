@@ -100,8 +100,9 @@ def test_what_belongs_together_is_drawn_together_and_by_the_generator_alone():
         assert latents.shape == samples.shape == (64, 3)
         assert torch.equal(latents, -samples)
         assert torch.equal(latents[:, 0].long(), condition["labels"])
-    assert torch.equal(draws[0][2], draws[1][2])
-    assert not torch.equal(draws[0][2], draws[2][2])
+    first, same, other = (draw[2]["labels"] for draw in draws)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
 
 
 def test_every_pair_is_drawn_equally_often():
