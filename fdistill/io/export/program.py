@@ -100,8 +100,9 @@ def _write_onnx(generator: Generator, arguments: tuple[Tensor, ...], path: Path)
 
 def _exported(generator: Generator, arguments: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     latents, *condition = ({0: Dim.DYNAMIC} for _ in arguments)
+    shapes = (latents, tuple(condition)) if condition else (latents,)
     with patch.object(Upsample2D, "forward", _upsampled):
-        return torch.export.export(generator, arguments, dynamic_shapes=(latents, tuple(condition)))
+        return torch.export.export(generator, arguments, dynamic_shapes=shapes)
 
 
 def _upsampled(self: Upsample2D, hidden: Tensor, output_size: int | None = None, *more: Any, **named: Any) -> Tensor:
