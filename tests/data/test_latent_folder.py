@@ -15,7 +15,7 @@ from fdistill.cli.main import one_line
 from fdistill.core.weight_files import CheckpointError
 from fdistill.data import DecodedLatents, ImageFolder, LatentFolder
 from fdistill.models.vae import Decoder
-from fdistill.training.start import check_latents
+from fdistill.training.argument_checks import check_latents
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from fdistill.training import DistillationModule, GenerativeModule
-from fdistill.training.rhythm import Rhythm
+from fdistill.training.turn_schedule import TurnSchedule
 
 
 class TurnKind(NamedTuple):
@@ -27,17 +27,17 @@ def turns_of_run(module: GenerativeModule, turns: int) -> dict[str, TurnKind]:
         raise ValueError(f"a run has at least one turn: got {turns}; set trainer.max_steps")
     if not isinstance(module, DistillationModule):
         return {"teacher": TurnKind(turns, turns // 2)}
-    rhythm = module.rhythm
-    students = rhythm.updates_after(turns)
-    kinds = {"fused" if rhythm.turn == "fused" else "student": TurnKind(students, _student_turn(rhythm, students))}
-    kinds["fake"] = TurnKind(turns - students, _fake_turn(rhythm, students))
+    schedule = module.turn_schedule
+    students = schedule.updates_after(turns)
+    kinds = {"fused" if schedule.turn == "fused" else "student": TurnKind(students, _student_turn(schedule, students))}
+    kinds["fake"] = TurnKind(turns - students, _fake_turn(schedule, students))
     return {name: kind for name, kind in kinds.items() if kind.count}
 
 
-def _student_turn(rhythm: Rhythm, students: int) -> int:
-    return rhythm.warmup + (students // 2 + 1) * rhythm.cycle - 1
+def _student_turn(schedule: TurnSchedule, students: int) -> int:
+    return schedule.warmup + (students // 2 + 1) * schedule.cycle - 1
 
 
-def _fake_turn(rhythm: Rhythm, students: int) -> int:
+def _fake_turn(schedule: TurnSchedule, students: int) -> int:
     """The first of a cycle; of the warm-up where only that has one."""
-    return 0 if rhythm.turn == "fused" or not students else rhythm.warmup + students // 2 * rhythm.cycle
+    return 0 if schedule.turn == "fused" or not students else schedule.warmup + students // 2 * schedule.cycle

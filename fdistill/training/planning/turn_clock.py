@@ -29,5 +29,7 @@ class TurnClock(L.Callback):
         seconds = time.perf_counter() - self._started
         if self._turn < self.uncounted:
             return
-        name = _NAMES[module.rhythm.learns(self._turn)] if isinstance(module, DistillationModule) else "teacher"
+        name = (
+            _NAMES[module.turn_schedule.learners(self._turn)] if isinstance(module, DistillationModule) else "teacher"
+        )
         self.seconds.setdefault(name, []).append(seconds)
