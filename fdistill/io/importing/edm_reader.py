@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdistill.core.weight_files import BUILD_ERRORS, CheckpointError, check_held, file_size, reason, shown
+from fdistill.core.weight_files import BUILD_ERRORS, CheckpointError, file_size, reason, shown
 
 _LARGEST_PLACE = 2**24  # in the memo, which Unpickler allocates up to it
 
@@ -92,7 +92,7 @@ def weights_of(module: Inert, source: Path | str = "the snapshot") -> dict[str, 
         source: for the message.
 
     Raises:
-        CheckpointError: where the tree of modules is none, or its tensors are larger than the file.
+        CheckpointError: where the tree of modules is none.
     """
     weights: dict[str, Tensor] = {}
     waiting, seen = [("", module)], set()
@@ -112,7 +112,6 @@ def weights_of(module: Inert, source: Path | str = "the snapshot") -> dict[str, 
         raise CheckpointError(
             f"{source}: the network of the snapshot is no tree of modules: {reason(error)}"
         ) from error
-    check_held(weights, source)
     return weights
 
 
