@@ -192,7 +192,7 @@ def run_trainer(arguments: Sequence[str] | None, run: bool = True) -> TrainerCLI
                 run=run,
             )
     except (ArgumentError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        reason = _broken_file(arguments or []) or explain(str(error), _options())
+        reason = _broken_file(arguments or []) or _unresolved(error) or explain(str(error), _options())
         raise UsageError(reason) from error
 
 
@@ -224,23 +224,29 @@ def _options() -> dict[str, Any]:
 
 
 def _with_presets(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the file of each --config that is a preset's name."""
-    found, before = [], ""
+    """The arguments with the file of each --config that is a preset's name, each in two parts."""
+    found: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         if equals and flag == "--config":
-            found.append(f"--config={configuration(value)}")
+            found += [flag, str(configuration(value))]
         else:
-            found.append(str(configuration(argument)) if before in ("--config", "-c") else argument)
-        before = argument
+            found.append(str(configuration(argument)) if found[-1:] in (["--config"], ["-c"]) else argument)
     return found
+
+
+def _unresolved(error: Exception) -> str | None:
+    """Which option has a ${...} that resolves to nothing; None for other errors."""
+    place = getattr(error, "full_key", None)
+    where = str(place).partition(".")[2].replace("init_args.", "")
+    return f"{where}: {error.msg}; correct the ${{...}}, or set what it names" if place else None  # type: ignore[attr-defined]
 
 
 def _broken_file(arguments: Sequence[str]) -> str | None:
     """What is wrong with the first --config file that is no YAML mapping; None where all are."""
-    given = [value for flag, value in pairwise(arguments) if flag in ("--config", "-c")]
-    given += [argument.split("=", 1)[1] for argument in arguments if argument.startswith("--config=")]
-    for path in filter(Path.is_file, map(Path, given)):
+    for path in (Path(value) for flag, value in pairwise(arguments) if flag in ("--config", "-c")):
+        if not path.is_file():
+            return f"there is no configuration file {path}: check the path, or give a name that fdistill presets lists"
         try:
             value = read_yaml(path)
         except ValueError as error:
