@@ -6,7 +6,8 @@ import re
 import reprlib
 import stat
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,26 @@ def checked_number(value: Any, name: str, low: float, high: float, whole: bool =
     return value
 
 
-def file_size(path: Path) -> int:
+@contextmanager
+def as_one_line(source: object) -> Iterator[None]:
+    """Inside, what a class raises where its arguments are nonsense becomes a CheckpointError that names the source."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except BUILD_ERRORS as error:
+        raise CheckpointError(f"{source}: {reason(error)}") from error
+
+
+def file_size(path: Path, missing: str = "check the path") -> int:
     """Bytes of a file that can be read to its end.
 
+    Args:
+        path: of the file.
+        missing: what to expect or to do where there is none.
+
     Raises:
-        FileNotFoundError: if there is none.
-        CheckpointError: if it is a folder, a pipe or a device, or not ours to read.
+        CheckpointError: if there is none, it is a folder, a pipe or a device, or not ours to read.
     """
     try:
         found = path.stat()
@@ -85,7 +100,7 @@ def file_size(path: Path) -> int:
         if not os.access(path, os.R_OK):
             raise PermissionError
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(f"there is no {path}: check the path") from error
+        raise CheckpointError(f"there is no {path}: {missing}") from error
     except PermissionError as error:
         raise CheckpointError(f"{path}: permission denied; name a file that you may read") from error
     except OSError as error:
@@ -158,12 +173,10 @@ def read_json(path: Path, what: str = "a file of an exported model") -> dict[str
         CheckpointError: if it is missing, broken, or larger than 64 MiB.
     """
     try:
-        size = file_size(path)
+        size = file_size(path, f"expected {what}; check the path")
         if size > _LARGEST_JSON:
             raise CheckpointError(f"{path} is no {what}: expected at most {_LARGEST_JSON:,} bytes, got {size:,}")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no {path}: expected {what}; check the path") from error
     except CheckpointError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -191,10 +204,8 @@ def read_safetensors(path: Path, remedy: str) -> dict[str, torch.Tensor]:
         CheckpointError: if it is missing or broken, with the remedy.
     """
     try:
-        file_size(path)
+        file_size(path, f"the folder is incomplete; {remedy}")
         return load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing: the folder is incomplete; {remedy}") from error
     except CheckpointError:
         raise
     except (SafetensorError, OSError, *BUILD_ERRORS) as error:  # the latter at a type that this torch does not have
@@ -281,11 +292,9 @@ def _in_place_of(path: Path, otherwise: str) -> str:
 
 def _read_pickled(path: Path, remedy: str) -> dict[str, torch.Tensor]:
     try:
-        file_size(path)
+        file_size(path, f"the folder is incomplete; {remedy}")
         with warnings.catch_warnings(action="ignore"):  # of forms that are refused below
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing: the folder is incomplete; {remedy}") from error
     except CheckpointError:
         raise
     except Exception as error:  # torch's reader of pickles raises whatever the bytes lead it to

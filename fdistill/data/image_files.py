@@ -17,30 +17,19 @@ from fdistill.data.decode import UnreadableImage, own_shape, read_image
 from fdistill.data.image_names import LABELS, Sieve, by_folders, by_labels_file, is_passed_over
 
 
-class PackedNames:
+def packed(names: Sequence[str]) -> np.ndarray:
     """Names in one array: worker processes share it, where each would come to hold a copy of a list of a million."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(name) for name in encoded])
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> str:
-        first = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._bytes[first : self._ends[index]].tobytes())
+    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
 
 class Images(ABC):
     """Image files in an order of their own, read by number; few bytes each."""
 
-    _names: PackedNames  # without the folder that they all lie in
+    _names: np.ndarray  # of `packed`, without the folder that they all lie in
 
-    @abstractmethod
     def __len__(self) -> int:
         """How many there are."""
+        return len(self._names)
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -63,31 +52,31 @@ class Images(ABC):
                 f"an image file is readable: cannot open {shown(self.name(index))} ({error.strerror}); restore it"
             ) from error
         with file:
-            return read_image(file, resolution, channels, self.name(index), PurePath(self._names[index]).suffix)
+            return read_image(file, resolution, channels, self.name(index), self._suffix(index))
 
     def shape(self, index: int) -> tuple[int, int, int]:
         """Channels, 1 or 3, and sides of the square that `read` makes of it at its own size; by its header."""
         with self.open(index) as file:
-            return own_shape(file, self.name(index), PurePath(self._names[index]).suffix)
+            return own_shape(file, self.name(index), self._suffix(index))
+
+    def _suffix(self, index: int) -> str:
+        return PurePath(os.fsdecode(self._names[index])).suffix
 
 
 class ImageFiles(Images):
     """Files of their own, in one folder or its sub-folders."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self._folder, self._names = folder, PackedNames(names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+        self._folder, self._names = folder, packed(names)
 
     def name(self, index: int) -> str:
-        return str(self._folder / self._names[index])
+        return str(self._folder / os.fsdecode(self._names[index]))
 
     def told(self, index: int) -> tuple[str, int]:
-        return self._names[index], (self._folder / self._names[index]).stat().st_size
+        return os.fsdecode(self._names[index]), Path(self.name(index)).stat().st_size
 
     def open(self, index: int) -> BinaryIO:
-        return (self._folder / self._names[index]).open("rb")
+        return Path(self.name(index)).open("rb")
 
 
 class Listing(NamedTuple):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from fdistill.core.build import build_with_weights
 from fdistill.core.spec import Described, Spec, public_path, subclasses
 from fdistill.core.weight_files import (
-    BUILD_ERRORS,
     CheckpointError,
+    as_one_line,
     brief,
     check_finite_weights,
     check_one_network,
@@ -56,12 +56,8 @@ def read_configured(source: Path, config: Path, options: Options) -> GenerativeM
         network = Network.from_spec(spec)
         return Denoiser(network, preconditioning) if whole else network
 
-    try:
+    with as_one_line(config):
         module = build_with_weights(build, weights, source, functools.partial(_checked, [weights, bare], source))
-    except CheckpointError:
-        raise
-    except BUILD_ERRORS as error:
-        raise CheckpointError(f"{options.config}: {reason(error)}") from error
     denoiser = module if whole else Denoiser(module, preconditioning)
     if options.num_steps is not None:
         sampling |= {"num_steps": options.num_steps, "sigmas": None}
@@ -70,10 +66,8 @@ def read_configured(source: Path, config: Path, options: Options) -> GenerativeM
     facts |= {"imported_from": source.name, "format": "safetensors"}
     if options.sigma_data is not None:
         facts["sigma_data"] = options.sigma_data
-    try:
+    with as_one_line(config):
         model = GenerativeModel.teacher(denoiser, **sampling, facts=facts)
-    except BUILD_ERRORS as error:
-        raise CheckpointError(f"{options.config}: {reason(error)}") from error
     model.decoder = None if options.vae is None else Decoder(options.vae)
     return model
 
@@ -103,7 +97,7 @@ def _described(file: Path) -> tuple[Spec, Preconditioning, dict[str, Any], dict[
     given = content.get("sampling", {name: section[name] for name in known if name in section})
     if not isinstance(given, dict) or given.keys() - set(known):
         raise CheckpointError(f"{file}: sampling takes {', '.join(known)}, got {brief(given)}")
-    try:
+    with as_one_line(file):
         facts = {name: checked_number(section[name], name, 1e-6, 1e6) for name in ("sigma_data",) if name in section}
         numbers = _SAMPLING | {name: value for name, value in given.items() if name in _SAMPLING}
         checked_number(numbers["num_steps"], "num_steps", 1, MOST_STEPS, whole=True)
@@ -115,8 +109,6 @@ def _described(file: Path) -> tuple[Spec, Preconditioning, dict[str, Any], dict[
         parts = {n: cls.from_spec(_full(given[n], classes)) for n, cls in _PARTS.items() if given.get(n) is not None}
         grid = parts["grid"].levels() if "grid" in parts else None
         spec = _full(section["network"], classes)
-    except BUILD_ERRORS as error:
-        raise CheckpointError(f"{file}: {reason(error)}") from error
     return spec, preconditioning, {**numbers, "sampler": parts.get("sampler"), "sigmas": grid}, facts
 
 
@@ -126,13 +118,11 @@ def _read_yaml(file: Path) -> Any:
     Raises:
         CheckpointError: if it is missing, broken, or larger than a configuration.
     """
+    size = file_size(file, f"{_FORM}; check the path")
+    if size > _LARGEST:
+        raise CheckpointError(f"{file}: a configuration has at most {_LARGEST:,} bytes, got {size:,}")
     try:
-        size = file_size(file)
-        if size > _LARGEST:
-            raise ValueError(f"{file}: a configuration has at most {_LARGEST:,} bytes, got {size:,}")
         return read_yaml(file)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no {file}: {_FORM}; check the path") from error
     except ValueError as error:
         raise CheckpointError(reason(error)) from error
 

@@ -11,12 +11,11 @@ from torch import Tensor
 from fdistill.core.build import build_with_weights
 from fdistill.core.spec import plain
 from fdistill.core.weight_files import (
-    BUILD_ERRORS,
     CheckpointError,
+    as_one_line,
     brief,
     check_finite_weights,
     checked_number,
-    reason,
     shown,
 )
 from fdistill.io.importing.edm_adm import adm_config, adm_weights
@@ -46,7 +45,7 @@ def read_edm(path: Path | str) -> GenerativeModel:
     snapshot = read_snapshot(path)
     network, preconditioning = _denoiser_parts(snapshot["ema"], path)
     state = snapshot["ema"].state
-    try:
+    with as_one_line(f"{path} describes no teacher"):
         facts = {
             "imported_from": shown(path.name),
             "format": f"{'EDM2' if isinstance(network, EDM2UNet) else 'EDM'} snapshot, {snapshot['ema'].name}",
@@ -56,8 +55,6 @@ def read_edm(path: Path | str) -> GenerativeModel:
         lowest = max(0.002, _number(state, "sigma_min", 0, _LARGEST_STD, 0))
         highest = min(80.0, _number(state, "sigma_max", 0, math.inf, 80))
         return GenerativeModel.teacher(Denoiser(network, preconditioning), 18, lowest, highest, facts=facts)
-    except BUILD_ERRORS as error:
-        raise CheckpointError(f"{path} describes no teacher: {reason(error)}") from error
 
 
 def _denoiser_parts(ema: Inert, path: Path) -> tuple[Network, Preconditioning]:
@@ -77,16 +74,10 @@ def _denoiser_parts(ema: Inert, path: Path) -> tuple[Network, Preconditioning]:
         if name != "map_augment.weight" and not name.endswith("resample_filter")
     }
     check_finite_weights(kept, path)
-    try:
+    with as_one_line(f"{path} describes a {ema.name} of a {inner.name} that is not known here"):
         preconditioning = _PRECONDITIONINGS[ema.name](ema.state)
         build, weights = _NETWORKS[inner.name](inner, {name: value.float() for name, value in kept.items()})
         return build_with_weights(build, weights, path), preconditioning
-    except CheckpointError:
-        raise
-    except BUILD_ERRORS as error:
-        raise CheckpointError(
-            f"{path} describes a {ema.name} of a {inner.name} that is not known here: {reason(error)}"
-        ) from error
 
 
 def _number(state: dict[str, Any], name: str, low: float, high: float, default: float | None = None) -> float:

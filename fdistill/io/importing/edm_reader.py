@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdistill.core.weight_files import BUILD_ERRORS, CheckpointError, file_size, reason, shown
+from fdistill.core.weight_files import BUILD_ERRORS, CheckpointError, as_one_line, file_size, reason, shown
 
 _LARGEST_PLACE = 2**24  # in the memo, which Unpickler allocates up to it
 
@@ -58,7 +58,7 @@ def read_snapshot(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        size = file_size(path)
+        size = file_size(path, "expected a .pkl snapshot of EDM or EDM2; check the path")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for opcode, argument, _ in pickletools.genops(content):  # which finds what is cut off without allocating it
                 far = "PUT" in opcode.name and not 0 <= argument < _LARGEST_PLACE
@@ -66,8 +66,6 @@ def read_snapshot(path: Path | str) -> dict[str, Any]:
                     raise _Refused(f"the opcode {opcode.name} {argument}")
             content.seek(0)
             snapshot = _Unpickler(content, size).load()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no {path}: expected a .pkl snapshot of EDM or EDM2; check the path") from error
     except _Refused as error:
         raise CheckpointError(
             f"{path}: a snapshot of EDM holds weights, plain values and EDM's own classes, none of them executed: got "
@@ -96,7 +94,7 @@ def weights_of(module: Inert, source: Path | str = "the snapshot") -> dict[str, 
     """
     weights: dict[str, Tensor] = {}
     waiting, seen = [("", module)], set()
-    try:
+    with as_one_line(f"{source}: the network of the snapshot is no tree of modules"):
         while waiting:
             prefix, current = waiting.pop()
             if not isinstance(current, Inert) or id(current) in seen:  # a shared module could double at every level
@@ -108,10 +106,6 @@ def weights_of(module: Inert, source: Path | str = "the snapshot") -> dict[str, 
             weights |= {f"{prefix}{name}": value for name, value in tensors.items() if isinstance(value, Tensor)}
             below = current.state.get("_modules", {})
             waiting += [(f"{prefix}{name}.", each) for name, each in below.items() if each is not None]
-    except BUILD_ERRORS as error:
-        raise CheckpointError(
-            f"{source}: the network of the snapshot is no tree of modules: {reason(error)}"
-        ) from error
     return weights
 
 
