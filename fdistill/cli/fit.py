@@ -15,11 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from omegaconf.errors import OmegaConfBaseException
 
-from fdistill import (
-    data,  # noqa: F401
-    objectives,  # noqa: F401
-)
-from fdistill import sampling as samplers  # noqa: F401
+from fdistill import data, objectives, sampling  # noqa: F401, as all below: their classes are known by bare names
 from fdistill.cli.commands import UsageError, explain
 from fdistill.cli.commands.explain import raised_by_class
 from fdistill.cli.commands.yaml_options import read_options_as_yaml_files
@@ -29,25 +25,12 @@ from fdistill.core.distributed import on_rank_0
 from fdistill.core.presets import configuration
 from fdistill.core.yaml_files import parse_yaml, read_yaml
 from fdistill.data import GenerativeDataModule
-from fdistill.evaluation import (
-    features,  # noqa: F401
-    metrics,  # noqa: F401
-)
+from fdistill.evaluation import features, metrics  # noqa: F401
 from fdistill.models import networks  # noqa: F401
 from fdistill.objectives import rewards  # noqa: F401
 from fdistill.sampling import grids  # noqa: F401
-from fdistill.theory import (
-    divergences,  # noqa: F401
-    loss_weights,  # noqa: F401
-    noise_levels,  # noqa: F401
-    paths,  # noqa: F401
-    preconditioning,  # noqa: F401
-    schedules,  # noqa: F401
-)
-from fdistill.training import (
-    GenerativeModule,
-    callbacks,  # noqa: F401
-)
+from fdistill.theory import divergences, loss_weights, noise_levels, paths, preconditioning, schedules  # noqa: F401
+from fdistill.training import GenerativeModule, callbacks  # noqa: F401
 from fdistill.training.loggers import CsvFiles, DashboardLogger, JsonlLogger, TensorBoardFiles, log_configuration
 from fdistill.training.quiet import quiet
 

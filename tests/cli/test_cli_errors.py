@@ -21,10 +21,7 @@ from fdistill.training import NonFiniteError
 
 TEACHER = {  # what a configuration file says wrongly, and words of the line that explains it
     "key at the top": ({"modle": 3}, "did you mean model?"),
-    "key of the trainer": (
-        {"trainer": {"max_step": 5}},
-        "did you mean trainer.max_steps?",
-    ),
+    "key of the trainer": ({"trainer": {"max_step": 5}}, "did you mean trainer.max_steps?"),
     "key of the model": (
         {"model": {"init_args": {"sigma_dta": 1}}},
         "'sigma_dta' is not accepted; did you mean sigma_data?",
@@ -37,14 +34,8 @@ TEACHER = {  # what a configuration file says wrongly, and words of the line tha
         {"model": {"init_args": {"optimizer": {"init_args": {"lrr": 1}}}}},
         "did you mean lr? expected one of lr, betas",
     ),
-    "key of the data": (
-        {"data": {"init_args": {"batchsize": 1}}},
-        "did you mean batch_size?",
-    ),
-    "class of the model": (
-        {"model": {"class_path": "TecherModule"}},
-        "TecherModule; did you mean TeacherModule?",
-    ),
+    "key of the data": ({"data": {"init_args": {"batchsize": 1}}}, "did you mean batch_size?"),
+    "class of the model": ({"model": {"class_path": "TecherModule"}}, "TecherModule; did you mean TeacherModule?"),
     "class of the network": (
         {"model": {"init_args": {"network": {"class_path": "DiffuserUNet"}}}},
         "DiffuserUNet; did you mean DiffusersUNet?",
@@ -53,10 +44,7 @@ TEACHER = {  # what a configuration file says wrongly, and words of the line tha
         {"model": {"init_args": {"optimizer": {"class_path": "torch.optim.AdamWW"}}}},
         "did you mean AdamW?",
     ),
-    "class of the logger": (
-        {"trainer": {"logger": {"class_path": "JsonLogger"}}},
-        "did you mean JsonlLogger?",
-    ),
+    "class of the logger": ({"trainer": {"logger": {"class_path": "JsonLogger"}}}, "did you mean JsonlLogger?"),
     "class of a callback": (
         {"trainer": {"callbacks": [{"class_path": "SamplGrid"}]}},
         "SamplGrid; did you mean SampleGrid?",
@@ -65,19 +53,10 @@ TEACHER = {  # what a configuration file says wrongly, and words of the line tha
         {"model": {"init_args": {"network": {"class_path": "fdistill.theory.preconditioning.EDM"}}}},
         "fdistill.theory.preconditioning.EDM does not",
     ),
-    "reference to nothing": (
-        {"model": {"init_args": {"sigma_data": "${data.nothing}"}}},
-        "data.nothing",
-    ),
-    "reference that is torn": (
-        {"model": {"init_args": {"sigma_data": "${data.seed"}}},
-        "data.seed",
-    ),
+    "reference to nothing": ({"model": {"init_args": {"sigma_data": "${data.nothing}"}}}, "data.nothing"),
+    "reference that is torn": ({"model": {"init_args": {"sigma_data": "${data.seed"}}}, "data.seed"),
     "text for a number": ({"model": {"init_args": {"sigma_data": "wide"}}}, "number, got wide"),
-    "text for a learning rate": (
-        {"model": {"init_args": {"optimizer": {"init_args": {"lr": "abc"}}}}},
-        "number",
-    ),
+    "text for a learning rate": ({"model": {"init_args": {"optimizer": {"init_args": {"lr": "abc"}}}}}, "number"),
     "text for a count": ({"trainer": {"max_steps": "many"}}, "number, got many"),
     "resolution that cannot be halved": (
         {"model": {"init_args": {"network": {"init_args": {"resolution": 7}}}}},
@@ -100,34 +79,16 @@ STUDENT = {
         "--model.objective.divergence=JensenShanon",
         "JensenShanon; did you mean JensenShannon? expected one of ",
     ),
-    "divergence's argument": (
-        "--model.objective.divergence.skw=0.5",
-        "it takes none",
-    ),
-    "divergence outside the objective": (
-        "--model.divergence=ReverseKL",
-        "did you mean objective.divergence?",
-    ),
-    "objective with a typo": (
-        "--model.objective=FDistil",
-        "FDistil; did you mean FDistill? expected one of ",
-    ),
-    "objective's argument": (
-        "--model.objective.adversarial_wieght=0.5",
-        "did you mean adversarial_weight?",
-    ),
-    "objective without its argument": (
-        "--model.objective=WarmStarted",
-        "objective, first, updates",
-    ),
+    "divergence's argument": ("--model.objective.divergence.skw=0.5", "it takes none"),
+    "divergence outside the objective": ("--model.divergence=ReverseKL", "did you mean objective.divergence?"),
+    "objective with a typo": ("--model.objective=FDistil", "FDistil; did you mean FDistill? expected one of "),
+    "objective's argument": ("--model.objective.adversarial_wieght=0.5", "did you mean adversarial_weight?"),
+    "objective without its argument": ("--model.objective=WarmStarted", "objective, first, updates"),
     "schedule with a typo": (
         "--model.objective.adversarial_weight=Linaer",
         "Linaer; did you mean Linear? expected one of Cosine, Exponential, Linear, Steps",
     ),
-    "schedule without its arguments": (
-        "--model.objective.adversarial_weight=Linear",
-        "start, end, updates",
-    ),
+    "schedule without its arguments": ("--model.objective.adversarial_weight=Linear", "start, end, updates"),
     "objective without a discriminator": (
         "--model.discriminator=none",
         "FDistill needs the density ratio: set discriminator to teacher, fake_score or sample, got none",
@@ -147,10 +108,7 @@ STUDENT = {
     "sigma_init below zero": ("--model.sigma_init=-1", "positive: got -1.0"),
     "missing teacher": ("--model.teacher=nowhere.ckpt", "no checkpoint at nowhere.ckpt: expected a .ckpt file or"),
     "checkpoint from the net": ("--ckpt_path=https://example.com/a.ckpt", "no checkpoint at https:"),
-    "unknown option": (
-        "--model.sigma_int=3",
-        "did you mean sigma_init?",
-    ),
+    "unknown option": ("--model.sigma_int=3", "did you mean sigma_init?"),
     "unknown option of the trainer": ("--trainer.max_stps=3", "did you mean trainer.max_steps?"),
     "missing configuration": ("--config=nowhere.yaml", "there is no configuration file"),
 }
@@ -201,10 +159,7 @@ def test_an_objective_by_flag_without_what_it_needs(teacher_checkpoint, tmp_path
 
 @pytest.mark.parametrize(
     ("option", "words"),
-    [
-        ("every_n_turns=often", "number, got often"),
-        ("every_n_trns=3", "did you mean every_n_turns?"),
-    ],
+    [("every_n_turns=often", "number, got often"), ("every_n_trns=3", "did you mean every_n_turns?")],
 )
 def test_mistake_in_an_option_of_a_callback_added_by_flag(option, words, tmp_path):
     flags = ["--trainer.callbacks+=SampleGrid", f"--trainer.callbacks.{option}"]

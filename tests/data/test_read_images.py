@@ -133,11 +133,7 @@ def add(archive, name, content=b"", **changes):
         ("a/000.cls", {}, "cls"),
         ("a/000.jpg", {}, "jpg"),
         ("hole.png", {"type": tarfile.GNUTYPE_SPARSE}, "link"),
-        (
-            "hole.png",
-            {"pax_headers": {"GNU.sparse.map": "0,0", "GNU.sparse.size": "9"}},
-            "link",
-        ),
+        ("hole.png", {"pax_headers": {"GNU.sparse.map": "0,0", "GNU.sparse.size": "9"}}, "link"),
     ],
 )
 def test_tars_that_are_not_trusted_are_refused_in_one_line(name, changes, words, tars, tmp_path):

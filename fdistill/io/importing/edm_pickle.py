@@ -10,14 +10,7 @@ from torch import Tensor
 
 from fdistill.core.build import build_with_weights
 from fdistill.core.spec import plain
-from fdistill.core.weight_files import (
-    CheckpointError,
-    as_one_line,
-    brief,
-    check_finite_weights,
-    checked_number,
-    shown,
-)
+from fdistill.core.weight_files import CheckpointError, as_one_line, brief, check_finite_weights, checked_number, shown
 from fdistill.io.importing.edm_adm import adm_config, adm_weights
 from fdistill.io.importing.edm_reader import Array, Inert, read_snapshot, weights_of
 from fdistill.models.denoiser import Denoiser

@@ -8,21 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fdistill.core.weight_files import (
-    CheckpointError,
-    as_one_line,
-    brief,
-    checked_number,
-    read_json,
-)
+from fdistill.core.weight_files import CheckpointError, as_one_line, brief, checked_number, read_json
 from fdistill.theory.noise_levels import karras_grid
 from fdistill.theory.paths import DDPMPath
-from fdistill.theory.preconditioning import (
-    EpsPrediction,
-    VelocityPrediction,
-    VPrediction,
-    X0Prediction,
-)
+from fdistill.theory.preconditioning import EpsPrediction, VelocityPrediction, VPrediction, X0Prediction
 
 _Prediction = EpsPrediction | VPrediction | X0Prediction | VelocityPrediction
 _PREDICTIONS: dict[str, Callable[[DDPMPath, float], _Prediction]]

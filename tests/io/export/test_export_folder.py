@@ -94,10 +94,7 @@ def test_a_teacher_is_exported_and_used_as_a_teacher(teacher_checkpoint, tmp_pat
 
 
 SPOILED = {
-    "no weights": (
-        lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(),
-        "incomplete",
-    ),
+    "no weights": (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "incomplete"),
     "weights cut in half": (
         lambda f: halve(f / "unet" / "diffusion_pytorch_model.safetensors"),
         "is truncated or no safetensors",
@@ -118,10 +115,7 @@ SPOILED = {
     ),
     "other widths": (lambda f: edit(f / "unet" / "config.json", block_out_channels=[8, 24]), "another architecture"),
     "impossible groups": (lambda f: edit(f / "unet" / "config.json", norm_num_groups=7), "is no student"),
-    "features of others": (
-        lambda f: edit(f / "unet" / "config.json", freq_shift="a"),
-        "is no student|architecture",
-    ),
+    "features of others": (lambda f: edit(f / "unet" / "config.json", freq_shift="a"), "is no student|architecture"),
     "no unet config": (lambda f: (f / "unet" / "config.json").unlink(), "there is no .*config.json"),
     "another scheduler": (
         lambda f: edit(f / "scheduler" / "scheduler_config.json", sigma_min=0.002),
