@@ -94,18 +94,12 @@ def _read_stock(path: Path, scheduler: dict[str, Any], record: dict[str, Any]) -
         raise CheckpointError(f"{path}/unet/config.json is of {config.get('_class_name')}: expected UNet2DModel")
     if scheduler.get("sigma_min") != 0:
         raise CheckpointError(f"{path}: only sigma_min = 0 is a denoiser in one step, got {scheduler.get('sigma_min')}")
-    try:
+    with as_one_line(f"{path} is no student"):
         unet = UNet2DModel.from_config(config)
         load_weights(unet, weights, path)
         denoiser = Denoiser(DiffusersUNet.from_stock(unet), EDM(scheduler["sigma_data"]))
         sigmas = [scheduler["sigma_max"], *record.get("sigmas", [])[1:]]
         return GenerativeModel.student(denoiser, sigmas, record.get("facts", {}))
-    except KeyError as error:
-        raise CheckpointError(f"{path}: its configuration lacks {error}") from error
-    except CheckpointError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no student: {error}") from error
 
 
 def _read_published(path: Path, scheduler: dict[str, Any]) -> GenerativeModel:

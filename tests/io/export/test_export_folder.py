@@ -121,7 +121,7 @@ SPOILED = {
         lambda f: edit(f / "scheduler" / "scheduler_config.json", sigma_min=0.002),
         "only sigma_min = 0",
     ),
-    "no sigma_data": (lambda f: edit(f / "scheduler" / "scheduler_config.json", sigma_data=None), "lacks 'sigma_data'"),
+    "no sigma_data": (lambda f: edit(f / "scheduler" / "scheduler_config.json", sigma_data=None), "sigma_data"),
     "impossible sigma_data": (
         lambda f: edit(f / "scheduler" / "scheduler_config.json", sigma_data=-1),
         "positive: got -1",
