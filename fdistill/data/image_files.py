@@ -99,18 +99,17 @@ def list_images(folder: Path) -> Listing:
     """
     if not folder.is_dir():
         raise ValueError(f"folder is an existing folder of images: got {folder}, which is none; check the path")
-    sieve, names, folders = Sieve(), [], set()
-    empty: list[str] = []
-    broken: list[str] = []
+    sieve, folders = Sieve(), set()
+    names: list[str] = []
+    bad: list[str] = []
     for name, entry in _files_below(folder):
         if entry is None:
             folders.add(name)
         elif sieve.is_image(name):
             names.append(name)
-            size = _size(entry)
-            if not size:
-                (broken if size is None else empty).append(name)
-    _check_whole(names, broken, empty, folder)
+            if not _has_bytes(entry):
+                bad.append(name)
+    check_whole(bad, len(names), folder)
     if (folder / LABELS).is_file() and names:
         arranged = by_labels_file(names, (folder / LABELS).read_bytes(), str(folder / LABELS))
     else:
@@ -133,12 +132,12 @@ def check_enough(count: int, folder: Path) -> None:
         raise ValueError(f"two splits need two images: expected >= 2, got {count} in {folder}; add images")
 
 
-def check_not_empty(empty: Sequence[str], place: Path) -> None:
-    """Raise ValueError where image files have no bytes."""
-    if empty:
+def check_whole(bad: Sequence[str], total: int, place: Path) -> None:
+    """Raise ValueError where image files have no bytes, or are none."""
+    if bad:
         raise ValueError(
-            f"an image file is readable: cannot decode {shown(empty[0])} in {place} (0 bytes, as {len(empty)} of them"
-            " have); restore or remove them"
+            f"an image file is readable: cannot decode {shown(min(bad))} in {place}, one of {len(bad)} of {total} that "
+            "are empty, broken links or no files; fetch what they point to (git annex get, dvc pull), or remove them"
         )
 
 
@@ -157,22 +156,13 @@ def _files_below(folder: Path, prefix: str = "", above: tuple[Any, ...] = ()) ->
                 yield from _files_below(folder / entry.name, f"{prefix}{entry.name}/", here)
 
 
-def _size(entry: os.DirEntry[str]) -> int | None:
-    """Bytes of a file; None for a link that leads nowhere, a pipe or a device."""
+def _has_bytes(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file that is not empty, and no link that leads nowhere, pipe or device."""
     try:
         found = entry.stat()
     except OSError:
-        return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-
-def _check_whole(names: Sequence[str], broken: Sequence[str], empty: Sequence[str], folder: Path) -> None:
-    if broken:
-        raise ValueError(
-            f"an image file is readable: {len(broken)} of {len(names)} in {folder} are broken links or no files, "
-            f"{shown(min(broken))} for one; fetch what they point to (git annex get, dvc pull), or remove them"
-        )
-    check_not_empty(sorted(empty), folder)
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
 def _check_filled(names: Sequence[str], folders: set[str], folder: Path) -> None:

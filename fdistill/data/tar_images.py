@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fdistill.core.weight_files import shown
 from fdistill.data.archives import CLASS, Member, members
-from fdistill.data.image_files import Images, Listing, check_enough, check_not_empty, packed, warn_of
+from fdistill.data.image_files import Images, Listing, check_enough, check_whole, packed, warn_of
 from fdistill.data.image_names import LABELS, MOST_CLASSES, Arranged, Sieve, by_folders, by_labels_file, by_numbers
 
 
@@ -78,7 +78,7 @@ def list_archives(folder: Path, shards: list[Path]) -> Listing:
     for one, other in pairwise(by_name):  # unpacked, the later one would replace the earlier
         if one.name == other.name and (not numbers or one.shard == other.shard):  # numbers are beside the images
             raise _twice(one, shards[one.shard], shards[other.shard])
-    check_not_empty([member.name for member in found if not member.size], folder)
+    check_whole([member.name for member in found if not member.size], len(found), folder)
     warn_of(folder, sieve.left_out() + arranged.notes)
     images = TarImages(shards, [member.name for member in order], torch.tensor([member[1:] for member in order]))
     return Listing(images, arranged.labels, arranged.class_names)

@@ -98,8 +98,9 @@ def _reasons(message: str) -> Iterator[_Reason]:
 def _remedy(reason: _Reason, text: str, options: Mapping[str, Any]) -> str:
     """How the line goes on: the nearest right name and all of them."""
     if "are required" in text:
-        inside = f": set in YAML, or by --{reason.path}.NAME VALUE" if reason.path else ""
-        return inside or ": give --config FILE, one that names the classes" * ("config" in options)
+        if reason.path:
+            return f": set in YAML, or by --{reason.path}.NAME VALUE"
+        return ": give --config FILE, one that names the classes" * ("config" in options)
     names = [match[match.lastindex or 0] for match in _NAME.finditer(text)]
     name = names[-1] if names else ""
     if not reason.path:

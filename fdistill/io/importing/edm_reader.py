@@ -60,8 +60,9 @@ def read_snapshot(path: Path | str) -> dict[str, Any]:
     try:
         size = file_size(path, "expected a .pkl snapshot of EDM or EDM2; check the path")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            for opcode, argument, _ in pickletools.genops(content):  # which finds what is cut off without allocating it
-                far = "PUT" in opcode.name and not 0 <= argument < _LARGEST_PLACE
+            stream: Any = content  # a file, though typeshed does not say so of a memory map
+            for opcode, argument, _ in pickletools.genops(stream):  # which finds what is cut off without allocating it
+                far = "PUT" in opcode.name and not 0 <= int(argument or 0) < _LARGEST_PLACE
                 if far or opcode.name.startswith("EXT"):  # an extension is whatever its registry says
                     raise _Refused(f"the opcode {opcode.name} {argument}")
             content.seek(0)
