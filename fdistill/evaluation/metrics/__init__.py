@@ -5,6 +5,7 @@ from fdistill.evaluation.metrics.classifier import ConvClassifier, train_classif
 from fdistill.evaluation.metrics.density_coverage import (
     DensityAndCoverage,
     DensityCoverage,
+    NeighbourMetrics,
     density_coverage,
     reference_balls,
 )
@@ -34,11 +35,17 @@ from fdistill.evaluation.metrics.precision_recall import (
 )
 from fdistill.evaluation.metrics.random_fourier import fourier_features, fourier_frequencies
 from fdistill.evaluation.metrics.suite import standard_metrics
-from fdistill.evaluation.metrics.tail_index import TailIndexDifference, TailIndices, tail_index_null_band, tail_indices
+from fdistill.evaluation.metrics.tail_index import TailIndexDifference, TailIndices, tail_indices
 from fdistill.evaluation.metrics.tails import TailDiagnostics, Tails, tail_diagnostics
 from fdistill.evaluation.metrics.truncated_vendi import truncated_vendi_score
 from fdistill.evaluation.metrics.utility import utility
-from fdistill.evaluation.metrics.vendi_score import VendiScore, per_class_vendi_score, rke, vendi_score
+from fdistill.evaluation.metrics.vendi_score import (
+    VendiScore,
+    VendiScoreAndRatio,
+    per_class_vendi_score,
+    rke,
+    vendi_score,
+)
 from fdistill.evaluation.metrics.vendi_spectrum import vendi_spectrum
 
 __all__ = [
@@ -54,6 +61,7 @@ __all__ = [
     "MemorizedFraction",
     "ModeCoverage",
     "Nearest",
+    "NeighbourMetrics",
     "NeighbourStatistics",
     "PairedDistance",
     "PixelMoments",
@@ -65,6 +73,7 @@ __all__ = [
     "TailIndices",
     "Tails",
     "VendiScore",
+    "VendiScoreAndRatio",
     "class_entropy",
     "crowding",
     "density_coverage",
@@ -94,7 +103,6 @@ __all__ = [
     "rke",
     "standard_metrics",
     "tail_diagnostics",
-    "tail_index_null_band",
     "tail_indices",
     "train_classifier",
     "truncated_vendi_score",
