@@ -15,7 +15,7 @@ from fdistill.evaluation.metrics.kde_guard import kernel_log_ratio
 from fdistill.evaluation.metrics.kernel_distance import KernelDistance, KernelDistanceEstimate, kernel_distance
 from fdistill.evaluation.metrics.local_coverage import LocalCoverage, is_covered, local_coverage
 from fdistill.evaluation.metrics.memorization import MemorizedFraction, memorized, memorized_fraction
-from fdistill.evaluation.metrics.mode_coverage import ModeCoverage, class_entropy, mode_weight_kl, modes_covered
+from fdistill.evaluation.metrics.mode_coverage import ModeCoverage, class_entropy, mode_weight_kl
 from fdistill.evaluation.metrics.monge_gap import monge_gap
 from fdistill.evaluation.metrics.neighbours import (
     Nearest,
@@ -90,7 +90,6 @@ __all__ = [
     "memorized",
     "memorized_fraction",
     "mode_weight_kl",
-    "modes_covered",
     "monge_gap",
     "nearest",
     "neighbour_distances",

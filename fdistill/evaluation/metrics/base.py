@@ -65,10 +65,11 @@ class FeatureMetric(Metric):
 
     def of(self, generated: Tensor, real: Tensor) -> Value:
         """The value for these samples alone, on their device; asks no other rank and leaves the metric as it is."""
-        sides = dict(zip(SIDES, (generated, real), strict=True))
+        sides = {"generated": generated} if self.alone else {"generated": generated, "real": real}
         for side, features in sides.items():
             self.check(f"{side} features", features)
-        return self._value({side: torch.cat(self.kept([], features)) for side, features in sides.items()})
+        kept = {side: torch.cat(self.kept([], features)) for side, features in sides.items()}
+        return self._value({"real": torch.zeros(0, 0)} | kept)
 
     def update(self, features: Tensor, real: bool) -> None:
         """Add features [n, d] of real samples, or of generated ones.

@@ -85,7 +85,7 @@ class ModeCoverage(FeatureMetric):
     def measure(self, generated: Tensor, real: Tensor) -> dict[str, Tensor]:
         total = generated.sum(0).double()
         n, counts = total[0], total[2:]
-        reference, real_bias = self._reference(real)
+        reference, real_bias = self._reference(real, counts.device)
         inside = counts.sum()
         enough = (self.min_share * reference * n).clamp(min=1) * (1 - ROUNDING)
         covered = (counts >= enough) & (reference > 0)
@@ -102,12 +102,12 @@ class ModeCoverage(FeatureMetric):
         )
         return dict(zip(self.gives, values, strict=True))
 
-    def _reference(self, real: Tensor) -> tuple[Tensor, float]:
+    def _reference(self, real: Tensor, device: torch.device) -> tuple[Tensor, float]:
         """Return how often each mode occurs in the reference [M], summing to 1, and what its noise adds to the KL."""
         if self.weights is not None:
-            return self.weights.to(real.device), 0.0
+            return self.weights.to(device), 0.0
         if not len(real):
-            return torch.full((self.num_modes,), 1 / self.num_modes, dtype=torch.float64, device=real.device), 0.0
+            return torch.full((self.num_modes,), 1 / self.num_modes, dtype=torch.float64, device=device), 0.0
         counts = real.sum(0)[2:].double()
         inside = float(counts.sum())
         if not inside:
@@ -150,21 +150,6 @@ def mode_weight_kl(labels: Tensor, weights: Tensor) -> Tensor:
     reference = _checked_weights(weights)
     share = _histogram(labels, len(reference))
     return _kl(share, reference.to(share.device))
-
-
-def modes_covered(labels: Tensor, num_modes: int, min_share: float) -> Tensor:
-    """Return how many modes hold at least `min_share` of the samples, an int64 scalar in [0, num_modes].
-
-    Args:
-        labels: mode of each sample, integers [n] in [0, num_modes).
-        num_modes: >= 1.
-        min_share: in (0, 1], of all samples; a tenth of the mode's own weight is a usual choice.
-
-    Raises:
-        ValueError: for labels of another shape, type or range, or a share outside (0, 1].
-    """
-    _check_share(min_share)
-    return (_histogram(labels, num_modes) >= min_share).sum()
 
 
 def _histogram(labels: Tensor, count: int) -> Tensor:

@@ -87,4 +87,4 @@ class TailDiagnostics(FeatureMetric):
             )
         sides = (generated,) if self.alone else (generated, real)
         found = [tail_diagnostics(side, self.num_directions, generator_for(self.seed)) for side in sides]
-        return dict(zip(self.gives, sum(found, ()), strict=True))
+        return dict(zip(self.gives, [value for tails in found for value in tails], strict=True))

@@ -43,10 +43,8 @@ def test_has_the_same_expectation_at_every_n(n):
     assert (values.mean() - mean_direction.square().sum()).abs() < 3 * error + 5e-3
 
 
-def test_broken_features_raise():
-    x = normal(5, 2)
-    zero = torch.cat([x, torch.zeros(2, 2)])
+def test_a_row_without_direction_and_a_single_one_are_refused():
     with pytest.raises(ValueError, match="rows"):
-        in_batch_similarity(zero)
+        in_batch_similarity(torch.cat([normal(5, 2), torch.zeros(2, 2)]))
     with pytest.raises(ValueError, match="samples"):
-        in_batch_similarity(x[:1])
+        in_batch_similarity(normal(1, 2))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fdistill.evaluation.metrics import ModeCoverage, class_entropy, mode_weight_kl, modes_covered
+from fdistill.evaluation.metrics import ModeCoverage, class_entropy, mode_weight_kl
 
 
 def test_entropy_is_one_for_even_classes_and_zero_for_one():
@@ -36,11 +36,6 @@ def test_kl_of_a_finite_sample_has_the_first_order_bias():
     assert mode_weight_kl(labels, torch.ones(1000)).item() == pytest.approx(999 / 52_000, rel=0.15)
 
 
-def test_a_mode_is_covered_from_its_share_upwards():
-    labels = torch.tensor([0] * 90 + [1] * 9 + [2])
-    assert [int(modes_covered(labels, 4, share)) for share in (0.001, 0.01, 0.02, 0.09, 0.5, 1.0)] == [3, 3, 2, 2, 1, 0]
-
-
 @pytest.mark.parametrize(
     "labels", [torch.tensor([0, 3]), torch.tensor([-1, 0]), torch.tensor([0.0, 1.0]), torch.zeros(0).long()]
 )
@@ -55,8 +50,6 @@ def test_broken_arguments_raise():
         class_entropy(torch.zeros(3).long(), 1)
     with pytest.raises(ValueError, match="weights"):
         mode_weight_kl(labels, torch.tensor([1.0, -1.0]))
-    with pytest.raises(ValueError, match=r"\(0, 1\]"):
-        modes_covered(labels, 2, 0.0)
 
 
 def uniform(n, modes, seed=0):

@@ -10,8 +10,18 @@ from tiny_runs import GivenData, adam, distillation, exact, fit, mlp, ring, teac
 
 from fdistill.evaluation.comparison import TrainingComparison
 from fdistill.evaluation.features import PixelFeatures
-from fdistill.evaluation.metrics import FrechetDistance, PrecisionRecall, VendiScore, precision_recall, standard_metrics
+from fdistill.evaluation.metrics import (
+    FeatureMetric,
+    FrechetDistance,
+    PrecisionRecall,
+    VendiScore,
+    precision_recall,
+    standard_metrics,
+    suite,
+)
+from fdistill.evaluation.report import intervals, measure
 from fdistill.training.callbacks import CollapseCallback, DiversityCallback
+from fdistill.training.callbacks import diversity as diversity_file
 from fdistill.training.loggers import JsonlLogger
 
 STILL = {"student_optimizer": lambda p: torch.optim.SGD(p, lr=0.0)}
@@ -97,6 +107,28 @@ def test_the_reference_and_the_floor_are_disjoint_halves_and_classes_are_asked_a
     assert (counts[0] - counts[1]).abs().max() <= 1
     rows = probe.draw(distillation(mlp(num_classes=3)).generative_model())
     assert torch.equal(rows.wanted, probe.labels)
+
+
+class MeanDistance(FeatureMetric):
+    """The example of docs/metrics.md."""
+
+    def measure(self, generated, real):
+        return (generated.double().mean(0) - real.double().mean(0)).norm()
+
+
+def test_a_metric_is_added_to_runs_and_reports_in_one_line(monkeypatch):
+    listed = suite.standard_metrics
+    for module in (suite, diversity_file):
+        monkeypatch.setattr(module, "standard_metrics", lambda n: {**listed(n), "mean_distance": MeanDistance()})
+    callback = diversity(metrics=None)
+    _, memory, _ = run(2, callbacks=[callback])
+    reference, floor = callback.comparison.reference, callback.comparison.other_half
+    distance = (floor.features.double().mean(0) - reference.features.double().mean(0)).norm()
+    assert memory.of("metric_floor/mean_distance") == {2: distance}
+    assert {*memory.of("metric/mean_distance"), *memory.of("metric_teacher/mean_distance")} == {2}
+    row = measure(floor, reference)
+    assert row["mean_distance"] == distance
+    assert intervals(row, floor, reference, 0, 4, 0)["mean_distance"][1] > distance
 
 
 def test_too_few_real_samples_and_metrics_of_one_name_are_refused():
