@@ -15,7 +15,7 @@ from fdistill.evaluation.collapse_alarm import WATCHED, bands
 from fdistill.evaluation.comparison import Comparison
 from fdistill.evaluation.features import FeatureExtractor
 from fdistill.evaluation.metrics import memorized_fraction, nearest, vendi_score
-from fdistill.evaluation.metrics.suite import standard_metrics
+from fdistill.evaluation.metrics.suite import report_metrics
 from fdistill.evaluation.report import intervals, per_class, per_class_gaussian
 from fdistill.evaluation.samples import Samples, joined, null_values
 from fdistill.evaluation.sources import ModelSource, Source
@@ -132,7 +132,7 @@ class HeldOutComparison(Comparison):
 
     def bands(self, floor: Samples) -> dict[str, list[float | None]]:
         """The collapse alarm's bands, of n real samples (at most 5,000) against others; None for an open end."""
-        pool, metrics = joined(self.reference, floor), standard_metrics(self.data.num_modes)
+        pool, metrics = joined(self.reference, floor), report_metrics(self.data.num_modes)
         null = null_values(metrics, pool, WATCHED, SPLITS, generator_for(self.seed, SPLITS), MOST_IN_BANDS)
         return {
             name: [edge if math.isfinite(edge) else None for edge in (band.low, band.high)]

@@ -14,7 +14,7 @@ from fdistill.evaluation.metrics.mode_coverage import ModeCoverage
 from fdistill.evaluation.metrics.paired_distance import PairedDistance
 from fdistill.evaluation.metrics.tail_index import TailIndexDifference
 from fdistill.evaluation.metrics.tails import TailDiagnostics
-from fdistill.evaluation.metrics.vendi_score import VendiScoreAndRatio
+from fdistill.evaluation.metrics.vendi_score import VendiScore, VendiScoreAndRatio
 
 WITHOUT_HALVES = ("kernel_distance", "tails", "memorized_fraction", "paired_distance")
 """Those that say nothing of halves of the samples: with an error of their own, or of extremes, copies and pairs."""
@@ -34,7 +34,8 @@ def standard_metrics(num_modes: int) -> dict[str, FeatureMetric]:
         "frechet_distance": FrechetDistance(),
         "kernel_distance": KernelDistance(),
         "neighbours": NeighbourMetrics(),
-        "vendi": VendiScoreAndRatio(),
+        "vendi_score": VendiScore(),
+        "vendi_ratio": VendiScore(relative=True),
         "tail_index": TailIndexDifference(),
         "local_coverage": LocalCoverage(),
         "memorized_fraction": MemorizedFraction(),
@@ -46,13 +47,17 @@ def standard_metrics(num_modes: int) -> dict[str, FeatureMetric]:
 
 
 def report_metrics(num_modes: int, radius: float | None = None) -> dict[str, FeatureMetric]:
-    """The same and what a run leaves out.
+    """The same and what a run leaves out; Vendi scores from the smaller matrix, for the intervals' many halves.
 
     Args:
         num_modes: as of `standard_metrics`.
         radius: within which crowding counts neighbours, where it is not to be that of the reference.
     """
-    return standard_metrics(num_modes) | {
+    metrics = standard_metrics(num_modes)
+    for name in VendiScoreAndRatio.gives:
+        del metrics[name]
+    return metrics | {
+        "vendi": VendiScoreAndRatio(),
         "in_batch_similarity": InBatchSimilarity(),
         "paired_distance": PairedDistance(error=True),
         "tail_index": TailIndexDifference(eps=radius),

@@ -74,7 +74,7 @@ def largest_eigenvalues(
     device = generator.device
 
     def on_device(block: NDArray[Any]) -> NDArray[Any]:
-        return product(torch.from_numpy(np.ascontiguousarray(block)).to(device)).cpu().numpy()
+        return product(torch.from_numpy(np.ascontiguousarray(block, np.float64)).to(device)).cpu().numpy()
 
     width = min(count + OVERSAMPLING, size)
     start = torch.randn(size, width, dtype=torch.float64, device=device, generator=generator).cpu().numpy()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fdistill.core.random import generator_for
-from fdistill.evaluation.metrics.base import FeatureMetric, Value
+from fdistill.evaluation.metrics.base import FeatureMetric
 from fdistill.evaluation.metrics.blocks import blocks, check_features, checked_labels
 from fdistill.evaluation.metrics.random_fourier import fourier_frequencies, waves
 from fdistill.evaluation.metrics.vendi_kernel import (
@@ -162,10 +162,6 @@ class VendiScore(FeatureMetric):
         super().check(name, features)
         check_centre(self.centre, features.shape[1])
 
-    def of(self, generated: Tensor, real: Tensor) -> Value:
-        """As `vendi_score`: from the smaller of the matrices n x n and d x d, where a stream has that of d x d."""
-        return super().of(generated, real) if self.random_features else self._exact(generated, real)
-
     def kept(self, rows: list[Tensor], features: Tensor) -> list[Tensor]:
         if not self.sums:
             return super().kept(rows, features)
@@ -180,27 +176,23 @@ class VendiScore(FeatureMetric):
             total += row[0]
         return [total[None]]
 
-    def measure(self, generated: Tensor, real: Tensor) -> Value:
-        if not self.sums:
-            return self._exact(generated, real)
-        totals = [rows.sum(0) for rows in (generated, real)[: 1 + self.relative]]
-        grams = [total[1:].view(math.isqrt(len(total) - 1), -1) for total in totals]
-        scores = [1 / collision(gram) if self.order == 2 else hill_number(shares(gram), self.order) for gram in grams]
-        return self._value_of(scores, [int(total[0]) for total in totals])
-
-    def _exact(self, generated: Tensor, real: Tensor) -> Value:
+    def measure(self, generated: Tensor, real: Tensor) -> Tensor:
         sides = (generated, real)[: 1 + self.relative]
-        scores = [vendi_score(side, self.order, self.kernel, self.bandwidth, self.centre) for side in sides]
-        return self._value_of(scores, [len(side) for side in sides])
-
-    def _value_of(self, scores: list[Tensor], counts: list[int]) -> Value:
-        """The value of the generated samples' score and, where it is relative, of the real ones'."""
+        counts = [int(rows[:, 0].sum()) if self.sums else len(rows) for rows in sides]
         if len(set(counts)) > 1:
             raise ValueError(
                 f"a Vendi ratio compares equally many samples, for scores grow with n: expected {counts[1]} generated "
                 f"ones, as many as real, got {counts[0]}; draw as many"
             )
+        scores = [self._score(rows) for rows in sides]
         return scores[0] / scores[1] if self.relative else scores[0]
+
+    def _score(self, rows: Tensor) -> Tensor:
+        if not self.sums:
+            return vendi_score(rows, self.order, self.kernel, self.bandwidth, self.centre)
+        side = math.isqrt(rows.shape[1] - 1)
+        gram = rows.sum(0)[1:].view(side, side)
+        return 1 / collision(gram) if self.order == 2 else hill_number(shares(gram), self.order)
 
     def _directions(self, features: Tensor) -> Iterator[Tensor]:
         """Rows of length one whose products are the kernel, a block at a time."""
@@ -215,13 +207,14 @@ class VendiScore(FeatureMetric):
         return (waves(block, frequencies) for block in blocks(features))
 
 
-class VendiScoreAndRatio(VendiScore):
-    """{"vendi_score", "vendi_ratio"}: `VendiScore` and the relative one under the cosine, its score computed once."""
+class VendiScoreAndRatio(FeatureMetric):
+    """{"vendi_score", "vendi_ratio"} under the cosine: the score, and the same over the reference's.
+
+    From the smaller of the matrices n x n and d x d, where the stream of `VendiScore` needs that of d x d.
+    """
 
     gives = ("vendi_score", "vendi_ratio")
 
-    def __init__(self, reset_real_features: bool = True) -> None:
-        super().__init__(relative=True, reset_real_features=reset_real_features)
-
-    def _value_of(self, scores: list[Tensor], counts: list[int]) -> Value:
-        return dict(zip(self.gives, (scores[0], cast(Tensor, super()._value_of(scores, counts))), strict=True))
+    def measure(self, generated: Tensor, real: Tensor) -> dict[str, Tensor]:
+        score = vendi_score(generated)
+        return dict(zip(self.gives, (score, score / vendi_score(real)), strict=True))
