@@ -15,7 +15,7 @@ from fdistill.core.random import generator_for
 from fdistill.data import GenerativeDataModule
 from fdistill.evaluation.features import FeatureExtractor, compared_rows
 from fdistill.evaluation.metrics import FeatureMetric
-from fdistill.evaluation.samples import Samples, measured, null_values, read_samples
+from fdistill.evaluation.samples import Samples, null_values, numbers, read_samples
 from fdistill.sampling.generator import GenerativeModel
 
 LEAST = 20  # samples on each side of a run's comparison, below which no metric means anything
@@ -116,18 +116,18 @@ class TrainingComparison(Comparison):
             ValueError: where a metric cannot be computed; two metrics of one name.
         """
         pairs = None if teacher is None else teacher.features
-        found = measured(self.metrics, generated, self.reference, self._training(), pairs)
+        found = numbers(self.metrics, generated, self.reference, self._training(), pairs)
         return _known(found | {"accuracy": generated.accuracy})
 
     def floor(self) -> dict[str, float]:
         """What n other real samples score; copies of training samples are counted among held-out ones."""
         about_copies = {name for name, metric in self.metrics.items() if metric.reads == "training"}
         others = {name: metric for name, metric in self.metrics.items() if name not in about_copies}
-        found = measured(others, self.other_half, self.reference)
+        found = numbers(others, self.other_half, self.reference)
         if about_copies:
             held_out = self.extractor.extract(self.data.held_out_samples.first(self.n).x, keep=True)
             copies = {name: self.metrics[name] for name in about_copies}
-            found |= measured(copies, Samples(held_out), self.reference, self._training())
+            found |= numbers(copies, Samples(held_out), self.reference, self._training())
         return _known(found)
 
     def null(self, names: Collection[str], num_splits: int) -> dict[str, Tensor]:

@@ -79,7 +79,7 @@ def read_samples(
     return Samples(features, modes, labels if data.num_classes > 1 else None)
 
 
-def measured(
+def numbers(
     metrics: Mapping[str, FeatureMetric],
     generated: Samples,
     real: Samples,
@@ -140,7 +140,7 @@ def null_values(
     Only metrics that read features or modes are asked; a number without a value on every split is left out.
 
     Args:
-        metrics: as of `measured`.
+        metrics: as of `numbers`.
         real: at least 4 samples.
         names: of numbers.
         num_splits: >= 1.
@@ -153,6 +153,6 @@ def null_values(
         if metric.reads in ("features", "modes") and set(metric.gives or (key,)) & set(names)
     }
     splits = half_splits(len(real), num_splits, generator, most)
-    rows = [measured(needed, real[a], real[b]) for a, b in splits]
+    rows = [numbers(needed, real[a], real[b]) for a, b in splits]
     columns = {name: [row.get(name) for row in rows] for name in names}
     return {name: torch.tensor(values) for name, values in columns.items() if None not in values}

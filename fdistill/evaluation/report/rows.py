@@ -12,7 +12,7 @@ from fdistill.core.atomic_files import atomic_write
 from fdistill.evaluation.metrics import FeatureMetric, ModeCoverage, inside_manifolds
 from fdistill.evaluation.metrics.density_coverage import DENSITY_K
 from fdistill.evaluation.metrics.suite import IN_REPORTS, NOT_IN_REPORTS, WITHOUT_HALVES, report_metrics
-from fdistill.evaluation.samples import Samples, measured
+from fdistill.evaluation.samples import Samples, numbers
 
 LEAST_SAMPLES = DENSITY_K + 1
 
@@ -59,7 +59,7 @@ def _row(
     teacher: Tensor | None = None,
 ) -> dict[str, float | None]:
     """The numbers under the names that reports have for them."""
-    found = dict.fromkeys(ModeCoverage.gives) | measured(metrics, generated, reference, training, teacher)
+    found = dict.fromkeys(ModeCoverage.gives) | numbers(metrics, generated, reference, training, teacher)
     found["accuracy"] = generated.accuracy
     # a ratio to a reference whose samples coincide is infinite, which JSON cannot hold
     return {
