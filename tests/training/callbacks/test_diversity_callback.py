@@ -142,6 +142,10 @@ def test_too_few_real_samples_and_metrics_of_one_name_are_refused():
     twice = {"a": PrecisionRecall(), "b": PrecisionRecall(k=5)}
     with pytest.raises(ValueError, match="one of each, got"):
         TrainingComparison(ring(), PixelFeatures(), twice, 100, 0).floor()
+    undeclared = PrecisionRecall()
+    undeclared.gives = ()
+    with pytest.raises(ValueError, match="gives"):
+        TrainingComparison(ring(), PixelFeatures(), {"a": undeclared}, 100, 0).floor()
     with pytest.raises(ValueError, match="positive numbers"):
         DiversityCallback(every_n_updates=0)
 
