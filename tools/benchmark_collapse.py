@@ -23,9 +23,9 @@ from fdistill.core.atomic_files import atomic_write
 from fdistill.core.random import generator_for
 from fdistill.data import Digits, GaussianMixtureData
 from fdistill.evaluation.collapse_alarm import WATCHED, CollapseAlarm, bands
+from fdistill.evaluation.comparison import TrainingComparison
 from fdistill.evaluation.features import ClassifierFeatures, PixelFeatures
 from fdistill.evaluation.metrics import standard_metrics
-from fdistill.evaluation.probe import DiversityProbe
 from fdistill.io.load import load_model
 
 STRENGTHS = {
@@ -54,7 +54,7 @@ class Dropped(NamedTuple):
 class Case(NamedTuple):
     """A healthy student, and what is needed to break it."""
 
-    probe: DiversityProbe
+    probe: TrainingComparison
     draw: Callable[[int], tuple[Tensor, Tensor]]  # seed to n samples and the classes they were asked to be
     classes: int
     mode_of: Callable[[Tensor], Tensor]
@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 def digits_case(seed: int) -> Case:
     data = Digits(batch_size=128)
-    probe = DiversityProbe(data, ClassifierFeatures(), standard_metrics(10), 2000, seed)
+    probe = TrainingComparison(data, ClassifierFeatures(), standard_metrics(10), 2000, seed)
     student = load_model("checkpoints/digits-student")
     cells = KMeans(30, n_init=3, random_state=seed).fit(
         probe.extractor.extract(data.train_samples.copied().x).double().numpy()
@@ -80,7 +80,7 @@ def digits_case(seed: int) -> Case:
 
 def mixture_case(seed: int) -> Case:
     data = GaussianMixtureData(kind="forty", num_samples=8000, batch_size=128)
-    probe = DiversityProbe(data, PixelFeatures(), standard_metrics(data.num_modes), 2000, seed)
+    probe = TrainingComparison(data, PixelFeatures(), standard_metrics(data.num_modes), 2000, seed)
 
     def draw(seed: int) -> tuple[Tensor, Tensor]:
         generator = generator_for(seed, 7)
@@ -141,7 +141,7 @@ class Watched:
         self.bands = bands(case.probe.null(list(WATCHED), splits))
 
     def values(self, x: Tensor, wanted: Tensor) -> dict[str, float]:
-        return self.case.probe.measure(self.case.probe.rows(x, wanted))
+        return self.case.probe.measure(self.case.probe.read("samples", x, wanted))
 
     def alarms(self, evaluations: list[dict[str, float]]) -> list[bool]:
         """What a run that makes these evaluations in a row hears."""

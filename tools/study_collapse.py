@@ -25,11 +25,11 @@ from torch import Tensor
 
 from fdistill.core.random import generator_for
 from fdistill.data import Chequerboard, Digits, GaussianMixtureData, GenerativeDataModule
-from fdistill.evaluation.bench import read_samples
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
 from fdistill.evaluation.report import sample_grid_figure, write_json
 from fdistill.evaluation.report.figure_file import INK, save_figure
-from fdistill.evaluation.report.rows import Samples, compare
+from fdistill.evaluation.report.rows import compare
+from fdistill.evaluation.samples import Samples, read_samples
 from fdistill.evaluation.see_saw import LinearDenoiser, see_saw
 from fdistill.evaluation.teacher_diagnosis import finer_grid
 from fdistill.models.denoiser import Denoiser

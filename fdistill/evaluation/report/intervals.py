@@ -22,7 +22,8 @@ from torch import Tensor
 from fdistill.core.random import generator_for
 from fdistill.evaluation.collapse_alarm import half_splits
 from fdistill.evaluation.metrics import tail_indices
-from fdistill.evaluation.report.rows import LEAST_SAMPLES, Samples, compare
+from fdistill.evaluation.report.rows import LEAST_SAMPLES, compare
+from fdistill.evaluation.samples import Samples
 
 STANDARD_ERRORS = 1.96  # on each side, for 95%
 SPLITS = 30  # a standard deviation that is right to 13%

@@ -14,11 +14,11 @@ from tiny_runs import GivenData
 from torch import nn
 
 from fdistill.data import Digits
+from fdistill.evaluation.comparison import TrainingComparison
 from fdistill.evaluation.features import ClassifierFeatures, FeatureCache, ModuleFeatures, PixelFeatures
 from fdistill.evaluation.features import classifier as classifier_file
 from fdistill.evaluation.features.cache import user_cache
 from fdistill.evaluation.metrics import FrechetDistance, MemorizedFraction
-from fdistill.evaluation.probe import DiversityProbe
 
 
 class Powers(nn.Module):
@@ -247,7 +247,7 @@ def test_a_run_measures_the_same_with_what_was_kept(tmp_path, real, monkeypatch)
     metrics = {"frechet_distance": FrechetDistance(), "memorized_fraction": MemorizedFraction()}
 
     def measured(extractor):
-        probe = DiversityProbe(data, extractor, metrics, 40, seed=0)
+        probe = TrainingComparison(data, extractor, metrics, 40, seed=0)
         return probe.measure(probe.other_half), probe.floor(), probe.reference.features
 
     expected = measured(ClassifierFeatures(epochs=1))
