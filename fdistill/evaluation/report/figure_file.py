@@ -17,6 +17,11 @@ def save_figure(figure: Figure, path: str | Path, dpi: int) -> Path:
 
     A bare `Figure` needs no `pyplot`, whose open windows and backend belong to the user.
     """
+    return atomic_write(path, png(figure, dpi))
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """The figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
-    return atomic_write(path, buffer.getvalue())
+    return buffer.getvalue()
