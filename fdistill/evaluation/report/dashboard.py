@@ -13,11 +13,10 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fdistill.evaluation.report.curves import draw_curve, draw_references, style_axes
+from fdistill.evaluation.report.curves import RunLog, draw_curve, draw_references, read_run_log, style_axes
 from fdistill.evaluation.report.figure_file import BLUE, INK, png
 from fdistill.evaluation.report.page import write_page
 from fdistill.evaluation.report.panels import COLLAPSE, PICTURES, Group, Panel, all_groups
-from fdistill.evaluation.report.run_log import RunLog, read_run_log
 
 FILE_NAME = "metrics.jsonl"
 PICTURE_FOLDERS = ("samples", "diagnosis")
