@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fdistill.evaluation.report.figure_file import BLUE, INK, PALE_BLUE, save_figure
+from fdistill.evaluation.report.figure_file import BLUE, PALE_BLUE, save_figure, styled
 from fdistill.evaluation.report.panels import beside
 
 COLUMNS = 4
@@ -70,6 +70,7 @@ def read_run_log(source: Path) -> RunLog:
     return log
 
 
+@styled
 def training_curves_figure(metrics_jsonl_paths: Mapping[str, str | Path], path: str | Path) -> Path:
     """Draw every scalar that the runs logged, a block of panels per run, into a PNG at `path`; return the path.
 
@@ -89,19 +90,19 @@ def training_curves_figure(metrics_jsonl_paths: Mapping[str, str | Path], path: 
     shown = {title: _own_panels(curves) for title, curves in runs.items()}
     lines = [max(1, -(-len(names) // COLUMNS)) for names in shown.values()]
     width, height = PANEL[0] * COLUMNS, sum(HEADING + PANEL[1] * n for n in lines)
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = Figure(figsize=(width, height))
     top = height
     for n, (title, curves) in zip(lines, runs.items(), strict=True):
         top -= HEADING
         note = "" if curves else ": nothing was logged"
-        figure.text(0.12 / width, (top + 0.08) / height, title + note, fontsize=12, fontweight="bold", color=INK)
+        figure.text(0.12 / width, (top + 0.08) / height, title + note, fontsize=12, fontweight="bold")
         for i, name in enumerate(shown[title]):
             left, bottom = PANEL[0] * (i % COLUMNS), top - PANEL[1] * (i // COLUMNS + 1)
             corner = ((left + 0.62) / width, (bottom + 0.52) / height)
             panel = figure.add_axes((*corner, (PANEL[0] - 0.77) / width, (PANEL[1] - 0.82) / height))
             _draw(panel, name, curves)
         top -= PANEL[1] * n
-    return save_figure(figure, path, dpi=110)
+    return save_figure(figure, path)
 
 
 def _own_panels(curves: Curves) -> list[str]:
@@ -114,7 +115,7 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def _draw(panel: Axes, name: str, curves: Curves) -> None:
-    panel.set_title(name, fontsize=9, loc="left", color=INK)
+    panel.set_title(name)
     steps, values = curves[name]
     draw_curve(panel, steps, values, BLUE, PALE_BLUE)
     style_axes(panel, [*values, *draw_references(panel, name, curves, BLUE)])
@@ -142,13 +143,13 @@ def draw_curve(
 
 
 def style_axes(panel: Axes, values: Sequence[float]) -> None:
-    """Give axes that show `values` over the training step their scale, ticks and grid."""
+    """Give axes that show `values` over the training step their scale and ticks."""
     finite = [value for value in values if math.isfinite(value)]
     if finite and min(finite) > 0 and max(finite) > LOG_FROM * min(finite):
         panel.set_yscale("log")
         subs = (1.0, 2.0, 5.0) if max(finite) < 100 * min(finite) else (1.0,)
         panel.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panel.yaxis.set_minor_formatter(NullFormatter())
     else:
         if finite and min(finite) == max(finite):  # a constant in the middle, not magnified rounding
@@ -156,10 +157,7 @@ def style_axes(panel: Axes, values: Sequence[float]) -> None:
         panel.yaxis.set_major_locator(MaxNLocator(4))
     panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-    panel.tick_params(labelsize=8, colors=INK, length=2)
-    panel.grid(alpha=0.25, lw=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.set_xlabel("step", fontsize=8, color=INK)
+    panel.set_xlabel("step", fontsize=8)
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:

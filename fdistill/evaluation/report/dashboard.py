@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fdistill.evaluation.report.curves import RunLog, draw_curve, draw_references, read_run_log, style_axes
-from fdistill.evaluation.report.figure_file import BLUE, INK, png
+from fdistill.evaluation.report.figure_file import BLUE, png, styled
 from fdistill.evaluation.report.page import write_page
 from fdistill.evaluation.report.panels import COLLAPSE, PICTURES, Group, Panel, all_groups
 
@@ -24,7 +24,6 @@ COLOURS = (BLUE, "#d1571d", "#2a8a4a", "#8b4fb3", "#b08900", "#0e8f9c", "#c23b6b
 MANY = 6  # names, above which they are shades of one colour
 AXES = (4.5, 2.5)  # inches
 LEGEND = 70  # letters in a line of it
-DPI = 110
 REASONS = 5  # last ones that are told of a run
 
 
@@ -96,6 +95,7 @@ def _pictures(runs: Mapping[str, Run]) -> dict[str, Any]:
     return {"title": PICTURES.title, "well": PICTURES.well, "figures": figures, "reasons": []}
 
 
+@styled
 def _panel(panel: Panel, names: list[str], runs: Mapping[str, Run]) -> tuple[str, bytes, str, str] | None:
     """The panel's title, picture, sentence and width; None where no run logged it."""
     drawn = sorted((name for name in names if panel.holds(name)), key=_natural)
@@ -111,8 +111,8 @@ def _panel(panel: Panel, names: list[str], runs: Mapping[str, Run]) -> tuple[str
             continue
         _draw(axes, part, runs)
         if apart:
-            axes.set_title(part[0], fontsize=9, loc="left", color=INK)
-    return panel.title, png(figure, DPI), panel.well, "wide" if apart else "narrow"
+            axes.set_title(part[0])
+    return panel.title, png(figure), panel.well, "wide" if apart else "narrow"
 
 
 def _draw(axes: Axes, names: list[str], runs: Mapping[str, Run]) -> None:
@@ -142,7 +142,6 @@ def _name_lines(axes: Axes, colours: Mapping[str, str]) -> None:
         handles=handles,
         ncols=max(1, LEGEND // (longest + 6)),
         fontsize=7,
-        frameon=False,
         loc="lower left",
         bbox_to_anchor=(0, 1),
         handlelength=1.2,
