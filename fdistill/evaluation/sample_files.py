@@ -69,8 +69,7 @@ class FixedSet(ABC):
     def _chosen(self, n: int, seed: int) -> Tensor:
         if n > self.count:
             raise ValueError(
-                f"{self._path} holds {self.count} samples: expected n <= {self.count}, got {n}; ask for fewer, or make "
-                "more"
+                f"{self._path} holds {self.count:,} samples: expected n <= {self.count}, got {n}; ask for fewer"
             )
         return torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))[:n]
 
