@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from kinetic_energy import Shares, estimate_shares, kinetic_energy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -26,7 +27,6 @@ from fdistill.core.atomic_files import atomic_write
 from fdistill.core.random import fold_seed, generator_for
 from fdistill.data import GenerativeDataModule, remembered_data
 from fdistill.evaluation.features import default_extractor
-from fdistill.evaluation.kinetic_energy import Shares, estimate_shares, kinetic_energy
 from fdistill.evaluation.metrics import frechet_distance
 from fdistill.evaluation.report import write_json
 from fdistill.evaluation.report.figure_file import BLUE, INK, PALE_BLUE, save_figure

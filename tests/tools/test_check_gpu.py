@@ -1,31 +1,21 @@
 """tools/check_gpu.py, tried on the CPU at the smallest sizes: parts, what they leave, and how aims are judged."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 import time
 
+import check_gpu as tool
 import pytest
 import torch
-from repository import ROOT
 
 
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location("check_gpu", ROOT / "tools" / "check_gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def call(tool, folder, *arguments):
+def call(folder, *arguments):
     return tool.main(["--device", "cpu", "--small", "--out", str(folder), *arguments])
 
 
 @pytest.mark.slow
-def test_parts_that_are_run_one_by_one_end_up_in_one_report(tool, tmp_path):
+def test_parts_that_are_run_one_by_one_end_up_in_one_report(tmp_path):
     for part in ("digits-eager", "loader"):
         assert call(tool, tmp_path, "--parts", part) == 0
     found = json.loads((tmp_path / "results.json").read_text())
@@ -42,7 +32,7 @@ def test_parts_that_are_run_one_by_one_end_up_in_one_report(tool, tmp_path):
         assert told in report
 
 
-def test_a_part_that_fails_or_takes_too_long_is_told_and_stops_no_other(tool, tmp_path, monkeypatch):
+def test_a_part_that_fails_or_takes_too_long_is_told_and_stops_no_other(tmp_path, monkeypatch):
     scripts = {
         "first": "print('it broke'); raise SystemExit(3)",
         "slow": "import time; time.sleep(60)",
@@ -57,7 +47,7 @@ def test_a_part_that_fails_or_takes_too_long_is_told_and_stops_no_other(tool, tm
     assert "### last" in report
 
 
-def test_the_processes_of_a_part_that_takes_too_long_end_with_it(tool, tmp_path):
+def test_the_processes_of_a_part_that_takes_too_long_end_with_it(tmp_path):
     sleeps = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}])"
     writes = f"import time; time.sleep(1.5); open({str(tmp_path / 'alive')!r}, 'w')"
     with pytest.raises(subprocess.TimeoutExpired):
@@ -68,7 +58,7 @@ def test_the_processes_of_a_part_that_takes_too_long_end_with_it(tool, tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_it_says_so_in_one_line_and_runs_nothing(tool, tmp_path, capsys):
+def test_without_a_gpu_it_says_so_in_one_line_and_runs_nothing(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         tool.main(["--out", str(tmp_path / "out")])
     assert stopped.value.code == 1
@@ -78,7 +68,7 @@ def test_without_a_gpu_it_says_so_in_one_line_and_runs_nothing(tool, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_part_is_named(tool, tmp_path, capsys):
+def test_an_unknown_part_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         call(tool, tmp_path, "--parts", "everything")
     assert "--parts are some of tests, digits-eager" in capsys.readouterr().err
@@ -91,17 +81,17 @@ def step(trainer, **others):
     return {"status": 0, "found": {"a.json": {"ceiling_flops": 8e14, "rows": rows}}}
 
 
-def judged(tool, found):
+def judged(found):
     return {aim.what: (aim.measured, aim.met) for aim in tool.aims(found)}
 
 
-def test_nothing_measured_is_neither_met_nor_missed(tool):
+def test_nothing_measured_is_neither_met_nor_missed():
     aims = judged(tool, {})
     assert len(aims) == 18
     assert set(aims.values()) == {("", None)}
 
 
-def test_aims_are_judged_by_the_better_of_compiled_networks_and_cuda_graphs(tool):
+def test_aims_are_judged_by_the_better_of_compiled_networks_and_cuda_graphs():
     found = {
         "imagenet64-eager": step(310.0, **{"bare loop": 303.0}),
         "imagenet64-fast": step(110.0, **{"bare loop": 160.0, "bare loop, compiled": 100.0}),
@@ -120,7 +110,7 @@ def test_aims_are_judged_by_the_better_of_compiled_networks_and_cuda_graphs(tool
     assert (slow[quick][1], slow["at least 45% MFU at ImageNet-64 size in bf16"][1]) == (False, False)
 
 
-def test_host_synchronisation_is_judged_by_its_tests_alone(tool, tmp_path):
+def test_host_synchronisation_is_judged_by_its_tests_alone(tmp_path):
     (tmp_path / "tests.xml").write_text(
         "<testsuites><testsuite>"
         '<testcase classname="tests.gpu.test_gpu_waiting" name="a"/>'
@@ -137,7 +127,7 @@ def test_host_synchronisation_is_judged_by_its_tests_alone(tool, tmp_path):
     assert judged(tool, {"tests": {"tests": healthy}})[aim] == ("1 of 1 tests passed", True)
 
 
-def test_generation_is_judged_at_the_largest_batch(tool):
+def test_generation_is_judged_at_the_largest_batch():
     shares = {"GenerativeModel.sample": 0.97, "fdistill sample": 0.89, "OneStepPipeline, pt": 0.9}
     found = {"generation": {"found": {"digits/results.json": {"16": dict.fromkeys(shares, 0.1), "128": shares}}}}
     aims = judged(tool, found)

@@ -1,10 +1,10 @@
 """Judging a run reads real samples a batch at a time: memory holds the data once, as 8-bit pixels."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 
+import judging_memory as tool
 import pytest
 import torch
 from repository import ROOT
@@ -17,13 +17,6 @@ from fdistill.evaluation.see_saw import LinearDenoiser
 
 TOOL = ROOT / "tools" / "judging_memory.py"
 MOST = 1024  # samples that anyone may ask for at once
-
-
-def tool():
-    spec = importlib.util.spec_from_file_location("judging_memory", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

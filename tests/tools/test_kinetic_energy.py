@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from kinetic_energy import Shares, estimate_shares, kinetic_energy
 from tiny_runs import exact, mlp
 from torch.testing import assert_close
 
-from fdistill.evaluation.kinetic_energy import Shares, estimate_shares, kinetic_energy
 from fdistill.theory.paths import KineticOptimal, Path, RectifiedFlow, TrigFlow, VPCosine, VPLinear
 
 ANGLES = torch.linspace(0, math.pi / 2, 801, dtype=torch.float64)
