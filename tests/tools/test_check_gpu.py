@@ -17,7 +17,7 @@ def call(folder, *arguments):
 @pytest.mark.slow
 def test_parts_that_are_run_one_by_one_end_up_in_one_report(tmp_path):
     for part in ("digits-eager", "loader"):
-        assert call(tool, tmp_path, "--parts", part) == 0
+        assert call(tmp_path, "--parts", part) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert list(found) == ["digits-eager", "loader"]
     assert found["digits-eager"]["found"]["digits.json"]["rows"].keys() == {"trainer", "bare loop"}
@@ -39,7 +39,7 @@ def test_a_part_that_fails_or_takes_too_long_is_told_and_stops_no_other(tmp_path
         "last": "print('| a |')",
     }
     monkeypatch.setattr(tool, "parts", lambda options: {name: [["-c", script]] for name, script in scripts.items()})
-    assert call(tool, tmp_path, "--limit", "2") == 1
+    assert call(tmp_path, "--limit", "2") == 1
     found = json.loads((tmp_path / "results.json").read_text())
     assert [part["status"] for part in found.values()] == [3, "not ended after 2 s", 0]
     report = (tmp_path / "report.md").read_text()
@@ -70,7 +70,7 @@ def test_without_a_gpu_it_says_so_in_one_line_and_runs_nothing(tmp_path, capsys)
 
 def test_an_unknown_part_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        call(tool, tmp_path, "--parts", "everything")
+        call(tmp_path, "--parts", "everything")
     assert "--parts are some of tests, digits-eager" in capsys.readouterr().err
 
 
@@ -86,7 +86,7 @@ def judged(found):
 
 
 def test_nothing_measured_is_neither_met_nor_missed():
-    aims = judged(tool, {})
+    aims = judged({})
     assert len(aims) == 18
     assert set(aims.values()) == {("", None)}
 
@@ -97,7 +97,7 @@ def test_aims_are_judged_by_the_better_of_compiled_networks_and_cuda_graphs():
         "imagenet64-fast": step(110.0, **{"bare loop": 160.0, "bare loop, compiled": 100.0}),
         "imagenet64-graphs": step(80.0, **{"bare loop": 160.0, "bare loop, compiled": 79.0}),
     }
-    aims = judged(tool, found)
+    aims = judged(found)
     assert aims["at least 45% MFU at ImageNet-64 size in bf16"] == (
         "50.0% of 800 TFLOP/s, a measured product of matrices",
         True,
@@ -106,7 +106,7 @@ def test_aims_are_judged_by_the_better_of_compiled_networks_and_cuda_graphs():
     assert aims[quick] == ("3.79 times (12.5 and 3.3 a second)", True)
     assert aims["trainer less than 3% above a bare loop: imagenet64, eager"] == ("+2.3% of 303.0 ms a cycle", True)
     assert aims["trainer less than 3% above a bare loop: imagenet64, fast"] == ("+10.0% of 100.0 ms a cycle", False)
-    slow = judged(tool, found | {"imagenet64-graphs": found["imagenet64-graphs"] | {"status": 1}})
+    slow = judged(found | {"imagenet64-graphs": found["imagenet64-graphs"] | {"status": 1}})
     assert (slow[quick][1], slow["at least 45% MFU at ImageNet-64 size in bf16"][1]) == (False, False)
 
 
@@ -122,15 +122,15 @@ def test_host_synchronisation_is_judged_by_its_tests_alone(tmp_path):
     verdicts = tool.tests_of(tmp_path / "tests.xml")
     assert list(verdicts.values()) == ["passed", "failed", "failed", "skipped"]
     aim = "no host synchronisation inside a turn"
-    assert judged(tool, {"tests": {"tests": verdicts}})[aim] == ("1 of 2 tests passed", False)
+    assert judged({"tests": {"tests": verdicts}})[aim] == ("1 of 2 tests passed", False)
     healthy = {name: verdict for name, verdict in verdicts.items() if not name.endswith("b")}
-    assert judged(tool, {"tests": {"tests": healthy}})[aim] == ("1 of 1 tests passed", True)
+    assert judged({"tests": {"tests": healthy}})[aim] == ("1 of 1 tests passed", True)
 
 
 def test_generation_is_judged_at_the_largest_batch():
     shares = {"GenerativeModel.sample": 0.97, "fdistill sample": 0.89, "OneStepPipeline, pt": 0.9}
     found = {"generation": {"found": {"digits/results.json": {"16": dict.fromkeys(shares, 0.1), "128": shares}}}}
-    aims = judged(tool, found)
+    aims = judged(found)
     assert aims["GenerativeModel.sample reaches 90% of the bare network: digits"] == ("97.0% at batch 128", True)
     assert aims["fdistill sample reaches 90% of the bare network: digits"][1] is False
     assert aims["fdistill sample reaches 90% of the bare network: cifar10"] == ("", None)

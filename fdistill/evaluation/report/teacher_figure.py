@@ -29,7 +29,7 @@ DRAWN = {
 
 
 @styled
-def collapse_figure(
+def teacher_figure(
     report: Mapping[str, Any],
     curve: SeeSawCurve,
     best: SeeSawCurve | None,
