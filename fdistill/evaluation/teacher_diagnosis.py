@@ -14,9 +14,9 @@ from fdistill.data import Batch, GenerativeDataModule
 from fdistill.evaluation.bench import read_samples
 from fdistill.evaluation.evaluate import check_fits
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
-from fdistill.evaluation.report.teacher_verdict import teacher_verdict
 from fdistill.evaluation.report.intervals import LEAST_FOR_INTERVALS, standard_errors, usual_splits
 from fdistill.evaluation.report.rows import Samples, compare
+from fdistill.evaluation.report.teacher_verdict import teacher_verdict
 from fdistill.evaluation.see_saw import LinearDenoiser, SeeSawCurve, see_saw
 from fdistill.evaluation.sources import ModelSource
 from fdistill.models.denoiser import Denoiser
