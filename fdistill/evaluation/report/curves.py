@@ -47,7 +47,6 @@ def read_run_log(source: Path) -> RunLog:
 
     Raises:
         ValueError: where no line is a JSON object with a step.
-        OSError: when the file cannot be read.
     """
     lines = [line for line in source.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     records = [record for line in lines if (record := _record(line)) is not None]
@@ -78,11 +77,9 @@ def training_curves_figure(metrics_jsonl_paths: Mapping[str, str | Path], path: 
 
     Args:
         metrics_jsonl_paths: title to a file with one JSON object per line, holding "step" and named numbers.
-        path: the file to write; missing folders are made.
 
     Raises:
         ValueError: without a run, or for a file of which no line is a JSON object with a step.
-        OSError: when a file cannot be read or written.
     """
     if not metrics_jsonl_paths:
         raise ValueError("training curves need at least one metrics.jsonl: got none")

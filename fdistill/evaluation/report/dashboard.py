@@ -62,11 +62,7 @@ def read_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
 
 
 def dashboard_page(runs: Mapping[str, Run], path: str | Path) -> Path:
-    """Write one self-contained page to `path` and return the path; it loads nothing from anywhere.
-
-    Raises:
-        OSError: when a picture cannot be read or the page not written.
-    """
+    """Write one self-contained page to `path` and return the path; it loads nothing from anywhere."""
     names = sorted({name for run in runs.values() for name in run.log.curves})
     *groups, rest = all_groups(names)
     sections = [_section(group, names, runs) for group in groups]

@@ -24,7 +24,6 @@ def see_saw_figure(curve: SeeSawCurve, title: str, path: str | Path, best: SeeSa
     Args:
         curve: of the denoiser; the best linear denoiser is the line at 0.
         title: above the picture.
-        path: the file to write; missing folders are made.
         best: of the exact denoiser, drawn as a second line where it is known.
     """
     healthy = "At or below 0 all is well. Red is above: at high noise, deterministic samples then crowd together."
@@ -71,7 +70,6 @@ def ratio_figure(
         sigmas: median noise level of each bin, [K] rising.
         ess: effective share of the samples of each bin, in (0, 1]; NaN where it is empty.
         title: above the picture.
-        path: the file to write; missing folders are made.
     """
     healthy = (
         "Healthy: the log ratio is centred near 0 at every noise level, wide at low noise and narrow at high noise; no "

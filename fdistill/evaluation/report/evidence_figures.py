@@ -27,10 +27,6 @@ def spectra_figure(spectra: Mapping[str, Tensor], path: str | Path) -> Path:
 
     Args:
         spectra: row of a report to shares [r], falling, as `vendi_spectrum` returns them; at least one.
-        path: the file to write; missing folders are made.
-
-    Raises:
-        OSError: when it cannot be written.
     """
     figure = new_figure(6.4, 3.6)
     panel = figure.subplots()
@@ -54,10 +50,6 @@ def class_bars_figure(by_class: Mapping[str, Mapping[str, Sequence[float | None]
 
     Args:
         by_class: row of a report to {"precision", "recall"}, a share or None for each class; at least one row.
-        path: the file to write; missing folders are made.
-
-    Raises:
-        OSError: when it cannot be written.
     """
     count = len(next(iter(by_class.values()))["recall"])
     figure = new_figure(max(6.4, 0.36 * count + 1.6), 4.6)
@@ -81,13 +73,6 @@ def copies_figure(generated: Tensor, training: Tensor, ratio: Tensor, path: str 
         generated: images [c, C, H, W] in [-1, 1], c >= 1.
         training: the nearest training image of each, [c, C, H, W].
         ratio: distance to it over that to the second nearest, [c].
-        path: the file to write; missing folders are made.
-
-    Returns:
-        the path.
-
-    Raises:
-        OSError: when it cannot be written.
     """
     numbers = [f"{value:.2f}".replace("0.", ".", 1) for value in ratio.tolist()]
     rows = {"student": generated, "nearest\ntraining image": training}
@@ -100,13 +85,6 @@ def intervals_figure(report: Mapping[str, Any], path: str | Path) -> Path:
 
     Args:
         report: with a student row.
-        path: the file to write; missing folders are made.
-
-    Returns:
-        the path.
-
-    Raises:
-        OSError: when it cannot be written.
     """
     names = [name for name in reversed(ROWS) if report.get(name)]
     shown = [metric for metric in METRICS if report["student"].get(metric) is not None]

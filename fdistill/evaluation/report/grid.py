@@ -30,7 +30,6 @@ def sample_grid_figure(rows: dict[str, Tensor], path: str | Path, n_per_row: int
         rows: title to samples. Images [n, C, H, W] in [-1, 1], a block per entry: three channels are drawn
             as colour, otherwise the first one as grey. Points [n, d] become scatter panels of the first two
             coordinates, or histograms for d = 1, on shared axes.
-        path: the file to write; missing folders are made.
         n_per_row: images side by side.
 
     Raises:
@@ -58,7 +57,6 @@ def compared_grid_figure(
     Args:
         rows: name to images [n, C, H, W] in [-1, 1], n and H the same for all; drawn as `sample_grid_figure` does.
         title: above them.
-        path: the file to write; missing folders are made.
         n_per_row: images side by side; more go into further blocks of rows below.
         below: words under each column; none where not given.
 

@@ -21,10 +21,6 @@ def length_figure(report: dict[str, Any], path: str | Path) -> Path:
 
     Args:
         report: of `fdistill average`.
-        path: the file to write; missing folders are made.
-
-    Raises:
-        OSError: when it cannot be written.
     """
     metric, rows = report["metric"], report["lengths"]
     figure = new_figure(6.4, 3.8)

@@ -27,14 +27,10 @@ def html_page(
     """Write one self-contained page to `path` and return the path; it loads nothing from anywhere.
 
     Args:
-        path: the file to write; missing folders are made.
         title: the heading.
         report: the rows and facts; rows it lacks are skipped, plain facts it has beyond FACTS are listed too.
         images: caption to a PNG file, put into the page itself; what follows a line break in a caption stands below it.
         text: paragraphs before the table, separated by empty lines; plain text.
-
-    Raises:
-        OSError: when a picture cannot be read or the page not written.
     """
     columns, rows = table_cells(report)
     measured, metrics = metric_cells(report)

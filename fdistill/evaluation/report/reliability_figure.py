@@ -23,11 +23,9 @@ def reliability_figure(groups: Sequence[NoiseGroup], title: str, path: str | Pat
     Args:
         groups: at least one, from low noise to high.
         title: above the picture.
-        path: the file to write; missing folders are made.
 
     Raises:
         ValueError: without a group.
-        OSError: when it cannot be written.
     """
     if not groups:
         raise ValueError("a reliability figure needs at least one group of noise levels: got none")

@@ -46,7 +46,6 @@ def teacher_figure(
         curve: of the teacher.
         best: of the exact denoiser, where it is known.
         samples: "real", "sde", "ode": images [n, C, H, W] in [-1, 1], or points [n, d].
-        path: the file to write; missing folders are made.
     """
     lower_height = WIDTH / len(ROWS) * _aspect(samples["real"]) + TITLE
     title = "Collapse of deterministic sampling" if report["collapse"] else "No collapse of deterministic sampling"
