@@ -74,6 +74,7 @@ def reliability(fake_logit: Tensor, real_logit: Tensor, num_bins: int = 15) -> R
     pooled = torch.cat([fake, real]).sort().values
     edges = pooled[torch.arange(1, num_bins) * len(pooled) // num_bins].unique()
     edges = edges[edges > pooled[0]]
+    # sklearn.calibration.calibration_curve has no counts, and rounds probabilities to 0 and 1
     bins = (torch.bucketize(side, edges, right=True) for side in (fake, real))
     fakes, reals = (index.bincount(minlength=len(edges) + 1).double() for index in bins)
     prior, total = math.log(len(real) / len(fake)), fakes + reals
