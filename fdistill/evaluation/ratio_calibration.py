@@ -172,13 +172,9 @@ def _check_logits(*sides: Tensor) -> None:
     for side in sides:
         if side.ndim != 1 or not len(side) or not side.isfinite().all():
             raise ValueError(
-                f"a reliability needs one finite logit for each of at least 1 sample a side: got {_summary(side)}; "
-                "look for NaN in the run"
+                f"a reliability needs one finite logit for each of at least 1 sample a side: got {list(side.shape)}, "
+                f"{int((~side.isfinite()).sum())} of them not finite; look for NaN in the run"
             )
-
-
-def _summary(side: Tensor) -> str:
-    return f"shape {tuple(side.shape)} with {int((~side.isfinite()).sum())} values that are not finite"
 
 
 def _log_odds(logit: Tensor) -> Tensor:
