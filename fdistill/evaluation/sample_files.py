@@ -19,7 +19,7 @@ _LARGEST = 10.0  # of samples in about [-1, 1], which a network does not clip
 _FORM = "expected samples (fdistill sample) or arr_0 (ADM): images of 8 bits, or numbers in [-1, 1]"
 
 
-class _Samples(NamedTuple):
+class _Read(NamedTuple):
     """[n, C, H, W] or [n, d], labels [n], and how they were read, in words."""
 
     x: Tensor
@@ -100,7 +100,7 @@ class SamplesSource(FixedSet):
         return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x.float()
 
 
-def _read(file: Path) -> _Samples:
+def _read(file: Path) -> _Read:
     arrays = _arrays(file)
     name = next((name for name in _NAMES if name in arrays), None)
     if name is None:
@@ -111,13 +111,13 @@ def _read(file: Path) -> _Samples:
     x, read_as = _meaning(array, file)
     labels = arrays.get(_NAMES[name])
     if labels is None or labels.size == 0:
-        return _Samples(x, None, read_as)
+        return _Read(x, None, read_as)
     if labels.shape != (len(x),) or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise CheckpointError(
             f"{file}: each sample has one class number in {_NAMES[name]}, from 0 on: expected integers of shape "
             f"({len(x)},), got {labels.dtype} of shape {labels.shape}; save them again"
         )
-    return _Samples(x, torch.from_numpy(labels.astype(np.int64)), read_as)
+    return _Read(x, torch.from_numpy(labels.astype(np.int64)), read_as)
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:
