@@ -128,7 +128,8 @@ def told_of(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Decoder):
         return told_of(value.vae, name, tensors)
     if isinstance(value, nn.Module):
-        tensors |= {f"{name}.{key}": tensor for key, tensor in [*value.named_parameters(), *value.named_buffers()]}
+        own, known = [*value.named_parameters(), *value.named_buffers()], set(map(id, tensors.values()))
+        tensors |= {f"{name}.{key}": tensor for key, tensor in own if id(tensor) not in known}
     if isinstance(value, Described):
         kept: Any = value.__dict__.get("_init_args", {})
     elif isinstance(getattr(value, "config", None), Mapping):  # of diffusers
@@ -136,8 +137,8 @@ def told_of(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     elif dataclasses.is_dataclass(value):
         kept = vars(value)
     elif isinstance(value, nn.Module):
-        own = {key: each for key, each in vars(value).items() if key not in _OF_EVERY_MODULE}
-        kept = own | dict(value.named_children())
+        kept = {key: each for key, each in vars(value).items() if key not in _OF_EVERY_MODULE}
+        kept |= dict(value.named_children())
     else:
         raise ValueError(
             "features are kept of an extractor that can be told from others: expected plain values, tensors, named "
