@@ -4,8 +4,8 @@
 
 Digits: the shipped student, compared in features of a small classifier; its modes are 30 cells that k-means finds in
 the training images, and nobody tells the alarm. Mixture: 40 modes, a student that makes 5% bridges between them. A
-collapse is two evaluations of fresh samples; healthy runs are rows of evaluations. Writes collapse.json and two tables
-in Markdown: what was caught, and which metric sees what.
+collapse is two evaluations of fresh samples; healthy runs are rows of evaluations. Writes collapse.json and tables
+in Markdown: what was caught, and for each data which metric sees what.
 """
 
 import argparse
@@ -211,24 +211,19 @@ def detection_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def sight_table(results: dict[str, Any]) -> str:
+def sight_table(name: str, collapses: list[dict[str, Any]]) -> str:
     """The weakest strength of each collapse from which on a metric is outside what healthy evaluations say."""
-    kinds = [
-        (name, kind) for name, r in results.items() for kind in dict.fromkeys(row["kind"] for row in r["collapses"])
-    ]
-    lines = [
-        "| metric | " + " | ".join(f"{kind}, {name}" for name, kind in kinds) + " |",
-        "|---" * (len(kinds) + 1) + "|",
-    ]
+    kinds = list(dict.fromkeys(row["kind"] for row in collapses))
+    lines = [f"{name.capitalize()}:", "", f"| metric | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
     for metric in SHOWN:
         cells = []
-        for name, kind in kinds:
-            rows = [row for row in results[name]["collapses"] if row["kind"] == kind and metric in row["sigmas"]]
+        for kind in kinds:
+            rows = [row for row in collapses if row["kind"] == kind and metric in row["sigmas"]]
             seen = [abs(row["sigmas"][metric]) > SEEN for row in rows]
             first = next((i for i in range(len(seen)) if all(seen[i:])), None)
             sign = "" if first is None else ("+" if rows[-1]["sigmas"][metric] > 0 else "-")
             cells.append("" if not rows else "misses" if first is None else f"{rows[first]['strength']:g} {sign}")
-        lines.append(f"| {metric} | " + " | ".join(cells) + " |")
+        lines.append(f"| {metric} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -245,7 +240,8 @@ def main() -> None:
     results = {
         name: study(name, case(arguments.seed), arguments.healthy, arguments.repeats) for name, case in cases.items()
     }
-    tables = detection_table(results) + "\n\n" + sight_table(results) + "\n"
+    sights = [sight_table(name, result["collapses"]) for name, result in results.items()]
+    tables = "\n\n".join([detection_table(results), *sights]) + "\n"
     atomic_write(arguments.out / "collapse.json", json.dumps(results, indent=1))
     atomic_write(arguments.out / "tables.md", tables)
     print(tables)

@@ -53,15 +53,10 @@ class TwoHalves(Comparison):
         held_out = data.held_out_samples
         half = len(held_out) // 2
         self.n = min(half, MOST) if n is None else n
-        if half < LEAST_SAMPLES:
-            raise ValueError(
-                f"one half of the held-out samples chooses, the other reports: expected {2 * LEAST_SAMPLES} or more, "
-                f"got {len(held_out)}; give more data, or hold more of it out"
-            )
         if not LEAST_SAMPLES <= self.n <= half:
             raise ValueError(
                 f"one half of the {len(held_out)} held-out samples chooses and the other reports, n of each: "
-                f"expected {LEAST_SAMPLES} <= n <= {half}, got {self.n}"
+                f"expected {LEAST_SAMPLES} <= n <= {half}, got {self.n}; give another n, or hold more data out"
             )
         if repeats < 1:
             raise ValueError(f"repeats is at least 1: got {repeats}")

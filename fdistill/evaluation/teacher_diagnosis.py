@@ -14,9 +14,9 @@ from fdistill.data import Batch, GenerativeDataModule
 from fdistill.evaluation.comparison import Comparison
 from fdistill.evaluation.evaluate import check_fits
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
-from fdistill.evaluation.report.collapse_verdict import collapse_verdict
 from fdistill.evaluation.report.intervals import LEAST_FOR_INTERVALS, standard_errors, usual_splits
 from fdistill.evaluation.report.rows import compare
+from fdistill.evaluation.report.teacher_verdict import teacher_verdict
 from fdistill.evaluation.samples import Samples
 from fdistill.evaluation.see_saw import LinearDenoiser, SeeSawCurve, see_saw
 from fdistill.evaluation.sources import ModelSource
@@ -109,7 +109,7 @@ def diagnose_teacher(
     curve, best = _curves(model, data, *real, seed)
     report |= {"see_saw": _columns(curve, best), "data_std": data.data_std()}
     report |= _facts(sources, n, repeats, seed, eta, extractor, data)
-    report["collapse"], report["verdict"] = collapse_verdict(report)
+    report["collapse"], report["verdict"] = teacher_verdict(report)
     return TeacherDiagnosis(report, curve, best, shown)
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from tiny_runs import distillation, fit, mlp, teacher_training
 
-from fdistill.evaluation.kinetic_energy import estimate_shares
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import MLP
 from fdistill.objectives import DMD2, SiDA
@@ -184,8 +183,6 @@ def test_sampling_outside_is_refused_and_a_file_that_says_so_is_warned_of():
     ends = teacher_model(on_path()).sigmas[[0, -2]].tolist()
     assert ends == pytest.approx([HIGH, STOCK.noise_range.low])
     assert teacher_model(mlp()).sigmas[[0, -2]].tolist() == pytest.approx([80.0, 0.002])
-    with pytest.raises(ValueError, match="sigma_max"):
-        estimate_shares(on_path(), torch.zeros(4, 2), None, 1.0, torch.Generator(), sigma_max=80.0)
 
 
 def test_edm_networks_know_every_level():
