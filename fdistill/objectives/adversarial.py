@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, asked_for
+from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, required
 from fdistill.theory.schedules import Schedule, value_at
 
 
@@ -64,7 +64,7 @@ class Adversarial(Objective):
         return Needs(logit=True)
 
     def loss(self, at: NoisedSamples) -> StudentLoss:
-        return StudentLoss({"adversarial": adversarial_term(asked_for(at.logit), value_at(self.weight, at.update))})
+        return StudentLoss({"adversarial": adversarial_term(required(at.logit), value_at(self.weight, at.update))})
 
 
 def check_weight(name: str, weight: float | Schedule) -> None:

@@ -10,15 +10,15 @@ from fdistill.core.spec import Described
 from fdistill.data import GenerativeDataModule
 
 T = TypeVar("T")
-Asked = Literal["nothing", "value", "gradient"]
+PredictionLevel = Literal["nothing", "value", "gradient"]
 """What is asked of a denoiser: not evaluated, its value alone, or its value with a graph to its input."""
 
 
 class Needs(NamedTuple):
     """What has to be built and evaluated for an objective; nothing else is."""
 
-    teacher: Asked = "nothing"
-    fake_score: Asked = "nothing"
+    teacher: PredictionLevel = "nothing"
+    fake_score: PredictionLevel = "nothing"
     ratio: bool = False  # the centred log ratio, without gradient
     logit: bool = False  # the discriminator's logit, with a graph to the generated sample
     pairs: bool = False  # latents with the samples that the teacher's ODE makes of them
@@ -117,7 +117,7 @@ class Objective(Described, ABC):
         """Called before the first turn, with the run's data, for what has to be fitted to it."""
 
 
-def asked_for(value: T | None) -> T:
+def required(value: T | None) -> T:
     """A field of `NoisedSamples` that the objective's `needs` ask for.
 
     Raises:

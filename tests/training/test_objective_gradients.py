@@ -31,9 +31,9 @@ class Problem:
     """What the networks say at the student's noised samples, everything with its graph to the student's weights."""
 
     def __init__(self, module, batch):
-        generated = module._generate(batch, module.noise_source(), True)
+        generated = module._generate(batch, next(module.micro_batches(len(batch.x))), True)
         self.module, self.x, self.sigma, self.labels = module, generated.x, generated.sigma, generated.labels
-        self.latents, self.x_t = generated.latents, self.x + self.sigma[:, None] * generated.noise
+        self.latents, self.x_t = generated.latents, self.x + (generated.x_t - self.x).detach()
         without, with_class = (
             module.teacher(self.x_t, self.sigma, labels) for labels in (torch.full_like(self.labels, 2), self.labels)
         )

@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from kinetic_energy import Shares, estimate_shares, kinetic_energy
 from tiny_runs import exact, mlp
 from torch.testing import assert_close
 
-from fdistill.evaluation.kinetic_energy import Shares, estimate_shares, kinetic_energy
-from fdistill.theory.paths import KineticOptimal, Path, RectifiedFlow, TrigFlow, VPCosine, VPLinear
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import MLP
+from fdistill.theory.paths import DDPMPath, KineticOptimal, Path, RectifiedFlow, TrigFlow, VPCosine, VPLinear
+from fdistill.theory.preconditioning import EpsPrediction
 
 ANGLES = torch.linspace(0, math.pi / 2, 801, dtype=torch.float64)
 POINTS = torch.linspace(-12, 12, 6001, dtype=torch.float64)
@@ -226,6 +229,12 @@ def test_what_cannot_be_estimated_is_refused(changes, match):
     arguments = {"x_0": torch.zeros(4, 2), "labels": None, "sigma_data": 1.0} | changes
     with pytest.raises(ValueError, match=match):
         estimate_shares(mlp(), generator=torch.Generator(), **arguments)
+
+
+def test_a_teacher_is_asked_nothing_outside_of_its_path():
+    teacher = Denoiser(MLP(dim=2, width=16, depth=2), EpsPrediction(DDPMPath(0.00085, 0.012, 1000), 999.0))
+    with pytest.raises(ValueError, match="sigma_max"):
+        estimate_shares(teacher, torch.zeros(4, 2), None, 1.0, torch.Generator(), sigma_max=80.0)
 
 
 def test_a_span_of_time_that_does_not_rise_is_refused():

@@ -6,7 +6,14 @@ Turn = Literal["fused", "alternating"]
 """Every network learns from one generated batch, or one side at a time."""
 
 
-class Rhythm(NamedTuple):
+class Learners(NamedTuple):
+    """The sides that learn in a turn; the fake side are fake score and discriminator."""
+
+    student: bool
+    fake: bool
+
+
+class TurnSchedule(NamedTuple):
     """Turns of a distillation: a warm-up of the fake side, then fused turns, or cycles that end with the student's."""
 
     turn: Turn
@@ -18,14 +25,14 @@ class Rhythm(NamedTuple):
         """Turns for one student update."""
         return 1 if self.turn == "fused" else self.fake_updates_per_student + 1
 
-    def learns(self, turn: int) -> tuple[bool, bool]:
-        """(student, fake side) in this turn."""
+    def learners(self, turn: int) -> Learners:
+        """Who learns in this turn."""
         if turn < self.warmup:
-            return False, True
+            return Learners(student=False, fake=True)
         if self.turn == "fused":
-            return True, True
+            return Learners(student=True, fake=True)
         student = (turn - self.warmup) % self.cycle == self.cycle - 1
-        return student, not student
+        return Learners(student, not student)
 
     def updates_after(self, turns: int) -> int:
         """Updates of the student when so many turns are done."""

@@ -1,45 +1,42 @@
-"""What a distillation starts from: arguments within their rules, and networks that fit each other."""
+"""The rules of a distillation's arguments: ranges, choices that exclude each other, what an objective needs."""
 
-import copy
+import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 
-from fdistill.core.meta_device import drop_weights, without_weights
 from fdistill.data import GenerativeDataModule
-from fdistill.data.teacher_pairs import TeacherPairs
-from fdistill.io.load import load_model
 from fdistill.models.denoiser import Denoiser
-from fdistill.models.guidance import Guidance
-from fdistill.models.networks import train_without_dropout
 from fdistill.models.vae import Decoder
 from fdistill.objectives import Objective
-from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.noise_levels import NoiseLevels
-from fdistill.theory.preconditioning import EDM
 from fdistill.theory.schedules import Schedule
 from fdistill.training.discrimination import Reads
-from fdistill.training.rhythm import Turn
+from fdistill.training.turn_schedule import Turn
 
 Stored = Literal["float32", "bfloat16"]
 """Type of the matrices and kernels of a network that does not learn."""
 
 
-@contextmanager
-def start_at_rank_0(module: nn.Module, asked: bool) -> Iterator[None]:
-    """Where it is asked, what the module builds inside has numbers on rank 0 alone; its strategy sends them around."""
-    if not asked or rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning sets it
-        yield
-        return
-    with without_weights():
-        yield
-    drop_weights(module)
+def check_levels(sigma_init: float, renoise_levels: Sequence[float]) -> tuple[float, ...]:
+    """All noise levels of the student, falling.
+
+    Raises:
+        ValueError: where they do not fall or one is not positive.
+    """
+    if not 0 < sigma_init < math.inf:
+        raise ValueError(f"sigma_init is the noise level the student starts from and positive: got {sigma_init}")
+    levels = (float(sigma_init), *map(float, renoise_levels))
+    if any(not 0 < low < high for high, low in itertools.pairwise(levels)):
+        raise ValueError(
+            "renoise_levels are the noise levels of a student's further steps: expected positive numbers that fall "
+            f"from sigma_init {sigma_init}, got {list(renoise_levels)}"
+        )
+    return levels
 
 
 def check_numbers(fake_updates: int, warmup: int, **shares: float) -> None:
@@ -64,7 +61,9 @@ def check_choices(
     if fake_noise_levels is not None and turn == "fused":
         raise ValueError("a fused turn noises its samples once: fake_noise_levels needs turn alternating")
     if fake_dropout and turn == "fused":
-        raise ValueError("a fused turn asks the fake score once, with its class: fake_label_dropout needs alternating")
+        raise ValueError(
+            "a fused turn evaluates the fake score once, with its class: fake_label_dropout needs alternating"
+        )
     if reuse_generated and turn == "fused":
         raise ValueError("a fused turn generates for all networks already: reuse_generated needs turn alternating")
 
@@ -77,7 +76,7 @@ def check_needs(
     if needs.fake_score == "nothing" and not needs.discriminator:
         raise ValueError(
             f"{name} needs neither a fake score nor a discriminator, so nothing would learn beside the student: "
-            "ask for one of them in its needs"
+            "name one of them in its needs"
         )
     if needs.discriminator and discriminator == "none":
         what = "the density ratio" if needs.ratio else "a discriminator's logit"
@@ -124,7 +123,7 @@ def check_instance_noise(instance_noise: float | Schedule, objective: Objective)
 
 
 def check_one_step(objective: Objective, levels: tuple[float, ...]) -> None:
-    """Raises ValueError where an objective asks for the one latent of a sample, and samples have several."""
+    """Raises ValueError where an objective needs the one latent of a sample, and samples have several."""
     if objective.needs.latents and len(levels) > 1:
         raise ValueError(
             f"{type(objective).__name__} is about the map of a one-step student: leave renoise_levels out, got "
@@ -198,129 +197,3 @@ def check_imitation(imitation: float, fake_score: Denoiser | None, student: Deno
             "a fake score imitates a student of its own architecture and preconditioning: expected the same, got "
             "others; leave imitation 1"
         )
-
-
-def teacher_model(source: Denoiser | GenerativeModel | str | Path) -> GenerativeModel:
-    """The teacher to distil and how to sample it: what a checkpoint or exported folder holds, or the denoiser given.
-
-    A denoiser alone says nothing of its sampler: it gets 18 Heun steps on EDM's grid from 80 down to .002, or between
-    the ends of its path where these are nearer.
-
-    Raises:
-        CheckpointError: if the file cannot be used.
-        ValueError: if it holds a student, which denoises at one noise level only.
-    """
-    if isinstance(source, Denoiser):
-        low, high = source.noise_range
-        return GenerativeModel.teacher(source, num_steps=18, sigma_min=max(low, 0.002), sigma_max=min(high, 80.0))
-    model = source if isinstance(source, GenerativeModel) else load_model(source)
-    if model.kind != "teacher":
-        where = "the model given" if model is source else source
-        raise ValueError(f"a teacher denoises at every noise level: {where} holds a {model.kind}")
-    return model
-
-
-def teacher_guidance(
-    scale: float,
-    interval: Sequence[float] | None,
-    guide: Denoiser | str | Path | None,
-    teacher: Denoiser,
-    dtype: torch.dtype,
-) -> float | Guidance:
-    """What guides the teacher; its guide is a frozen copy of a denoiser, or that of a teacher's checkpoint, in dtype.
-
-    Raises:
-        CheckpointError: if the guide's file cannot be used.
-        ValueError: for an interval or a guide that does not fit, or that a scale of 1 would leave without effect.
-    """
-    worse = None if guide is None else copy.deepcopy(teacher_model(guide).denoiser).requires_grad_(False).eval()
-    if worse is not None:
-        worse.hold_in(dtype)
-    guidance = Guidance.limited(scale, interval, worse)
-    Guidance.of(guidance).check_fits(teacher)
-    return guidance
-
-
-def guidance_facts(
-    scale: float, interval: Sequence[float] | None, guide: Denoiser | str | Path | None
-) -> dict[str, Any]:
-    """How the teacher was guided, as plain values for the model card."""
-    facts = {"guidance": scale, "guidance_interval": None if interval is None else list(interval)}
-    facts["guide"] = None if guide is None else described_source(guide)
-    return {name: value for name, value in facts.items() if value is not None}
-
-
-def described_source(source: Denoiser | GenerativeModel | str | Path) -> Any:
-    """Where a network is from, as plain values: its path, or its description."""
-    if isinstance(source, GenerativeModel):
-        return source.denoiser.spec()
-    return str(source) if isinstance(source, str | Path) else source.spec()
-
-
-def learners(
-    teacher: Denoiser,
-    student: Denoiser | str | Path | None,
-    fake_score: Denoiser | str | Path | None,
-    with_fake_score: bool,
-) -> tuple[Denoiser, Denoiser | None]:
-    """Trainable copies of the initial student and fake score, without dropout; of the teacher where None is given.
-
-    A path is that of a run checkpoint or exported folder. Without a fake score (an objective that asks for none) the
-    second is None.
-
-    Raises:
-        ValueError: for a network without parameters, or of another shape or other classes than the student sees.
-    """
-    if fake_score is not None and not with_fake_score:
-        raise ValueError("this objective asks for no fake score: leave fake_score out")
-    student = _trainable(_denoiser(student) or teacher, "student")
-    fake_score = _trainable(_denoiser(fake_score) or teacher, "fake_score") if with_fake_score else None
-    for name, other in (("teacher", teacher), ("fake_score", fake_score)):
-        if other is None:
-            continue
-        if other.sample_shape != student.sample_shape or other.num_classes not in (0, student.num_classes):
-            raise ValueError(
-                f"{name} and student see the same samples and classes: expected shape {student.sample_shape} and "
-                f"{student.num_classes} classes (or none), got {other.sample_shape} and {other.num_classes}"
-            )
-    return student, fake_score
-
-
-def known_sigma_data(given: float | None, denoiser: Denoiser, facts: dict[str, Any]) -> float:
-    """The standard deviation of the data: what is given, or what the fake score's (else student's) EDM knows.
-
-    An imported teacher, whose network may know nothing of it, tells it among its facts.
-
-    Raises:
-        ValueError: where neither is there, or it is not positive.
-    """
-    if given is None and isinstance(denoiser.preconditioning, EDM):
-        return denoiser.preconditioning.sigma_data
-    given = facts.get("sigma_data") if given is None else given
-    if given is None or not given > 0:
-        raise ValueError(
-            "sigma_data is positive, and known only where the fake score has EDM preconditioning or the teacher was "
-            f"imported: got {given}; give the data's standard deviation"
-        )
-    return given
-
-
-def _denoiser(source: Denoiser | str | Path | None) -> Denoiser | None:
-    return load_model(source).denoiser if isinstance(source, str | Path) else source
-
-
-def _trainable(denoiser: Denoiser, name: str) -> Denoiser:
-    copied = copy.deepcopy(denoiser).requires_grad_(True)
-    train_without_dropout(copied)
-    if not any(True for _ in copied.parameters()):
-        raise ValueError(
-            f"the teacher has no parameters to start the {name} from: give {name} as a denoiser of its own"
-        )
-    return copied
-
-
-def fitting_pairs(file: str, student: Denoiser, guidance: float | Guidance) -> TeacherPairs:
-    """The pairs of a file, made for such a student and guidance; raises as `TeacherPairs` does."""
-    pairs = TeacherPairs.load(file)
-    pairs.check_fits(student.sample_shape, student.num_classes, guidance)
-    return pairs

@@ -4,25 +4,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from fdistill.evaluation.report.diagnostic_figures import draw_see_saw
-from fdistill.evaluation.report.figure_file import BLUE, INK, save_figure
-from fdistill.evaluation.report.grid import image_block, point_limits
+from fdistill.evaluation.report.figure_file import BLUE, INK, new_figure, save_figure, styled
+from fdistill.evaluation.report.grid import draw_points, image_block
 from fdistill.evaluation.report.intervals import STANDARD_ERRORS
 from fdistill.evaluation.see_saw import SeeSawCurve
 
-AMBER = "#c28f2c"
-DPI = 110
 WIDTH, UPPER, TITLE = 11.0, 4.4, 0.4  # inches: all across, and the heights of the numbers and of a title
 IMAGES = (90, 10)  # of each row, and side by side
 POINTS = 1500
-ROWS = {"real": ("real", INK), "sde": ("stochastic", BLUE), "ode": ("deterministic", AMBER)}
+ROWS = {"real": ("real", INK), "sde": ("stochastic", BLUE), "ode": ("deterministic", "#c28f2c")}
 DRAWN = {
     "anchored_tid": "anchored TID (0; up: crowded)",
     "tid": "TID (0; up: crowded)",
@@ -33,7 +28,8 @@ DRAWN = {
 }
 
 
-def collapse_figure(
+@styled
+def teacher_figure(
     report: Mapping[str, Any],
     curve: SeeSawCurve,
     best: SeeSawCurve | None,
@@ -50,28 +46,28 @@ def collapse_figure(
         curve: of the teacher.
         best: of the exact denoiser, where it is known.
         samples: "real", "sde", "ode": images [n, C, H, W] in [-1, 1], or points [n, d].
-        path: the file to write; missing folders are made.
     """
     lower_height = WIDTH / len(ROWS) * _aspect(samples["real"]) + TITLE
-    height = TITLE + UPPER + lower_height
-    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - TITLE / height))
-    figure = Figure(figsize=(WIDTH, height), facecolor="white", layout=layout)
     title = "Collapse of deterministic sampling" if report["collapse"] else "No collapse of deterministic sampling"
-    figure.text(0.01, 1 - 0.2 * TITLE / height, title, fontsize=12, fontweight="bold", color=INK, va="top")
+    figure = new_figure(WIDTH, TITLE + UPPER + lower_height, title)
     halves: Any = figure.subfigures(2, 1, height_ratios=(UPPER, lower_height))  # an array of two
     upper, lower = halves
     left, right = upper.subfigures(1, 2, width_ratios=(1, 1.15))
     axes = left.subplots()
     draw_see_saw(axes, curve, best)
-    axes.set_title("Loss by noise level: red is above the best linear denoiser", fontsize=9, loc="left", color=INK)
-    panels = right.subplots(2, 3)
-    for panel, (metric, name) in zip(panels.flat, DRAWN.items(), strict=True):
+    axes.set_title("Loss by noise level: red is above the best linear denoiser")
+    for panel, (metric, name) in zip(right.subplots(2, 3).flat, DRAWN.items(), strict=True):
         _numbers(panel, report, metric, name)
+    points = {row: x.detach().float().cpu() for row, x in samples.items()}
     for panel, (row, (name, colour)) in zip(lower.subplots(1, 3), ROWS.items(), strict=True):
         count = report["evaluations"].get(row)
-        panel.set_title(name if count is None else f"{name}, {count} evaluations", fontsize=9, loc="left", color=colour)
-        _samples(panel, samples, row, colour)
-    return save_figure(figure, path, DPI)
+        panel.set_title(name if count is None else f"{name}, {count} evaluations", color=colour)
+        if points[row].ndim == 4:
+            panel.imshow(image_block(points[row][: IMAGES[0]], IMAGES[1]), interpolation="nearest")
+            panel.set_axis_off()
+        else:
+            draw_points(panel, points[row][:POINTS], torch.cat(list(points.values())), colour)
+    return save_figure(figure, path)
 
 
 def _aspect(x: Tensor) -> float:
@@ -83,7 +79,7 @@ def _aspect(x: Tensor) -> float:
 
 
 def _numbers(axes: Axes, report: Mapping[str, Any], metric: str, name: str) -> None:
-    axes.set_title(name, fontsize=8, loc="left", color=INK)
+    axes.set_title(name, fontsize=8)
     for place, (row, (_, colour)) in enumerate(ROWS.items()):
         found = report[row].get(metric)
         if found is None:
@@ -93,25 +89,4 @@ def _numbers(axes: Axes, report: Mapping[str, Any], metric: str, name: str) -> N
         axes.errorbar(place, found["mean"], spread, fmt="o", ms=4, color=colour, capsize=2.5, lw=1)
     axes.set_xlim(-0.6, len(ROWS) - 0.4)
     axes.set_xticks(range(len(ROWS)), [name for name, _ in ROWS.values()], rotation=20)
-    axes.tick_params(labelsize=7, colors=INK, length=2)
-    axes.grid(axis="y", alpha=0.25, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _samples(axes: Axes, samples: Mapping[str, Tensor], row: str, colour: str) -> None:
-    x = samples[row].detach().float().cpu()
-    if x.ndim == 4:
-        axes.imshow(image_block(x[: IMAGES[0]], IMAGES[1]), interpolation="nearest")
-        axes.set_axis_off()
-        return
-    x = x.flatten(1)
-    low, high = point_limits(torch.cat([rows.float().flatten(1)[:, :2] for rows in samples.values()]))
-    if x.shape[1] == 1:
-        axes.hist(x[:, 0].numpy(), bins=np.linspace(low, high, 61).tolist(), density=True, color=colour)
-    else:
-        axes.scatter(x[:POINTS, 0], x[:POINTS, 1], s=3, alpha=0.5, color=colour, linewidths=0)
-        axes.set_ylim(low, high)
-        axes.set_aspect("equal")
-    axes.set_xlim(low, high)
-    axes.tick_params(labelsize=7, colors=INK, length=2)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(False, axis="x")

@@ -1,4 +1,4 @@
-"""The real side of an evaluation: one reference, one extractor, and every row's samples read by it."""
+"""A report's comparison with held-out samples: each row's samples drawn and read, and what stands beside numbers."""
 
 import functools
 import math
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from fdistill.core.random import fold_seed, generator_for
 from fdistill.data import GenerativeDataModule
-from fdistill.evaluation.collapse_alarm import WATCHED, bands, half_splits
-from fdistill.evaluation.features import FeatureExtractor, compared_rows
+from fdistill.evaluation.collapse_alarm import WATCHED, bands
+from fdistill.evaluation.comparison import Comparison
+from fdistill.evaluation.features import FeatureExtractor
 from fdistill.evaluation.metrics import memorized_fraction, nearest, vendi_score
-from fdistill.evaluation.report import compare, intervals, joined, per_class, per_class_gaussian
-from fdistill.evaluation.report.rows import Samples
+from fdistill.evaluation.metrics.suite import report_metrics
+from fdistill.evaluation.report import intervals, per_class, per_class_gaussian
+from fdistill.evaluation.samples import Samples, joined, null_values
 from fdistill.evaluation.sources import ModelSource, Source
 from fdistill.sampling.generator import GenerativeModel
 
@@ -45,31 +47,21 @@ class Copies:
     ratio: Tensor
 
 
-class Bench:
-    """The real side of a comparison.
+class HeldOutComparison(Comparison):
+    """Compares what sources make with n held-out samples; n training samples at each draw are the floor.
 
     Attributes:
-        labels: of the reference, int64 [n]; zeros where the data has no classes.
-        compared: indices [m] of the training samples that copies are looked for among.
-        training: their features [m, d].
-        gaussian: draws samples of the classes asked for from a Gaussian of each.
         reference: n held-out samples.
+        labels: of the reference, int64 [n]; zeros where the data has no classes.
+        gaussian: draws samples of the classes asked for from a Gaussian of each.
     """
 
     def __init__(self, data: GenerativeDataModule, extractor: FeatureExtractor, n: int, seed: int) -> None:
-        train, held_out = data.train_samples, data.held_out_samples
-        self.data, self.extractor, self.n, self.seed = data, extractor, n, seed
-        labels = train.labels if data.num_classes > 1 else None
-        extractor.prepare(train, labels, data.num_classes, seed)
-        self.gaussian = per_class_gaussian(train, labels, data.num_classes)
-        self.compared = compared_rows(train)
-        self.training = extractor.extract(train, keep=True, rows=self.compared)
+        super().__init__(data, extractor, seed)
+        self.n, held_out = n, data.held_out_samples
+        self.gaussian = per_class_gaussian(data.train_samples, self.classes, data.num_classes)
         x, self.labels = held_out.rows(torch.randperm(len(held_out), generator=generator_for(seed))[:n])
         self.reference = self.read("reference", x, self.labels, keep=True)
-
-    def read(self, name: str, x: Tensor, labels: Tensor | None, keep: bool = False) -> Samples:
-        """Read samples [n, ...] once; an error says whose they are."""
-        return read_samples(self.data, self.extractor, name.replace("_", " "), x, labels, keep)
 
     def draws(self, sources: Mapping[str, Source], repeat: int) -> Iterator[tuple[str, Tensor, Samples]]:
         """Every row's name with its n samples and what is read of them, one row after the other.
@@ -88,7 +80,7 @@ class Bench:
             else:
                 yield name, *make()
         x = self.gaussian(self.labels, generator_for(self.seed, repeat))
-        yield "class_gaussian", x, self.read("class_gaussian", x, self.labels)
+        yield "class_gaussian", x, self.read("class gaussian", x, self.labels)
 
     def _draw(self, name: str, source: Source, seed: int, labels: Tensor | None) -> tuple[Tensor, Samples]:
         x = source.draw(self.n, seed, labels)
@@ -140,22 +132,18 @@ class Bench:
 
     def bands(self, floor: Samples) -> dict[str, list[float | None]]:
         """The collapse alarm's bands, of n real samples (at most 5,000) against others; None for an open end."""
-        pool = joined(self.reference, floor)
-        splits = half_splits(len(pool), SPLITS, generator_for(self.seed, SPLITS), MOST_IN_BANDS)
-        null = [compare(pool[a], pool[b], self.data.num_modes) for a, b in splits]
-        known = [name for name in WATCHED if all(values[name] is not None for values in null)]
-        found = bands({name: torch.tensor([values[name] for values in null]) for name in known})
+        pool, metrics = joined(self.reference, floor), report_metrics(self.data.num_modes)
+        null = null_values(metrics, pool, WATCHED, SPLITS, generator_for(self.seed, SPLITS), MOST_IN_BANDS)
         return {
             name: [edge if math.isfinite(edge) else None for edge in (band.low, band.high)]
-            for name, band in found.items()
+            for name, band in bands(null).items()
         }
 
     def held_out(self) -> dict[str, float | None]:
         """What the reference itself has: its Vendi score, how well its classes are read, and copies by chance."""
-        modes, wanted = self.reference.modes, self.reference.wanted
         return {
             "vendi": float(vendi_score(self.reference.features)),
-            "accuracy": None if modes is None or wanted is None else float((modes == wanted).double().mean()),
+            "accuracy": self.reference.accuracy,
             "memorized_fraction": float(memorized_fraction(self.reference.features, self.training)),
         }
 
@@ -166,28 +154,6 @@ class Bench:
         order = ratio.argsort(stable=True)[:MOST_COPIES]
         training = self.data.train_samples.rows(self.compared[near.indices[:, 0].cpu()[order]]).x
         return Copies(x[order], training, ratio[order])
-
-
-def read_samples(
-    data: GenerativeDataModule,
-    extractor: FeatureExtractor,
-    name: str,
-    x: Tensor,
-    labels: Tensor | None,
-    keep: bool = False,
-) -> Samples:
-    """What the metrics read of samples [n, ...] of some data, by a prepared extractor; an error says whose they are.
-
-    The features of real ones may be kept, see `FeatureExtractor.extract`.
-    """
-    try:
-        features = extractor.extract(x, keep=keep)
-        modes = data.read_modes(x)  # its own oracle, where it has one, reads better than any features
-        modes = extractor.classify(features) if modes is None else modes
-    except ValueError as error:
-        raise ValueError(f"the {name}: {error}") from error
-    modes, labels = (None if kept is None else kept.to(features.device) for kept in (modes, labels))
-    return Samples(features, modes, labels if data.num_classes > 1 else None)
 
 
 def _numbers(chosen: Tensor) -> list[int]:

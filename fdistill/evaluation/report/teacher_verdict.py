@@ -18,7 +18,7 @@ REMEDIES = (
 )
 
 
-def collapse_verdict(report: Mapping[str, Any]) -> tuple[bool, str]:
+def teacher_verdict(report: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether a teacher's report shows a collapse of deterministic sampling, and a paragraph that says so.
 
     It is one where a number of the ODE is worse than both the SDE's and real data's by more than three standard errors
