@@ -60,7 +60,7 @@ class HeldOutComparison(Comparison):
         super().__init__(data, extractor, seed)
         self.n, held_out = n, data.held_out_samples
         self.gaussian = per_class_gaussian(data.train_samples, self.classes, data.num_classes)
-        x, self.labels = held_out.rows(torch.randperm(len(held_out), generator=generator_for(seed))[:n])
+        x, self.labels, _ = held_out.rows(torch.randperm(len(held_out), generator=generator_for(seed))[:n])
         self.reference = self.read("reference", x, self.labels, keep=True)
 
     def draws(self, sources: Mapping[str, Source], repeat: int) -> Iterator[tuple[str, Tensor, Samples]]:

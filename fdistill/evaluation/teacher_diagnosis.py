@@ -87,7 +87,7 @@ def diagnose_teacher(
     train, held_out, read = data.train_samples, data.held_out_samples, Comparison(data, extractor, seed).read
     chosen = torch.randperm(len(held_out), generator=generator_for(seed))[:n]
     real = held_out.rows(chosen)
-    reference = read("held-out samples", *real)
+    reference = read("held-out samples", *real[:2])
 
     rows: dict[str, list[dict[str, float | None]]] = {name: [] for name in ("real", *sources)}
     first: dict[str, Samples] = {}
@@ -106,7 +106,7 @@ def diagnose_teacher(
     report: dict[str, Any] = {
         name: _summary(found, standard_errors(first[name], reference, 0, splits, seed)) for name, found in rows.items()
     }
-    curve, best = _curves(model, data, *real, seed)
+    curve, best = _curves(model, data, real.x, real.classes, seed)
     report |= {"see_saw": _columns(curve, best), "data_std": data.data_std()}
     report |= _facts(sources, n, repeats, seed, eta, extractor, data)
     report["collapse"], report["verdict"] = teacher_verdict(report)

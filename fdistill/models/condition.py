@@ -85,6 +85,20 @@ class Condition(Mapping[str, Tensor]):
         found[slowest] = numbers
         return cls({name: found[name] for name in takes})
 
+    def numbers(self, takes: Takes) -> Tensor:
+        """The class numbers int64 [B] that `of_numbers` would make these conditions of."""
+        counted: Any = 0
+        for name, entry in takes.items():
+            counted = counted * entry.classes + self[name]
+        return counted
+
+    def groups(self) -> Tensor | None:
+        """int64 [B], equal for samples of equal classes; None where there are none, or other tensors than classes."""
+        if not self or any(value.ndim > 1 or value.is_floating_point() for value in self.values()):
+            return None
+        first, *others = self.values()
+        return torch.stack([first, *others], 1).unique(dim=0, return_inverse=True)[1] if others else first
+
     def check_classes(self, takes: Takes) -> None:
         """Raises ValueError for a class number outside [0, classes)."""
         for name, entry in takes.items():

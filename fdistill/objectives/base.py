@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fdistill.core.spec import Described
 from fdistill.data import GenerativeDataModule
+from fdistill.models.condition import Condition
 
 T = TypeVar("T")
 PredictionLevel = Literal["nothing", "value", "gradient"]
@@ -65,7 +66,7 @@ class NoisedSamples(NamedTuple):
     x_t: Tensor
     sigma: Tensor
     sigma_data: float
-    labels: Tensor | None = None
+    condition: Condition = Condition()
     teacher: Tensor | None = None  # D_p(x_t, sigma)
     fake_score: Tensor | None = None  # D_q(x_t, sigma)
     log_ratio: Tensor | None = None  # ln p/q at x_t

@@ -54,7 +54,7 @@ class MongeRegularised(Objective):
             # samples that are not finite are for the guarded step to report, on every rank
             finite = bool(torch.isfinite(at.x).all())
             latents = required(at.latents)
-            gap = monge_gap(latents, at.x, self.epsilon, at.labels, strict=False) if finite else at.x.sum()
+            gap = monge_gap(latents, at.x, self.epsilon, at.condition.groups(), strict=False) if finite else at.x.sum()
             cost = (gap / at.x[0].numel()).to(at.x.dtype).expand(len(at.x))
             matching.terms["monge"] = Term(cost, value_at(self.weight, at.update))
         return matching

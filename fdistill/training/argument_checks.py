@@ -162,11 +162,11 @@ def check_guidance(guidance: float, fake_guidance: float, fake_dropout: float, f
     """Raises ValueError for scales that are not finite, or guidance of a fake score that knows no "no class"."""
     if not (math.isfinite(guidance) and math.isfinite(fake_guidance)):
         raise ValueError(f"guidance and fake_guidance are finite: got {guidance} and {fake_guidance}")
-    conditional = fake_score is not None and fake_score.num_classes > 0
+    conditional = fake_score is not None and bool(fake_score.takes)
     if fake_guidance != 1 and not conditional:
-        raise ValueError(f"fake_guidance needs a class-conditional fake score: leave it 1, got {fake_guidance}")
+        raise ValueError(f"fake_guidance needs a conditional fake score: leave it 1, got {fake_guidance}")
     if fake_dropout and not conditional:
-        raise ValueError(f"fake_label_dropout needs a class-conditional fake score: leave it 0, got {fake_dropout}")
+        raise ValueError(f"fake_label_dropout needs a conditional fake score: leave it 0, got {fake_dropout}")
     guided = fake_dropout or fake_guidance != 1
     if guided and fake_score is not None and not fake_score.network.knows_no_class:
         raise ValueError(

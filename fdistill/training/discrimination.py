@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser, HalfDenoised
 from fdistill.models.guidance import Guidance
 from fdistill.objectives.base import PredictionLevel, expand
@@ -19,11 +20,11 @@ Reads = Literal["teacher", "fake_score", "sample", "none"]
 
 
 class NoisedInput(NamedTuple):
-    """What a network is evaluated at: noised samples, their noise levels, their classes."""
+    """What a network is evaluated at: noised samples, their noise levels, their conditions."""
 
     x_t: Tensor  # [B, *sample_shape]
     sigma: Tensor  # [B]
-    labels: Tensor | None  # int64 [B]
+    condition: Condition  # of B samples, or empty
 
     def with_instance_noise(self, tau: float, generator: torch.Generator, highest: float = math.inf) -> "NoisedInput":
         """x_t + tau n at the level sqrt(sigma^2 + tau^2): instance noise (arXiv 1610.04490), in units of the data.
@@ -70,7 +71,7 @@ def evaluate(
     """Evaluate a denoiser for exactly what is read: features, a value, a graph to the input.
 
     Args:
-        denoiser: the network; labels are not read by an unconditional one.
+        denoiser: the network; an unconditional one does not read the condition.
         at: with a graph to the generated samples where something is differentiated by them.
         value: whether the denoised sample is read, and with a graph to x_t.
         features: the same of the encoder's taps.
@@ -83,17 +84,17 @@ def evaluate(
     if features != "nothing" and features_at is not None and features_at.x_t is not at.x_t:
         half = evaluate(denoiser, features_at, features=features, learns=learns).half
         return Prediction(half, evaluate(denoiser, at, value, guidance=guidance, learns=learns).denoised)
-    x_t, sigma, labels = at if denoiser.num_classes else at._replace(labels=None)
+    x_t, sigma, condition = at
     with nullcontext() if learns else weights_at_rest(denoiser):
         if features == "nothing":
             with torch.set_grad_enabled(learns or value == "gradient"):
-                return Prediction(None, Guidance.of(guidance)(denoiser, x_t, sigma, labels))
+                return Prediction(None, Guidance.of(guidance)(denoiser, x_t, sigma, condition))
         with torch.set_grad_enabled(learns or "gradient" in (value, features)):
-            half = denoiser.encode(x_t, sigma, labels)
+            half = denoiser.encode(x_t, sigma, condition)
         if value == "nothing":
             return Prediction(half)
         with torch.set_grad_enabled(learns or value == "gradient"):
-            return Prediction(half, Guidance.of(guidance).push(denoiser.finish(half), denoiser, x_t, sigma, labels))
+            return Prediction(half, Guidance.of(guidance).push(denoiser.finish(half), denoiser, x_t, sigma, condition))
 
 
 def build_discriminator(
@@ -103,7 +104,7 @@ def build_discriminator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if reads == "sample":
-            return SampleDiscriminator(student.sample_shape, student.num_classes)
+            return SampleDiscriminator(student.sample_shape, student.takes)
         source = teacher if reads == "teacher" else fake_score
         return FeatureDiscriminator(cast(Denoiser, source).network.feature_channels)
 
@@ -131,8 +132,8 @@ def logits_of_both(
         fake: generated samples.
         real: as many real ones.
     """
-    labels = None if fake.labels is None or real.labels is None else torch.cat((fake.labels, real.labels))
-    both = NoisedInput(torch.cat((fake.x_t, real.x_t)).detach(), torch.cat((fake.sigma, real.sigma)), labels)
+    x_t, sigma = torch.cat((fake.x_t, real.x_t)).detach(), torch.cat((fake.sigma, real.sigma))
+    both = NoisedInput(x_t, sigma, Condition.cat((fake.condition, real.condition)))
     of_fake, of_real = logit_of(ratio, source, both, source_learns=False).chunk(2)
     return of_fake, of_real
 

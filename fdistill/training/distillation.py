@@ -230,8 +230,8 @@ class DistillationModule(DistillationTurn):
         """
         self.pairs = None if self.pairs is None else self.pairs.to(self.device)
         if self.last_generated is not None:
-            x, labels = self.last_generated
-            self.last_generated = x.to(self.device), None if labels is None else labels.to(self.device)
+            x, condition = self.last_generated
+            self.last_generated = x.to(self.device), condition.to(self.device)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, GenerativeDataModule):
             self.objective.prepare(data)
@@ -271,7 +271,7 @@ class DistillationModule(DistillationTurn):
         self._knows_real = self._real_side is not None and self._real_side[0] == self._validated()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """As many EMA student samples as held-out ones, with their labels."""
+        """As many EMA student samples as held-out ones, with their conditions."""
         generated, real = self._sides
         generated.add(self.predict_step(batch, batch_idx))
         if not self._knows_real:
@@ -290,10 +290,10 @@ class DistillationModule(DistillationTurn):
     on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """As many samples as the batch has, with its labels."""
+        """As many samples as the batch has, with its conditions."""
         generator = generator_for(self.seed, VALIDATION, batch_idx, self.global_rank)
         model = self.generative_model()
-        return model.sample(model.latents(len(batch.x), generator), batch.labels)
+        return model.sample(model.latents(len(batch.x), generator), batch.condition)
 
     def _validated(self) -> tuple[Any, tuple[int | float, ...]]:
         """What the real side is of: the data, and how many batches of it."""

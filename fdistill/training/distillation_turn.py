@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fdistill.data import Batch
 from fdistill.data.teacher_pairs import TeacherPairs
 from fdistill.io.rank_parts import OWN, parts_of
+from fdistill.models.condition import Condition, Conditioned
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
 from fdistill.objectives import Needs, NoisedSamples, Objective, Regression, denoising_loss, discriminator_loss
@@ -29,10 +30,12 @@ from fdistill.training.discrimination import (
     logits_of_both,
     r1_penalty,
 )
-from fdistill.training.generation import NoisedBatch, drawn_steps, dropped_labels, simulate
+from fdistill.training.generation import NoisedBatch, drawn_steps, simulate
 from fdistill.training.guard import TurnValues
 from fdistill.training.student_gradient import balance, ratio_log, student_gradient
 from fdistill.training.turn_schedule import Learners, TurnSchedule
+
+_NOTHING: PredictionLevel = "nothing"
 
 
 class DistillationTurn(GenerativeModule):
@@ -69,8 +72,8 @@ class DistillationTurn(GenerativeModule):
 
     None where h needs no ratio.
     """
-    last_generated: tuple[Tensor, Tensor | None] | None = None
-    """Samples and labels of the last student turn on this rank, for fake turns that reuse them."""
+    last_generated: tuple[Tensor, Condition] | None = None
+    """Samples and conditions of the last student turn on this rank, for fake turns that reuse them."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         turn = self.global_step
@@ -82,8 +85,8 @@ class DistillationTurn(GenerativeModule):
             return
         fresh = [part[3] for part in parts if part[3] is not None]
         if self.reuse_generated and fresh:
-            x, labels = zip(*fresh, strict=True)
-            self.last_generated = torch.cat(x), None if labels[0] is None else torch.cat(labels)
+            x, conditions = zip(*fresh, strict=True)
+            self.last_generated = torch.cat(x), Condition.cat(conditions)
         if learners.student:
             self._follow_student(turn)
         if self.is_logging_turn(turn):
@@ -92,11 +95,11 @@ class DistillationTurn(GenerativeModule):
 
     def _learn(
         self, batch: Batch, part: MicroBatch, learners: Learners
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], TurnValues, tuple[Tensor, Tensor | None] | None]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], TurnValues, tuple[Tensor, Condition] | None]:
         """Leave the gradients of a micro-batch in the networks.
 
         Returns:
-            Its losses, numbers for the loggers, what was computed of its samples, and these with their labels where
+            Its losses, numbers for the loggers, what was computed of its samples, and these with their conditions where
             they are new.
         """
         objective = self.objective.at(self.updates)
@@ -113,7 +116,7 @@ class DistillationTurn(GenerativeModule):
             losses |= fake_losses
         if learners.student:
             self.backward_share(descent)
-        fresh = None if noised.latents is None else (noised.x.detach(), noised.labels)
+        fresh = None if noised.latents is None else (noised.x.detach(), noised.condition)
         return losses, log, noised.values(), fresh
 
     def _generate(
@@ -121,28 +124,28 @@ class DistillationTurn(GenerativeModule):
     ) -> NoisedBatch:
         """Samples of these rows, noised; the noise is drawn for all, so that no row's depends on how they are split."""
         rows, generator = part.rows, part.whole
-        labels = batch.labels if self.student.num_classes else None
-        latents = old = None
+        condition = batch.condition.only(self.student.takes)
+        latents = old = dropped = None
         if not student_learns and self._can_reuse(len(batch.x)):
-            old, labels = cast("tuple[Tensor, Tensor | None]", self.last_generated)
+            old, condition = cast("tuple[Tensor, Condition]", self.last_generated)
         else:
             steps = drawn_steps(self.seed, self.global_step, len(self.levels))
             latents = [self.normal(batch.x.shape, generator)[rows] for _ in range(steps)]
         levels = self.noise_levels if student_learns else self.fake_noise_levels
         sigma = levels.sample(len(batch.x), generator, self.device)[rows]
-        noise, fake_labels = self.normal(batch.x.shape, generator)[rows], labels
+        noise = self.normal(batch.x.shape, generator)[rows]
         if self.fake_label_dropout and not student_learns:
-            no_class = cast(Denoiser, self.fake_score).num_classes
-            fake_labels = dropped_labels(cast(Tensor, labels), no_class, self.fake_label_dropout, generator)
-        if labels is not None and fake_labels is not None:
-            labels, fake_labels = labels[rows], fake_labels[rows]
+            dropped = (torch.rand(len(batch.x), generator=generator, device=self.device) < self.fake_label_dropout)[
+                rows
+            ]
+        condition = condition.rows(rows)
         if latents is None:
             x = cast(Tensor, old)[rows]
         else:
-            x = simulate(self.student, latents, self.levels, labels, student_learns)
+            x = simulate(self.student, latents, self.levels, condition, student_learns)
         leaf = x.detach().requires_grad_(student_learns)
         x_t = (leaf if input_gradient else leaf.detach()) + expand(sigma, x) * noise
-        return NoisedBatch(part, x, leaf, x_t, sigma, labels, fake_labels, latents[0] if latents else None)
+        return NoisedBatch(part, x, leaf, x_t, sigma, condition, dropped, latents[0] if latents else None)
 
     def _can_reuse(self, n: int) -> bool:
         return self.reuse_generated and self.last_generated is not None and len(self.last_generated[0]) == n
@@ -152,10 +155,10 @@ class DistillationTurn(GenerativeModule):
 
         Where the fake side alone learns, features of the teacher wait for those of real samples, to be of one batch.
         """
-        at = NoisedInput(noised.x_t, noised.sigma, noised.labels)
-        at_fake = at._replace(labels=noised.fake_labels)
+        at = NoisedInput(noised.x_t, noised.sigma, noised.condition)
+        at_fake = at._replace(condition=self._without_dropped(noised.condition, noised.dropped))
         teacher = fake_score = Prediction()
-        discriminated, features = None, dict.fromkeys(("teacher", "fake_score"), cast(PredictionLevel, "nothing"))
+        discriminated, features = None, dict.fromkeys(("teacher", "fake_score"), _NOTHING)
         if self.ratio is not None and (needs.discriminator or learners.fake):
             discriminated = self._discriminated(at_fake if self.reads == "fake_score" else at, noised.part)
             features[self.reads] = "gradient" if needs.logit else "value"
@@ -182,8 +185,8 @@ class DistillationTurn(GenerativeModule):
         at, log = self._noised_samples(noised, objective.needs)
         regression_x = None
         if objective.needs.pairs:
-            latents, target, labels = cast(TeacherPairs, self.pairs).draw(len(at.x), noised.part.own)
-            regression_x = simulate(self.student, [latents], self.levels, labels, True)
+            latents, target, condition = cast(TeacherPairs, self.pairs).draw(len(at.x), noised.part.own)
+            regression_x = simulate(self.student, [latents], self.levels, condition, True)
             at = at._replace(regression=Regression(regression_x.detach().requires_grad_(), target))
         loss = objective.loss(at)
         gradient = student_gradient(loss, at)
@@ -198,7 +201,7 @@ class DistillationTurn(GenerativeModule):
 
     def _noised_samples(self, noised: NoisedBatch, needs: Needs) -> tuple[NoisedSamples, dict[str, Tensor]]:
         """What the objective reads of the batch; numbers for the loggers."""
-        at = NoisedSamples(noised.leaf, noised.x_t, noised.sigma, self.sigma_data, noised.labels)
+        at = NoisedSamples(noised.leaf, noised.x_t, noised.sigma, self.sigma_data, noised.condition)
         at = at._replace(teacher=noised.teacher.denoised, update=self.updates, generator=noised.part.own)
         if needs.fake_score != "nothing":
             value = required(noised.fake_score.denoised)
@@ -224,7 +227,8 @@ class DistillationTurn(GenerativeModule):
         if self.fake_score is not None:
             denoised = required(noised.fake_score.denoised)
             losses["loss/fake_score"] = denoising_loss(denoised, noised.x, noised.sigma, self.sigma_data)
-        if self.ratio is None:
+        ratio = self.ratio
+        if ratio is None:
             return losses
         fake, real, learns = required(noised.discriminated), self._real(batch, noised), self.reads == "fake_score"
         source, half = self._feature_source(), (noised.fake_score if learns else noised.teacher).half
@@ -232,12 +236,12 @@ class DistillationTurn(GenerativeModule):
             logits = logits_of_both(self.ratio, self.teacher, fake, real)
         else:
             half = half.detach_features() if self.reads == "teacher" and half is not None else half
-            of_fake = self.ratio.logit(half, fake.x_t.detach(), fake.sigma, fake.labels)
+            of_fake = self.ratio.logit(half, fake.x_t.detach(), fake.sigma, fake.condition)
             logits = of_fake, logit_of(self.ratio, source, real, learns)
         losses["loss/discriminator"] = discriminator_loss(*logits)
         if self.r1_weight:
             penalty = r1_penalty(
-                lambda x: logit_of(self.ratio, source, real._replace(x_t=x), learns),
+                lambda x: logit_of(ratio, source, real._replace(x_t=x), learns),
                 real,
                 self.sigma_data,
                 noised.part.own,
@@ -247,32 +251,39 @@ class DistillationTurn(GenerativeModule):
         return losses
 
     def _real(self, batch: Batch, noised: NoisedBatch) -> NoisedInput:
-        """Samples of the data at the noise levels of the generated ones, with as many that have no class."""
-        rows, labels = noised.part.rows, required(noised.discriminated).labels
+        """Samples of the data at the noise levels of the generated ones, of which as many lack their condition."""
+        rows = noised.part.rows
+        condition = batch.condition.only(self.student.takes).rows(rows)
+        if self.reads == "fake_score":
+            condition = self._without_dropped(condition, noised.dropped)
         x = batch.x[rows]
         x_t = x + expand(noised.sigma, x) * self.normal(batch.x.shape, noised.part.whole)[rows]
-        if self.reuse_generated and labels is not None:  # the generated ones have the classes of another batch
-            labels = torch.where(labels.eq(required(noised.labels)), batch.labels[rows], labels)
-        return self._discriminated(NoisedInput(x_t, noised.sigma, labels), noised.part)
+        return self._discriminated(NoisedInput(x_t, noised.sigma, condition), noised.part)
+
+    def _without_dropped(self, condition: Condition, dropped: Tensor | None) -> Condition:
+        """The condition, with the fake score's "no condition" where it was dropped."""
+        if dropped is None:
+            return condition
+        return condition.where(dropped, cast(Denoiser, self.fake_score).null(1, self.device))
 
     def _feature_source(self) -> Denoiser | None:
         """The network whose features the discriminator reads."""
         return {"teacher": self.teacher, "fake_score": self.fake_score}.get(self.reads)
 
-    def logit(self, x_t: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    def logit(self, x_t: Tensor, sigma: Tensor, condition: Conditioned) -> Tensor:
         """The discriminator's logit [B] at any noised samples; its optimum is the log density ratio ln p_t/q_t.
 
         With instance noise tau it has learnt at levels of at least tau.
         """
-        at = NoisedInput(x_t, sigma, labels)
+        at = NoisedInput(x_t, sigma, Condition.of(condition, self.student.takes))
         return logit_of(required(self.ratio), self._feature_source(), at, self.reads == "fake_score")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the samples that this rank's next fake turns reuse."""
         super().on_save_checkpoint(checkpoint)
         if self.reuse_generated and self.last_generated is not None:
-            named = zip(("x", "labels"), self.last_generated, strict=True)
-            own = {f"generated/{name}": value.cpu() for name, value in named if value is not None}
+            x, condition = self.last_generated
+            own = {f"generated/{name}": value.cpu() for name, value in {"x": x, **condition}.items()}
             checkpoint.setdefault(OWN, {}).update(own)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -281,7 +292,7 @@ class DistillationTurn(GenerativeModule):
         parts = parts_of(checkpoint)
         mine = parts.of(self.global_rank, "generated/") if self.global_rank < parts.ranks else {}
         if mine:
-            self.last_generated = mine["x"], mine.get("labels")
+            self.last_generated = mine.pop("x"), Condition(mine)
 
     def _step(self, losses: dict[str, Tensor], learners: Learners, samples: TurnValues) -> dict[str, Tensor] | None:
         student_optimizer, fake_optimizer = cast("list[LightningOptimizer]", self.optimizers())

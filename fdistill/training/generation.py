@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fdistill.core.random import generator_for
+from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.sampling import renoise
 from fdistill.training.base import MicroBatch
@@ -24,8 +25,8 @@ class NoisedBatch(NamedTuple):
     leaf: Tensor  # x without that graph, and with a gradient of its own where the student learns
     x_t: Tensor  # x + sigma eps, with a graph to the leaf where anything is differentiated by it
     sigma: Tensor  # [B]
-    labels: Tensor | None  # int64 [B]
-    fake_labels: Tensor | None  # those that the fake score sees: some are "no class" where it learns that
+    condition: Condition  # of B samples, or empty
+    dropped: Tensor | None  # bool [B], which of them the fake score sees without it, where it learns that
     latents: Tensor | None  # [B, *sample_shape], of the first step; None where the samples are not new
     discriminated: NoisedInput | None = None  # what the discriminator sees
     teacher: Prediction = Prediction()
@@ -45,7 +46,7 @@ def drawn_steps(seed: int, turn: int, most: int) -> int:
 
 
 def simulate(
-    student: Denoiser, latents: Sequence[Tensor], levels: Sequence[float], labels: Tensor | None, learns: bool
+    student: Denoiser, latents: Sequence[Tensor], levels: Sequence[float], condition: Condition, learns: bool
 ) -> Tensor:
     """The student's sample after len(latents) steps; the last one with a graph where it learns.
 
@@ -56,7 +57,7 @@ def simulate(
         student: as it learns.
         latents: standard normal [B, *sample_shape], one for each step made.
         levels: noise level of each step.
-        labels: int64 [B], or None.
+        condition: of B samples, or empty.
         learns: whether the last step keeps its graph.
     """
     x = None
@@ -64,11 +65,5 @@ def simulate(
     for step, (latent, level) in enumerate(zip(latents, levels, strict=False)):
         sigma = torch.full((len(latent),), level, device=latent.device)
         with torch.set_grad_enabled(learns and step == last):
-            x = student(renoise(x, latent, level), sigma, labels)
+            x = student(renoise(x, latent, level), sigma, condition)
     return cast(Tensor, x)
-
-
-def dropped_labels(labels: Tensor, no_class: int, share: float, generator: torch.Generator) -> Tensor:
-    """labels, of which each one is "no class" with probability `share`."""
-    dropped = torch.rand(len(labels), generator=generator, device=labels.device) < share
-    return torch.where(dropped, no_class, labels)

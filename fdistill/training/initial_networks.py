@@ -13,6 +13,7 @@ from torch import nn
 from fdistill.core.meta_device import drop_weights, without_weights
 from fdistill.data.teacher_pairs import TeacherPairs
 from fdistill.io.load import load_model
+from fdistill.models.condition import declared
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
 from fdistill.models.networks import train_without_dropout
@@ -109,10 +110,10 @@ def learners(
     for name, other in (("teacher", teacher), ("fake_score", fake_score)):
         if other is None:
             continue
-        if other.sample_shape != student.sample_shape or other.num_classes not in (0, student.num_classes):
+        if other.sample_shape != student.sample_shape or other.takes not in ({}, student.takes):
             raise ValueError(
-                f"{name} and student see the same samples and classes: expected shape {student.sample_shape} and "
-                f"{student.num_classes} classes (or none), got {other.sample_shape} and {other.num_classes}"
+                f"{name} and student see the same samples and conditions: expected shape {student.sample_shape} and "
+                f"{declared(student.takes)} (or none), got {other.sample_shape} and {declared(other.takes)}"
             )
     return student, fake_score
 
@@ -153,5 +154,5 @@ def known_sigma_data(given: float | None, denoiser: Denoiser, facts: dict[str, A
 def fitting_pairs(file: str, student: Denoiser, guidance: float | Guidance) -> TeacherPairs:
     """The pairs of a file, made for such a student and guidance; raises as `TeacherPairs` does."""
     pairs = TeacherPairs.load(file)
-    pairs.check_fits(student.sample_shape, student.num_classes, guidance)
+    pairs.check_fits(student.sample_shape, student.takes, guidance)
     return pairs
