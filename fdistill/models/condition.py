@@ -55,9 +55,10 @@ class Condition(Mapping[str, Tensor]):
         ValueError: where tensors hold different numbers of samples.
         """
         self._tensors = dict(tensors)
-        lengths = {name: value.shape[0] if value.ndim else None for name, value in self._tensors.items()}
-        if None in lengths.values() or len(set(lengths.values())) > 1:
-            raise ValueError(f"the tensors of a condition are batch first and of one batch: got lengths {lengths}")
+        shapes = {name: tuple(value.shape) for name, value in self._tensors.items()}
+        first = next(iter(shapes.values()), ())
+        if any(not shape or shape[0] != first[0] for shape in shapes.values()):
+            raise ValueError(f"the tensors of a condition are batch first and of one batch: got shapes {shapes}")
 
     @classmethod
     def of(cls, value: "Conditioned", takes: Takes) -> "Condition":
@@ -138,7 +139,7 @@ class Condition(Mapping[str, Tensor]):
     @property
     def length(self) -> int | None:
         """The number of samples; None for the empty condition, which has none of its own."""
-        return next((len(value) for value in self.values()), None)
+        return next((value.shape[0] for value in self.values()), None)
 
     def only(self, names: Mapping[str, Any]) -> "Condition":
         """The tensors of these names, as far as there are such."""

@@ -233,11 +233,11 @@ class DistillationTurn(GenerativeModule):
         fake, real, learns = required(noised.discriminated), self._real(batch, noised), self.reads == "fake_score"
         source, half = self._feature_source(), (noised.fake_score if learns else noised.teacher).half
         if self.reads == "teacher" and half is None:
-            logits = logits_of_both(self.ratio, self.teacher, fake, real)
+            logits = logits_of_both(ratio, self.teacher, fake, real)
         else:
             half = half.detach_features() if self.reads == "teacher" and half is not None else half
-            of_fake = self.ratio.logit(half, fake.x_t.detach(), fake.sigma, fake.condition)
-            logits = of_fake, logit_of(self.ratio, source, real, learns)
+            of_fake = ratio.logit(half, fake.x_t.detach(), fake.sigma, fake.condition)
+            logits = of_fake, logit_of(ratio, source, real, learns)
         losses["loss/discriminator"] = discriminator_loss(*logits)
         if self.r1_weight:
             penalty = r1_penalty(

@@ -6,6 +6,7 @@ from tiny_runs import GivenData, distillation, mlp, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fdistill.data import Batch
+from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import EDM2UNet, SmallUNet, SongUNet, StockUNet, TwoExperts
 from fdistill.objectives import FDistill
@@ -58,7 +59,7 @@ def samples(module, n=B):
     x_t = [torch.randn(n, *module.teacher.sample_shape, generator=source) for _ in range(2)]
     labels = [torch.randint(2, (n,), generator=source) for _ in range(2)]
     sigma = 3 * torch.rand(n, generator=source) + 0.1
-    return [NoisedInput(x, sigma, y) for x, y in zip(x_t, labels, strict=True)]
+    return [NoisedInput(x, sigma, Condition({"labels": y})) for x, y in zip(x_t, labels, strict=True)]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -273,7 +273,7 @@ def test_the_fake_side_descends_denoising_and_discrimination_of_its_own_samples(
     data, part = ring(batch_size=64), next(module.micro_batches(64))
     batch = next(iter(data.train_dataloader()))
     generated = module._generate(batch, part, False)
-    x, sigma, labels = generated.x, generated.sigma, generated.labels
+    x, sigma, labels = generated.x, generated.sigma, generated.condition["labels"]
     x_t, real_t = generated.x_t, batch.x + sigma[:, None] * module.normal(x.shape, part.whole)
 
     def logit_at(x_t):
