@@ -18,7 +18,7 @@ from fdistill.models.networks import GaussianMixture
 from fdistill.models.networks.embeddings import FourierEmbedding
 from fdistill.theory.noise_levels import NoiseLevels
 
-_GRID = 4  # positions a side that a discriminator head tells apart
+_GRID = 4  # positions a side that a discriminator head keeps
 
 
 class FeatureDiscriminator(nn.Module):
