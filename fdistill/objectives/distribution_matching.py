@@ -86,7 +86,7 @@ class FDistill(Objective):
         return StudentLoss(terms, weight)
 
     def sample_weight(self, at: NoisedSamples) -> Tensor | None:
-        """h(r), [B]; None where the divergence asks for no ratio."""
+        """h(r), [B]; None where the divergence needs no ratio."""
         if not self.divergence.needs_ratio:
             return None
         return self.divergence.at(at.update).weight(required(at.log_ratio))

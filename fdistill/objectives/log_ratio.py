@@ -19,7 +19,7 @@ from fdistill.models.networks import GaussianMixture
 from fdistill.models.networks.embeddings import FourierEmbedding, class_embedding, class_tables
 from fdistill.theory.noise_levels import NoiseLevels
 
-_GRID = 4  # positions a side that a discriminator head tells apart
+_GRID = 4  # positions a side that a discriminator head keeps
 
 
 class FeatureDiscriminator(nn.Module):

@@ -83,7 +83,7 @@ class TeacherModule(GenerativeModule):
             raise ValueError(f"label_dropout is a probability in [0, 1]: got {label_dropout}")
         if label_dropout and network.takes and not network.knows_no_class:
             raise ValueError(
-                f'{type(network).__name__} has no weights for "no class", which dropped labels ask for: '
+                f'{type(network).__name__} has no weights for "no class", which dropped labels need: '
                 f"expected label_dropout 0, got {label_dropout}"
             )
         with start_at_rank_0(self, meta_start):

@@ -44,7 +44,7 @@ def dry_turn(module: GenerativeModule, batch_size: int, turn: int) -> TurnCost:
     Args:
         module: with or without its trainer.
         batch_size: samples on the device, >= 1.
-        turn: its number in the run, which says what learns, and where schedules are.
+        turn: its number in the run, which sets what learns and where schedules are.
 
     Raises:
         ValueError: for a batch size that is not positive.
