@@ -11,7 +11,7 @@ from fdistill.data.digits import digit_splits
 from fdistill.data.prompt_files import PromptFiles
 from fdistill.models.condition import Condition, Entry, Takes
 
-DIGITS = "zero one two three four five six seven eight nine".split()
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {
     "red": (0.9, 0.1, 0.1),
     "green": (0.1, 0.7, 0.2),
@@ -33,7 +33,7 @@ def caption_parts() -> Tensor:
 
 
 def caption_numbers(parts: Tensor) -> Tensor:
-    """The number of the caption of each digit, colour and ground int64 [n, 3]; -1 for a ground of the digit's colour."""
+    """The number of the caption of each digit, colour and ground int64 [n, 3]; -1 where both colours are one."""
     digit, colour, ground = parts.unbind(1)
     number = (digit * PARTS[1] + colour) * (PARTS[2] - 1) + ground - (ground > colour).long()
     return number.where(colour != ground, -1)

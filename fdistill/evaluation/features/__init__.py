@@ -2,6 +2,7 @@
 
 from fdistill.evaluation.features.base import FeatureExtractor, compared_rows
 from fdistill.evaluation.features.cache import FeatureCache
+from fdistill.evaluation.features.captions import CaptionFeatures
 from fdistill.evaluation.features.classifier import ClassifierFeatures
 from fdistill.evaluation.features.default import default_extractor
 from fdistill.evaluation.features.module import ModuleFeatures
@@ -10,6 +11,7 @@ from fdistill.evaluation.features.pixels import PixelFeatures
 from fdistill.evaluation.features.pretrained import InceptionFeatures, OpenClipFeatures, TimmFeatures
 
 __all__ = [
+    "CaptionFeatures",
     "ClassifierFeatures",
     "FeatureCache",
     "FeatureExtractor",
