@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fdistill.core.atomic_files import atomic_write
 from fdistill.core.fingerprints import fingerprint
 from fdistill.core.weight_files import CheckpointError
-from fdistill.data.prompt_encoders import PromptEncoder, encoder_identity
+from fdistill.data.prompt_encoders import PromptEncoder
 from fdistill.data.prompt_files import (
     DESCRIPTION,
     ENDS,
@@ -87,7 +87,7 @@ def encode_prompts(asked: PromptEncoding, target: Path, overwrite: bool = False)
             f"encoding takes prompts, batch_size >= 1 and numbers of {', '.join(NUMBERS)}: got {len(asked.prompts)} "
             f"prompts, {asked.batch_size} and {asked.numbers!r}"
         )
-    identity = encoder_identity(asked.encoder.folder)
+    identity = asked.encoder.identity()
     told = [identity, asked.encoder.settings, asked.encoder.dtype, asked.numbers, asked.batch_size, FILE_BYTES]
     request = fingerprint([*told, list(asked.prompts)])
     if not overwrite and (held := _held(target, request)) is not None:
@@ -96,12 +96,6 @@ def encode_prompts(asked: PromptEncoding, target: Path, overwrite: bool = False)
     cut = _cut(asked)
     null = _checked(asked.encoder.null(), NUMBERS[asked.numbers])
     shapes, mask = _shapes(null, asked.encoder.family.mask), asked.encoder.family.mask
-    stored = {name: value for name, value in null.items() if name in shapes}
-    if mask is not None:
-        stored = {
-            name: _rows(value, null[mask])[0][None] if None in shapes[name] else value for name, value in stored.items()
-        }
-    atomic_write(target / NULL, save(_whole(stored), {"request": request}))
     longest = max(asked.encoder.limits().values())
     numbers = sum(math.prod(longest if size is None else size for size in shape) for shape in shapes.values())
     per_file = max(1, FILE_BYTES // (numbers * NUMBERS[asked.numbers].itemsize))
@@ -115,6 +109,12 @@ def encode_prompts(asked: PromptEncoding, target: Path, overwrite: bool = False)
                 atomic_write(path, save(_file(asked, part, shapes, bar), {"request": request}))
                 now += len(part)
             files.append({"name": path.name, "prompts": len(part), "bytes": path.stat().st_size})
+    stored = {name: value for name, value in null.items() if name in shapes}
+    if mask is not None:
+        stored = {
+            name: _rows(value, null[mask])[0][None] if None in shapes[name] else value for name, value in stored.items()
+        }
+    atomic_write(target / NULL, save(_whole(stored), {"request": request}))
     made = {"source": asked.source, "numbers": asked.numbers, "settings": asked.encoder.settings, "cut": cut}
     text = PromptDescription(asked.encoder.name, identity, shapes, mask, files, made, request)
     atomic_write(target / DESCRIPTION, json.dumps(text._asdict(), indent=1))

@@ -92,6 +92,10 @@ class PromptEncoder:
                 )
             self.settings["max_sequence_length"] = max_tokens
 
+    def identity(self) -> str:
+        """What tells these encoders from others: `encoder_identity` of their folder."""
+        return encoder_identity(self.folder)
+
     def limits(self) -> dict[str, int]:
         """Tokens that a prompt may have, by the name of the tokenizer; the encoders cut what is longer."""
         limits = {name: int(getattr(self._pipeline, name).model_max_length) for name in self._tokenizers}
