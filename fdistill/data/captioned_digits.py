@@ -108,7 +108,7 @@ class CaptionedDigits(GenerativeDataModule):
         """The condition of one sample that means "no caption": the empty text."""
         return self._encodings()[1]
 
-    def asked(self, most: int) -> tuple[Condition, list[str]]:
+    def named_conditions(self, most: int) -> tuple[Condition, list[str]]:
         """Up to `most` captions, evenly over all, as conditions and as texts."""
         chosen = torch.linspace(0, self.num_classes - 1, min(most, self.num_classes)).round().long()
         texts = captions()

@@ -71,9 +71,9 @@ class Prompts(LatentsOnly):
         """The condition of one sample that means "no prompt"."""
         return self.files.null()
 
-    def asked(self, most: int) -> tuple[Condition, list[str]]:
+    def named_conditions(self, most: int) -> tuple[Condition, list[str]]:
         """Up to `most` prompts, evenly over all, as conditions and as texts."""
-        return _asked(self.files, most)
+        return _named(self.files, most)
 
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
         """Return all prompts, twice."""
@@ -148,9 +148,9 @@ class PromptedLatents(LatentFolder):
         """The condition of one sample that means "no prompt"."""
         return self.files.null()
 
-    def asked(self, most: int) -> tuple[Condition, list[str]]:
+    def named_conditions(self, most: int) -> tuple[Condition, list[str]]:
         """Up to `most` captions, evenly over all, as conditions and as texts."""
-        return _asked(self.files, most)
+        return _named(self.files, most)
 
     def _split(self, files: LatentFiles, chosen: Tensor, flips: bool) -> Split:
         return _CaptionedLatents(files, chosen, flips, self.sample, self.seed, self.metric_samples, self.files)
@@ -193,6 +193,6 @@ def checked_prompts(folder: str, pipeline: str | None) -> PromptFiles:
     return files
 
 
-def _asked(files: PromptFiles, most: int) -> tuple[Condition, list[str]]:
+def _named(files: PromptFiles, most: int) -> tuple[Condition, list[str]]:
     chosen = torch.linspace(0, len(files) - 1, min(most, len(files))).round().long().tolist()
     return files.condition(chosen), files.texts(chosen)

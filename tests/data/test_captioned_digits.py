@@ -50,7 +50,7 @@ def test_a_batch_has_the_embedding_of_each_caption(data):
     batch.condition.check(data.takes, 64)
     data.null().check(data.takes, 1)
     assert data.embeddings["encoder_hidden_states"].flatten(1).unique(dim=0).shape[0] == 300
-    assert data.asked(2)[1] == [captions()[0], captions()[299]]
+    assert data.named_conditions(2)[1] == [captions()[0], captions()[299]]
 
 
 def test_a_word_is_a_token(data):

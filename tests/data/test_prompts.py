@@ -56,7 +56,7 @@ def test_the_recipe_rebuilds_the_data(folder):
 
 
 def test_some_prompts_are_asked_for_with_their_texts(folder):
-    condition, texts = Prompts(folder, [4, 2, 2]).asked(4)
+    condition, texts = Prompts(folder, [4, 2, 2]).named_conditions(4)
     assert texts == [PROMPTS[0], PROMPTS[3], PROMPTS[6], PROMPTS[9]]
     assert torch.equal(
         condition["pooled"], PromptFiles(Prompts(folder, [1]).files.folder).condition([0, 3, 6, 9])["pooled"]
