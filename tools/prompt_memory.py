@@ -2,9 +2,9 @@
 
     python tools/prompt_memory.py --prompts 100000
 
-The folder is as `fdistill encode-prompts` writes it for SDXL (77 x 2048 and 1280 numbers of 16 bits a prompt), all zero,
-so that it takes no room on the disk. Prints the process's own memory (RssAnon of Linux: without pages of mapped files,
-which the system drops when it needs them) before the data, with it, and at its peak over the batches.
+The folder is as `fdistill encode-prompts` writes it for SDXL (77 x 2048 and 1280 numbers of 16 bits a prompt), all zero
+and without room on the disk. Prints the process's own memory (RssAnon of Linux: without pages of mapped files, which
+the system drops when it needs them) before the data, with it, and at its peak over the batches.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from fdistill.data import Prompts
 from fdistill.data.encode_prompts import FILE_BYTES
-from fdistill.data.prompt_files import DESCRIPTION, NULL, PromptDescription
+from fdistill.data.prompt_files import DESCRIPTION, ENDS, NULL, TEXT, TEXT_ENDS, PromptDescription
 
 SHAPES: dict[str, list[int | None]] = {"encoder_hidden_states": [77, 2048], "added_cond_kwargs.text_embeds": [1280]}
 BYTES = 2 * (77 * 2048 + 1280)
@@ -29,8 +29,8 @@ BYTES = 2 * (77 * 2048 + 1280)
 def write_holes(path: Path, count: int) -> int:
     """A safetensors file of `count` prompts of one letter, whose embeddings are a hole; returns its size."""
     ends = torch.arange(1, count + 1).numpy().tobytes()
-    small = {"text_ends": ("I64", [count], ends), "token_ends": ("I64", [count], bytes(8 * count))}
-    small["text"] = ("U8", [count], b"x" * count)
+    small = {TEXT_ENDS: ("I64", [count], ends), ENDS: ("I64", [count], bytes(8 * count))}
+    small[TEXT] = ("U8", [count], b"x" * count)
     header: dict[str, object] = {"__metadata__": {"request": "holes"}}
     place = 0
     sizes = {name: (kind, shape, len(content)) for name, (kind, shape, content) in small.items()}
@@ -79,10 +79,11 @@ def main() -> None:
         data = Prompts(folder, [4, 64, 64], batch_size=arguments.batch_size)
         stream = islice(data.train_dataloader(), arguments.batches)
         opened, peak, began = own_mib(), 0.0, time.perf_counter()
+        held = 0.0
         for batch in stream:
             peak = max(peak, own_mib())
+            held = sum(value.nbytes for value in batch.condition.values()) / 2**20
         seconds = time.perf_counter() - began
-    held = sum(value.nbytes for value in batch.condition.values()) / 2**20
     print(f"{arguments.prompts:,} prompts of {BYTES:,} bytes, {size / 1e9:.1f} GB of files; a batch {held:.0f} MiB")
     print(f"own memory: {before:.0f} MiB before, {opened:.0f} MiB with the data, {peak:.0f} MiB at its peak")
     print(f"{1000 * seconds / arguments.batches:.0f} ms a batch")

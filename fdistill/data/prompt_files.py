@@ -15,7 +15,7 @@ from fdistill.models.condition import Condition, Entry, Takes
 
 DESCRIPTION, NULL = "prompts.json", "null.safetensors"
 FILE_NAME = re.compile(r"prompts-\d{5,}\.safetensors")
-ENDS, TEXT, TEXT_ENDS = "token_ends", "text", "text_ends"
+ENDS, TEXT, TEXT_ENDS = "prompt_token_ends", "prompt_text", "prompt_text_ends"
 FORMAT = 1
 _OWN = {ENDS, TEXT, TEXT_ENDS}
 _REMEDY = "write it again with fdistill encode-prompts"
