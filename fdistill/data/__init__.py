@@ -5,6 +5,7 @@ from fdistill.data.batch_stream import EndlessBatchSampler
 from fdistill.data.batches import InMemorySplit, ReadSplit, Split
 from fdistill.data.captioned_digits import CaptionedDigits
 from fdistill.data.chequerboard import Chequerboard
+from fdistill.data.coloured_digits import ColouredDigits
 from fdistill.data.digits import Digits
 from fdistill.data.idx_folder import IdxFolder
 from fdistill.data.image_folder import ImageFolder
@@ -27,6 +28,7 @@ __all__ = [
     "Batch",
     "CaptionedDigits",
     "Chequerboard",
+    "ColouredDigits",
     "DecodedLatents",
     "Digits",
     "EndlessBatchSampler",

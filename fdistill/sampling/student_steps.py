@@ -4,6 +4,7 @@ import itertools
 
 from torch import Tensor
 
+from fdistill.models.condition import Conditioned
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
 
@@ -12,19 +13,19 @@ def one_step(
     denoiser: Denoiser,
     noise: Tensor,
     sigmas: Tensor,
-    labels: Tensor | None = None,
+    condition: Conditioned = None,
     guidance: float | Guidance = 1.0,
 ) -> Tensor:
     """G(z) = D(sigma z, sigma): one evaluation at sigmas[0]. noise is standard normal, [B, *sample_shape]."""
     level = check_grid(sigmas)[0]
-    return Guidance.of(guidance)(denoiser, renoise(None, noise, level), level, labels)
+    return Guidance.of(guidance)(denoiser, renoise(None, noise, level), level, condition)
 
 
 def multi_step(
     denoiser: Denoiser,
     noise: Tensor,
     sigmas: Tensor,
-    labels: Tensor | None = None,
+    condition: Conditioned = None,
     guidance: float | Guidance = 1.0,
 ) -> Tensor:
     """K evaluations, each of the last one's sample noised anew (arXiv 2303.01469, algorithm 1 at epsilon = 0).
@@ -39,7 +40,7 @@ def multi_step(
         )
     guidance, x = Guidance.of(guidance), None
     for z, level in zip(noise.unbind(1), check_grid(sigmas), strict=True):
-        x = guidance(denoiser, renoise(x, z, level), level, labels)
+        x = guidance(denoiser, renoise(x, z, level), level, condition)
     assert x is not None
     return x
 
