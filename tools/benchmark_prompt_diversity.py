@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fdistill.core.atomic_files import atomic_write
 from fdistill.core.random import generator_for
 from fdistill.data import Digits
-from fdistill.evaluation.seed_diversity import Found, SeedAlarm, SeedProbe, asked_of, default_spaces
+from fdistill.evaluation.seed_diversity import Found, SeedAlarm, SeedProbe, default_spaces
 from fdistill.io.load import load_model
 
 COLLAPSES = {
@@ -73,11 +73,11 @@ def main() -> None:
     arguments = parser.parse_args()
     data = Digits()
     teacher, student = (load_model(f"checkpoints/digits-{kind}") for kind in ("teacher", "student"))
-    probe = SeedProbe(asked_of(data, 10), default_spaces(data.sample_shape, 10), seed=arguments.seed)
+    probe = SeedProbe(data.named_conditions(10), default_spaces(data.sample_shape, 10), seed=arguments.seed)
     for extractor in probe.spaces.values():
         extractor.keep_learned()
     probe.prepare(data.train_samples, 10)
-    names, sets = probe.asked.names, arguments.sets
+    names, sets = probe.names, arguments.sets
     draws = [probe.measure(probe.pictures(teacher, i)) for i in tqdm(range(4 * sets), desc="teacher")]
     bands = [draws[4 * i : 4 * i + 4] for i in range(sets)]
 

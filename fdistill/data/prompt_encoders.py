@@ -233,7 +233,7 @@ def _loaded(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> Any:
     transformers.logging.set_verbosity_error()
     try:
         return getattr(diffusers, index["_class_name"]).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, **left_out
+            folder, local_files_only=True, use_safetensors=True, dtype=dtype, **left_out
         )
     except (OSError, *BUILD_ERRORS) as error:
         raise CheckpointError(f"{folder}: its text encoders cannot be loaded: {reason(error)}") from error

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fdistill.core.distributed import gather_rows, same_on_all_ranks
 from fdistill.core.random import fold_seed
-from fdistill.data import GenerativeDataModule, InMemorySplit
+from fdistill.data import InMemorySplit
 from fdistill.evaluation.collapse_alarm import SPREADS, Band, CollapseAlarm
 from fdistill.evaluation.features import FeatureExtractor, PatchFeatures, default_extractor, reads_patches
 from fdistill.evaluation.metrics.condition_diversity import ConditionDiversity, condition_diversity
-from fdistill.models.condition import LABELS, Condition
+from fdistill.models.condition import Condition
 from fdistill.models.vae import Decoder
 from fdistill.sampling.generator import GenerativeModel
 
@@ -27,27 +27,6 @@ _NAMED = 10  # conditions that a reason names
 
 Found = Mapping[str, ConditionDiversity]
 """What one draw of all conditions and seeds says, by the name of the feature space."""
-
-
-class Asked(NamedTuple):
-    """The conditions that are looked at.
-
-    Attributes:
-        condition: of N rows.
-        names: of them, for people: the prompts or the classes.
-    """
-
-    condition: Condition
-    names: list[str]
-
-
-def asked_of(data: GenerativeDataModule, most: int) -> Asked:
-    """Up to `most` classes of the data, evenly over all; the empty condition where there are none."""
-    num_classes = data.num_classes
-    if not num_classes:
-        return Asked(Condition(), ["all samples"])
-    chosen = torch.linspace(0, num_classes - 1, min(most, num_classes)).round().long()
-    return Asked(Condition.of_classes(chosen), [f"class {number}" for number in chosen.tolist()])
 
 
 def default_spaces(sample_shape: tuple[int, ...], num_classes: int) -> dict[str, FeatureExtractor]:
@@ -60,7 +39,8 @@ class SeedProbe:
     """Draws S seeds of each of N conditions of a model, and says how much they differ.
 
     Attributes:
-        asked: the conditions.
+        condition: N rows, or the empty condition.
+        names: of the N conditions, for people: the prompts or the classes.
         spaces: feature extractors by name; prepared where `measure` is called.
         seeds: S.
         decoder: makes pictures of latents where a model has no decoder of its own.
@@ -68,18 +48,26 @@ class SeedProbe:
 
     def __init__(
         self,
-        asked: Asked,
+        named: tuple[Condition, Sequence[str]],
         spaces: Mapping[str, FeatureExtractor],
         seeds: int = 16,
         seed: int = 0,
         decoder: Decoder | None = None,
     ) -> None:
-        """Raises:
-        ValueError: for fewer than two seeds, or no feature space.
+        """Args:
+        named: `GenerativeDataModule.named_conditions`.
+        spaces: see the attribute.
+        seeds: S >= 2.
+        seed: of the latents and the spaces.
+        decoder: see the attribute.
+
+        Raises:
+            ValueError: for fewer than two seeds, or no feature space.
         """
         if seeds < 2 or not spaces:
             raise ValueError(f"a condition needs at least 2 seeds and a feature space: got {seeds} and {len(spaces)}")
-        self.asked, self.spaces, self.seeds, self.seed, self.decoder = asked, dict(spaces), seeds, seed, decoder
+        self.condition, self.names = named[0], list(named[1])
+        self.spaces, self.seeds, self.seed, self.decoder = dict(spaces), seeds, seed, decoder
 
     def prepare(self, pictures: InMemorySplit, num_classes: int) -> None:
         """Fit the feature spaces to real pictures, or where there are none to a teacher's; the same on all ranks."""
@@ -98,14 +86,14 @@ class SeedProbe:
             world_size: processes that draw.
         """
         mine = slice(rank, None, world_size)
-        noise = model.noise(len(self.asked.names) * self.seeds, fold_seed(self.seed, draw))[mine]
-        samples = model.sample(noise, self.asked.condition.repeat(self.seeds).rows(mine).get(LABELS))
+        noise = model.noise(len(self.names) * self.seeds, fold_seed(self.seed, draw))[mine]
+        samples = model.sample(noise, self.condition.repeat(self.seeds).rows(mine))
         decoder = model.decoder or self.decoder
         return samples if decoder is None else decoder.to(model.device)(samples)
 
     def measure(self, pictures: Tensor, world_size: int = 1) -> Found:
         """The diversity of what every rank's `pictures` gave, all ranks together; all ask, and all get it."""
-        count = len(self.asked.names) * self.seeds
+        count = len(self.names) * self.seeds
         order = torch.cat([torch.arange(count)[rank::world_size] for rank in range(world_size)]).argsort()
         found = {}
         for name, extractor in self.spaces.items():

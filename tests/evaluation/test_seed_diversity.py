@@ -7,7 +7,7 @@ from fdistill.core.random import generator_for
 from fdistill.data import Digits, InMemorySplit
 from fdistill.evaluation.features import PatchFeatures, PixelFeatures
 from fdistill.evaluation.metrics import condition_diversity
-from fdistill.evaluation.seed_diversity import SeedAlarm, SeedProbe, asked_of
+from fdistill.evaluation.seed_diversity import SeedAlarm, SeedProbe
 from fdistill.io.load import load_model
 
 NAMES = [f"prompt {number}" for number in range(6)]
@@ -90,12 +90,12 @@ def test_bands_need_two_draws():
 
 def test_ranks_together_measure_what_one_measures():
     data, student = Digits(), load_model("checkpoints/digits-student")
-    probe = SeedProbe(asked_of(data, 3), {"pixels": PixelFeatures()}, seeds=4)
+    probe = SeedProbe(data.named_conditions(3), {"pixels": PixelFeatures()}, seeds=4)
     probe.prepare(InMemorySplit(data.train_samples.first(200).x, torch.zeros(200, dtype=torch.int64)), 0)
     whole = probe.pictures(student, 5)
     parts = [probe.pictures(student, 5, rank, 2) for rank in range(2)]
     torch.testing.assert_close(torch.stack(parts, 1).flatten(0, 1), whole, rtol=1e-4, atol=1e-5)
-    assert probe.asked.names == ["class 0", "class 4", "class 9"]  # evenly over all
+    assert probe.names == ["class 0", "class 4", "class 9"]  # evenly over all
     assert probe.measure(whole)["pixels"].vendi.shape == (3,)
     with pytest.raises(ValueError, match="seeds"):
-        SeedProbe(probe.asked, probe.spaces, seeds=1)
+        SeedProbe((probe.condition, probe.names), probe.spaces, seeds=1)

@@ -25,7 +25,9 @@ def fit(config, folder, steps, *more):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    return fit("coloured_teacher", tmp_path_factory.mktemp("coloured") / "teacher", 4, "--model.network.widths", "[8,12]")
+    return fit(
+        "coloured_teacher", tmp_path_factory.mktemp("coloured") / "teacher", 4, "--model.network.widths", "[8,12]"
+    )
 
 
 @pytest.fixture(scope="module")

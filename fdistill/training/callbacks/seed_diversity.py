@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from fdistill.core.distributed import gather_rows, patient
 from fdistill.data import GenerativeDataModule, InMemorySplit
 from fdistill.evaluation.features import FeatureExtractor
-from fdistill.evaluation.seed_diversity import TOLERANCE, SeedAlarm, SeedProbe, asked_of, default_spaces
+from fdistill.evaluation.seed_diversity import TOLERANCE, SeedAlarm, SeedProbe, default_spaces
 from fdistill.training import DistillationModule
 from fdistill.training.callbacks.measured import in_run_precision, publish
 from fdistill.training.loggers import log_words
@@ -106,14 +106,13 @@ class SeedDiversity(L.Callback):
             return self.probe, self.alarm
         data, ranks = data_of(trainer), (trainer.global_rank, trainer.world_size)
         teacher = in_run_precision(trainer, module.teacher_model())
-        asked = asked_of(data, self.num_conditions)
         real = data.in_pixels(module.device).train_samples if data.has_real else None
         num_classes = 0 if real is None else data.num_classes
         shape = teacher.image_shape if real is None else real.sample_shape
         spaces = self.spaces or default_spaces(shape, num_classes)
         for extractor in spaces.values():
             extractor.keep_learned().to(module.device)
-        probe = SeedProbe(asked, spaces, self.seeds, self.seed, data.decoder)
+        probe = SeedProbe(data.named_conditions(self.num_conditions), spaces, self.seeds, self.seed, data.decoder)
         drawn = [probe.pictures(teacher, 1 + draw, *ranks) for draw in range(self.teacher_draws)]
         if real is None:
             pictures = gather_rows(torch.cat(drawn).to(module.device)).cpu()
@@ -123,7 +122,7 @@ class SeedDiversity(L.Callback):
         if grace is None:
             grace = int(FIRST_SHARE * module.updates_after(max(trainer.max_steps, 0)))
         bands = [probe.measure(pictures, ranks[1]) for pictures in drawn]
-        alarm = SeedAlarm(bands, asked.names, self.patience, grace, self.tolerance)
+        alarm = SeedAlarm(bands, probe.names, self.patience, grace, self.tolerance)
         if self._restored is not None:
             alarm.alarm.restore(self._restored)
         self.probe, self.alarm = probe, alarm

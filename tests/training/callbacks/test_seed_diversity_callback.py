@@ -27,7 +27,7 @@ def test_numbers_of_student_and_teacher_are_logged_on_schedule():
     for name in ("vendi_ratio_points", "similarity_points", "teacher_similarity_points", "collapsed_share", "alarm"):
         assert list(memory.of(f"seeds/{name}")) == [2, 4]
     assert len(set(memory.of("seeds/teacher_vendi_points").values())) == 1
-    assert callback.probe.asked.names == ["class 0", "class 1"]
+    assert callback.probe.names == ["class 0", "class 1"]
 
 
 def test_the_similarity_is_that_of_the_students_own_samples():
