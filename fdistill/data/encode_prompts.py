@@ -56,13 +56,13 @@ class Encoded(NamedTuple):
     """What became of it.
 
     Attributes:
-        count: prompts in the folder.
+        prompts: in the folder.
         now: of them, encoded by this call.
         bytes: of all files.
         cut: prompts that are longer than a tokenizer takes, by its name.
     """
 
-    count: int
+    prompts: int
     now: int
     bytes: int
     cut: dict[str, int]
@@ -175,10 +175,12 @@ def _cut(asked: PromptEncoding) -> dict[str, int]:
 
 def _shapes(null: Mapping[str, Tensor], mask: str | None) -> dict[str, list[int | None]]:
     """Shape of what is stored of one prompt, None for as many rows as it has tokens."""
-    floats = {name: list(value.shape[1:]) for name, value in null.items() if name != mask}
-    if mask is None:
-        return floats  # type: ignore[return-value]  # a list of integers is one of integers or None
-    return {name: [None, *shape[1:]] if shape[0] == null[mask].shape[1] else shape for name, shape in floats.items()}
+    length = None if mask is None else null[mask].shape[1]
+    return {
+        name: [None if value.shape[1] == length else value.shape[1], *value.shape[2:]]
+        for name, value in null.items()
+        if name != mask
+    }
 
 
 def _file(

@@ -146,17 +146,16 @@ class PromptEncoder:
         return {name: defaults[name].default for name in _SETTINGS if name in takes and name in defaults}
 
     def _named(self, returned: Any, places: Mapping[str, int]) -> dict[str, Tensor]:
-        mask, found = self.family.mask, {}
+        mask = self.family.mask
+        found: dict[str, Tensor] = {}
         for name, place in places.items():
             value = returned[place]
             if isinstance(value, list):  # Z-Image: each prompt by itself
                 found[str(mask)] = _padded([torch.ones(len(one), dtype=torch.int64) for one in value])
                 value = _padded(value)
-            found[name] = value.cpu() if value is not None else None
-        text = next(iter(found.values()))
-        if mask is not None:
-            given = found.get(mask)
-            found[mask] = torch.ones(text.shape[:2], dtype=torch.int64) if given is None else given.long()
+            if value is None:  # Qwen-Image: a mask of all tokens
+                value = torch.ones(next(iter(found.values())).shape[:2])
+            found[name] = (value.long() if name == mask else value).cpu()
         return found
 
 

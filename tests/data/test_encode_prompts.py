@@ -26,7 +26,7 @@ def test_a_batch_is_what_the_encoder_gave_padded_to_its_longest_prompt(tmp_path,
     encoder = LetterEncoder(masked)
     done = write_prompts(tmp_path / "p", encoder=encoder, batch_size=4)
     files, order = PromptFiles(tmp_path / "p"), [7, 0, 9, 2]
-    assert (done.count, done.now, len(files.description.files)) == (10, 10, 4)
+    assert (done.prompts, done.now, len(files.description.files)) == (10, 10, 4)
     assert done.bytes == sum(file["bytes"] for file in files.description.files)
     given = encoder.encode([PROMPTS[index] for index in order])
     found = files.condition(order)

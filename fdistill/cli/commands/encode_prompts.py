@@ -54,10 +54,10 @@ def encode_prompts(
     done = encode(PromptEncoding(texts, prompts, encoder, numbers, batch_size), target, overwrite)
     for name, limit in encoder.limits().items():
         if done.cut[name]:
-            print(f"{done.cut[name]:,} of {done.count:,} prompts are cut: longer than {limit} tokens of {name}")
+            print(f"{done.cut[name]:,} of {done.prompts:,} prompts are cut: longer than {limit} tokens of {name}")
     if not done.now:
-        print(f"{target} holds these {done.count:,} prompts already; nothing was computed")
+        print(f"{target} holds these {done.prompts:,} prompts already; nothing was computed")
         return
-    each = done.bytes / done.count
-    print(f"wrote {done.count:,} prompts to {target}, {each:,.0f} bytes each; {done.now:,} were encoded now")
+    each = done.bytes / done.prompts
+    print(f"wrote {done.prompts:,} prompts to {target}, {each:,.0f} bytes each; {done.now:,} were encoded now")
     print(f"to train on them: --data Prompts --data.folder {target}")
