@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -99,7 +99,8 @@ def encode_prompts(asked: PromptEncoding, target: Path, overwrite: bool = False)
     longest = max(asked.encoder.limits().values())
     numbers = sum(math.prod(longest if size is None else size for size in shape) for shape in shapes.values())
     per_file = max(1, FILE_BYTES // (numbers * NUMBERS[asked.numbers].itemsize))
-    files, now = [], 0
+    files: list[dict[str, Any]] = []
+    now = 0
     with tqdm(total=len(asked.prompts), desc="encoding", unit="prompt") as bar:
         for number, first in enumerate(range(0, len(asked.prompts), per_file)):
             path, part = target / _NAME.format(number), asked.prompts[first : first + per_file]
@@ -177,7 +178,7 @@ def _shapes(null: Mapping[str, Tensor], mask: str | None) -> dict[str, list[int 
     """Shape of what is stored of one prompt, None for as many rows as it has tokens."""
     length = None if mask is None else null[mask].shape[1]
     return {
-        name: [None if value.shape[1] == length else value.shape[1], *value.shape[2:]]
+        name: [None if value.ndim == 3 and value.shape[1] == length else value.shape[1], *value.shape[2:]]
         for name, value in null.items()
         if name != mask
     }
