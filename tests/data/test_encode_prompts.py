@@ -5,11 +5,15 @@ import pickle
 
 import pytest
 import torch
+from diffusers import PixArtTransformer2DModel, SanaTransformer2DModel
 from prompt_folders import LONGEST, PROMPTS, WIDTH, LetterEncoder, write_prompts
 
 from fdistill.core.weight_files import CheckpointError
 from fdistill.data import encode_prompts as module
 from fdistill.data.prompt_files import PromptFiles
+
+
+NOTHING_ADDED = {"resolution": None, "aspect_ratio": None}
 
 
 @pytest.fixture
@@ -124,3 +128,38 @@ def test_damaged_folders_are_told(tmp_path):
     described["files"][0]["name"] = "../prompts-00000.safetensors"
     (folder / "prompts.json").write_text(json.dumps(described))
     refused("called")
+
+
+def _pixart():
+    size = {"num_attention_heads": 2, "attention_head_dim": 12, "cross_attention_dim": 24, "out_channels": 8}
+    network = PixArtTransformer2DModel(
+        **size, in_channels=4, num_layers=2, caption_channels=WIDTH, sample_size=8, use_additional_conditions=False
+    )
+    return lambda x, **text: (
+        network(x, timestep=torch.tensor([300] * 4), added_cond_kwargs=NOTHING_ADDED, **text).sample
+    )
+
+
+def _sana():
+    size = {"num_attention_heads": 2, "attention_head_dim": 8, "num_cross_attention_heads": 2}
+    crossed = {"cross_attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": WIDTH}
+    network = SanaTransformer2DModel(**size, **crossed, in_channels=4, out_channels=4, num_layers=2, sample_size=8)
+    return lambda x, **text: network(x, timestep=torch.tensor([300] * 4), **text).sample
+
+
+@pytest.mark.parametrize("make", [_pixart, _sana])
+@torch.no_grad()
+def test_a_network_that_reads_the_mask_makes_the_same_of_prompts_without_their_padding(tmp_path, make):
+    encoder, order = LetterEncoder(), [0, 3, 6, 1]
+    write_prompts(tmp_path / "p", encoder=encoder, numbers="float32")
+    torch.manual_seed(0)
+    network, x = make(), torch.randn(4, 4, 8, 8)
+    whole, stored = encoder.encode([PROMPTS[index] for index in order]), PromptFiles(tmp_path / "p").condition(order)
+    assert stored["mask"].shape[1] < whole["mask"].shape[1]
+    both = [
+        network(x, encoder_hidden_states=found["text"], encoder_attention_mask=found["mask"])
+        for found in (whole, stored)
+    ]
+    torch.testing.assert_close(both[1], both[0], rtol=1e-4, atol=1e-5)
+    other = network(x, encoder_hidden_states=stored["text"] + 1, encoder_attention_mask=stored["mask"])
+    assert (other - both[0]).abs().max() > 1e-3

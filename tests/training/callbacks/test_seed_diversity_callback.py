@@ -5,6 +5,7 @@ import torch
 from test_callbacks import Memory
 from tiny_runs import distillation, fit, mlp, teacher_training, weights
 
+from fdistill.data import LatentsOnly
 from fdistill.evaluation.features import PixelFeatures
 from fdistill.evaluation.metrics import condition_diversity
 from fdistill.training.callbacks import SeedDiversity
@@ -64,3 +65,10 @@ def test_runs_without_a_teacher_and_impossible_numbers_are_refused():
         fit(teacher_training(), 1, callbacks=[looking()])
     with pytest.raises(ValueError, match="at least 2"):
         SeedDiversity(seeds=1)
+
+
+def test_without_real_data_features_are_prepared_on_the_teachers_pictures():
+    callback = looking(spaces=None)
+    _, memory, _ = run(2, data=LatentsOnly([2], 2, batch_size=8), callbacks=[callback])
+    assert list(memory.of("seeds/vendi_ratio_features")) == [2]
+    assert callback.probe.spaces["features"].sample_shape == (2,)
