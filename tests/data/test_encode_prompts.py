@@ -12,7 +12,6 @@ from fdistill.core.weight_files import CheckpointError
 from fdistill.data import encode_prompts as module
 from fdistill.data.prompt_files import PromptFiles
 
-
 NOTHING_ADDED = {"resolution": None, "aspect_ratio": None}
 
 
@@ -45,8 +44,10 @@ def test_a_batch_is_what_the_encoder_gave_padded_to_its_longest_prompt(tmp_path,
     assert files.texts(order) == [PROMPTS[index] for index in order]
 
 
-def test_padding_is_not_stored():
-    assert LetterEncoder().encode(["one two"])["mask"].sum() == 2
+def test_padding_is_not_stored(tmp_path):
+    masked, whole = (write_prompts(tmp_path / str(kind), encoder=LetterEncoder(kind)) for kind in (True, False))
+    tokens = sum(len(prompt.split()) for prompt in PROMPTS)
+    assert whole.bytes - masked.bytes == pytest.approx(2 * WIDTH * (len(PROMPTS) * LONGEST - tokens), abs=64)
 
 
 def test_no_prompt_is_there_too_and_files_travel_to_worker_processes(tmp_path):
