@@ -5,7 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fdistill.evaluation.metrics.checks import check_tensor
 from fdistill.evaluation.metrics.in_batch_similarity import in_batch_similarity
 from fdistill.evaluation.metrics.vendi_score import vendi_score
 
@@ -32,10 +31,10 @@ def condition_diversity(features: Tensor, centre: Tensor | None = None) -> Condi
     Raises:
         ValueError: for a wrong shape, fewer than two samples of a condition, a NaN, or a row without direction.
     """
-    check_tensor("features", features)
-    if features.ndim != 3 or not len(features):
+    if not isinstance(features, Tensor) or features.ndim != 3 or not len(features):
+        got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(
-            f"features hold the samples of each condition: expected [conditions, seeds, d], got {list(features.shape)}"
+            f"features hold samples of each condition: expected a tensor [conditions, seeds, d], got {got}"
         )
     moved = features.double() if centre is None else features.double() - centre.double()
     return ConditionDiversity(

@@ -8,6 +8,7 @@ from tiny_runs import distillation, fit, mlp, teacher_training, weights
 from fdistill.data import LatentsOnly
 from fdistill.evaluation.features import PixelFeatures
 from fdistill.evaluation.metrics import condition_diversity
+from fdistill.objectives import DiffInstruct
 from fdistill.training.callbacks import SeedDiversity
 
 
@@ -69,6 +70,7 @@ def test_runs_without_a_teacher_and_impossible_numbers_are_refused():
 
 def test_without_real_data_features_are_prepared_on_the_teachers_pictures():
     callback = looking(spaces=None)
-    _, memory, _ = run(2, data=LatentsOnly([2], 2, batch_size=8), callbacks=[callback])
+    module = distillation(mlp(num_classes=2), DiffInstruct())
+    _, memory, _ = run(2, module, data=LatentsOnly([2], 2, batch_size=8), callbacks=[callback])
     assert list(memory.of("seeds/vendi_ratio_features")) == [2]
     assert callback.probe.spaces["features"].sample_shape == (2,)
