@@ -11,11 +11,10 @@ from fdistill.data import GenerativeDataModule, InMemorySplit
 from fdistill.evaluation.features import FeatureExtractor
 from fdistill.evaluation.seed_diversity import TOLERANCE, SeedAlarm, SeedProbe, default_spaces
 from fdistill.training import DistillationModule
+from fdistill.training.callbacks.collapse import FIRST_SHARE
 from fdistill.training.callbacks.measured import in_run_precision, publish
 from fdistill.training.loggers import log_words
 from fdistill.training.run_parts import data_of
-
-FIRST_SHARE = 0.25  # of the run, in which a student that has never been healthy is not called collapsed
 
 
 class SeedDiversity(L.Callback):
