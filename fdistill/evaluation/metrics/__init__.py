@@ -2,6 +2,7 @@
 
 from fdistill.evaluation.metrics.base import FeatureMetric, RowMetric
 from fdistill.evaluation.metrics.classifier import ConvClassifier, train_classifier
+from fdistill.evaluation.metrics.condition_diversity import ConditionDiversity, condition_diversity
 from fdistill.evaluation.metrics.density_coverage import (
     DensityAndCoverage,
     DensityCoverage,
@@ -49,6 +50,7 @@ from fdistill.evaluation.metrics.vendi_score import (
 from fdistill.evaluation.metrics.vendi_spectrum import vendi_spectrum
 
 __all__ = [
+    "ConditionDiversity",
     "ConvClassifier",
     "DensityAndCoverage",
     "DensityCoverage",
@@ -75,6 +77,7 @@ __all__ = [
     "VendiScore",
     "VendiScoreAndRatio",
     "class_entropy",
+    "condition_diversity",
     "crowding",
     "density_coverage",
     "fourier_features",
