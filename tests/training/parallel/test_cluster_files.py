@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_runs import CONFIGS, last, weights_of
+from cli_runs import CONFIGS, last, succeeds, weights_of, write_yaml
 
 CLUSTER = CONFIGS / "cluster"
 SRUN = """#!/usr/bin/env bash
@@ -35,14 +35,14 @@ def port():
         return str(probe.getsockname()[1])
 
 
-def run(script, folder, teacher, turns, tmp_path, **environment):
-    """A few turns of the quick start's student on two processes of the CPU."""
+def run(script, folder, teacher, turns, tmp_path, student="quickstart/student", **environment):
+    """A few turns of a student on two processes of the CPU."""
     trainer = {"accelerator": "cpu", "precision": "32-true", "limit_val_batches": 0, "enable_progress_bar": False}
     trainer |= {"callbacks": [{"class_path": "LastCheckpoint", "init_args": {"every_n_turns": 2}}]}
     trainer |= {"default_root_dir": str(folder), "max_steps": turns}
     small = tmp_path / "small.yaml"
     small.write_text(yaml.safe_dump({"trainer": trainer}))
-    configs = [CONFIGS / "trainer.yaml", CONFIGS / "quickstart" / "student.yaml", CLUSTER / "replicated.yaml", small]
+    configs = [CONFIGS / "trainer.yaml", CONFIGS / f"{student}.yaml", CLUSTER / "replicated.yaml", small]
     arguments = [part for config in configs for part in ("--config", str(config))]
     paths = {"PATH": os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])}
     package = {"PYTHONPATH": os.pathsep.join([str(CONFIGS.parent), os.environ.get("PYTHONPATH", "")])}
@@ -71,3 +71,23 @@ def test_torchrun_and_srun_make_the_same_run_and_continue_it(teacher_checkpoint,
     parts = run(slurm, tmp_path / "parts", teacher_checkpoint, 4, tmp_path, **by_slurm)
     assert whole.keys() == parts.keys()
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+
+
+@pytest.mark.slow
+def test_two_sets_of_classes_at_once_resume_on_two_processes(tmp_path):
+    quick = {"accelerator": "cpu", "max_steps": 1, "limit_val_batches": 0}
+    tiny = write_yaml(tmp_path / "tiny.yaml", trainer=quick | {"default_root_dir": str(tmp_path / "teacher")})
+    files = (CONFIGS / "trainer.yaml", CONFIGS / "benchmarks" / "coloured_teacher.yaml", tiny)
+    named = [part for file in files for part in ("--config", file)]
+    succeeds("fit", *named, "--model.network.widths", "[8,12]")
+
+    def torchrun(folder, turns):
+        by = {"GPUS": "2", "HEAD": f"localhost:{port()}"}
+        script, teacher = CLUSTER / "torchrun.sh", last(tmp_path / "teacher")
+        return run(script, folder, teacher, turns, tmp_path, "benchmarks/coloured", **by)
+
+    whole = torchrun(tmp_path / "whole", 4)
+    torchrun(tmp_path / "halves", 2)
+    resumed = torchrun(tmp_path / "halves", 4)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
