@@ -6,7 +6,7 @@ RUN := runs/quickstart
 FIT := $(BIN)/fdistill fit --config configs/trainer.yaml
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart demonstrations check test coverage slow gpu lint types docs clean
+.PHONY: quickstart demonstrations check unit test coverage slow gpu lint types docs clean
 
 # torch comes first and exactly: a range would pull another build.
 $(STAMP): pyproject.toml constraints.txt
@@ -28,8 +28,12 @@ demonstrations: $(STAMP)
 	$(FIT) --config configs/quickstart/teacher_unconditional.yaml --ckpt_path last
 	$(BIN)/python tools/demonstrate.py configs/quickstart/mode_dropping.yaml --out runs/demonstrations/mode_dropping
 
-check: $(STAMP) lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not system"
+# mypy holds one core for a part of the time that the tests need
+check: $(STAMP)
+	$(MAKE) --jobs 3 --keep-going lint types unit
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not system"
 
 # their processes are forked, which a test process with threads of its own must not do
 FORKING = tests/training/parallel tests/training/test_interrupted_runs.py tests/training/test_checkpoint_io.py tests/io/test_rank_parts.py

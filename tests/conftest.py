@@ -30,6 +30,16 @@ def pytest_sessionfinish():
     shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_classifiers():
+    """Let the classifier that an evaluation trains see a tenth of the images: tests ask what it finds, not how well."""
+    from fdistill.evaluation.features import classifier  # not before a test needs torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "IMAGES_SEEN", classifier.IMAGES_SEEN // 10)
+        yield
+
+
 @pytest.fixture(scope="session")
 def teacher_run(tmp_path_factory):
     """Run folder of a class-conditional teacher of digits after 12 turns."""
@@ -63,7 +73,7 @@ def student_checkpoint(student_run):
 def evaluation(tmp_path_factory, student_checkpoint):
     """Folder of fdistill evaluate: student beside teacher, 60 samples, 2 draws."""
     folder = tmp_path_factory.mktemp("evaluation") / "out"
-    succeeds("evaluate", "--checkpoint", student_checkpoint, "--n", 60, "--repeats", 2, "--out", folder)
+    succeeds("evaluate", "--checkpoint", student_checkpoint, "--n", 60, "--repeats", 2, "--bootstrap", 4, "--out", folder)
     return folder
 
 

@@ -10,6 +10,8 @@ STARTS = {
     "Trainer",
     "training_step",
     "train_classifier",
+    "ClassifierFeatures",
+    "evaluate_models",
     "main",
     "fork",
     "spawn",

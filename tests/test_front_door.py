@@ -100,5 +100,5 @@ def test_a_path_is_no_model_and_a_model_is_no_picture():
 
 
 def test_it_is_evaluated_beside_its_teacher():
-    report = fdistill.evaluate(fdistill.load("digits-student"), teacher="digits-teacher", n=60, repeats=1).report
-    assert (report["n"], report["student_evaluations"], report["teacher_evaluations"]) == (60, 1, 35)
+    report = fdistill.evaluate(fdistill.load("digits-student"), teacher="digits-teacher", n=20, repeats=1).report
+    assert (report["n"], report["student_evaluations"], report["teacher_evaluations"]) == (20, 1, 35)

@@ -43,7 +43,7 @@ def digits():
 @pytest.fixture(scope="module")
 def extractor():
     """Trained once; preparing it again would give the same."""
-    features = ClassifierFeatures(epochs=30)
+    features = ClassifierFeatures(epochs=10)
     prepare, prepared = features.prepare, []
 
     def once(*arguments):

@@ -330,7 +330,7 @@ def test_speed_is_measured_on_what_generates(by_class):
 
 def test_command_evaluates_a_pipeline_and_a_folder(ddpm, pictures, quick_features, tmp_path):
     data = write_yaml(tmp_path / "data.yaml", data={"class_path": "Digits"})
-    arguments = ["--data", data, "--n", 20, "--repeats", 1, "--out", tmp_path / "out"]
+    arguments = ["--data", data, "--n", 20, "--repeats", 1, "--bootstrap", 0, "--out", tmp_path / "out"]
     succeeds("evaluate", "--checkpoint", ddpm, "--teacher", pictures, "--steps", 3, *arguments)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["n"], report["student_evaluations"], report["teacher_evaluations"]) == (20, 3, None)

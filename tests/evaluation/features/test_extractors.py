@@ -223,6 +223,7 @@ def test_steps_follow_the_number_of_images_up_to_a_budget_unless_epochs_are_give
             return x.flatten(1)[:, :32]
 
     monkeypatch.setattr("fdistill.evaluation.features.classifier.train_classifier", counted)
+    monkeypatch.setattr("fdistill.evaluation.features.classifier.IMAGES_SEEN", 200_000)
     x, labels = digits.x.repeat(2, 1, 1, 1), digits.classes.repeat(2)
     for epochs in (None, 7):
         extractor = ClassifierFeatures(epochs)
