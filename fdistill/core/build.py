@@ -99,7 +99,8 @@ def build_stock(cls: type[_Module], config: dict[str, Any]) -> _Module:
     kinds = {bool: bool, int: (int, float), float: (int, float), str: str, tuple: (list, tuple)}
     for name, each in inspect.signature(cls.__init__).parameters.items():
         value, kind = config.get(name), type(each.default)
-        if value is None or kind not in kinds:
+        one_for_each_level = isinstance(value, list | tuple) and "tuple" in str(each.annotation)
+        if value is None or kind not in kinds or one_for_each_level:
             continue
         if not isinstance(value, kinds[kind]) or isinstance(value, bool) != (kind is bool):
             raise ValueError(f"{name} of a {cls.__name__} is like {brief(each.default)}: got {brief(value)}")
