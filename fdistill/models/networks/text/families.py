@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from fdistill.models.condition import Condition, Takes
 from fdistill.models.networks.text.family import MASK, Family, tokens, vector
@@ -121,6 +122,7 @@ class SanaSprint(Sana):
     pipelines = ("SanaSprintPipeline",)
     time_scale = 1.0
     guided = None
+    has_null = False
 
 
 class StableDiffusion3(Family):
@@ -149,6 +151,10 @@ class _Packed(Family):
 
     time_scale = 1.0
     patch = 2
+
+    @classmethod
+    def latents(cls, config: Mapping[str, Any], vae_factor: int) -> tuple[int, int]:
+        return config["in_channels"] // 4, vae_factor
 
     def check(self) -> None:
         made = self.config.get("out_channels") or self.config["in_channels"]
@@ -196,7 +202,8 @@ class Flux(_Packed):
 
     stock = "FluxTransformer2DModel"
     pipelines = ("FluxPipeline",)
-    guided = {"true_cfg_scale": 2.0}
+    guided = {"true_cfg_scale": 2.0, "negative_prompt": ""}
+    has_null = False
 
     @property
     def takes(self) -> Takes:
@@ -220,6 +227,10 @@ class Flux2(_Packed):
     stock = "Flux2Transformer2DModel"
     pipelines = ("Flux2KleinPipeline",)
     patch = 1
+
+    @classmethod
+    def latents(cls, config: Mapping[str, Any], vae_factor: int) -> tuple[int, int]:
+        return config["in_channels"], 2 * vae_factor
 
     def check(self) -> None:
         Family.check(self)
@@ -249,7 +260,7 @@ class QwenImage(_Packed):
 
     stock = "QwenImageTransformer2DModel"
     pipelines = ("QwenImagePipeline",)
-    guided = {"true_cfg_scale": 2.0}
+    guided = {"true_cfg_scale": 2.0, "negative_prompt": ""}
 
     @property
     def takes(self) -> Takes:
@@ -310,6 +321,11 @@ class ZImage(Family):
         output = net(list(x[:, :, None].unbind()), 1 - noise, captions, return_dict=False)[0]
         return -torch.stack(output)[:, :, 0]
 
+    def from_call(self, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+        captions = arguments["cap_feats"]
+        masks = [torch.ones(len(each), dtype=torch.int64) for each in captions]
+        return {"cap_feats": pad_sequence(captions, True), "cap_mask": pad_sequence(masks, True)}
+
     def feature_channels(self) -> int:
         return self.config["dim"]
 
@@ -335,3 +351,8 @@ FAMILIES: dict[str, type[Family]] = {
     "z-image": ZImage,
 }
 """Every family by the name that descriptions of a network have."""
+
+
+def family_of(pipeline: Any) -> str | None:
+    """The name of the family whose networks a pipeline of this class has; None where none is known."""
+    return next((name for name, family in FAMILIES.items() if pipeline in family.pipelines), None)

@@ -34,6 +34,7 @@ class Family(ABC):
         guided: arguments of the pipeline's call under which it evaluates the negative prompt too; None where there is
             no negative prompt.
         null_first: whether a pipeline that evaluates both prompts in one batch has the negative one first.
+        has_null: whether its networks were trained without a prompt, and not only at embedded guidance.
     """
 
     stock: ClassVar[str]
@@ -42,6 +43,7 @@ class Family(ABC):
     time_scale: float | None = None
     guided: ClassVar[Mapping[str, Any] | None] = {"guidance_scale": 2.0}
     null_first: ClassVar[bool] = True
+    has_null: ClassVar[bool] = True
 
     def __init__(
         self, config: Mapping[str, Any], sample_shape: Sequence[int], vae_factor: int, guidance: float | None
@@ -62,6 +64,25 @@ class Family(ABC):
             raise ValueError(f"this {self.stock} has no guidance embedded, which would take a scale: got {guidance}")
         self.guidance = guidance
         self.check()
+
+    @classmethod
+    def latents(cls, config: Mapping[str, Any], vae_factor: int) -> tuple[int, int]:
+        """Channels of its latents, and the side of an image for each unit of theirs, behind a VAE of that factor."""
+        return config["in_channels"], vae_factor
+
+    @classmethod
+    def sample_shape(cls, config: Mapping[str, Any], side: Sequence[int], vae_factor: int) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of an image of height and width `side`.
+
+        Raises:
+            ValueError: where the VAE does not divide that.
+        """
+        channels, factor = cls.latents(config, vae_factor)
+        if any(length < factor or length % factor for length in side):
+            raise ValueError(
+                f"a resolution is a multiple of {factor}, by which its latents are smaller: got {side[0]} x {side[1]}"
+            )
+        return channels, side[0] // factor, side[1] // factor
 
     def check(self) -> None:
         """Raises ValueError where its configuration asks for more than a prompt, or sides do not fit its patches."""
@@ -116,6 +137,16 @@ class Family(ABC):
         return {
             name: condition[name].to(x.dtype) if entry.dtype.is_floating_point else condition[name]
             for name, entry in self.takes.items()
+        }
+
+    def from_call(self, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The condition's tensors in a call of the stock network, whose arguments have dotted names."""
+        found = {name: arguments.get(name) for name in self.takes}
+        first = next(value for value in found.values() if value is not None)
+        every = torch.ones(first.shape[:2], dtype=torch.int64)  # of tokens, where no mask says otherwise
+        return {
+            name: every if value is None else value.long() if self.takes[name] == MASK else value
+            for name, value in found.items()
         }
 
     def prediction(self, output: Any) -> Tensor:
