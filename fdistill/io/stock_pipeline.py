@@ -20,6 +20,9 @@ from fdistill.core.weight_files import BUILD_ERRORS, CheckpointError, read_confi
 from fdistill.models.condition import Condition
 from fdistill.models.networks.text import FAMILIES, Family, family_of
 
+PIPELINE = "pipeline"
+"""Name of the fact that says in which folder a model's tokenizers and text encoders lie."""
+
 _LIBRARIES = ("diffusers", "transformers")
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 _SIDE = 1024  # of images of pipelines that say it only in the body of their call

@@ -9,12 +9,15 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 
 from fdistill.data import GenerativeDataModule
+from fdistill.io.stock_pipeline import PIPELINE
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
 from fdistill.models.networks import train_without_dropout
 from fdistill.objectives import Objective
 from fdistill.objectives.log_ratio import RatioEstimator
+from fdistill.sampling import Start
 from fdistill.sampling.generator import GenerativeModel
+from fdistill.sampling.student_steps import start_scale
 from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.schedules import Schedule
 from fdistill.training.averaging.ema import EMA
@@ -61,6 +64,8 @@ class DistillationModule(DistillationTurn):
         fake_score_optimizer: class_path and init_args, of fake score and discriminator; usually the faster one.
         sigma_init: noise level the student starts from, > 0.
         renoise_levels: noise levels of its further steps, falling; none for a one-step student.
+        start: what its first step makes of noise z: "sigma" for sigma_init z, "unit" for sqrt(1 + sigma_init^2) z, where
+            stock pipelines start.
         student: initial student, a denoiser or a checkpoint of one; None copies the teacher.
         fake_score: initial fake score, likewise.
         fake_noise_levels: noise at which fake score and discriminator learn; None for the student's. Alternating only.
@@ -147,6 +152,7 @@ class DistillationModule(DistillationTurn):
         skip_nonfinite: int = 0,
         teacher_dtype: Stored = "float32",
         meta_start: bool = False,
+        start: Start = "sigma",
         seed: int = 0,
     ) -> None:
         super().__init__(seed, gradient_clip, accumulate, skip_nonfinite)
@@ -156,6 +162,8 @@ class DistillationModule(DistillationTurn):
         check_instance_noise(instance_noise, objective)
         self.objective, self.levels, needs = objective, check_levels(sigma_init, renoise_levels), objective.needs
         check_one_step(objective, self.levels)
+        start_scale(sigma_init, start)  # which says what is none
+        self.start = start
         self.rhythm = Rhythm(turn, fake_updates_per_student, fake_score_warmup)
         self.reads = discriminator if needs.discriminator else "none"
         self.teacher_source, dtype = described_source(teacher), check_stored(teacher_dtype, self.reads, r1_weight)
@@ -168,6 +176,7 @@ class DistillationModule(DistillationTurn):
             loaded = teacher_model(teacher)
             self.teacher = copy.deepcopy(loaded.denoiser).requires_grad_(False).eval().hold_in(dtype)
             self._teacher_grid, self._teacher_sampler, self._decoder = loaded.sigmas, loaded.sampler, loaded.decoder
+            self._teacher_start = loaded.start
             with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
             self.student, self.fake_score = learners(loaded.denoiser, student, fake_score, with_fake)
             check_guidance(guidance, fake_guidance, fake_label_dropout, self.fake_score)
@@ -199,14 +208,16 @@ class DistillationModule(DistillationTurn):
             "teacher": self.teacher_source,
             "turn": self.rhythm.turn,
             **self.guidance_facts,
+            **{name: self.teacher_facts[name] for name in (PIPELINE,) if name in self.teacher_facts},
         }
-        model = GenerativeModel.student(self.ema.average, self.levels, facts)
+        model = GenerativeModel.student(self.ema.average, self.levels, facts, self.start)
         model.decoder = self._decoder
         return model
 
     def teacher_model(self) -> GenerativeModel:
         """The frozen teacher with its sampler, at the guidance that the student learns."""
         how: dict[str, Any] = {"guidance": self.guidance, "sampler": self._teacher_sampler, "decoder": self._decoder}
+        how["start"] = self._teacher_start
         return GenerativeModel(self.teacher, "teacher", self._teacher_grid, **how)
 
     def setup(self, stage: str) -> None:

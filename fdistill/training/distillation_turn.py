@@ -14,6 +14,7 @@ from fdistill.models.guidance import Guidance
 from fdistill.objectives import Needs, NoisedSamples, Objective, Regression, denoising_loss, discriminator_loss
 from fdistill.objectives.base import Asked, asked_for
 from fdistill.objectives.log_ratio import RatioEstimator
+from fdistill.sampling import Start
 from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.paths import NoiseRange
 from fdistill.theory.schedules import Schedule, value_at
@@ -45,6 +46,7 @@ class DistillationTurn(StudentValidation):
     fake_noise_levels: NoiseLevels
     known: NoiseRange
     levels: tuple[float, ...]
+    start: Start
     rhythm: Rhythm
     reads: Reads
     teacher: Denoiser
@@ -148,7 +150,7 @@ class DistillationTurn(StudentValidation):
             labels, fake_labels = labels[rows], fake_labels[rows]
         if latents is None:
             return Generated(old[rows], noise, sigma, labels, fake_labels)
-        x = simulate(self.student, latents, self.levels, labels, student_learns)
+        x = simulate(self.student, latents, self.levels, labels, student_learns, self.start)
         return Generated(x, noise, sigma, labels, fake_labels, latents[0])
 
     def _can_reuse(self, n: int) -> bool:
@@ -217,7 +219,7 @@ class DistillationTurn(StudentValidation):
         regression_x = None
         if needs.pairs:
             latents, target, labels = cast(TeacherPairs, self.pairs).draw(len(x), part.own)
-            regression_x = simulate(self.student, [latents], self.levels, labels, True)
+            regression_x = simulate(self.student, [latents], self.levels, labels, True, self.start)
             at = at._replace(regression=Regression(regression_x.detach().requires_grad_(), target))
         if needs.latents:
             at = at._replace(latents=generated.latents)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fdistill.core.random import generator_for
 from fdistill.models.denoiser import Denoiser
-from fdistill.sampling import renoise
+from fdistill.sampling import Start, renoise
 
 _STEP_STREAM = 0x57E9  # the stream of the step that learns: one for all ranks, so that they do equal work
 
@@ -55,7 +55,12 @@ def drawn_steps(seed: int, turn: int, most: int) -> int:
 
 
 def simulate(
-    student: Denoiser, latents: Sequence[Tensor], levels: Sequence[float], labels: Tensor | None, learns: bool
+    student: Denoiser,
+    latents: Sequence[Tensor],
+    levels: Sequence[float],
+    labels: Tensor | None,
+    learns: bool,
+    start: Start = "sigma",
 ) -> Tensor:
     """The student's sample after len(latents) steps; the last one with a graph where it learns.
 
@@ -68,13 +73,14 @@ def simulate(
         levels: noise level of each step.
         labels: int64 [B], or None.
         learns: whether the last step keeps its graph.
+        start: what the first step makes of noise.
     """
     x = None
     last = len(latents) - 1
     for step, (latent, level) in enumerate(zip(latents, levels, strict=False)):
         sigma = torch.full((len(latent),), level, device=latent.device)
         with torch.set_grad_enabled(learns and step == last):
-            x = student(renoise(x, latent, level), sigma, labels)
+            x = student(renoise(x, latent, level, start), sigma, labels)
     return cast(Tensor, x)
 
 

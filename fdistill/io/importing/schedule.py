@@ -73,8 +73,8 @@ def read_schedule(file: Path) -> Schedule:
     noise_alone = bool(config.get("rescale_betas_zero_snr"))
     if noise_alone and prediction == "epsilon":
         raise CheckpointError(
-            f"{file}: rescale_betas_zero_snr leaves no signal at the last timestep, where a prediction of the noise says "
-            "nothing: expected v_prediction or sample"
+            f"{file}: rescale_betas_zero_snr leaves no signal at the last timestep, where noise predicts nothing: "
+            "expected a prediction of v or of the sample"
         )
     try:
         timesteps = checked_number(config["num_train_timesteps"], "num_train_timesteps", 2, _MOST_TIMESTEPS, True)

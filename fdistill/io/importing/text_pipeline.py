@@ -19,7 +19,7 @@ from fdistill.core.weight_files import (
 from fdistill.io.importing.lora import merged
 from fdistill.io.importing.options import Options
 from fdistill.io.importing.schedule import read_schedule
-from fdistill.io.stock_pipeline import StockPipeline
+from fdistill.io.stock_pipeline import PIPELINE, StockPipeline
 from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks.text import TextToImageNetwork
@@ -28,9 +28,6 @@ from fdistill.sampling import DDIM, Renoising
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.paths import NOISE_ALONE
 from fdistill.theory.preconditioning import Preconditioning, VelocityPrediction
-
-PIPELINE = "pipeline"
-"""Name of the fact that says in which folder a model's tokenizers and text encoders lie."""
 
 
 def read_text_pipeline(source: Path, options: Options) -> GenerativeModel:
@@ -72,7 +69,8 @@ def read_text_pipeline(source: Path, options: Options) -> GenerativeModel:
     levels = noise_levels(asked.times, preconditioning)
     sampler = Renoising() if stock.kind == "sana-sprint" else DDIM()
     decoder = Decoder(source / "vae")
-    return GenerativeModel(Denoiser(network, preconditioning).eval(), "teacher", levels, scale, facts, sampler, decoder)
+    how = {"sampler": sampler, "decoder": decoder, "start": "unit"}  # as stock pipelines start
+    return GenerativeModel(Denoiser(network, preconditioning).eval(), "teacher", levels, scale, facts, **how)
 
 
 def noise_levels(times: Tensor, preconditioning: Any) -> Tensor:
