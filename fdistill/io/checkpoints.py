@@ -143,8 +143,8 @@ def model_weights(model: GenerativeModel) -> dict[str, torch.Tensor]:
 def model_from_record(record: dict[str, Any], weights: dict[str, torch.Tensor], source: Path) -> GenerativeModel:
     """Rebuild the model that `record` describes and load `weights` into its denoiser and guide.
 
-    A record without a sampler is of a time when every teacher's was Heun, one without a start of when all were sigma. The decoder of latents stays in its folder,
-    which the record names; a relative name is one inside `source`.
+    A record without a sampler or a start is of a time when every teacher's was Heun, and every start sigma z. The
+    decoder of latents stays in its folder, which the record names; a relative name is one inside `source`.
 
     Raises:
         CheckpointError: if the record is incomplete or the weights do not fit.

@@ -64,8 +64,8 @@ class DistillationModule(DistillationTurn):
         fake_score_optimizer: class_path and init_args, of fake score and discriminator; usually the faster one.
         sigma_init: noise level the student starts from, > 0.
         renoise_levels: noise levels of its further steps, falling; none for a one-step student.
-        start: what its first step makes of noise z: "sigma" for sigma_init z, "unit" for sqrt(1 + sigma_init^2) z, where
-            stock pipelines start.
+        start: what its first step makes of noise z: "sigma" for sigma_init z, "unit" for sqrt(1 + sigma_init^2) z,
+            where stock pipelines start.
         student: initial student, a denoiser or a checkpoint of one; None copies the teacher.
         fake_score: initial fake score, likewise.
         fake_noise_levels: noise at which fake score and discriminator learn; None for the student's. Alternating only.

@@ -74,6 +74,11 @@ class TextToImageNetwork(Network):
         return self.family.takes
 
     @property
+    def image_factor(self) -> int:
+        """Side of an image for each unit of the latents' side."""
+        return self.family.latents(self.family.config, self.family.vae_factor)[1]
+
+    @property
     def knows_no_class(self) -> bool:  # type: ignore[override]  # it depends on the null condition
         """Whether it has a null condition."""
         return bool(self._null)
