@@ -129,7 +129,7 @@ def dropped(case: Case, kind: str, strength: float, seed: int) -> tuple[Tensor, 
         kept, wanted, draws = [*kept, x[stays]], [*wanted, labels[stays]], draws + 1
     x, wanted = torch.cat(kept)[: len(asked)], torch.cat(wanted)[: len(asked)]
     real = case.probe.data.train_samples.copied()
-    weight = torch.isin(real.labels if by_class else case.mode_of(real.x), gone).double().mean()
+    weight = torch.isin(real.classes if by_class else case.mode_of(real.x), gone).double().mean()
     return x, asked if by_class else wanted, Dropped(len(gone) / count, float(weight))
 
 

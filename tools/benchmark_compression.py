@@ -90,7 +90,7 @@ def train(module: GenerativeModule, compression: Compression | None, turns: int,
 
 def held_out_loss(denoiser: nn.Module, data: Digits) -> float:
     """Of the held-out digits, the same noise for every row."""
-    x_0, labels = data.held_out_samples.copied()
+    x_0, labels, _ = data.held_out_samples.copied()
     losses = []
     for draw in range(8):
         generator = generator_for(7, draw)
@@ -102,7 +102,7 @@ def held_out_loss(denoiser: nn.Module, data: Digits) -> float:
 
 
 def distance(model: GenerativeModel, data: Digits, extractor: FeatureExtractor) -> float:
-    x, labels = data.held_out_samples.copied()
+    x, labels, _ = data.held_out_samples.copied()
     reference = extractor.extract(x)
     draws = [extractor.extract(model.sample(model.noise(len(x), 1000 + i), labels)) for i in range(DRAWS)]
     return statistics.fmean(float(frechet_distance(draw, reference)) for draw in draws)

@@ -150,7 +150,7 @@ class ImageJudge:
         self.n = 10_000 if self.stacked else DRAWS * len(data.held_out_samples)
         digits = digit_splits(data.split_seed)[0] if self.stacked else data.train_samples.copied()
         self.extractor = ClassifierFeatures(epochs=20)
-        self.extractor.prepare(digits.x, digits.labels, 10, 0)
+        self.extractor.prepare(digits.x, digits.classes, 10, 0)
         self.reference = self.features(data.held_out_samples.copied().x[:SPARE])
         modes = ("modes", "weight_kl", "weight_kl_raw") if self.stacked else ("classes_hit",)
         self.numbers = (*modes, "frechet", "precision", "recall", "vendi", "anchored_tid")
@@ -164,7 +164,7 @@ class ImageJudge:
         train, wanted = self.data.train_samples.copied(), self.data.held_out_samples.labels
         if self.stacked:
             return train.x[: self.n]
-        places = {int(c): iter((train.labels == c).nonzero().squeeze(1).tolist()) for c in wanted.unique()}
+        places = {int(c): iter((train.classes == c).nonzero().squeeze(1).tolist()) for c in wanted.unique()}
         return train.x[[next(places[int(c)]) for c in wanted]]
 
     def __call__(self, samples: Tensor) -> dict[str, float]:

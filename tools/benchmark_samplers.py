@@ -57,8 +57,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     data = remembered_data(model.facts) if options.data is None else data_of_file(str(options.data))
     extractor = default_extractor(data.sample_shape, data.num_classes)
     train, held_out = data.train_samples.copied(), data.held_out_samples.copied()
-    extractor.prepare(train.x, train.labels if data.num_classes > 1 else None, data.num_classes, options.seed)
-    real, labels = extractor.extract(held_out.x), held_out.labels if model.num_classes else None
+    extractor.prepare(train.x, train.classes if data.num_classes > 1 else None, data.num_classes, options.seed)
+    real, labels = extractor.extract(held_out.x), held_out.classes if model.num_classes else None
     latents = [model.noise(len(held_out.x), fold_seed(options.seed, i) % 2**32) for i in range(options.repeats)]
     rows = []
     for name, sampler in SAMPLERS.items():

@@ -205,7 +205,7 @@ class Stopwatch(L.Callback):
 
     def _timed(self, turn: Turn, batch: Any) -> float:
         started = self.now()
-        turn(batch.x, batch.labels if batch.labels is not None else None)
+        turn(batch.x, batch.classes)
         return self.now() - started
 
     def _write(self, name: str, turns: list[float]) -> None:

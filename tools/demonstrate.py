@@ -37,9 +37,9 @@ class Oracle:
         if self.mixture is not None:
             self.weights = self.mixture.weights.double()
         else:
-            self.weights = torch.bincount(train.labels, minlength=self.num_modes).double() / len(train.labels)
+            self.weights = torch.bincount(train.classes, minlength=self.num_modes).double() / len(train.classes)
         self.extractor = default_extractor(data.sample_shape, self.num_modes)
-        self.extractor.prepare(train.x, train.labels, self.num_modes, 0)
+        self.extractor.prepare(train.x, train.classes, self.num_modes, 0)
 
     def modes(self, samples: Tensor) -> Tensor:
         if self.mixture is not None:

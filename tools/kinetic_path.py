@@ -58,7 +58,7 @@ class Estimate(NamedTuple):
 def estimate(model: GenerativeModel, data: GenerativeDataModule, options: argparse.Namespace) -> Estimate:
     held_out = data.held_out_samples.copied()
     x_0 = held_out.x.to(model.device)
-    labels = held_out.labels.to(model.device) if model.num_classes else None
+    labels = held_out.classes.to(model.device) if model.num_classes else None
     sigma_data = round(float(data.train_samples.copied().x.double().square().mean().sqrt()), DIGITS)
     draws = [
         estimate_shares(
@@ -112,9 +112,9 @@ def sampled(
     """One row for every sampler, number of steps and grid."""
     train, held_out = data.train_samples.copied(), data.held_out_samples.copied()
     extractor = default_extractor(data.sample_shape, data.num_classes)
-    extractor.prepare(train.x, train.labels if data.num_classes > 1 else None, data.num_classes, options.seed)
+    extractor.prepare(train.x, train.classes if data.num_classes > 1 else None, data.num_classes, options.seed)
     real = extractor.extract(held_out.x)
-    labels = held_out.labels if model.num_classes else None
+    labels = held_out.classes if model.num_classes else None
     latents = [model.noise(len(held_out.x), fold_seed(options.seed, i) % 2**32) for i in range(options.repeats)]
 
     def samples(sampler: Any, grid: SamplingGrid, z: Tensor) -> Tensor:

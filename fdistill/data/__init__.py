@@ -4,6 +4,7 @@ from fdistill.data.base import Batch, GenerativeDataModule, remembered_data
 from fdistill.data.batch_stream import EndlessBatchSampler
 from fdistill.data.batches import InMemorySplit, ReadSplit, Split
 from fdistill.data.chequerboard import Chequerboard
+from fdistill.data.coloured_digits import ColouredDigits
 from fdistill.data.digits import Digits
 from fdistill.data.idx_folder import IdxFolder
 from fdistill.data.image_folder import ImageFolder
@@ -24,6 +25,7 @@ from fdistill.data.stacked_digits import StackedDigits
 __all__ = [
     "Batch",
     "Chequerboard",
+    "ColouredDigits",
     "DecodedLatents",
     "Digits",
     "EndlessBatchSampler",

@@ -14,6 +14,7 @@ from fdistill.core.random import generator_for
 from fdistill.core.spec import build, plain, public_path
 from fdistill.data.batch_stream import EndlessBatchSampler
 from fdistill.data.batches import Batch, InMemorySplit, Split
+from fdistill.models.condition import Takes, takes_classes
 from fdistill.models.networks import Network
 from fdistill.models.vae import Decoder
 
@@ -44,7 +45,7 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
     )
 
     has_real: bool = True
-    """Whether there are samples; where not, a batch holds NaN beside its labels, and asking for a split is an error."""
+    """Whether there are samples; where not, a batch holds NaN beside its condition, and there are no splits."""
 
     def __init__(self, batch_size: int, seed: int = 0, num_workers: int = 0) -> None:
         super().__init__()
@@ -70,6 +71,11 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
     @abstractmethod
     def load_splits(self) -> tuple[Split, Split]:
         """Return the training and the held-out split; called once, on first use."""
+
+    @property
+    def takes(self) -> Takes:
+        """What a network of this data takes as its condition: the classes, or what the class numbers stand for."""
+        return takes_classes(self.num_classes)
 
     @property
     def num_modes(self) -> int:
@@ -194,6 +200,7 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
             self._splits = self.load_splits()
             for name, split in zip(("training", "held-out"), self._splits, strict=True):
                 _check_split(name, split, self.sample_shape, self.num_classes)
+                split.takes = self.takes
         return self._splits
 
     def _loader(self, split: Dataset[Batch], **batching: Any) -> DataLoader:

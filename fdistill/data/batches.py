@@ -10,28 +10,35 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from fdistill.core.random import generator_for
+from fdistill.models.condition import Condition, Takes
 
 PROGRESS_BAR_FROM = 1000  # samples; fewer are read before a bar is worth its line
 _READ_AT_ONCE = 64
 
 
 class Batch(NamedTuple):
-    """Samples and their class (or mode) indices; ``labels`` are all 0 where the data has no classes."""
+    """Samples, what they are conditioned on, and their class (or mode) numbers for metrics.
+
+    ``classes`` are all 0 where the data has no classes. With one set of classes the condition is their numbers.
+    """
 
     x: Tensor  # [B, *sample_shape] float32, images in [-1, 1]
-    labels: Tensor  # [B] int64 in [0, num_classes)
+    classes: Tensor  # [B] int64 in [0, num_classes)
+    condition: Condition = Condition()  # of B samples, or empty
 
 
 class Split(Dataset[Batch], ABC):
-    """Samples with labels.
+    """Samples with class numbers, which are their condition too where a subclass has no other.
 
     Attributes:
         labels: [N] int64, without mirror images.
+        takes: what the class numbers stand for; the data module tells.
         drawn_anew: whether a sample is another one in every epoch; its index is then index + (epoch + 1) len(self) in
             the training stream, and index alone names a draw that is always the same.
     """
 
     labels: Tensor
+    takes: Takes = {}
     drawn_anew = False
 
     @property
@@ -50,7 +57,11 @@ class Split(Dataset[Batch], ABC):
     def __getitem__(self, index: int) -> Batch:
         """Return sample ``index`` without its batch dimension."""
         batch = self.__getitems__([index])
-        return Batch(batch.x[0], batch.labels[0])
+        return Batch(batch.x[0], batch.classes[0])
+
+    def batch(self, x: Tensor, classes: Tensor) -> Batch:
+        """Return samples [B, ...] of these classes [B] with their condition."""
+        return Batch(x, classes, Condition.of_numbers(self.takes, classes))
 
     @abstractmethod
     def measured(self) -> "InMemorySplit":
@@ -103,7 +114,7 @@ class InMemorySplit(Split):
         x = _as_float(self.x.index_select(0, index))
         if self.mirrored:
             x = torch.where(mirror.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
-        return Batch(x, self.labels.index_select(0, index))
+        return self.batch(x, self.labels.index_select(0, index))
 
     def rows(self, indices: Tensor | Sequence[int]) -> Batch:
         """Return the samples with these indices, in this order; the same as ``__getitems__``."""
@@ -155,7 +166,7 @@ class ReadSplit(Split):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         index = torch.as_tensor(indices, dtype=torch.long) % len(self) % len(self.labels)
-        return Batch(_as_float(self.read(indices)), self.labels[index])
+        return self.batch(_as_float(self.read(indices)), self.labels[index])
 
     def measured(self) -> InMemorySplit:
         if self._for_metrics is None:

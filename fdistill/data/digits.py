@@ -1,7 +1,10 @@
 """The 1,797 hand-written 8x8 digits that ship with scikit-learn (UCI Optical Recognition of Handwritten Digits)."""
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
+from sklearn.svm import SVC
+from torch import Tensor
 
 from fdistill.data.base import Batch, GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit
@@ -31,7 +34,7 @@ class Digits(GenerativeDataModule):
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
         """Return the two splits."""
         train, held_out = digit_splits(self.split_seed)
-        return InMemorySplit(*train), InMemorySplit(*held_out)
+        return InMemorySplit(train.x, train.classes), InMemorySplit(held_out.x, held_out.classes)
 
 
 def digit_splits(split_seed: int) -> tuple[Batch, Batch]:
@@ -41,3 +44,19 @@ def digit_splits(split_seed: int) -> tuple[Batch, Batch]:
     labels = torch.from_numpy(digits.target).long()
     train, held_out = stratified_split(labels, NUM_HELD_OUT, split_seed)
     return Batch(x[train], labels[train]), Batch(x[held_out], labels[held_out])
+
+
+def digit_reader(split_seed: int) -> SVC:
+    """Return a support vector machine, which has no random state, fitted to the training digits of a split."""
+    train, _ = digit_splits(split_seed)
+    return SVC(C=10.0).fit(_flat(train.x), train.classes.numpy())
+
+
+def read_digits(reader: SVC, x: Tensor) -> Tensor:
+    """Return the digits int64 [n] on the CPU of images [n, ...] of 64 values in [-1, 1]."""
+    return torch.from_numpy(reader.predict(_flat(x)))
+
+
+def _flat(digits: Tensor) -> np.ndarray:
+    """Return digits as float64 [n, 64]."""
+    return digits.detach().flatten(1).double().cpu().numpy()

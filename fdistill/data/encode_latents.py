@@ -188,12 +188,12 @@ def _encoded(asked: Encoding, batches: Iterable[Batch], bar: tqdm) -> dict[str, 
     """The tensors of one file."""
     parts: dict[str, list[Tensor]] = {}
     for batch in batches:
-        parts.setdefault(LABELS, []).append(batch.labels)
+        parts.setdefault(LABELS, []).append(batch.classes)
         for prefix, x in {"": batch.x, **({FLIPPED: batch.x.flip(-1)} if asked.flips else {})}.items():
             for name, value in zip((MEAN, STD), asked.vae.encode(x), strict=True):
                 if value is not None:
                     parts.setdefault(prefix + name, []).append(value.half() if asked.half else value)
-        bar.update(len(batch.labels))
+        bar.update(len(batch.classes))
     tensors = {name: torch.cat(values).contiguous() for name, values in parts.items()}
     if not all(value.isfinite().all() for value in tensors.values()):
         raise ValueError("latents of this VAE do not fit into 16 bits: leave --half out")

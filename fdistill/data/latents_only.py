@@ -1,4 +1,4 @@
-"""Data for those who have a teacher and no samples: classes to ask for, and nothing to compare with."""
+"""Data for those who have a teacher and no samples: conditions to sample, and nothing to compare with."""
 
 from typing import NoReturn
 
@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from fdistill.data.base import GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit
+from fdistill.models.condition import Takes, count_classes, takes_classes
 
 _LABELS = 4096  # at least so many before a pass over the classes ends
 
@@ -15,7 +16,7 @@ _LABELS = 4096  # at least so many before a pass over the classes ends
 class LatentsOnly(GenerativeDataModule):
     """Batches without samples, to distil with objectives that need no real data: the latents are the module's own.
 
-    Labels are the classes in random order, each equally often in every pass; 0 where there are none. ``x`` has the
+    The classes come in random order, each equally often in every pass; 0 where there are none. ``x`` has the
     shape and type of samples and is NaN throughout, so that a loss that reads it stops the run. ``has_real`` is False,
     and asking for a split, its statistics or a validation loader is an error; ``fdistill predict`` works. ::
 
@@ -33,6 +34,7 @@ class LatentsOnly(GenerativeDataModule):
         batch_size: Latents per batch and rank, >= 1.
         seed: Seed of the order of the labels, >= 0.
         num_workers: Processes that fetch batches, >= 0.
+        classes: Sets of classes by their names, each >= 1, of a teacher that takes several; in place of num_classes.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -47,14 +49,19 @@ class LatentsOnly(GenerativeDataModule):
         batch_size: int = 128,
         seed: int = 0,
         num_workers: int = 0,
+        classes: dict[str, int] | None = None,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
         require_at_least("num_classes", num_classes, 0)
+        for name, count in (classes or {}).items():
+            require_at_least(f"classes.{name}", count, 1)
+        if classes and num_classes:
+            raise ValueError(f"classes stand in place of num_classes: expected one, got {classes} and {num_classes}")
         if not sample_shape or min(sample_shape) < 1:
             raise ValueError(
                 f"sample_shape is the shape of one sample: expected sizes >= 1 like [1, 8, 8], got {sample_shape}"
             )
-        self._sample_shape, self._num_classes = tuple(sample_shape), num_classes
+        self._sample_shape, self._num_classes, self.classes = tuple(sample_shape), num_classes, classes
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -63,8 +70,13 @@ class LatentsOnly(GenerativeDataModule):
 
     @property
     def num_classes(self) -> int:
-        """What was given."""
-        return self._num_classes
+        """What was given; of several sets of classes, their combinations."""
+        return count_classes(self.takes)
+
+    @property
+    def takes(self) -> Takes:
+        """The sets of classes."""
+        return takes_classes(self.classes or self._num_classes)
 
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
         """Return the classes in turn, twice."""

@@ -1,6 +1,5 @@
 """Three random digits as red, green and blue: 1,000 labelled modes (the 8x8 sibling of Stacked MNIST)."""
 
-import numpy as np
 import torch
 from sklearn.svm import SVC
 from torch import Tensor
@@ -8,7 +7,7 @@ from torch import Tensor
 from fdistill.core.random import generator_for
 from fdistill.data.base import Batch, GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit
-from fdistill.data.digits import digit_splits
+from fdistill.data.digits import digit_reader, digit_splits, read_digits
 
 PLACES = (100, 10, 1)  # what the digits of the red, the green and the blue channel count
 
@@ -77,22 +76,11 @@ class StackedDigits(GenerativeDataModule):
         if len(x) == 0:
             return torch.zeros(0, dtype=torch.int64, device=x.device)
         if self._reader is None:
-            self._reader = _digit_reader(self.split_seed)
-        digits = self._reader.predict(_flat(x.reshape(-1, 1, 8, 8)))
-        return (torch.from_numpy(digits).reshape(-1, 3) @ torch.tensor(PLACES)).to(x.device)
+            self._reader = digit_reader(self.split_seed)
+        digits = read_digits(self._reader, x.reshape(-1, 1, 8, 8))
+        return (digits.reshape(-1, 3) @ torch.tensor(PLACES)).to(x.device)
 
 
 def _stack(digits: Batch, num_samples: int, generator: torch.Generator) -> InMemorySplit:
     chosen = torch.randint(len(digits.x), (num_samples, 3), generator=generator)
-    return InMemorySplit(digits.x[chosen].squeeze(2), digits.labels[chosen] @ torch.tensor(PLACES))
-
-
-def _digit_reader(split_seed: int) -> SVC:
-    """Return a support vector machine, which has no random state, fitted to the training digits of a split."""
-    train, _ = digit_splits(split_seed)
-    return SVC(C=10.0).fit(_flat(train.x), train.labels.numpy())
-
-
-def _flat(digits: Tensor) -> np.ndarray:
-    """Return digits [n, 1, 8, 8] as float64 [n, 64]."""
-    return digits.detach().flatten(1).double().cpu().numpy()
+    return InMemorySplit(digits.x[chosen].squeeze(2), digits.classes[chosen] @ torch.tensor(PLACES))

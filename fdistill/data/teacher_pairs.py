@@ -12,27 +12,30 @@ from tqdm import tqdm
 
 from fdistill.core.atomic_files import atomic_write
 from fdistill.io.checkpoints import model_record, model_weights
+from fdistill.models.condition import LABELS, Condition, Conditioned, Takes, declared, takes_classes
 from fdistill.models.guidance import Guidance
 from fdistill.sampling.generator import GenerativeModel
+
+_NAMED = "condition."  # before the name of a tensor of a condition
 
 Facts = dict[str, str]
 """How pairs were made: n, seed, evaluations, guidance, teacher (its path) and model (a hash of its weights)."""
 
 
 class TeacherPairs:
-    """Standard normal latents z, and the teacher's samples of the same z and class.
+    """Standard normal latents z, and the teacher's samples of the same z and condition.
 
     The teacher's ODE starts at sigmas[0] z; a one-step student makes G(z) = D(sigma_init z, sigma_init) of that z.
 
     Attributes:
         latents: [N, *sample_shape] float32.
         samples: [N, *sample_shape] float32.
-        labels: int64 [N] >= 0, or None for an unconditional teacher.
+        condition: of each pair; empty for an unconditional teacher.
         facts: how they were made; empty where a file does not tell.
     """
 
     def __init__(
-        self, latents: Tensor, samples: Tensor, labels: Tensor | None = None, facts: Facts | None = None
+        self, latents: Tensor, samples: Tensor, condition: Conditioned = None, facts: Facts | None = None
     ) -> None:
         """Raises:
         ValueError: for tensors that do not belong together, or numbers that are not finite.
@@ -47,9 +50,9 @@ class TeacherPairs:
         broken = int((~(latents.isfinite() & samples.isfinite())).flatten(1).any(dim=1).sum())
         if broken:
             raise ValueError(f"pairs hold finite numbers: got a NaN or an infinity in {broken} of {len(latents)}")
-        if labels is not None:
-            _check_labels(labels, len(latents))
-        self.latents, self.samples, self.labels = latents.float(), samples.float(), labels
+        self.condition = Condition.of(condition, takes_classes(1))
+        _check_condition(self.condition, len(latents))
+        self.latents, self.samples = latents.float(), samples.float()
         self.facts = dict(facts or {})
 
     @classmethod
@@ -58,7 +61,7 @@ class TeacherPairs:
 
         Args:
             model: a teacher.
-            n: number of pairs, >= 1; their classes are in turn.
+            n: number of pairs, >= 1; their conditions are the classes in turn.
             seed: of the latents: those of `fdistill sample` for the same seed.
             source: where the teacher is from, for the facts.
             batch_size: latents at once, >= 1.
@@ -69,27 +72,31 @@ class TeacherPairs:
         facts = facts_of(model, n, seed, source)
         if batch_size < 1:
             raise ValueError(f"batch_size is a number of latents at once: expected >= 1, got {batch_size}")
-        latents, labels, parts = model.noise(n, seed), model.labels(n), []
+        latents, condition, parts = model.noise(n, seed), model.condition(model.labels(n), n), []
         with tqdm(total=n, desc="pairs", unit="sample", leave=False) as bar:
             for part in torch.arange(n).split(batch_size):
-                parts.append(model.sample(latents[part], None if labels is None else labels[part], batch_size))
+                parts.append(model.sample(latents[part], condition.rows(part), batch_size))
                 bar.update(len(part))
-        return cls(latents, torch.cat(parts), labels, facts)
+        return cls(latents, torch.cat(parts), condition, facts)
 
     @classmethod
     def load(cls, path: Path | str) -> "TeacherPairs":
         """Pairs of `save`, or of any safetensors file with latents, samples and, if conditional, labels.
+
+        Tensors of another condition than class labels are named "condition.NAME".
 
         Raises:
             ValueError: with one line, if the file is missing or damaged or holds something else.
         """
         with _opened(Path(path)) as file:
             names = set(file.keys())
-            if not {"latents", "samples"} <= names <= {"latents", "samples", "labels"}:
+            others = names - {"latents", "samples"}
+            if len(others) > len(names) - 2 or any(name != LABELS and not name.startswith(_NAMED) for name in others):
                 raise ValueError(f"{path} holds no pairs: expected latents, samples, labels, got {sorted(names)[:6]}")
             found, facts = {name: file.get_tensor(name) for name in names}, file.metadata()
+        condition = {name.removeprefix(_NAMED): found[name] for name in sorted(others)}
         try:
-            return cls(**found, facts=facts)
+            return cls(found["latents"], found["samples"], Condition(condition), facts)
         except ValueError as error:
             raise ValueError(f"{path}: {error}; make it again with fdistill pairs TEACHER {path} --overwrite") from None
 
@@ -99,8 +106,9 @@ class TeacherPairs:
         Raises:
             OSError: if it cannot be written.
         """
-        tensors = {"latents": self.latents, "samples": self.samples, "labels": self.labels}
-        held = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items() if tensor is not None}
+        named = {name if name == LABELS else _NAMED + name: value for name, value in self.condition.items()}
+        tensors = {"latents": self.latents, "samples": self.samples, **named}
+        held = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
         return atomic_write(path, save(held, self.facts))
 
     def __len__(self) -> int:
@@ -108,22 +116,20 @@ class TeacherPairs:
 
     def to(self, device: torch.device | str) -> "TeacherPairs":
         """The same pairs on a device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return TeacherPairs(self.latents.to(device), self.samples.to(device), labels, self.facts)
+        moved = (self.latents.to(device), self.samples.to(device), self.condition.to(device))
+        return TeacherPairs(*moved, self.facts)
 
-    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """n pairs, uniformly with replacement: latents, samples [n, *sample_shape] and labels [n] or None.
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Condition]:
+        """n pairs, uniformly with replacement: latents, samples [n, *sample_shape] and their conditions.
 
         They are on the generator's device; that costs no transfer where the pairs are there too (see `to`).
         """
         drawn = torch.randint(len(self), (n,), generator=generator, device=generator.device).to(self.latents.device)
-        labels = None if self.labels is None else self.labels[drawn].to(generator.device)
-        return self.latents[drawn].to(generator.device), self.samples[drawn].to(generator.device), labels
+        device = generator.device
+        return self.latents[drawn].to(device), self.samples[drawn].to(device), self.condition.rows(drawn).to(device)
 
-    def check_fits(
-        self, sample_shape: tuple[int, ...], num_classes: int, guidance: float | Guidance | None = None
-    ) -> None:
-        """Raises ValueError where a student of this shape, with classes or 0 for none, cannot learn from the pairs.
+    def check_fits(self, sample_shape: tuple[int, ...], takes: Takes, guidance: float | Guidance | None = None) -> None:
+        """Raises ValueError where a student of this shape, that takes such a condition, cannot learn from the pairs.
 
         So it does where they are known to be made at another guidance than the student's run asks of its teacher.
         """
@@ -139,11 +145,12 @@ class TeacherPairs:
                 f"pairs and matching want the same teacher: expected pairs at guidance {wanted}, got {made_at}; "
                 "export the teacher with --guidance and make its pairs, or set guidance"
             )
-        classes = 0 if self.labels is None else int(self.labels.max()) + 1
-        if classes > num_classes or (num_classes and not classes):
-            got = f"up to {classes - 1}" if classes else "none"
+        counts = {name: entry.classes for name, entry in takes.items() if entry.classes and name in self.condition}
+        largest = {name: int(self.condition[name].max()) for name in counts}
+        if takes.keys() != self.condition.keys() or any(largest[name] >= counts[name] for name in counts):
+            got = ", ".join(f"{name} up to {value}" for name, value in largest.items()) or str(self.condition)
             raise ValueError(
-                f"the pairs are of the student's {num_classes} classes: got labels {got}; "
+                f"the pairs are of the student's condition: expected {declared(takes)}, got {got}; "
                 "make pairs with its own teacher (fdistill pairs)"
             )
 
@@ -186,11 +193,14 @@ def _opened(path: Path) -> safe_open:
         raise ValueError(f"{path} is damaged or no safetensors file: make it again with fdistill pairs") from error
 
 
-def _check_labels(labels: Tensor, n: int) -> None:
-    if labels.dtype != torch.int64 or labels.shape != (n,):
+def _check_condition(condition: Condition, n: int) -> None:
+    labels = condition.get(LABELS)
+    if labels is not None and (labels.dtype != torch.int64 or labels.shape != (n,)):
         raise ValueError(f"labels are int64 [{n}], one for each pair: got {labels.dtype} {list(labels.shape)}")
-    if labels.min() < 0:
+    if labels is not None and labels.min() < 0:
         raise ValueError(f"labels are classes >= 0: got {int(labels.min())}")
+    if condition.length not in (None, n):
+        raise ValueError(f"each of the {n} pairs has its condition: got {condition}")
 
 
 def _fingerprint(model: GenerativeModel) -> str:

@@ -78,7 +78,7 @@ class Bench:
         samples that a picture shows: what was read of it is kept where the extractor keeps what it learned.
         """
         train, seed = self.data.train_samples, fold_seed(self.seed, repeat) % 2**32
-        x, labels = train.rows(torch.randperm(len(train), generator=generator_for(self.seed, repeat))[: self.n])
+        x, labels, _ = train.rows(torch.randperm(len(train), generator=generator_for(self.seed, repeat))[: self.n])
         yield "floor", x, self.read("floor", x, labels, keep=True)
         for name, source in sources.items():
             asked = source.labels(self.n, seed, self.labels)

@@ -70,7 +70,7 @@ class TwoHalves:
         order = torch.randperm(len(held_out), generator=generator_for(seed))
         parts = (order[: self.n], order[half : half + self.n])
         self._labels = [held_out.labels[part] for part in parts]
-        self._references = [self._read("reference", *held_out.rows(part)) for part in parts]
+        self._references = [self._read("reference", *held_out.rows(part)[:2]) for part in parts]
 
     def rows(self, name: str, source: Source) -> Rows:
         """What a source measures in each part, draw by draw; the same latents for every source.

@@ -20,7 +20,8 @@ from fdistill.evaluation import sample_files
 from fdistill.io.checkpoints import RECORD
 from fdistill.io.load import load_model
 from fdistill.io.strangers import run_checkpoint, what_lies_at
-from fdistill.sampling.generator import GenerativeModel, check_labels
+from fdistill.models.condition import check_classes
+from fdistill.sampling.generator import GenerativeModel
 
 _BATCH = 64  # samples in a pipeline at once
 _CONDITIONS = {"prompt", "image"}  # what a pipeline may leave optional and cannot do without
@@ -134,7 +135,7 @@ class DiffusersSource:
         generator = torch.Generator().manual_seed(seed)
         labels = self.labels(n, seed, labels)
         if labels is not None:
-            check_labels(labels, self.num_classes)
+            check_classes(labels, self.num_classes)
         parts = torch.arange(n).split(_BATCH)
         return torch.cat([self._run(len(i), None if labels is None else labels[i], generator) for i in parts])
 

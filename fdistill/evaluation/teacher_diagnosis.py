@@ -97,7 +97,7 @@ def diagnose_teacher(
         made = {"real": train.rows(order)}
         drawn = {"real": read_samples(data, extractor, "training samples", *made["real"])}
         for name, source in sources.items():
-            made[name] = Batch(source.draw(n, fold_seed(seed, repeat) % 2**32, real.labels), real.labels)
+            made[name] = Batch(source.draw(n, fold_seed(seed, repeat) % 2**32, real.classes), real.classes)
             drawn[name] = read_samples(data, extractor, f"{name} samples", *made[name])
         for name, samples in drawn.items():
             rows[name].append(compare(samples, reference))

@@ -1,5 +1,6 @@
 """What a sample is conditioned on: named tensors, batch first; class labels are the simplest case."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,11 @@ Takes = Mapping[str, Entry]
 """The condition that a network takes, by name; empty for an unconditional one."""
 
 
+def count_classes(takes: Takes) -> int:
+    """How many conditions there are: the product over its sets of classes; 0 where it takes none, or other tensors."""
+    return math.prod(entry.classes for entry in takes.values()) if takes else 0
+
+
 def takes_classes(num_classes: int | Mapping[str, int]) -> dict[str, Entry]:
     """The declaration of a network of classes: one set named "labels", several by their names, none for 0."""
     named = {LABELS: num_classes} if isinstance(num_classes, int) else num_classes
@@ -54,9 +60,36 @@ class Condition(Mapping[str, Tensor]):
             raise ValueError(f"the tensors of a condition are batch first and of one batch: got lengths {lengths}")
 
     @classmethod
-    def of_classes(cls, labels: Tensor | None) -> "Condition":
-        """Class numbers int64 [B] as a condition; None for none."""
-        return cls() if labels is None else cls({LABELS: labels})
+    def of(cls, value: "Conditioned", takes: Takes) -> "Condition":
+        """What users give, as a network with this declaration takes it.
+
+        A condition as it is; class numbers int64 [B] by `of_numbers`; None as the empty condition.
+        """
+        if isinstance(value, Condition):
+            return value
+        return cls() if value is None else cls.of_numbers(takes, value)
+
+    @classmethod
+    def of_numbers(cls, takes: Takes, numbers: Tensor) -> "Condition":
+        """The conditions with these numbers int64 [B], counted as `count_classes` does; the last set runs fastest.
+
+        With one set of classes they are its classes. Nothing where the declaration has other tensors than classes.
+        """
+        if not count_classes(takes):
+            return cls()
+        (slowest, _), *others = takes.items()
+        found = {}
+        for name, entry in reversed(others):
+            found[name] = numbers % entry.classes
+            numbers = numbers // entry.classes
+        found[slowest] = numbers
+        return cls({name: found[name] for name in takes})
+
+    def check_classes(self, takes: Takes) -> None:
+        """Raises ValueError for a class number outside [0, classes)."""
+        for name, entry in takes.items():
+            if entry.classes:
+                check_classes(self[name], entry.classes, name)
 
     @classmethod
     def cat(cls, parts: Sequence["Condition"]) -> "Condition":
@@ -81,6 +114,9 @@ class Condition(Mapping[str, Tensor]):
         """The number of names; the number of samples is `length`."""
         return len(self._tensors)
 
+    def __str__(self) -> str:
+        return ", ".join(self) or "no condition"
+
     def __repr__(self) -> str:
         shapes = {name: f"{str(value.dtype)[6:]} {list(value.shape)}" for name, value in self.items()}
         return f"Condition({shapes})"
@@ -89,6 +125,10 @@ class Condition(Mapping[str, Tensor]):
     def length(self) -> int | None:
         """The number of samples; None for the empty condition, which has none of its own."""
         return next((len(value) for value in self.values()), None)
+
+    def only(self, names: Mapping[str, Any]) -> "Condition":
+        """The tensors of these names, as far as there are such."""
+        return Condition({name: self[name] for name in names if name in self})
 
     def rows(self, index: slice | Tensor) -> "Condition":
         """The samples of a slice, of indices int64, or of a mask."""
@@ -125,7 +165,7 @@ class Condition(Mapping[str, Tensor]):
     def check(self, takes: Takes, length: int) -> None:
         """Raises ValueError where this lacks what a network takes for so many samples; other names are not read."""
         if not takes.keys() <= self.keys():
-            raise ValueError(f"this network takes {_named(takes)} for each sample: got {_named(self)}; give what lacks")
+            raise ValueError(f"this network takes {', '.join(takes)} for each sample: got {self}; give what lacks")
         if self.length not in (None, length):
             raise ValueError(f"a condition holds one row per sample: expected {length}, got {self.length}")
         for name, (shape, dtype, _) in takes.items():
@@ -140,8 +180,25 @@ class Condition(Mapping[str, Tensor]):
                 )
 
 
-def _named(names: Mapping[str, Any]) -> str:
-    return ", ".join(names) if names else "no condition"
+def check_classes(numbers: Tensor, count: int, name: str = LABELS) -> None:
+    """Raises ValueError where a class number is outside [0, count)."""
+    outside = numbers[(numbers < 0) | (numbers >= count)]
+    if len(outside):
+        raise ValueError(f"a class label ({name}) lies in [0, {count}): got {int(outside[0])}")
+
+
+def declared(takes: Takes) -> str:
+    """A declaration in words: "labels (10 classes)", "digit (10 classes) and ground (4 classes)", "no condition"."""
+    said = [f"{name} ({_kind(entry)})" for name, entry in takes.items()]
+    return " and ".join(said) if said else "no condition"
+
+
+def _kind(entry: Entry) -> str:
+    return f"{entry.classes} classes" if entry.classes else f"[{', '.join(str(s or 'any') for s in entry.shape)}]"
+
+
+Conditioned = Condition | Tensor | None
+"""A condition, or class numbers int64 [B], or nothing; `Condition.of` makes a condition of it."""
 
 
 def _rebuilt(values: Any, names: Any) -> Condition:

@@ -1,4 +1,4 @@
-"""A network, whatever it predicts, becomes D(x, sigma, labels) in variance-exploding coordinates."""
+"""A network, whatever it predicts, becomes D(x, sigma, condition) in variance-exploding coordinates."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Self
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fdistill.core.spec import Described
+from fdistill.models.condition import Condition, Conditioned, Takes
 from fdistill.models.networks import Encoding, Network
 from fdistill.theory.paths import NoiseRange
 from fdistill.theory.preconditioning import Coefficients, Preconditioning
@@ -36,10 +37,10 @@ def lay_channels_last(network: nn.Module) -> None:
 
 
 class Denoiser(nn.Module, Described):
-    """D(x, sigma, labels) = E[x_0 | x] for x = x_0 + sigma eps.
+    """D(x, sigma, condition) = E[x_0 | x] for x = x_0 + sigma eps.
 
-    Shapes everywhere: x [B, *sample_shape], sigma [B] > 0, labels int64 [B] in [0, num_classes] (num_classes: no
-    class).
+    Shapes everywhere: x [B, *sample_shape], sigma [B] > 0, the condition what `takes` declares, of B samples; class
+    numbers int64 [B] in [0, num_classes] (num_classes: no class) may stand for it where it takes these alone.
     """
 
     def __init__(self, network: Network, preconditioning: Preconditioning) -> None:
@@ -58,20 +59,33 @@ class Denoiser(nn.Module, Described):
 
     @property
     def num_classes(self) -> int:
-        """0 where the denoiser is unconditional."""
+        """How many conditions it takes, where these are classes; 0 for every other."""
         return self.network.num_classes
+
+    @property
+    def takes(self) -> Takes:
+        """The condition that it takes; empty where it is unconditional."""
+        return self.network.takes
+
+    def null(self, n: int, device: torch.device | str = "cpu") -> Condition:
+        """The condition of n samples that means "no condition".
+
+        Raises:
+            ValueError: if the network was never trained without its condition.
+        """
+        return self.network.null(n, device)
 
     @property
     def noise_range(self) -> NoiseRange:
         """The noise levels that its network knows."""
         return self.preconditioning.noise_range
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, condition: Conditioned = None) -> Tensor:
         """The denoised sample, [B, *sample_shape]."""
         cls = type(self)  # a sharded denoiser gathers its weights around each half, and here once around both
-        return cls.finish(self, cls.encode(self, x, sigma, labels))
+        return cls.finish(self, cls.encode(self, x, sigma, condition))
 
-    def encode(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> HalfDenoised:
+    def encode(self, x: Tensor, sigma: Tensor, condition: Conditioned = None) -> HalfDenoised:
         """The encoder half, for its features."""
         if sigma.shape != x.shape[:1]:
             raise ValueError(
@@ -79,11 +93,13 @@ class Denoiser(nn.Module, Described):
             )
         if x.shape[1:] != self.sample_shape:
             raise ValueError(f"this network sees samples of {self.sample_shape}: got {tuple(x.shape[1:])}")
+        condition = Condition.of(condition, self.takes)
+        condition.check(self.takes, len(x))
         # of sigma in half precision a network would be told another time
         coefficients = self.preconditioning.coefficients(sigma.to(torch.promote_types(sigma.dtype, torch.float32)))
         with self._arithmetic(x):
             scaled = _rounded(_expand(coefficients.input, x) * x, x)
-            encoding = self.network.encode(scaled, coefficients.noise, labels)
+            encoding = self.network.encode(scaled, coefficients.noise, condition)
         if self.halved and not torch.is_autocast_enabled(x.device.type):
             encoding = encoding._replace(features=tuple(tap.to(x.dtype) for tap in encoding.features))
         return HalfDenoised(encoding, x, coefficients)
@@ -112,22 +128,9 @@ class Denoiser(nn.Module, Described):
     def _arithmetic(self, x: Tensor) -> AbstractContextManager[object]:
         return torch.autocast(x.device.type, torch.bfloat16) if self.halved else nullcontext()
 
-    def no_class(self, x: Tensor) -> Tensor:
-        """The labels that mean "no class", int64 [B].
-
-        Raises:
-            ValueError: if the network was never trained without its class.
-        """
-        if not self.network.knows_no_class:
-            raise ValueError(
-                f'{type(self.network).__name__} was trained with a class for every sample and knows no "no class": '
-                "set guidance to 1"
-            )
-        return torch.full((len(x),), self.num_classes, device=x.device)
-
-    def score(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def score(self, x: Tensor, sigma: Tensor, condition: Conditioned = None) -> Tensor:
         """Gradient of the log density of the sigma-marginal: (D - x) / sigma^2."""
-        return (self(x, sigma, labels) - x) / _expand(sigma, x).square()
+        return (self(x, sigma, condition) - x) / _expand(sigma, x).square()
 
 
 def _expand(value: Tensor, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Guidance: a denoiser is pushed away from a worse one, itself without the class or a weaker network."""
+"""Guidance: a denoiser is pushed away from a worse one, itself without the condition or a weaker network."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fdistill.models.condition import Conditioned, declared
 from fdistill.models.denoiser import Denoiser
 
 
@@ -19,8 +20,8 @@ class Guidance:
         scale: 1 is no guidance, and costs one evaluation; all others two.
         sigma_low: noise level above which guidance starts, >= 0.
         sigma_high: noise level up to which it acts, > sigma_low.
-        guide: the worse denoiser (autoguidance, arXiv 2406.02507); None asks the denoiser itself for "no class"
-            (classifier-free guidance), which changes nothing where it has no classes.
+        guide: the worse denoiser (autoguidance, arXiv 2406.02507); None evaluates the denoiser itself without its
+            condition (classifier-free guidance), which changes nothing where it takes none.
     """
 
     scale: float
@@ -79,26 +80,29 @@ class Guidance:
         guide = None if self.guide is None else self.guide.spec()
         return {"scale": self.scale, "interval": [self.sigma_low, high], "guide": guide}
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+    def __call__(self, denoiser: Denoiser, x: Tensor, sigma: Tensor | float, condition: Conditioned = None) -> Tensor:
         """The guided denoised sample, [B, *sample_shape].
 
         Args:
             denoiser: D.
             x: noised samples, [B, *sample_shape].
             sigma: noise levels [B], or one for all: then nothing is evaluated that is not needed.
-            labels: int64 [B]; not read by an unconditional denoiser.
+            condition: of the samples; not read by an unconditional denoiser.
         """
         levels = sigma if isinstance(sigma, Tensor) else x.new_full((len(x),), sigma)
-        denoised = denoiser(x, levels, labels)
+        denoised = denoiser(x, levels, condition)
         if not isinstance(sigma, Tensor) and self.cost(denoiser, sigma) == 1:
             return denoised
-        return self.push(denoised, denoiser, x, levels, labels)
+        return self.push(denoised, denoiser, x, levels, condition)
 
-    def push(self, denoised: Tensor, denoiser: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """The guided value where D(x, sigma [B], labels) is known already; asks the worse denoiser for all of x."""
+    def push(self, denoised: Tensor, denoiser: Denoiser, x: Tensor, sigma: Tensor, condition: Conditioned) -> Tensor:
+        """The guided value where D(x, sigma [B], condition) is known; evaluates the worse denoiser at all of x."""
         if not self._acts_on(denoiser):
             return denoised
-        worse = denoiser(x, sigma, denoiser.no_class(x)) if self.guide is None else self.guide(x, sigma, labels)
+        if self.guide is None:
+            worse = denoiser(x, sigma, denoiser.null(len(x), x.device))
+        else:
+            worse = self.guide(x, sigma, condition)
         pushed = worse + self.scale * (denoised - worse)
         if self.interval is None:
             return pushed
@@ -116,12 +120,12 @@ class Guidance:
         guide = self.guide
         if guide is None:
             if self._acts_on(denoiser):
-                denoiser.no_class(torch.zeros(0))  # which says why not
+                denoiser.null(0)  # which says why not
             return
-        if guide.sample_shape != denoiser.sample_shape or guide.num_classes not in (0, denoiser.num_classes):
+        if guide.sample_shape != denoiser.sample_shape or guide.takes not in ({}, denoiser.takes):
             raise ValueError(
-                f"a guide sees the samples and classes of what it guides: expected shape {denoiser.sample_shape} and "
-                f"{denoiser.num_classes} classes (or none), got {guide.sample_shape} and {guide.num_classes}"
+                f"a guide sees the samples and the condition of what it guides: expected shape {denoiser.sample_shape} "
+                f"and {declared(denoiser.takes)} (or none), got {guide.sample_shape} and {declared(guide.takes)}"
             )
 
     @property
@@ -134,7 +138,7 @@ class Guidance:
         return f"{float(self.scale)}{where}{'' if self.guide is None else ' by a guide'}"
 
     def _acts_on(self, denoiser: Denoiser) -> bool:
-        return self.scale != 1 and (self.guide is not None or denoiser.num_classes > 0)
+        return self.scale != 1 and (self.guide is not None or bool(denoiser.takes))
 
     def _inside(self, sigma: Tensor) -> Tensor:
         """Decided in single precision, so that a level on the border is counted as it is sampled."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fdistill.core.random import LatentStreams
 from fdistill.core.spec import Described
+from fdistill.models.condition import Condition, Conditioned
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
 from fdistill.sampling.student_steps import check_grid, renoise
@@ -21,10 +22,10 @@ Draw = Callable[[], Tensor]
 
 
 class Sampler(Described, ABC):
-    """Follows a grid of noise levels down to samples; a sample is a function of its own latent and class.
+    """Follows a grid of noise levels down to samples; a sample is a function of its own latent and condition.
 
-    A subclass says what one move down does (`step`) and at which levels it asks the denoiser for it (`asks`); where it
-    also adds noise back, `moves` tells the way. Noise levels are Python floats, so that no device is waited for.
+    A subclass says what one move down does (`step`) and at which levels it evaluates the denoiser for it (`asks`);
+    where it also adds noise back, `moves` tells the way. Noise levels are Python floats: no device is waited for.
     """
 
     added_noise = 1.0
@@ -35,7 +36,7 @@ class Sampler(Described, ABC):
         denoiser: Denoiser,
         noise: Tensor,
         sigmas: Tensor,
-        labels: Tensor | None = None,
+        condition: Conditioned = None,
         guidance: float | Guidance = 1.0,
     ) -> Tensor:
         """Samples [B, *sample_shape] in the precision of the noise.
@@ -44,7 +45,7 @@ class Sampler(Described, ABC):
             denoiser: D, at every level of the grid.
             noise: standard normal latents, [B, *sample_shape].
             sigmas: noise levels, strictly falling from > 0 to >= 0, [N + 1].
-            labels: int64 [B]; not read by an unconditional denoiser.
+            condition: of the samples; not read by an unconditional denoiser.
             guidance: a scale of classifier-free guidance, or a `Guidance`; 1 for none.
 
         Raises:
@@ -53,7 +54,7 @@ class Sampler(Described, ABC):
         levels, guidance = check_grid(sigmas), Guidance.of(guidance)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            return guidance(denoiser, x, sigma, labels)
+            return guidance(denoiser, x, sigma, condition)
 
         draw = LatentStreams(noise).normal if self.is_stochastic else _no_noise
         x = renoise(None, noise, levels[0])
@@ -102,17 +103,17 @@ def slope(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
 
 @torch.no_grad()
 def generate(
-    sampler: Callable[[Denoiser, Tensor, Tensor, Tensor | None, float | Guidance], Tensor],
+    sampler: Callable[[Denoiser, Tensor, Tensor, Condition, float | Guidance], Tensor],
     denoiser: Denoiser,
     noise: Tensor,
     sigmas: Tensor,
-    labels: Tensor | None = None,
+    condition: Conditioned = None,
     guidance: float | Guidance = 1.0,
     batch_size: int = 500,
 ) -> Tensor:
     """Run a sampler without gradient in pieces of batch_size, on which the result does not depend."""
-    if labels is not None and len(labels) != len(noise):
-        raise ValueError(f"generate needs one label per sample: expected {len(noise)}, got {len(labels)}")
-    parts = itertools.repeat(None) if labels is None else labels.split(batch_size)
-    pieces = zip(noise.split(batch_size), parts, strict=False)
-    return torch.cat([sampler(denoiser, z, sigmas, y, guidance) for z, y in pieces])
+    condition = Condition.of(condition, denoiser.takes)
+    if condition.length not in (None, len(noise)):
+        raise ValueError(f"a condition holds one row per sample: expected {len(noise)}, got {condition.length}")
+    pieces = zip(noise.split(batch_size), condition.split(batch_size), strict=False)
+    return torch.cat([sampler(denoiser, z, sigmas, part, guidance) for z, part in pieces])

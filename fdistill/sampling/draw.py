@@ -1,14 +1,17 @@
 """Samples of a model by a seed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from fdistill.sampling.generator import GenerativeModel, check_labels
+from fdistill.models.condition import check_classes, declared
+from fdistill.sampling.generator import GenerativeModel
+
+Labels = int | Sequence[int] | Mapping[str, int | Sequence[int]] | None
 
 
-def draw(model: GenerativeModel, n: int, seed: int = 0, labels: int | Sequence[int] | None = None) -> Tensor:
+def draw(model: GenerativeModel, n: int, seed: int = 0, labels: Labels = None) -> Tensor:
     """n samples of a seed, float32 [n, *image_shape] on the CPU, images in [-1, 1].
 
     They are those of `fdistill sample` but for rounding.
@@ -17,7 +20,8 @@ def draw(model: GenerativeModel, n: int, seed: int = 0, labels: int | Sequence[i
         model: as `load` or `distill` gives it.
         n: how many, >= 1.
         seed: of the noise, which is drawn on the CPU whatever the device.
-        labels: the class, or several that are repeated up to n; all classes in turn where not given.
+        labels: the class, or several that are repeated up to n; all classes in turn where not given. Of a model of
+            several sets of classes either the number of a combination or {name: class or classes}.
 
     Raises:
         ValueError: for an n or labels out of range, or samples that are not finite.
@@ -32,18 +36,34 @@ def draw(model: GenerativeModel, n: int, seed: int = 0, labels: int | Sequence[i
     return samples
 
 
-def chosen_labels(model: GenerativeModel, n: int, given: int | Sequence[int] | None) -> Tensor | None:
-    """The classes int64 [n] of n samples, the given ones repeated; None of an unconditional model.
+def chosen_labels(model: GenerativeModel, n: int, given: Labels) -> Tensor | None:
+    """The class numbers int64 [n] of n samples, the given ones repeated; None of an unconditional model.
 
     Raises:
         ValueError: for classes that the model does not have.
     """
-    wanted = torch.tensor([] if given is None else given).reshape(-1)
+    if isinstance(given, Mapping):
+        given = _numbers(model, {name: torch.tensor(value).reshape(-1) for name, value in given.items()})
+    wanted = torch.as_tensor([] if given is None else given).reshape(-1)
     if not len(wanted):
         return model.labels(n)
     if not model.num_classes:
         raise ValueError(f"this model is unconditional and takes no labels: got {given}; leave --labels out")
-    return check_labels(wanted.repeat(-(-n // len(wanted)))[:n], model.num_classes)
+    chosen = wanted.repeat(-(-n // len(wanted)))[:n]
+    model.condition(chosen, n)  # which says what is out of range
+    return chosen
+
+
+def _numbers(model: GenerativeModel, given: Mapping[str, Tensor]) -> Tensor:
+    """The combinations' numbers; a set that is given fewer classes than another repeats them."""
+    takes = model.denoiser.takes
+    if given.keys() != takes.keys():
+        raise ValueError(f"labels by name are classes of {declared(takes)}: got {', '.join(given)}")
+    most, numbers = max(map(len, given.values())), torch.zeros((), dtype=torch.int64)
+    for name, entry in takes.items():
+        check_classes(given[name], entry.classes, name)
+        numbers = numbers * entry.classes + given[name].repeat(-(-most // len(given[name])))[:most]
+    return numbers
 
 
 def require_model(model: object) -> GenerativeModel:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fdistill.core.distributed import gathered, warn_on_rank_0
+from fdistill.models.condition import Condition, Conditioned
 from fdistill.models.denoiser import Denoiser, lay_channels_last
 from fdistill.models.guidance import Guidance
 from fdistill.models.vae import Decoder
@@ -131,7 +132,7 @@ class GenerativeModel:
 
     @property
     def num_classes(self) -> int:
-        """0 where unconditional."""
+        """How many conditions it takes, where these are classes; 0 for every other model."""
         return self.denoiser.num_classes
 
     @property
@@ -203,33 +204,50 @@ class GenerativeModel:
         return blocks[0] if len(blocks) == 1 else torch.stack(blocks, dim=1)
 
     def labels(self, n: int) -> Tensor | None:
-        """The default conditions: classes in turn, int64 [n]; None for an unconditional model."""
+        """The default conditions: classes in turn, int64 [n]; None for a model that takes no classes."""
         return torch.arange(n) % self.num_classes if self.num_classes else None
+
+    def condition(self, given: Conditioned, n: int) -> Condition:
+        """What its network takes for n samples: class numbers int64 [n] become the conditions with these numbers.
+
+        Raises:
+            ValueError: where it is conditional and gets nothing that it takes, or a class out of range.
+        """
+        takes = self.denoiser.takes
+        if self.num_classes and given is None:
+            raise ValueError(
+                f"a class-conditional model needs one label per sample in [0, {self.num_classes}): got none"
+            )
+        condition = Condition.of(given, takes).only(takes)
+        condition.check(takes, n)
+        condition.check_classes(takes)
+        return condition
 
     def whole(self) -> AbstractContextManager[None]:
         """Inside, this rank may sample by itself; all ranks enter and leave together, where weights are sharded."""
         return gathered(*self._denoisers())
 
-    def sample(self, noise: Tensor, labels: Tensor | None = None, batch_size: int | None = None) -> Tensor:
+    def sample(self, noise: Tensor, condition: Conditioned = None, batch_size: int | None = None) -> Tensor:
         """Samples on the CPU, [B, *sample_shape] float32.
 
         Where weights are sharded, all ranks have to ask equally often, for any number of samples, or be inside `whole`.
 
         Args:
             noise: standard normal, [B, *latent_shape].
-            labels: int64 [B] in [0, num_classes); not read by an unconditional model.
+            condition: what its network takes, or class numbers int64 [B] in [0, num_classes); not read by an
+                unconditional model.
             batch_size: samples made at once; they do not depend on it. Where not given 500, fewer of more than 3,072
                 values each (on the CPU 784), and half as many where the device's memory is not enough.
 
         Raises:
-            ValueError: if the noise is of another shape, or a conditional model gets no labels or one out of range.
+            ValueError: if the noise is of another shape, or a conditional model gets nothing that it takes.
         """
         if noise.shape[1:] != self.latent_shape:
             raise ValueError(
                 f"latents of this {self.kind} are [n, {', '.join(map(str, self.latent_shape))}]: "
                 f"got {list(noise.shape)}; draw them by noise or latents of the model"
             )
-        labels = check_labels(labels, self.num_classes) if self.num_classes else None
+        condition = self.condition(condition, len(noise)).to(self.device)
         few_steps = functools.partial(one_step if self._blocks == 1 else multi_step, start=self.start)
         sampler = few_steps if self.sampler is None else self.sampler
         if self.sampler is not None and self.start != "sigma":
@@ -237,8 +255,7 @@ class GenerativeModel:
         values = VALUES_IN_CACHE if self.device.type == "cpu" else VALUES_AT_ONCE
         size = batch_size or max(1, min(AT_ONCE, values // math.prod(self.sample_shape)))
         with self.whole(), self._precision():
-            labels, device = None if labels is None else labels.to(self.device), self.device
-            fixed = (self.denoiser, noise.to(device), self.sigmas, labels, self.guidance)
+            fixed = (self.denoiser, noise.to(self.device), self.sigmas, condition, self.guidance)
             while True:
                 try:
                     return generate(sampler, *fixed, size).cpu()
@@ -271,13 +288,3 @@ def _check_levels(sigmas: Tensor) -> None:
     falls = sigmas.ndim == 1 and len(sigmas) and sigmas[0].isfinite() and (sigmas.diff() < 0).all() and sigmas[-1] > 0
     if not falls:  # a nan falls nowhere
         raise ValueError(f"noise levels of a student are positive and fall strictly: got {sigmas.tolist()}")
-
-
-def check_labels(labels: Tensor | None, num_classes: int) -> Tensor:
-    """labels, or ValueError where they are missing or outside [0, num_classes)."""
-    if labels is None:
-        raise ValueError(f"a class-conditional model needs one label per sample in [0, {num_classes}): got none")
-    outside = labels[(labels < 0) | (labels >= num_classes)]
-    if len(outside):
-        raise ValueError(f"a class label lies in [0, {num_classes}): got {int(outside[0])}")
-    return labels

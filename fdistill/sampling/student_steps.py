@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from fdistill.models.condition import Conditioned
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
 
@@ -31,20 +32,20 @@ def one_step(
     denoiser: Denoiser,
     noise: Tensor,
     sigmas: Tensor,
-    labels: Tensor | None = None,
+    condition: Conditioned = None,
     guidance: float | Guidance = 1.0,
     start: Start = "sigma",
 ) -> Tensor:
     """G(z) = D(sigma z, sigma): one evaluation at sigmas[0]. noise is standard normal, [B, *sample_shape]."""
     level = check_grid(sigmas)[0]
-    return Guidance.of(guidance)(denoiser, renoise(None, noise, level, start), level, labels)
+    return Guidance.of(guidance)(denoiser, renoise(None, noise, level, start), level, condition)
 
 
 def multi_step(
     denoiser: Denoiser,
     noise: Tensor,
     sigmas: Tensor,
-    labels: Tensor | None = None,
+    condition: Conditioned = None,
     guidance: float | Guidance = 1.0,
     start: Start = "sigma",
 ) -> Tensor:
@@ -60,7 +61,7 @@ def multi_step(
         )
     guidance, x = Guidance.of(guidance), None
     for z, level in zip(noise.unbind(1), check_grid(sigmas), strict=True):
-        x = guidance(denoiser, renoise(x, z, level, start), level, labels)
+        x = guidance(denoiser, renoise(x, z, level, start), level, condition)
     assert x is not None
     return x
 

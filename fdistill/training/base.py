@@ -19,6 +19,7 @@ from fdistill.core.random import fold_seed, generator_for
 from fdistill.core.weight_files import CheckpointError
 from fdistill.data import GenerativeDataModule
 from fdistill.io.checkpoints import RECORD, model_record
+from fdistill.models.condition import declared
 from fdistill.models.denoiser import Denoiser
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.training.averaging.ema import EMA
@@ -327,10 +328,10 @@ def check_fits(name: str, denoiser: Denoiser, data: GenerativeDataModule) -> Non
             f"{name} makes samples of {denoiser.sample_shape}, the data has {tuple(data.sample_shape)}: "
             f"{mending_options(name, denoiser, data)}"
         )
-    if denoiser.num_classes not in (0, data.num_classes):
+    if denoiser.takes not in ({}, data.takes):
         raise ValueError(
-            f"{name} has {denoiser.num_classes} classes, the data has {data.num_classes}: "
-            "expected the same, or 0 for unconditional"
+            f"{name} takes {declared(denoiser.takes)}, the data has {declared(data.takes)}: "
+            "expected the same, or an unconditional network"
         )
 
 

@@ -59,7 +59,7 @@ class TeacherModule(GenerativeModule):
         noise_levels: training distribution of sigma.
         optimizer: class_path and init_args of the optimiser.
         sigma_data: standard deviation of the data, for EDM's loss weight.
-        label_dropout: share of samples trained without their class, in [0, 1]; needed for guidance.
+        label_dropout: share of samples trained without their condition, in [0, 1]; needed for guidance.
         ema_decay: of the weights' moving average, in [0, 1).
         gradient_clip: largest gradient norm of a step.
         num_steps: steps of EDM's sampling grid; 2 num_steps - 1 evaluations of Heun.
@@ -81,7 +81,7 @@ class TeacherModule(GenerativeModule):
         super().__init__(seed, gradient_clip, accumulate, skip_nonfinite)
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout is a probability in [0, 1]: got {label_dropout}")
-        if label_dropout and network.num_classes and not network.knows_no_class:
+        if label_dropout and network.takes and not network.knows_no_class:
             raise ValueError(
                 f'{type(network).__name__} has no weights for "no class", which dropped labels ask for: '
                 f"expected label_dropout 0, got {label_dropout}"
@@ -147,10 +147,10 @@ class TeacherModule(GenerativeModule):
         self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """As many samples as the batch has, with its labels."""
+        """As many samples as the batch has, with its conditions."""
         generator = generator_for(self.seed, VALIDATION, batch_idx, self.global_rank)
         model = self.generative_model()
-        return model.sample(torch.randn(batch.x.shape, generator=generator), batch.labels)
+        return model.sample(torch.randn(batch.x.shape, generator=generator), batch.condition)
 
     def _loss(
         self,
@@ -162,15 +162,15 @@ class TeacherModule(GenerativeModule):
         rows: slice = slice(None),
     ) -> tuple[Tensor, Samples]:
         """The mean loss of these rows; the noise is drawn for all, so that no row's depends on how they are split."""
-        x_0, labels = batch
+        x_0, condition = batch.x, batch.condition.only(denoiser.takes)
         sigma = self.noise_levels.sample(len(x_0), generator, self.device)
         noise = self.normal(x_0.shape, generator)
-        if dropout > 0 and denoiser.num_classes:
+        if dropout > 0 and denoiser.takes:
             dropped = torch.rand(len(x_0), generator=generator, device=self.device) < dropout
-            labels = torch.where(dropped, denoiser.num_classes, labels)
-        x_0, sigma, labels = x_0[rows], sigma[rows], labels[rows]
+            condition = condition.where(dropped, denoiser.null(1, self.device))
+        x_0, sigma = x_0[rows], sigma[rows]
         x = x_0 + sigma.reshape(-1, *[1] * (x_0.ndim - 1)) * noise[rows]
-        denoised = denoiser(x, sigma, labels)
+        denoised = denoiser(x, sigma, condition.rows(rows))
         return weighted_denoising_loss(denoised, x_0, sigma, weight), Samples(sigma, [x, denoised])
 
 

@@ -11,7 +11,7 @@ N = 40_000
 
 def test_every_dark_square_has_its_share_and_is_filled_evenly():
     data = Chequerboard(num_samples=N, num_held_out=10)
-    x, labels = data.train_samples.copied()
+    x, labels, _ = data.train_samples.copied()
     share, deviation = 1 / 8, (1 / 8 * 7 / 8 / N) ** 0.5
     assert ((labels.bincount(minlength=8) / N - share).abs() < 5 * deviation).all()
     within = (x.double() + 2) % 1  # the place inside a square is uniform: mean 1/2, variance 1/12

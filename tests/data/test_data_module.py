@@ -65,10 +65,10 @@ def test_splits_have_the_announced_shape_range_and_type(build):
     shape, num_classes = data.sample_shape, data.num_classes  # known before the data is loaded
     for split in (data.train_samples.copied(), data.held_out_samples.copied()):
         assert isinstance(split, Batch)
-        assert split.x.shape == (len(split.labels), *shape)
+        assert split.x.shape == (len(split.classes), *shape)
         assert split.x.dtype == torch.float32
-        assert split.labels.dtype == torch.int64
-        assert 0 <= split.labels.min() <= split.labels.max() < max(num_classes, 1)
+        assert split.classes.dtype == torch.int64
+        assert 0 <= split.classes.min() <= split.classes.max() < max(num_classes, 1)
         if len(shape) == 3 and data.decoder is None:
             assert -1 <= split.x.min() < split.x.max() <= 1
 
@@ -106,7 +106,7 @@ def test_spec_survives_a_weights_only_file_and_rebuilds_the_data(build):
 
 def test_modes_are_read_by_an_exact_rule_or_not_at_all(build):
     data = build()
-    x, labels = data.held_out_samples.copied()
+    x, labels, _ = data.held_out_samples.copied()
     modes = data.read_modes(x)
     assert modes is None or (modes.dtype == torch.int64 and (modes == labels).double().mean() > 0.99)
 

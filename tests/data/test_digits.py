@@ -38,7 +38,7 @@ def test_white_and_black_are_one_and_minus_one():
 def test_one_epoch_of_the_loader_is_the_training_split():
     data = Digits(batch_size=1297)
     batch = next(iter(data.train_dataloader()))
-    pairs = [sorted(zip(rows(b.x), b.labels.tolist(), strict=True)) for b in (batch, data.train_samples.copied())]
+    pairs = [sorted(zip(rows(b.x), b.classes.tolist(), strict=True)) for b in (batch, data.train_samples.copied())]
     assert pairs[0] == pairs[1]
 
 
@@ -64,9 +64,9 @@ def stacked():
 @pytest.mark.parametrize("split", ["train_samples", "held_out_samples"])
 def test_each_channel_is_a_digit_of_the_same_split_and_the_label_spells_the_three(stacked, split):
     digits, batch = (getattr(data, split).copied() for data in (Digits(), stacked))
-    class_of = dict(zip(rows(digits.x), digits.labels.tolist(), strict=True))
+    class_of = dict(zip(rows(digits.x), digits.classes.tolist(), strict=True))
     channels = [[class_of[row] for row in rows(batch.x[:1000, c])] for c in range(3)]
-    assert [int(f"{a}{b}{c}") for a, b, c in zip(*channels, strict=True)] == batch.labels[:1000].tolist()
+    assert [int(f"{a}{b}{c}") for a, b, c in zip(*channels, strict=True)] == batch.classes[:1000].tolist()
 
 
 def test_all_thousand_modes_are_there_and_channels_are_independent(stacked):

@@ -17,7 +17,7 @@ def test_every_layout_gives_the_pixels_and_labels_of_the_files(tmp_path, below, 
     train, held_out = data.load_splits()
     batch = train.__getitems__(range(6))
     assert (data.sample_shape, data.num_classes, len(train), len(held_out)) == ((1, 2, 4), 3, 6, 3)
-    assert batch.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert batch.classes.tolist() == [0, 1, 2, 0, 1, 2]
     expected = (10 * torch.arange(6.0) / 127.5 - 1).view(6, 1, 1, 1).expand(6, 1, 2, 4)
     torch.testing.assert_close(batch.x, expected, rtol=0, atol=1e-6)
 

@@ -99,7 +99,7 @@ def test_sorted_sub_folders_are_the_classes_and_are_split_in_proportion(tmp_path
     assert (data.class_names, data.num_classes) == (["ant", "zebra"], 2)
     assert data.held_out_samples.labels.bincount().tolist() == [6, 2]
     for split in (data.train_samples.copied(), data.held_out_samples.copied()):
-        assert torch.equal((split.x.mean(dim=(1, 2, 3)) > 0).long(), split.labels)
+        assert torch.equal((split.x.mean(dim=(1, 2, 3)) > 0).long(), split.classes)
 
 
 def test_an_unlabelled_folder_has_no_classes(flat):

@@ -17,7 +17,7 @@ SHAPE = [3, 4, 4]
 
 def labels_of(data, n, first=0):
     data.load_state_dict({"batches_seen": first})
-    return [batch.labels.tolist() for batch in islice(data.train_dataloader(), n)]
+    return [batch.classes.tolist() for batch in islice(data.train_dataloader(), n)]
 
 
 class Labels(L.LightningModule):
@@ -29,11 +29,11 @@ class Labels(L.LightningModule):
         self.seen = []
 
     def training_step(self, batch, batch_idx):
-        self.seen.append(batch.labels.tolist())
+        self.seen.append(batch.classes.tolist())
         return self.weight * 0
 
     def predict_step(self, batch, batch_idx):
-        return batch.labels
+        return batch.classes
 
     def validation_step(self, batch, batch_idx):
         raise AssertionError
@@ -51,7 +51,7 @@ def trainer(**options):
 def test_every_pass_asks_for_every_class_equally_often(num_classes):
     data = LatentsOnly(SHAPE, num_classes, batch_size=64)
     size, classes = len(data.load_splits()[0]), max(num_classes, 1)
-    stream = torch.cat([batch.labels for batch in islice(data.train_dataloader(), -(-2 * size // 64))])
+    stream = torch.cat([batch.classes for batch in islice(data.train_dataloader(), -(-2 * size // 64))])
     for one_pass in (stream[:size], stream[size : 2 * size]):
         assert (one_pass.bincount(minlength=classes) == size // classes).all()
         assert len(one_pass.bincount()) == classes
@@ -62,7 +62,7 @@ def test_every_pass_asks_for_every_class_equally_often(num_classes):
 def test_a_batch_has_the_announced_form_and_samples_that_no_loss_survives(workers):
     batch = next(iter(LatentsOnly(SHAPE, 5, batch_size=6, num_workers=workers).train_dataloader()))
     assert (batch.x.shape, batch.x.dtype) == ((6, *SHAPE), torch.float32)
-    assert (batch.labels.shape, batch.labels.dtype) == ((6,), torch.int64)
+    assert (batch.classes.shape, batch.classes.dtype) == ((6,), torch.int64)
     assert batch.x.isnan().all()
 
 
@@ -99,7 +99,7 @@ def test_ranks_share_the_classes_of_a_pass_between_them():
     for rank in range(2):
         data = LatentsOnly(SHAPE, 10, batch_size=2050)
         data._rank_and_world_size = lambda rank=rank: (rank, 2)
-        parts.append(next(iter(data.train_dataloader())).labels)
+        parts.append(next(iter(data.train_dataloader())).classes)
     assert (torch.cat(parts).bincount() == 410).all()
 
 

@@ -7,6 +7,7 @@ from tiny_runs import exact, mlp
 from torch.testing import assert_close
 
 from fdistill.data.teacher_pairs import TeacherPairs, facts_of, read_facts
+from fdistill.models.condition import takes_classes
 from fdistill.sampling.generator import GenerativeModel
 
 
@@ -23,8 +24,8 @@ def numbered(n=5, labels=True):
 def same(a, b):
     assert torch.equal(a.latents, b.latents)
     assert torch.equal(a.samples, b.samples)
-    assert (a.labels is None) == (b.labels is None)
-    assert a.labels is None or torch.equal(a.labels, b.labels)
+    assert a.condition.keys() == b.condition.keys()
+    assert all(torch.equal(value, b.condition[name]) for name, value in a.condition.items())
     assert a.facts == b.facts
 
 
@@ -33,8 +34,9 @@ def test_pairs_are_what_the_teacher_samples_from_the_latents_of_the_seed(num_cla
     model = teacher(num_classes, guidance=1.5)
     pairs = TeacherPairs.make(model, 10, seed=4)
     assert torch.equal(pairs.latents, model.noise(10, 4))
-    assert torch.equal(pairs.samples, model.sample(pairs.latents, pairs.labels))
-    assert pairs.labels is None if num_classes == 0 else pairs.labels.tolist() == [i % 3 for i in range(10)]
+    assert torch.equal(pairs.samples, model.sample(pairs.latents, pairs.condition))
+    classes = {name: value.tolist() for name, value in pairs.condition.items()}
+    assert classes == ({"labels": [i % 3 for i in range(10)]} if num_classes else {})
 
 
 def test_the_pairs_of_an_exact_gaussian_teacher_are_the_closed_form_of_its_ode():
@@ -94,18 +96,19 @@ def test_facts_differ_exactly_where_the_pairs_do():
 def test_what_belongs_together_is_drawn_together_and_by_the_generator_alone():
     pairs = numbered()
     draws = [pairs.draw(64, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
-    for latents, samples, labels in draws:
+    for latents, samples, condition in draws:
         assert latents.shape == samples.shape == (64, 3)
         assert torch.equal(latents, -samples)
-        assert torch.equal(latents[:, 0].long(), labels)
-    assert torch.equal(draws[0][2], draws[1][2])
-    assert not torch.equal(draws[0][2], draws[2][2])
+        assert torch.equal(latents[:, 0].long(), condition["labels"])
+    first, same, other = (draw[2]["labels"] for draw in draws)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
 
 
 def test_every_pair_is_drawn_equally_often():
-    latents, _, labels = numbered(labels=False).draw(50_000, torch.Generator().manual_seed(0))
+    latents, _, condition = numbered(labels=False).draw(50_000, torch.Generator().manual_seed(0))
     counts = latents[:, 0].long().bincount(minlength=5)
-    assert labels is None
+    assert not condition
     assert ((counts - 10_000).square() / 10_000).sum() < 23.5  # chi-square of 4 degrees of freedom, p = 1e-4
 
 
@@ -121,7 +124,7 @@ def test_pairs_on_a_device_are_the_same():
 
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_pairs_fit_a_student_of_their_teacher(num_classes):
-    TeacherPairs.make(teacher(num_classes), 9, 0).check_fits((2,), num_classes)
+    TeacherPairs.make(teacher(num_classes), 9, 0).check_fits((2,), takes_classes(num_classes))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,7 @@ def test_pairs_fit_a_student_of_their_teacher(num_classes):
 )
 def test_pairs_of_another_student_are_refused(pairs, shape, num_classes, words):
     with pytest.raises(ValueError, match=words) as error:
-        pairs.check_fits(shape, num_classes)
+        pairs.check_fits(shape, takes_classes(num_classes))
     assert "fdistill pairs" in str(error.value)
 
 
@@ -202,12 +205,15 @@ def test_a_file_of_another_program_is_read_too(tmp_path):
     path = tmp_path / "pairs.safetensors"
     save_file({"latents": Z.half(), "samples": Z.double() + 1}, path)
     pairs = TeacherPairs.load(path)
-    assert (pairs.latents.dtype, pairs.samples.dtype, pairs.labels, pairs.facts) == (torch.float32,) * 2 + (None, {})
+    assert (pairs.latents.dtype, pairs.samples.dtype, dict(pairs.condition), pairs.facts) == (torch.float32,) * 2 + (
+        {},
+        {},
+    )
 
 
 def test_pairs_of_another_guidance_are_refused_and_unknown_ones_are_not():
     pairs = TeacherPairs.make(teacher(0), 9, 0)
-    pairs.check_fits((2,), 0, 1.0)
+    pairs.check_fits((2,), {}, 1.0)
     with pytest.raises(ValueError, match="guidance"):
-        pairs.check_fits((2,), 0, 2.0)
-    TeacherPairs(pairs.latents, pairs.samples).check_fits((2,), 0, 2.0)
+        pairs.check_fits((2,), {}, 2.0)
+    TeacherPairs(pairs.latents, pairs.samples).check_fits((2,), {}, 2.0)

@@ -45,7 +45,7 @@ def batches(data, n=9, first=0):
 def assert_same(found, expected):
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.x, other.x)
-        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.classes, other.classes)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

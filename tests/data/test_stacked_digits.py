@@ -34,7 +34,7 @@ def test_at_least_98_of_100_held_out_digits_are_read_right_in_every_channel(spli
         x = digits.x.roll(1, dims=0).repeat(1, 3, 1, 1)
         x[:, channel] = digits.x[:, 0]
         read = channels(data.read_modes(x))[:, channel]
-        assert (read == digits.labels).double().mean() >= 0.98
+        assert (read == digits.classes).double().mean() >= 0.98
 
 
 def test_training_stacks_are_read_without_a_mistake():
@@ -45,7 +45,7 @@ def test_training_stacks_are_read_without_a_mistake():
 def test_held_out_stacks_are_read_with_few_mistakes(held_out):
     _, batch, modes = held_out
     assert modes.dtype == torch.int64
-    assert (modes == batch.labels).double().mean() > 0.95
+    assert (modes == batch.classes).double().mean() > 0.95
 
 
 def test_permuting_the_channels_permutes_the_digits_of_the_mode(held_out):
@@ -77,7 +77,7 @@ def test_reading_leaves_the_random_state_alone():
 def test_held_out_digits_never_reach_the_reader(held_out, monkeypatch):
     _, batch, modes = held_out
     train, unseen = Digits().train_samples.copied(), Digits().held_out_samples.copied()
-    spoilt = Batch(torch.zeros_like(unseen.x), torch.zeros_like(unseen.labels))
+    spoilt = Batch(torch.zeros_like(unseen.x), torch.zeros_like(unseen.classes))
     monkeypatch.setattr("fdistill.data.stacked_digits.digit_splits", lambda split_seed: (train, spoilt))
     assert torch.equal(stacks().read_modes(batch.x), modes)
 

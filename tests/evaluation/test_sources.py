@@ -93,7 +93,7 @@ def pictures(tmp_path_factory):
     folder, train = tmp_path_factory.mktemp("pictures"), Digits().train_samples.copied()
     for c in range(10):
         (folder / f"digit{c}").mkdir()
-        for i, x in enumerate(train.x[train.labels == c][:10]):
+        for i, x in enumerate(train.x[train.classes == c][:10]):
             Image.fromarray(((x[0] + 1) * 127.5).round().byte().numpy()).save(folder / f"digit{c}" / f"{i}.png")
     return folder
 
@@ -263,7 +263,7 @@ def test_pictures_keep_their_values_and_their_classes(pictures):
     for image, label in zip(x, labels, strict=True):
         distance = (train.x - image).abs().amax((1, 2, 3))
         assert distance.min() < 1 / 127
-        assert train.labels[distance.argmin()] == label
+        assert train.classes[distance.argmin()] == label
     assert (found.num_classes, found.sample_shape, found.evaluations) == (10, (1, 8, 8), None)
     assert torch.equal(found.draw(30, 4, labels), x)
     with pytest.raises(ValueError, match="classes"):

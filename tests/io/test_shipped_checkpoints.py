@@ -14,7 +14,7 @@ FOLDERS = {name: ROOT / "checkpoints" / f"digits-{name}" for name in ("student",
 @pytest.fixture(scope="module")
 def extractor():
     real, features = Digits().train_samples.copied(), ClassifierFeatures()
-    features.prepare(real.x, real.labels, 10, seed=3)
+    features.prepare(real.x, real.classes, 10, seed=3)
     return features
 
 

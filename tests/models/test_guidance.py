@@ -190,7 +190,7 @@ def test_weights_of_the_guide_are_needed():
         (lambda: Guidance.limited(2.0, [0.1], None), "high"),
         (
             lambda: GenerativeModel.teacher(mlp(), 4, 0.1, 9.0, Guidance(2.0, guide=mlp(dim=3))),
-            "classes",
+            "condition",
         ),
         (
             lambda: GenerativeModel.teacher(mlp(), 4, 0.1, 9.0, Guidance(2.0, guide=mlp(num_classes=3))),
@@ -227,10 +227,10 @@ def test_pairs_tell_how_they_were_guided_and_are_of_the_same_teacher_only():
     model = GenerativeModel.teacher(mlp(), 4, 0.1, 9.0, guidance)
     pairs = TeacherPairs.make(model, 6, 0, "a")
     assert pairs.facts["guidance"] == "2.0 in (0.3, 3.0] by a guide"
-    pairs.check_fits((2,), 0, guidance)
+    pairs.check_fits((2,), {}, guidance)
     for other in (2.0, 1.0, Guidance(2.0, 0.3, 3.0), Guidance(2.0, guide=mlp())):
         with pytest.raises(ValueError, match="guide"):
-            pairs.check_fits((2,), 0, other)
+            pairs.check_fits((2,), {}, other)
     reweighed = GenerativeModel.teacher(mlp(), 4, 0.1, 9.0, Guidance(2.0, 0.3, 3.0, mlp(seed=2)))
     assert facts_of(reweighed, 6, 0, "a")["model"] != pairs.facts["model"]
 

@@ -73,7 +73,7 @@ def test_probabilities_of_all_classes_add_to_one(asked, digits):
 
 
 def test_unseen_digits_are_worth_more_as_what_they_are_than_as_any_other(asked, digits):
-    x, labels = digits.held_out_samples.copied()
+    x, labels, _ = digits.held_out_samples.copied()
     worth = torch.stack([asked(x, torch.full_like(labels, label)) for label in range(10)], dim=1)
     assert (worth.argmax(1) == labels).double().mean() > 0.8
 
@@ -118,7 +118,7 @@ def test_a_seed_decides_the_classifier_and_the_global_random_state_nothing(digit
         before = torch.random.get_rng_state()
         reward.prepare(digits)
         assert torch.equal(before, torch.random.get_rng_state())
-        worth.append(reward(*digits.held_out_samples.copied()))
+        worth.append(reward(*digits.held_out_samples.copied()[:2]))
     assert torch.equal(worth[0], worth[1])
     assert not torch.allclose(worth[0], worth[2])
 

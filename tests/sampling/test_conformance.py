@@ -180,7 +180,7 @@ def test_samples_carry_a_gradient_to_their_latents_outside_generate(sampler):
 
 @pytest.mark.parametrize("n", [4, 20])
 def test_as_many_labels_as_samples_are_required(n):
-    with pytest.raises(ValueError, match=f"one label per sample.*16.*{n}"):
+    with pytest.raises(ValueError, match=f"16.*{n}"):
         generate(one_step, network(), latents(), torch.tensor([5.0]), torch.zeros(n, dtype=torch.long), 1.0, 4)
 
 

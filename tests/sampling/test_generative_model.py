@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import MLP, GaussianMixture, SmallUNet
 from fdistill.sampling import Heun, one_step
-from fdistill.sampling.generator import GenerativeModel, check_labels
+from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.paths import VarianceExploding
 from fdistill.theory.preconditioning import EDM, X0Prediction
 from fdistill.training.callbacks.measured import in_run_precision
@@ -117,8 +117,6 @@ def test_samples_are_made_where_the_denoiser_is(build):
     [(None, "got none"), (torch.tensor([0, 3]), r"\[0, 3\): got 3"), (torch.tensor([-1, 0]), "got -1")],
 )
 def test_missing_and_impossible_labels_are_refused(labels, match):
-    with pytest.raises(ValueError, match=match):
-        check_labels(labels, 3)
     model = GenerativeModel.student(denoiser(3), 1.0)
     with pytest.raises(ValueError, match=match):
         model.sample(model.noise(2, seed=0), labels)

@@ -1,5 +1,6 @@
 """A diffusers pipeline for students whose network is no diffusers class; fdistill must be installed to load it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fdistill.io.export.folder import export_folder
 from fdistill.io.load import read_folder
+from fdistill.models.condition import Condition, Conditioned
 from fdistill.sampling.generator import GenerativeModel
 
 
@@ -56,9 +58,9 @@ class StudentModule(nn.Module):
             return super().__getattr__(name)
         return getattr(self.student, name)
 
-    def forward(self, latents: Tensor, labels: Tensor | None, decode: bool) -> Tensor:
+    def forward(self, latents: Tensor, condition: Conditioned, decode: bool) -> Tensor:
         """Samples [B, ...] float32 on the CPU; all that reads weights is in here, for hooks that bring them."""
-        samples = self.student.sample(latents.to(self.dtype), labels).float()
+        samples = self.student.sample(latents.to(self.dtype), condition).float()
         if self.student.decoder is None or not decode:
             return samples
         self.student.decoder.to(self.device)
@@ -107,7 +109,7 @@ class OneStepPipeline(DiffusionPipeline):
     def __call__(
         self,
         batch_size: int = 1,
-        class_labels: torch.Tensor | list[int] | int | None = None,
+        class_labels: Any = None,
         num_inference_steps: int | None = None,
         generator: torch.Generator | None = None,
         latents: torch.Tensor | None = None,
@@ -118,7 +120,8 @@ class OneStepPipeline(DiffusionPipeline):
 
         Args:
             batch_size: number of samples.
-            class_labels: one class for all or one for each, in [0, num_classes); None draws them at random.
+            class_labels: one class for all or one for each, in [0, num_classes), or these by the names of several sets
+                of classes; None draws them at random.
             num_inference_steps: the student's own number of steps, which is what it makes where none is given.
             generator: of noise and random classes, on the CPU.
             latents: standard normal noise [batch_size, *latent_shape] of the model instead.
@@ -140,8 +143,8 @@ class OneStepPipeline(DiffusionPipeline):
             latents = student.latents(batch_size, generator)
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents hold one noise sample per image: expected {shape}, got {tuple(latents.shape)}")
-        labels = self._labels(class_labels, batch_size, generator)
-        samples = self.model(latents, labels, decode=output_type != "latent")
+        condition = self._condition(class_labels, batch_size, generator)
+        samples = self.model(latents, condition, decode=output_type != "latent")
         self.maybe_free_model_hooks()
         images: Any = samples
         if output_type in ("pil", "np"):
@@ -152,16 +155,22 @@ class OneStepPipeline(DiffusionPipeline):
             images = [Image.fromarray(np.round(image * 255).astype(np.uint8).squeeze()) for image in images]
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _labels(self, given: Any, n: int, generator: torch.Generator | None) -> torch.Tensor | None:
+    def _condition(self, given: Any, n: int, generator: torch.Generator | None) -> Conditioned:
         num_classes = self.model.student.num_classes
         if not num_classes:
             return None
         if given is None:
             return torch.randint(num_classes, (n,), generator=generator)
-        labels = torch.as_tensor(given)
-        if labels.ndim and len(labels) != n:
-            raise ValueError(f"class_labels is one class, or one for each of the {n} samples: got {len(labels)}")
-        return labels.expand(n)
+        if isinstance(given, Mapping):
+            return Condition({name: _expanded(value, n) for name, value in given.items()})
+        return _expanded(given, n)
+
+
+def _expanded(given: Any, n: int) -> Tensor:
+    labels = torch.as_tensor(given)
+    if labels.ndim and len(labels) != n:
+        raise ValueError(f"class_labels is one class, or one for each of the {n} samples: got {len(labels)}")
+    return labels.expand(n)
 
 
 class StudentLoader:

@@ -1,4 +1,4 @@
-"""A student without Python: its map from latents (and labels) to samples as a torch.export program or an ONNX graph."""
+"""A student without Python: latents and condition to samples, as a torch.export program or an ONNX graph."""
 
 import importlib.util
 import logging
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional
 
+from fdistill.models.condition import Condition
 from fdistill.sampling import renoise
 from fdistill.sampling.generator import GenerativeModel
 
@@ -28,7 +29,7 @@ _LARGEST_ONNX = 1.5e9  # bytes of weights in the graph's own file, which protobu
 
 
 class Generator(nn.Module):
-    """latents [B, *latent_shape], labels int64 [B] -> samples [B, *sample_shape]; no labels where unconditional.
+    """latents [B, *latent_shape], and what its network takes, each [B, ...] -> samples [B, *sample_shape].
 
     All steps of the student. What is random is the latents, so the map itself is deterministic.
     """
@@ -40,11 +41,12 @@ class Generator(nn.Module):
         super().__init__()
         self.denoiser, self.levels, self.start = model.denoiser, model.sigmas.tolist(), model.start
 
-    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, *condition: Tensor) -> Tensor:
+        named = Condition(dict(zip(self.denoiser.takes, condition, strict=True)))
         steps = [latents] if len(self.levels) == 1 else latents.unbind(1)
         x: Any = None  # until the first step
         for latent, level in zip(steps, self.levels, strict=True):
-            x = self.denoiser(renoise(x, latent, level, self.start), latent.new_full(latent.shape[:1], level), labels)
+            x = self.denoiser(renoise(x, latent, level, self.start), latent.new_full(latent.shape[:1], level), named)
         return x
 
 
@@ -70,9 +72,8 @@ def write_program(model: GenerativeModel, program: Program, folder: Path) -> Pat
     """
     check_program(model, program)
     generator = Generator(model.to("cpu")).eval()
-    arguments: tuple[Tensor, ...] = (torch.zeros(_EXAMPLES, *model.latent_shape),)
-    if model.num_classes:
-        arguments += (torch.zeros(_EXAMPLES, dtype=torch.int64),)
+    condition = [torch.zeros(_EXAMPLES, dtype=entry.dtype) for entry in model.denoiser.takes.values()]
+    arguments = (torch.zeros(_EXAMPLES, *model.latent_shape), *condition)
     path = folder / FILES[program]
     _WRITERS[program](generator, arguments, path)
     return path
@@ -89,7 +90,7 @@ def _write_onnx(generator: Generator, arguments: tuple[Tensor, ...], path: Path)
     with torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning):
         graph = torch.onnx.export(
             _exported(generator, arguments),
-            input_names=["latents", "labels"][: len(arguments)],
+            input_names=["latents", *generator.denoiser.takes],
             output_names=["samples"],
             dynamo=True,
             verbose=False,
@@ -98,9 +99,10 @@ def _write_onnx(generator: Generator, arguments: tuple[Tensor, ...], path: Path)
 
 
 def _exported(generator: Generator, arguments: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    batches = tuple({0: Dim.DYNAMIC} for _ in arguments)
+    latents, *condition = ({0: Dim.DYNAMIC} for _ in arguments)
+    shapes = (latents, tuple(condition)) if condition else (latents,)
     with patch.object(Upsample2D, "forward", _upsampled):
-        return torch.export.export(generator, arguments, dynamic_shapes=batches)
+        return torch.export.export(generator, arguments, dynamic_shapes=shapes)
 
 
 def _upsampled(self: Upsample2D, hidden: Tensor, output_size: int | None = None, *more: Any, **named: Any) -> Tensor:

@@ -81,7 +81,7 @@ def noise_levels(times: Tensor, preconditioning: Any) -> Tensor:
         preconditioning: on the path of the network.
     """
     if isinstance(preconditioning, VelocityPrediction):
-        levels = (times / (1 - times)).clamp_max(NOISE_ALONE)
+        levels = (times / (1 - times)).nan_to_num(NOISE_ALONE).clamp_max(NOISE_ALONE)  # one step to a terminal is 0/0
     else:
         path = preconditioning.path
         levels = path.noise_ratio(times / (path.num_timesteps - 1))

@@ -1,12 +1,14 @@
-"""What a raw network F is: it sees a scaled sample, a number that stands for the noise level, and class labels."""
+"""What a raw network F is: it sees a scaled sample, a number that stands for the noise level, and a condition."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fdistill.core.spec import Described
+from fdistill.models.condition import Condition, Conditioned, Takes, takes_classes
 
 LEAST_SHARE = 0.002
 """Of a network's weights, that a block has to have to be gathered by itself."""
@@ -20,12 +22,13 @@ class Encoding(NamedTuple):
 
 
 class Network(nn.Module, Described, ABC):
-    """F(x, noise, labels). The two halves are separate so that features cost the encoder only.
+    """F(x, noise, condition). The two halves are separate so that features cost the encoder only.
 
     Attributes:
         sample_shape: shape of one sample, e.g. (1, 8, 8) or (2,).
-        num_classes: 0 for an unconditional network; otherwise labels are int64 [B] in [0, num_classes], and the label
-            `num_classes` means "no class" (guidance trains it by dropout).
+        num_classes: of a network that takes classes alone, and 0 for every other. With one set of them its condition
+            is "labels", int64 [B] in [0, num_classes], and the label `num_classes` means "no class" (guidance trains
+            it by dropout); with several it counts their combinations.
         feature_channels: channels of each feature tap.
         knows_no_class: False where "no class" was never trained, so that guidance by it means nothing.
     """
@@ -35,9 +38,27 @@ class Network(nn.Module, Described, ABC):
     feature_channels: tuple[int, ...]
     knows_no_class: bool = True
 
+    @property
+    def takes(self) -> Takes:
+        """The condition that it takes; empty where it is unconditional."""
+        return takes_classes(self.num_classes)
+
+    def null(self, n: int, device: torch.device | str = "cpu") -> Condition:
+        """The condition of n samples that means "no condition": "no class" under each name.
+
+        Raises:
+            ValueError: where the network was never trained without its condition.
+        """
+        if not self.knows_no_class:
+            raise ValueError(
+                f'{type(self).__name__} was trained with a class for every sample and knows no "no class": '
+                "set guidance to 1"
+            )
+        return Condition({name: torch.full((n,), entry.classes, device=device) for name, entry in self.takes.items()})
+
     @abstractmethod
-    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
-        """First half; x is [B, *sample_shape], noise [B]."""
+    def encode(self, x: Tensor, noise: Tensor, condition: Condition) -> Encoding:
+        """First half; x is [B, *sample_shape], noise [B], the condition what the network takes, of B samples."""
 
     @abstractmethod
     def decode(self, encoding: Encoding) -> Tensor:
@@ -51,9 +72,11 @@ class Network(nn.Module, Described, ABC):
         least = LEAST_SHARE * sum(parameter.numel() for parameter in self.parameters())
         return [unit for unit in _listed(self) if sum(parameter.numel() for parameter in unit.parameters()) > least]
 
-    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor, condition: Conditioned = None) -> Tensor:
         """F, [B, *sample_shape]."""
-        return self.decode(self.encode(x, noise, labels))
+        known = Condition.of(condition, self.takes)
+        known.check(self.takes, len(x))
+        return self.decode(self.encode(x, noise, known))
 
 
 def train_without_dropout(network: nn.Module) -> None:

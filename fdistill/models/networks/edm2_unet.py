@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fdistill.models.condition import Condition
 from fdistill.models.networks.attention import attend, heads_of
 from fdistill.models.networks.base import Encoding, Network
 from fdistill.models.networks.embeddings import at_least_single, class_vectors
@@ -123,39 +124,39 @@ class EDM2UNet(Network):
             if isinstance(module, MPConv):
                 module.normalise()
 
-    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
+    def encode(self, x: Tensor, noise: Tensor, condition: Condition) -> Encoding:
         if self.training:
             self.normalise_weights()
-        condition = self._condition(noise, labels).to(x.dtype)
+        embedding = self._embedding(noise, condition).to(x.dtype)
         hidden = self.enc[f"{self.sides[0]}_conv"](F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0))  # ones stand for a bias
         skips, features = [hidden], []
         for level, side in enumerate(self.sides):
             if level:
-                hidden = self.enc[f"{side}_down"](hidden, condition)
+                hidden = self.enc[f"{side}_down"](hidden, embedding)
                 skips.append(hidden)
             for index in range(self.blocks_per_level):
-                hidden = self.enc[f"{side}_block{index}"](hidden, condition)
+                hidden = self.enc[f"{side}_block{index}"](hidden, embedding)
                 skips.append(hidden)
             features.append(hidden)
-        return Encoding(tuple(features), (tuple(skips), condition))
+        return Encoding(tuple(features), (tuple(skips), embedding))
 
     def decode(self, encoding: Encoding) -> Tensor:
-        kept, condition = encoding.state
+        kept, embedding = encoding.state
         skips, hidden = list(kept), kept[-1]
         for side in reversed(self.sides):
             if f"{side}_up" in self.dec:
-                hidden = self.dec[f"{side}_up"](hidden, condition)
+                hidden = self.dec[f"{side}_up"](hidden, embedding)
             else:
-                hidden = self.dec[f"{side}_in1"](self.dec[f"{side}_in0"](hidden, condition), condition)
+                hidden = self.dec[f"{side}_in1"](self.dec[f"{side}_in0"](hidden, embedding), embedding)
             for index in range(self.blocks_per_level + 1):
-                hidden = self.dec[f"{side}_block{index}"](mp_cat(hidden, skips.pop()), condition)
+                hidden = self.dec[f"{side}_block{index}"](mp_cat(hidden, skips.pop()), embedding)
         return self.out_conv(hidden, self.out_gain)
 
-    def _condition(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+    def _embedding(self, noise: Tensor, condition: Condition) -> Tensor:
         """[B, condition]; "no class" is the zero vector of classes."""
         embedding = self.emb_noise(self.emb_fourier(noise.to(at_least_single(self.emb_noise.weight.dtype))))
         if self.emb_label is not None:
-            classes = class_vectors(labels, self.num_classes).to(embedding.dtype)
+            classes = class_vectors(condition, self.num_classes).to(embedding.dtype)
             embedding = mp_sum(embedding, self.emb_label(classes * math.sqrt(self.num_classes)))
         return mp_silu(embedding)
 

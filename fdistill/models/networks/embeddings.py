@@ -1,9 +1,12 @@
-"""How the noise level and the class enter our own networks."""
+"""How the noise level and the classes enter our own networks."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+
+from fdistill.models.condition import LABELS, Condition, takes_classes
 
 
 class FourierEmbedding(nn.Module):
@@ -28,37 +31,33 @@ class FourierEmbedding(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """Noise embedding plus class embedding, [B, channels]; the last class row means "no class"."""
+    """Noise embedding plus class embeddings, [B, channels]; the last row of each set of classes means "no class"."""
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int | Mapping[str, int]) -> None:
         """Args:
         channels: width of the embedding.
-        num_classes: 0 for none.
+        num_classes: 0 for none; several sets of classes by their names.
         """
         super().__init__()
         self.noise = nn.Sequential(FourierEmbedding(channels), nn.Linear(channels, channels), nn.SiLU())
         self.mix = nn.Linear(channels, channels)
-        self.classes = nn.Embedding(num_classes + 1, channels) if num_classes else None
+        self.takes = takes_classes(num_classes)
+        tables = {name: nn.Embedding(entry.classes + 1, channels) for name, entry in self.takes.items()}
+        self.classes = tables[LABELS] if LABELS in tables else nn.ModuleDict(tables) if tables else None
 
-    def forward(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """noise [B], labels int64 [B]."""
+    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
+        """noise [B], the condition of as many samples."""
         waves, linear, activation = self.noise
         embedding = self.mix(activation(linear(waves(noise).to(linear.weight.dtype))))
-        if self.classes is not None:
-            embedding = embedding + self.classes(required_labels(labels))
+        for name in self.takes:
+            table = self.classes if isinstance(self.classes, nn.Embedding) else self.classes[name]
+            embedding = embedding + table(condition[name])
         return embedding
 
 
-def required_labels(labels: Tensor | None) -> Tensor:
-    """labels, or a clear error where a conditional network was called without them."""
-    if labels is None:
-        raise ValueError("a class-conditional network needs labels (int64, [B]): got None; num_classes means no class")
-    return labels
-
-
-def class_vectors(labels: Tensor | None, num_classes: int) -> Tensor:
-    """One-hot rows, int64 [B, num_classes]; the label num_classes, "no class", is the zero row."""
-    return nn.functional.one_hot(required_labels(labels), num_classes + 1)[:, :num_classes]
+def class_vectors(condition: Condition, num_classes: int) -> Tensor:
+    """One-hot rows of "labels", int64 [B, num_classes]; the label num_classes, "no class", is the zero row."""
+    return nn.functional.one_hot(condition[LABELS], num_classes + 1)[:, :num_classes]
 
 
 def at_least_single(dtype: torch.dtype) -> torch.dtype:

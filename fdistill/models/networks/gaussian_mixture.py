@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fdistill.models.condition import Condition
 from fdistill.models.networks.base import Encoding, Network
 
 
@@ -45,7 +46,7 @@ class GaussianMixture(Network):
         self.log_shares: Tensor
         self.register_buffer("log_shares", (shares / shares.sum()).log(), persistent=False)
 
-    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
+    def encode(self, x: Tensor, noise: Tensor, condition: Condition) -> Encoding:
         return Encoding((x,), (x, noise))
 
     def decode(self, encoding: Encoding) -> Tensor:

@@ -1,10 +1,11 @@
 """Residual MLP for vectors (mixtures, toy data, features)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fdistill.models.condition import Condition, Takes, count_classes
 from fdistill.models.networks.base import Encoding, Network
 from fdistill.models.networks.embeddings import ConditionEmbedding
 
@@ -19,7 +20,7 @@ class MLP(Network):
         dim: int = 2,
         width: int = 128,
         depth: int = 4,
-        num_classes: int = 0,
+        num_classes: int | Mapping[str, int] = 0,
         initial_output: Sequence[float] | None = None,
         frequencies: int = 0,
         frequency_std: float = 3.0,
@@ -29,7 +30,7 @@ class MLP(Network):
         dim: entries of a sample.
         width: channels of the hidden layers, even.
         depth: residual blocks, at least 2.
-        num_classes: 0 for an unconditional network.
+        num_classes: 0 for an unconditional network; several sets of classes by their names.
         initial_output: F is this constant at first (dim values), so that under EDM preconditioning a one-step student
             starts as one Gaussian around sigma_data times it; None keeps the usual random start. A skip adds to it.
         frequencies: random Fourier features sin(f.x), cos(f.x) of the input beside the input itself, of so many fixed
@@ -44,10 +45,11 @@ class MLP(Network):
             raise ValueError(f"an MLP needs dim >= 1 and depth >= 2: got {dim} and {depth}")
         if frequencies < 0 or not frequency_std > 0:
             raise ValueError(f"an MLP needs frequencies >= 0 of a std > 0: got {frequencies} and {frequency_std}")
-        self.sample_shape, self.num_classes, self.skip = (dim,), num_classes, skip
+        self.sample_shape, self.skip = (dim,), skip
         self.encoder_depth = depth // 2
         self.feature_channels = (width,) * self.encoder_depth
         self.condition = ConditionEmbedding(width, num_classes)
+        self.num_classes = count_classes(self.takes)
         drawn = torch.randn(dim, frequencies, generator=torch.Generator().manual_seed(_FREQUENCY_SEED))
         self.frequencies: Tensor | None
         self.register_buffer("frequencies", frequency_std * drawn if frequencies else None)
@@ -57,18 +59,22 @@ class MLP(Network):
         if initial_output is not None:
             self._start_constant(initial_output)
 
-    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
-        condition = self.condition(noise, labels)
+    @property
+    def takes(self) -> Takes:
+        return self.condition.takes
+
+    def encode(self, x: Tensor, noise: Tensor, condition: Condition) -> Encoding:
+        embedding = self.condition(noise, condition)
         hidden, features = self.input(self._with_waves(x)), []
         for block in self.blocks[: self.encoder_depth]:
-            hidden = block(hidden, condition)
+            hidden = block(hidden, embedding)
             features.append(hidden)
-        return Encoding(tuple(features), (hidden, condition, x))
+        return Encoding(tuple(features), (hidden, embedding, x))
 
     def decode(self, encoding: Encoding) -> Tensor:
-        hidden, condition, x = encoding.state
+        hidden, embedding, x = encoding.state
         for block in self.blocks[self.encoder_depth :]:
-            hidden = block(hidden, condition)
+            hidden = block(hidden, embedding)
         output = self.output(hidden)
         return output + x if self.skip else output
 

@@ -1,11 +1,12 @@
 """A lean UNet of our own: half the cost of diffusers' at the same width, for where the stock pipeline is not needed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fdistill.models.condition import Condition, Takes, count_classes
 from fdistill.models.networks.base import Encoding, Network
 from fdistill.models.networks.embeddings import ConditionEmbedding
 
@@ -18,7 +19,7 @@ class SmallUNet(Network):
         resolution: int = 8,
         channels: int = 1,
         widths: Sequence[int] = (16, 32),
-        num_classes: int = 0,
+        num_classes: int | Mapping[str, int] = 0,
         groups: int = 4,
         skip: bool = False,
     ) -> None:
@@ -26,7 +27,7 @@ class SmallUNet(Network):
         resolution: side of the square images; halved len(widths) - 1 times.
         channels: image channels.
         widths: channels at each level, from the finest down; each a multiple of `groups`.
-        num_classes: 0 for an unconditional network.
+        num_classes: 0 for an unconditional network; several sets of classes by their names.
         groups: of the group normalisation.
         skip: adds the input to the output, for networks that predict eps on a variance-preserving path: at high noise
             their input is nearly eps, so that little is left to learn there (arXiv 2508.16154). EDM preconditioning
@@ -34,43 +35,48 @@ class SmallUNet(Network):
         """
         super().__init__()
         check_halving(resolution, len(widths))
-        self.sample_shape, self.num_classes, self.skip = (channels, resolution, resolution), num_classes, skip
+        self.sample_shape, self.skip = (channels, resolution, resolution), skip
         self.feature_channels = tuple(widths)
-        embedding = 4 * widths[0]
-        self.condition = ConditionEmbedding(embedding, num_classes)
+        embedding_width = 4 * widths[0]
+        self.condition = ConditionEmbedding(embedding_width, num_classes)
+        self.num_classes = count_classes(self.takes)
         self.input = nn.Conv2d(channels, widths[0], 3, padding=1)
         inward = [widths[0], *widths]
         self.down = nn.ModuleList(
-            _ResidualBlock(inward[level], width, embedding, groups) for level, width in enumerate(widths)
+            _ResidualBlock(inward[level], width, embedding_width, groups) for level, width in enumerate(widths)
         )
-        self.middle = _ResidualBlock(widths[-1], widths[-1], embedding, groups)
+        self.middle = _ResidualBlock(widths[-1], widths[-1], embedding_width, groups)
         outward = [widths[-1], *reversed(widths)]
         self.up = nn.ModuleList(
-            _ResidualBlock(outward[step] + width, width, embedding, groups)
+            _ResidualBlock(outward[step] + width, width, embedding_width, groups)
             for step, width in enumerate(reversed(widths))
         )
         self.output = nn.Sequential(
             nn.GroupNorm(groups, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels, 3, padding=1)
         )
 
+    @property
+    def takes(self) -> Takes:
+        return self.condition.takes
+
     def units(self) -> list[nn.Module]:
         return [*super().units(), self.middle]
 
-    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
-        condition = self.condition(noise, labels)
+    def encode(self, x: Tensor, noise: Tensor, condition: Condition) -> Encoding:
+        embedding = self.condition(noise, condition)
         hidden, features = self.input(x), []
         for level, block in enumerate(self.down):
-            hidden = block(F.avg_pool2d(hidden, 2) if level else hidden, condition)
+            hidden = block(F.avg_pool2d(hidden, 2) if level else hidden, embedding)
             features.append(hidden)
-        return Encoding(tuple(features), (tuple(features), condition, x))
+        return Encoding(tuple(features), (tuple(features), embedding, x))
 
     def decode(self, encoding: Encoding) -> Tensor:
-        skips, condition, x = encoding.state
-        hidden = self.middle(skips[-1], condition)
+        skips, embedding, x = encoding.state
+        hidden = self.middle(skips[-1], embedding)
         for step, (block, skip) in enumerate(zip(self.up, reversed(skips), strict=True)):
             if step:
                 hidden = F.interpolate(hidden, scale_factor=2.0, mode="nearest")
-            hidden = block(torch.cat([hidden, skip], dim=1), condition)
+            hidden = block(torch.cat([hidden, skip], dim=1), embedding)
         output = self.output(hidden)
         return output + x if self.skip else output
 

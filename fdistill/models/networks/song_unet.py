@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fdistill.models.condition import Condition
 from fdistill.models.networks.attention import attend, heads_of
 from fdistill.models.networks.base import Encoding, Network
 from fdistill.models.networks.embeddings import at_least_single, class_vectors
@@ -127,43 +128,43 @@ class SongUNet(Network):
                 layers[f"{side}_aux_conv"] = _initialised(nn.Conv2d(width, channels, 3, padding=1), 1e-5)
         return layers
 
-    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
-        condition = self._condition(noise, labels).to(x.dtype)
+    def encode(self, x: Tensor, noise: Tensor, condition: Condition) -> Encoding:
+        embedding = self._embedding(noise, condition).to(x.dtype)
         hidden, image = self.enc[f"{self.sides[0]}_conv"](x), x
         skips, features = [hidden], []
         for level, side in enumerate(self.sides):
             if level:
-                hidden = self.enc[f"{side}_down"](hidden, condition)
+                hidden = self.enc[f"{side}_down"](hidden, embedding)
                 if self.residual:
                     hidden = image = (hidden + self.enc[f"{side}_aux_residual"](image)) * _HALF
                 skips.append(hidden)
             for index in range(self.blocks_per_level):
-                hidden = self.enc[f"{side}_block{index}"](hidden, condition)
+                hidden = self.enc[f"{side}_block{index}"](hidden, embedding)
                 skips.append(hidden)
             features.append(hidden)
-        return Encoding(tuple(features), (tuple(skips), condition))
+        return Encoding(tuple(features), (tuple(skips), embedding))
 
     def decode(self, encoding: Encoding) -> Tensor:
-        kept, condition = encoding.state
+        kept, embedding = encoding.state
         skips, hidden = list(kept), kept[-1]
         image: Any = None  # until the first side that draws
         for side in reversed(self.sides):
             if f"{side}_up" in self.dec:
-                hidden = self.dec[f"{side}_up"](hidden, condition)
+                hidden = self.dec[f"{side}_up"](hidden, embedding)
             else:
-                hidden = self.dec[f"{side}_in1"](self.dec[f"{side}_in0"](hidden, condition), condition)
+                hidden = self.dec[f"{side}_in1"](self.dec[f"{side}_in0"](hidden, embedding), embedding)
             for index in range(self.blocks_per_level + 1):
-                hidden = self.dec[f"{side}_block{index}"](torch.cat([hidden, skips.pop()], dim=1), condition)
+                hidden = self.dec[f"{side}_block{index}"](torch.cat([hidden, skips.pop()], dim=1), embedding)
             if f"{side}_aux_conv" in self.dec:
                 drawn = self.dec[f"{side}_aux_conv"](F.silu(self.dec[f"{side}_aux_norm"](hidden)))
                 image = drawn if image is None else drawn + self.dec[f"{side}_aux_up"](image)
         return image
 
-    def _condition(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+    def _embedding(self, noise: Tensor, condition: Condition) -> Tensor:
         """[B, channel_mult_emb model_channels]; "no class" is the zero vector of classes."""
         embedding = self.map_noise(noise.to(at_least_single(self.map_layer0.weight.dtype)))
         if self.map_label is not None:
-            classes = class_vectors(labels, self.num_classes).to(embedding.dtype)
+            classes = class_vectors(condition, self.num_classes).to(embedding.dtype)
             scaled = classes * math.sqrt(self.num_classes)
             embedding = embedding + self.map_label(scaled.to(self.map_label.weight.dtype))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding.to(self.map_layer0.weight.dtype)))))

@@ -9,8 +9,8 @@ from torch.nn.functional import silu
 
 from fdistill.core.build import build_stock
 from fdistill.core.weight_files import brief
+from fdistill.models.condition import LABELS, Condition
 from fdistill.models.networks.base import Encoding, Network
-from fdistill.models.networks.embeddings import required_labels
 
 _COUNTS = (
     *("sample_size", "patch_size", "num_layers", "num_embeds_ada_norm", "num_attention_heads", "attention_head_dim"),
@@ -59,8 +59,8 @@ class StockDiT(Network):
     def units(self) -> list[nn.Module]:
         return [self._blocks[0].norm1.emb, *super().units()]  # which the last layer asks too
 
-    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
-        timestep, labels = self.noise_scale * noise, required_labels(labels)
+    def encode(self, x: Tensor, noise: Tensor, condition: Condition) -> Encoding:
+        timestep, labels = self.noise_scale * noise, condition[LABELS]
         hidden = self.transformer.pos_embed(x)
         for block in self._blocks[: len(self._blocks) // 2]:
             hidden = block(hidden, timestep=timestep, class_labels=labels)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fdistill.core.build import build_stock
 from fdistill.core.weight_files import brief, shown
+from fdistill.models.condition import LABELS, Condition
 from fdistill.models.networks.base import Encoding, Network
-from fdistill.models.networks.embeddings import required_labels
 
 _LARGEST_SIDE = 4096  # of a sample; no weight depends on it
 
@@ -58,11 +58,11 @@ class StockUNet(Network):
         middle = [] if self.unet.mid_block is None else [self.unet.mid_block]
         return [*super().units(), *middle]
 
-    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
+    def encode(self, x: Tensor, noise: Tensor, condition: Condition) -> Encoding:
         unet, timestep = self.unet, self.noise_scale * noise
         embedding = unet.time_embedding(unet.time_proj(timestep).to(x.dtype))
         if self.num_classes:
-            embedding = embedding + unet.class_embedding(required_labels(labels)).to(x.dtype)
+            embedding = embedding + unet.class_embedding(condition[LABELS]).to(x.dtype)
         if unet.config.center_input_sample:
             x = 2 * x - 1
         hidden, image = unet.conv_in(x), x  # `image` goes beside the hidden states where blocks have a skip_conv

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fdistill.models.condition import Condition, Takes
 from fdistill.models.networks.base import Encoding, Network
 
 
@@ -29,7 +30,7 @@ class TwoExperts(Network):
         super().__init__()
         if not math.isfinite(split):
             raise ValueError(f"split is a noise input and finite: got {split}; give that of a sigma between the grid's")
-        for name in ("sample_shape", "num_classes", "feature_channels"):
+        for name in ("sample_shape", "takes", "feature_channels"):
             expected, found = getattr(low, name), getattr(high, name)
             if expected != found:
                 raise ValueError(
@@ -40,17 +41,18 @@ class TwoExperts(Network):
         self.feature_channels = low.feature_channels
         self.knows_no_class = low.knows_no_class and high.knows_no_class
 
-    def units(self) -> list[nn.Module]:
-        return []  # which expert is asked differs from rank to rank, and a block is gathered by all
+    @property
+    def takes(self) -> Takes:
+        return self.low.takes
 
-    def encode(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Encoding:
+    def units(self) -> list[nn.Module]:
+        return []  # which expert is evaluated differs from rank to rank, and a block is gathered by all
+
+    def encode(self, x: Tensor, noise: Tensor, condition: Condition) -> Encoding:
         is_low = noise < self.split
         sides = [(self.low, is_low.nonzero()[:, 0]), (self.high, (~is_low).nonzero()[:, 0])]
         sides = [(expert, rows) for expert, rows in sides if len(rows)] or sides[:1]
-        parts = [
-            (expert, expert.encode(x[rows], noise[rows], None if labels is None else labels[rows]))
-            for expert, rows in sides
-        ]
+        parts = [(expert, expert.encode(x[rows], noise[rows], condition.rows(rows))) for expert, rows in sides]
         places = torch.cat([rows for _, rows in sides]).argsort()
         taps = zip(*(encoding.features for _, encoding in parts), strict=True)
         return Encoding(tuple(torch.cat(tap)[places] for tap in taps), (parts, places))

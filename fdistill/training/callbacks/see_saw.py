@@ -104,7 +104,7 @@ class SeeSaw(L.Callback):
             denoiser,
             cast(LinearDenoiser, self._linear),
             chosen.x.to(device),
-            chosen.labels.to(device),
+            chosen.classes.to(device),
             cast(NoiseLevels, self.noise_levels),
             generator_for(self.seed, 1, device=device),
             self.num_bins,

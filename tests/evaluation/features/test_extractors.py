@@ -39,7 +39,7 @@ def digits():
 @pytest.fixture(scope="module")
 def classifier(digits):
     extractor = ClassifierFeatures(epochs=10)
-    extractor.prepare(digits.x, digits.labels, 10, seed=0)
+    extractor.prepare(digits.x, digits.classes, 10, seed=0)
     return extractor
 
 
@@ -52,7 +52,7 @@ def extractor(request, digits):
         "module": lambda: ModuleFeatures(Convolution(), resolution=12),
         "layer": lambda: ModuleFeatures(Convolution(), layer="stem"),
     }[request.param]()
-    found.prepare(digits.x, digits.labels, 10, seed=0)
+    found.prepare(digits.x, digits.classes, 10, seed=0)
     return found
 
 
@@ -180,7 +180,7 @@ def test_classes_are_read_from_features_as_the_network_reads_them_from_images(cl
     read = classifier.classify(classifier.extract(digits.x))
     assert torch.equal(read, classifier.classifier(digits.x).argmax(1))
     assert read.dtype == torch.int64
-    assert (read == digits.labels).double().mean() > 0.9
+    assert (read == digits.classes).double().mean() > 0.9
 
 
 def test_classes_are_read_from_nothing_else(classifier):
@@ -194,7 +194,7 @@ def test_the_same_seed_gives_the_same_features_bit_for_bit_and_draws_nothing_glo
     state = torch.get_rng_state()
     first, second, other = ClassifierFeatures(1), ClassifierFeatures(1), ClassifierFeatures(1)
     for extractor, seed in ((first, 5), (second, 5), (other, 6)):
-        extractor.prepare(digits.x[:200], digits.labels[:200], 10, seed)
+        extractor.prepare(digits.x[:200], digits.classes[:200], 10, seed)
     x = digits.x[200:300]
     assert torch.equal(first.extract(x), second.extract(x))
     assert not torch.equal(first.extract(x), other.extract(x))
@@ -202,7 +202,7 @@ def test_the_same_seed_gives_the_same_features_bit_for_bit_and_draws_nothing_glo
 
 
 def test_preparation_works_where_gradients_are_off(digits):
-    x, labels = digits.x[:200], digits.labels[:200]
+    x, labels = digits.x[:200], digits.classes[:200]
     outside, inside = ClassifierFeatures(1), ClassifierFeatures(1)
     outside.prepare(x, labels, 10, 0)
     with torch.inference_mode():
@@ -223,12 +223,12 @@ def test_steps_follow_the_number_of_images_up_to_a_budget_unless_epochs_are_give
             return x.flatten(1)[:, :32]
 
     monkeypatch.setattr("fdistill.evaluation.features.classifier.train_classifier", counted)
-    x, labels = digits.x.repeat(2, 1, 1, 1), digits.labels.repeat(2)
+    x, labels = digits.x.repeat(2, 1, 1, 1), digits.classes.repeat(2)
     for epochs in (None, 7):
         extractor = ClassifierFeatures(epochs)
         extractor.prepare(x, labels, 10, seed=1)
         assert f"for {epochs or 77} epochs on 2,594 real images with seed 1" in extractor.name
-    ClassifierFeatures().prepare(digits.x, digits.labels, 10, seed=1)
+    ClassifierFeatures().prepare(digits.x, digits.classes, 10, seed=1)
     assert seen == [77 * 41, 7 * 41, 100 * 21]
     pixels = torch.randint(0, 256, (70_000, 1, 8, 8), dtype=torch.uint8)
     many = InMemorySplit(pixels, torch.arange(70_000) % 10)

@@ -44,7 +44,7 @@ every_extractor = pytest.mark.parametrize("build", EXTRACTORS.values(), ids=EXTR
 @pytest.fixture(scope="module")
 def real():
     train = Digits().train_samples.copied()
-    return train.x[:96], train.labels[:96]
+    return train.x[:96], train.classes[:96]
 
 
 def features(extractor, real, seed=0, n=70):

@@ -69,7 +69,7 @@ def test_random_classes_come_from_the_generator_and_are_real_ones():
     pipeline = OneStepPipeline(student("grey images"))
     first, second = (pipeline(50, generator=seeded(4), output_type="pt").images for _ in range(2))
     assert torch.equal(first, second)
-    labels = pipeline._labels(None, 1000, seeded())
+    labels = pipeline._condition(None, 1000, seeded())
     assert labels.unique().tolist() == [0, 1, 2]
 
 

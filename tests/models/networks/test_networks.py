@@ -8,6 +8,7 @@ import torch
 from stock_models import SMALL_DIT, SMALL_UNET
 from torch.testing import assert_close
 
+from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import (
     MLP,
@@ -92,7 +93,7 @@ def test_output_has_the_shape_and_precision_of_the_sample(build):
 @every_network
 def test_decoding_the_encoding_is_the_forward_pass(build):
     network, x, noise, labels = ready(build)
-    encoding = network.encode(x, noise, labels)
+    encoding = network.encode(x, noise, Condition.of(labels, network.takes))
     assert torch.equal(network.decode(encoding), network(x, noise, labels))
     assert torch.equal(network.decode(encoding), network.decode(encoding))  # decoding leaves the encoding alone
 
@@ -100,7 +101,7 @@ def test_decoding_the_encoding_is_the_forward_pass(build):
 @every_network
 def test_feature_channels_are_those_of_the_taps(build):
     network, x, noise, labels = ready(build)
-    features = network.encode(x, noise, labels).features
+    features = network.encode(x, noise, Condition.of(labels, network.takes)).features
     assert tuple(tap.shape[1] for tap in features) == network.feature_channels
     assert all(len(tap) == len(x) for tap in features)
 

@@ -8,6 +8,7 @@ from diffusers import UNet2DModel
 from stock_models import SMALL_DIT, SMALL_UNET, built, dit, unet
 
 from fdistill.core.spec import Described
+from fdistill.models.condition import Condition
 from fdistill.models.networks import StockDiT, StockUNet
 
 RESNETS = {
@@ -91,7 +92,7 @@ def test_the_tap_of_a_dit_is_its_patches_in_place():
     changed = x.clone()
     changed[:, :, 2:4, 6:8] += 1
     network.transformer.transformer_blocks = network.transformer.transformer_blocks[:1]
-    taps = [network.encode(each, noise, labels).features[0] for each in (x, changed)]
+    taps = [network.encode(each, noise, Condition.of(labels, network.takes)).features[0] for each in (x, changed)]
     moved = (taps[0] != taps[1]).any(1)[0]
     assert moved.nonzero().tolist() == [[1, 3]]
 

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from fdistill.core.spec import Described
+from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import MLP, GaussianMixture, SmallUNet, TwoExperts
 from fdistill.theory.paths import VPLinear
@@ -31,10 +32,10 @@ def batch(network, n=5):
 def test_a_sample_below_the_split_is_the_low_experts_and_any_other_the_high_ones():
     network = experts()
     x, labels = batch(network)
-    output, features = network(x, NOISE, labels), network.encode(x, NOISE, labels).features
+    output, features = network(x, NOISE, labels), network.encode(x, NOISE, Condition({"labels": labels})).features
     for side, rows in ((network.low, LOW), (network.high, ~LOW)):
         assert_close(output[rows], side(x[rows], NOISE[rows], labels[rows]))
-        alone = side.encode(x[rows], NOISE[rows], labels[rows]).features
+        alone = side.encode(x[rows], NOISE[rows], Condition({"labels": labels[rows]})).features
         for tap, own in zip(features, alone, strict=True):
             assert_close(tap[rows], own)
 
@@ -112,7 +113,7 @@ def test_no_class_is_known_where_both_experts_know_it():
     ("high", "split", "says"),
     [
         (MLP(dim=3, width=8, depth=2), 0.5, "sample_shape"),
-        (MLP(width=8, depth=2, num_classes=2), 0.5, "num_classes"),
+        (MLP(width=8, depth=2, num_classes=2), 0.5, "takes"),
         (MLP(width=12, depth=2), 0.5, "feature_channels"),
         (GaussianMixture([[0.0, 0.0]], [1.0]), 0.5, "feature_channels"),
         (MLP(width=8, depth=2), math.inf, "split"),

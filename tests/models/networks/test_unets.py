@@ -5,6 +5,7 @@ import torch
 from diffusers import UNet2DModel
 from torch.testing import assert_close
 
+from fdistill.models.condition import Condition
 from fdistill.models.networks import DiffusersUNet, SmallUNet
 
 UNETS = {
@@ -39,7 +40,8 @@ def test_our_split_is_the_forward_pass_of_diffusers_at_a_thousand_times_the_nois
 @every_unet
 def test_taps_are_what_each_level_hands_down(arguments):
     network = build(arguments)
-    encoding = network.encode(*batch(network))
+    x, noise, labels = batch(network)
+    encoding = network.encode(x, noise, Condition.of(labels, network.takes))
     *finer, coarsest = encoding.features
     assert torch.equal(coarsest, encoding.state[0])
     for tap, block in zip(finer, network.unet.down_blocks[:-1], strict=True):
