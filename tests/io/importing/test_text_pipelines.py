@@ -234,7 +234,7 @@ def test_a_teacher_in_a_folder_is_the_same_again(folders, tmp_path):
 
 
 def test_half_weights_in_shards_and_a_variant_are_read(folders, tmp_path):
-    folder, pipeline = folders("sd3")
+    _, pipeline = folders("sd3")
     half = pipeline_of("sd3")
     half.transformer.to(torch.float16)
     half.save_pretrained(tmp_path, variant="fp16", max_shard_size="20KB")
