@@ -23,6 +23,12 @@ from fdistill.models.networks.text import FAMILIES, Family, family_of
 PIPELINE = "pipeline"
 """Name of the fact that says in which folder a model's tokenizers and text encoders lie."""
 
+NULL_WEIGHTS = "fdistill_null.safetensors"
+"""Of an exported folder: the null condition, which stock pipelines encode anew."""
+
+COND_PROJ = "time_embedding.cond_proj.weight"
+"""A zero weight of exported UNets: a network with one is told its guidance, and its pipeline makes no other."""
+
 _LIBRARIES = ("diffusers", "transformers")
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 _SIDE = 1024  # of images of pipelines that say it only in the body of their call
@@ -263,8 +269,8 @@ def _check_parts(folder: Path, index: Mapping[str, Any], part: str) -> None:
 def _variant(folder: Path) -> str | None:
     """The variant of the weights of its text encoders, where there are no plain ones."""
     files = [file.name.split(".") for file in (folder / "text_encoder").glob("*.safetensors")]
-    variants = {name[1] for name in files if len(name) == 3}
-    return None if any(len(name) == 2 for name in files) or len(variants) != 1 else variants.pop().split("-")[0]
+    variants = {name[1].split("-")[0] for name in files if len(name) == 3}
+    return None if any(len(name) == 2 for name in files) or len(variants) != 1 else variants.pop()
 
 
 @contextlib.contextmanager

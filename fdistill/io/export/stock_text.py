@@ -1,5 +1,6 @@
 """A text-to-image student as the folder of its teacher's own pipeline: the scheduler that has its steps, and the call."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,21 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fdistill.core.atomic_files import write_json
 from fdistill.core.build import build_stock
 from fdistill.core.weight_files import read_json
-from fdistill.io.stock_pipeline import PIPELINE
+from fdistill.io.stock_pipeline import COND_PROJ, NULL_WEIGHTS, PIPELINE
 from fdistill.models.networks import TextToImageNetwork
 from fdistill.models.networks.text import StableDiffusion
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.paths import NOISE_ALONE, DDPMPath
 from fdistill.theory.preconditioning import EpsPrediction, VPrediction, X0Prediction
-
-NULL_WEIGHTS = "fdistill_null.safetensors"
-"""Of an exported folder: the null condition, which stock pipelines encode anew."""
-
-COND_PROJ = "time_embedding.cond_proj.weight"
-"""A zero weight of exported UNets: a network with one is told its guidance, and its pipeline makes no other."""
 
 _PREDICTIONS = {EpsPrediction: "epsilon", VPrediction: "v_prediction", X0Prediction: "sample"}
 _WHOLE = 1e-2  # how far from a whole timestep a level may lie that was typed with six digits
@@ -47,7 +41,9 @@ class Scheduled(NamedTuple):
 
 def is_text_student(model: GenerativeModel) -> bool:
     """Whether a model is a student whose teacher was a stock text-to-image pipeline."""
-    return model.kind == "student" and isinstance(model.denoiser.network, TextToImageNetwork) and PIPELINE in model.facts
+    return (
+        model.kind == "student" and isinstance(model.denoiser.network, TextToImageNetwork) and PIPELINE in model.facts
+    )
 
 
 def scheduled(model: GenerativeModel) -> Scheduled:
@@ -89,7 +85,11 @@ def _on_timesteps(model: GenerativeModel, path: DDPMPath) -> Scheduled:
     if len(steps) == 1 and steps[0] < last:
         log_alpha = -torch.log1p(path.noise_ratio(torch.arange(steps[0] + 1, dtype=torch.float64) / last).square())
         betas = -torch.expm1(torch.diff(log_alpha, prepend=log_alpha.new_zeros(1)))
-        config |= {"num_train_timesteps": steps[0] + 1, "trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
+        config |= {
+            "num_train_timesteps": steps[0] + 1,
+            "trained_betas": betas.tolist(),
+            "rescale_betas_zero_snr": False,
+        }
     elif steps != [path.num_timesteps // len(steps) * (len(steps) - k) - 1 for k in range(len(steps))]:
         config["original_inference_steps"] = 1  # so that any number of steps but one is an error
         call = {"timesteps": steps}
@@ -112,12 +112,7 @@ def _on_flow(model: GenerativeModel) -> Scheduled:
         return Scheduled("FlowMatchEulerDiscreteScheduler", config, {"num_inference_steps": 1})
     config["stochastic_sampling"] = True
     named = {"sigmas": [1.0, *(round(time, 9) for time in times[1:])]}
-    return Scheduled("FlowMatchEulerDiscreteScheduler", config, named, not takes_generator(model))
-
-
-def takes_generator(model: GenerativeModel) -> bool:
-    """Whether the pipeline hands its generator to the scheduler's steps."""
-    return _network(model).family.hands_on_generator
+    return Scheduled("FlowMatchEulerDiscreteScheduler", config, named, not _network(model).family.hands_on_generator)
 
 
 def write_text_pipeline(model: GenerativeModel, folder: Path, made: Scheduled, dtype: torch.dtype) -> None:
@@ -144,9 +139,11 @@ def write_text_pipeline(model: GenerativeModel, folder: Path, made: Scheduled, d
         if name not in (part, "scheduler") and isinstance(value, list) and (source / name).is_dir():
             shutil.copytree(source / name, folder / name)
     index["scheduler"] = ["diffusers", made.name]
-    write_json(folder / "model_index.json", {name: value for name, value in index.items() if name != "_name_or_path"})
+    index.pop("_name_or_path", None)
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     (folder / "scheduler").mkdir()
-    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": made.name, **made.config})
+    scheduler = json.dumps({"_class_name": made.name, **made.config}, indent=2)
+    (folder / "scheduler" / "scheduler_config.json").write_text(scheduler + "\n", encoding="utf-8")
     _stock_network(network, dtype).save_pretrained(folder / part, max_shard_size="5GB", safe_serialization=True)
     null = network.null_tensors()
     if null:
@@ -179,11 +176,13 @@ def card_lines(model: GenerativeModel, name: str, made: Scheduled, dtype: torch.
     kind = "" if dtype == torch.float32 else f", torch_dtype={dtype}"
     seed = "torch.manual_seed(0)" if made.global_noise else "torch.Generator().manual_seed(0)"
     code = (
-        f'import torch\nfrom diffusers import DiffusionPipeline\n\n'
+        f"import torch\nfrom diffusers import DiffusionPipeline\n\n"
         f'pipeline = DiffusionPipeline.from_pretrained("{name}"{kind})\n'
         f'image = pipeline("a prompt", {arguments}, generator={seed}).images[0]'
     )
-    notes = ["Needs diffusers and transformers alone. It was trained for these steps and makes no good pictures in others."]
+    notes = [
+        "Needs diffusers and transformers alone. It was trained for these steps and makes no good pictures in others."
+    ]
     if made.global_noise:
         notes.append(
             "This pipeline draws the noise between steps from torch's global generator, whose seed is therefore set here."

@@ -42,9 +42,10 @@ def read_text_pipeline(source: Path, options: Options) -> GenerativeModel:
     stock = StockPipeline(source)
     side = stock.side if options.resolution is None else (options.resolution[0], options.resolution[-1])
     shape = stock.sample_shape(side)
+    family = stock.at(shape)
     embedded, scale = _guidance(stock, options, source)
     asked = stock.ask([""], side, null=stock.has_null, num_steps=options.num_steps)
-    preconditioning = _preconditioning(stock, stock.at(shape).time_scale)
+    preconditioning = _preconditioning(stock, family.time_scale)
     network = _network(
         stock,
         source,

@@ -19,7 +19,7 @@ from fdistill.theory.paths import DDPMPath
 
 PROMPTS = ["a red seven", "a blue ground"]
 NEGATIVE = "ugly"
-STEPS = 3
+STEPS = 4  # which divides 1000: DDIM of diffusers steps to other timesteps than it evaluates where it does not
 STEPPED = [name for name in PIPELINES if name not in ("sana", "sana-sprint")] + ["sana-euler"]
 """All whose pipeline follows the flow by first-order steps; one of Sana with another scheduler than its own."""
 

@@ -18,6 +18,7 @@ class StableDiffusion(Family):
 
     stock, part = "UNet2DConditionModel", "unet"
     pipelines = ("StableDiffusionPipeline",)
+    hands_on_generator = True
     embedding: str | None = None
     """The addition_embed_type of its configuration."""
 
@@ -72,6 +73,7 @@ class PixArt(Family):
 
     stock = "PixArtTransformer2DModel"
     pipelines = ("PixArtSigmaPipeline", "PixArtAlphaPipeline")
+    hands_on_generator = True
 
     @property
     def takes(self) -> Takes:
@@ -94,6 +96,7 @@ class Sana(Family):
 
     stock = "SanaTransformer2DModel"
     pipelines = ("SanaPipeline",)
+    hands_on_generator = True
 
     @property
     def time_scale(self) -> float:  # type: ignore[override]  # of the configuration

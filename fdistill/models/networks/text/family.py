@@ -34,6 +34,7 @@ class Family(ABC):
         guided: arguments of the pipeline's call under which it evaluates the negative prompt too; None where there is
             no negative prompt.
         null_first: whether a pipeline that evaluates both prompts in one batch has the negative one first.
+        hands_on_generator: whether a pipeline hands its generator to the steps of its scheduler.
         has_null: whether its networks were trained without a prompt, and not only at embedded guidance.
     """
 
@@ -43,6 +44,7 @@ class Family(ABC):
     time_scale: float | None = None
     guided: ClassVar[Mapping[str, Any] | None] = {"guidance_scale": 2.0}
     null_first: ClassVar[bool] = True
+    hands_on_generator: ClassVar[bool] = False
     has_null: ClassVar[bool] = True
 
     def __init__(

@@ -108,6 +108,10 @@ class TextToImageNetwork(Network):
         shapes = {name: list(condition[name].shape[1:]) for name in self.takes}
         self.__dict__["_init_args"]["null"] = shapes  # what its description rebuilds
 
+    def null_tensors(self) -> dict[str, Tensor]:
+        """The null condition's tensors without the batch, by the condition's names; none where there is none."""
+        return {name: getattr(self, buffer).detach().cpu().contiguous() for name, buffer in self._null.items()}
+
     def encode(self, x: Tensor, noise: Tensor, condition: Condition) -> Encoding:
         return Encoding(*self.forward_with_features(x, noise, condition))
 
