@@ -58,7 +58,7 @@ def model_card(
     parts = [
         "\n".join(front),
         f"# {name}",
-        *([_usage(model, name, stock) if text is None else text[1], _summary(model)][:: 1 if text else -1]),
+        *((text[1], _summary(model)) if text else (_summary(model), _usage(model, name, stock))),
         _measured(model, report),
         _origin(model),
     ]

@@ -1,4 +1,4 @@
-"""A text-to-image student as the folder of its teacher's own pipeline: the scheduler that has its steps, and the call."""
+"""A text-to-image student as its teacher's own pipeline: the scheduler that makes its steps, and the call."""
 
 import json
 import re
@@ -184,9 +184,7 @@ def card_lines(model: GenerativeModel, name: str, made: Scheduled, dtype: torch.
         "Needs diffusers and transformers alone. It was trained for these steps and makes no good pictures in others."
     ]
     if made.global_noise:
-        notes.append(
-            "This pipeline draws the noise between steps from torch's global generator, whose seed is therefore set here."
-        )
+        notes.append("Noise between its steps comes from torch's global generator, whose seed is set here.")
     return front, f"## Use\n\n```python\n{code}\n```\n\n" + " ".join(notes)
 
 
