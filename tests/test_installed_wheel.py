@@ -52,6 +52,8 @@ def test_the_quick_start_begins_in_an_empty_folder_by_names(binaries, tmp_path):
     succeeds(*fit, "quickstart/teacher", *short, folder=tmp_path)
     succeeds(*fit, "quickstart/student", *short, "--trainer.callbacks=[LastCheckpoint]", folder=tmp_path)
     assert (tmp_path / "runs" / "quickstart" / "train-student" / "checkpoints" / "last.ckpt").is_file()
+    succeeds(binaries / "fdistill", "dashboard", Path("runs", "quickstart", "train-student"), folder=tmp_path)
+    assert "Losses" in (tmp_path / "runs" / "dashboard.html").read_text()
     succeeds(binaries / "fdistill", "sample", "--checkpoint", "digits-student", "--n", 4, folder=tmp_path)
     assert (tmp_path / "samples.png").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "samples.png"}

@@ -21,9 +21,9 @@ import torch
 from fdistill.cli.fit import run_trainer
 from fdistill.data import Digits, InMemorySplit
 from fdistill.evaluation.collapse_alarm import WATCHED
+from fdistill.evaluation.comparison import TrainingComparison
 from fdistill.evaluation.features import ClassifierFeatures
 from fdistill.evaluation.metrics import standard_metrics
-from fdistill.evaluation.probe import DiversityProbe
 from fdistill.io.load import load_model
 
 TEACHER_TURNS, STUDENT_UPDATES, EVERY = 3600, 1200, 200  # of the quick start
@@ -68,10 +68,10 @@ def step_ms(config: str, *options: str) -> float:
     return statistics.median(line["perf/step_ms"] for line in lines if line["step"] > 40 and "perf/step_ms" in line)
 
 
-def probe_of(data: Digits, n: int, kept: str | None = None) -> DiversityProbe:
+def probe_of(data: Digits, n: int, kept: str | None = None) -> TrainingComparison:
     """What DiversityCallback prepares at the start of a run."""
     extractor = ClassifierFeatures(epochs=20).keep_in(kept)
-    return DiversityProbe(data, extractor, standard_metrics(10), n, seed=0)
+    return TrainingComparison(data, extractor, standard_metrics(10), n, seed=0)
 
 
 def compare_cache(data: Digits, n: int, repeats: int = 3) -> None:

@@ -4,8 +4,8 @@
 
 Digits: the shipped student, compared in features of a small classifier; its modes are 30 cells that k-means finds in
 the training images, and nobody tells the alarm. Mixture: 40 modes, a student that makes 5% bridges between them. A
-collapse is two evaluations of fresh samples; healthy runs are rows of evaluations. Writes collapse.json and two tables
-in Markdown: what was caught, and which metric sees what.
+collapse is two evaluations of fresh samples; healthy runs are rows of evaluations. Writes collapse.json and tables
+in Markdown: what was caught, and for each data which metric sees what.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from fdistill.core.atomic_files import atomic_write
 from fdistill.core.random import generator_for
 from fdistill.data import Digits, GaussianMixtureData
 from fdistill.evaluation.collapse_alarm import WATCHED, CollapseAlarm, bands
+from fdistill.evaluation.comparison import TrainingComparison
 from fdistill.evaluation.features import ClassifierFeatures, PixelFeatures
 from fdistill.evaluation.metrics import standard_metrics
-from fdistill.evaluation.probe import DiversityProbe
 from fdistill.io.load import load_model
 
 STRENGTHS = {
@@ -54,7 +54,7 @@ class Dropped(NamedTuple):
 class Case(NamedTuple):
     """A healthy student, and what is needed to break it."""
 
-    probe: DiversityProbe
+    probe: TrainingComparison
     draw: Callable[[int], tuple[Tensor, Tensor]]  # seed to n samples and the classes they were asked to be
     classes: int
     mode_of: Callable[[Tensor], Tensor]
@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 def digits_case(seed: int) -> Case:
     data = Digits(batch_size=128)
-    probe = DiversityProbe(data, ClassifierFeatures(), standard_metrics(10), 2000, seed)
+    probe = TrainingComparison(data, ClassifierFeatures(), standard_metrics(10), 2000, seed)
     student = load_model("checkpoints/digits-student")
     cells = KMeans(30, n_init=3, random_state=seed).fit(
         probe.extractor.extract(data.train_samples.copied().x).double().numpy()
@@ -80,7 +80,7 @@ def digits_case(seed: int) -> Case:
 
 def mixture_case(seed: int) -> Case:
     data = GaussianMixtureData(kind="forty", num_samples=8000, batch_size=128)
-    probe = DiversityProbe(data, PixelFeatures(), standard_metrics(data.num_modes), 2000, seed)
+    probe = TrainingComparison(data, PixelFeatures(), standard_metrics(data.num_modes), 2000, seed)
 
     def draw(seed: int) -> tuple[Tensor, Tensor]:
         generator = generator_for(seed, 7)
@@ -141,7 +141,7 @@ class Watched:
         self.bands = bands(case.probe.null(list(WATCHED), splits))
 
     def values(self, x: Tensor, wanted: Tensor) -> dict[str, float]:
-        return self.case.probe.measure(self.case.probe.rows(x, wanted))
+        return self.case.probe.measure(self.case.probe.read("samples", x, wanted))
 
     def alarms(self, evaluations: list[dict[str, float]]) -> list[bool]:
         """What a run that makes these evaluations in a row hears."""
@@ -211,24 +211,19 @@ def detection_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def sight_table(results: dict[str, Any]) -> str:
+def sight_table(name: str, collapses: list[dict[str, Any]]) -> str:
     """The weakest strength of each collapse from which on a metric is outside what healthy evaluations say."""
-    kinds = [
-        (name, kind) for name, r in results.items() for kind in dict.fromkeys(row["kind"] for row in r["collapses"])
-    ]
-    lines = [
-        "| metric | " + " | ".join(f"{kind}, {name}" for name, kind in kinds) + " |",
-        "|---" * (len(kinds) + 1) + "|",
-    ]
+    kinds = list(dict.fromkeys(row["kind"] for row in collapses))
+    lines = [f"{name.capitalize()}:", "", f"| metric | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
     for metric in SHOWN:
         cells = []
-        for name, kind in kinds:
-            rows = [row for row in results[name]["collapses"] if row["kind"] == kind and metric in row["sigmas"]]
+        for kind in kinds:
+            rows = [row for row in collapses if row["kind"] == kind and metric in row["sigmas"]]
             seen = [abs(row["sigmas"][metric]) > SEEN for row in rows]
             first = next((i for i in range(len(seen)) if all(seen[i:])), None)
             sign = "" if first is None else ("+" if rows[-1]["sigmas"][metric] > 0 else "-")
             cells.append("" if not rows else "misses" if first is None else f"{rows[first]['strength']:g} {sign}")
-        lines.append(f"| {metric} | " + " | ".join(cells) + " |")
+        lines.append(f"| {metric} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -245,7 +240,8 @@ def main() -> None:
     results = {
         name: study(name, case(arguments.seed), arguments.healthy, arguments.repeats) for name, case in cases.items()
     }
-    tables = detection_table(results) + "\n\n" + sight_table(results) + "\n"
+    sights = [sight_table(name, result["collapses"]) for name, result in results.items()]
+    tables = "\n\n".join([detection_table(results), *sights]) + "\n"
     atomic_write(arguments.out / "collapse.json", json.dumps(results, indent=1))
     atomic_write(arguments.out / "tables.md", tables)
     print(tables)

@@ -22,8 +22,6 @@ from typing import Any
 
 import torch
 import yaml
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from fdistill.cli.fit import run_trainer
@@ -31,7 +29,7 @@ from fdistill.data import Digits, GenerativeDataModule
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
 from fdistill.evaluation.metrics import frechet_distance
 from fdistill.evaluation.report import write_json
-from fdistill.evaluation.report.figure_file import INK, save_figure
+from fdistill.evaluation.report.figure_file import INK, new_figure, save_figure, styled
 from fdistill.sampling import Euler, generate
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.grids import PathGrid
@@ -145,9 +143,10 @@ def _range(values: list[float], form: str) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
+@styled
 def picture(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
     """Both numbers against steps, a line for the median of each weight and a band for the range of its seeds."""
-    figure = Figure(figsize=(9.6, 3.8), facecolor="white", layout="constrained")
+    figure = new_figure(9.6, 3.8)
     left, right = figure.subplots(1, 2)
     for panel, (number, (title, _)) in zip((left, right), NUMBERS.items(), strict=True):
         for name, found in rows.items():
@@ -158,22 +157,13 @@ def picture(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
             panel.fill_between(
                 shown, *zip(*((min(s), max(s)) for s in values), strict=True), color=COLOURS[name], alpha=0.15, lw=0
             )
-        _style(panel, title)
+        panel.set(xscale="log", yscale="log", title=title, xlabel="sampling steps")
+        panel.set_xticks(STEPS, [str(steps) for steps in STEPS])
+        panel.minorticks_off()
     floor = json.loads((folder / f"{FLOOR}.json").read_text(encoding="utf-8"))["frechet"]
     left.axhline(floor, color=INK, lw=1, ls=":", label="training digits")
-    left.legend(fontsize=8, frameon=False)
-    save_figure(figure, folder / "picture.png", dpi=110)
-
-
-def _style(panel: Axes, title: str) -> None:
-    panel.set(xscale="log", yscale="log")
-    panel.set_xticks(STEPS, [str(steps) for steps in STEPS])
-    panel.minorticks_off()
-    panel.set_title(title, fontsize=10, loc="left", color=INK)
-    panel.set_xlabel("sampling steps", fontsize=9, color=INK)
-    panel.tick_params(labelsize=8, colors=INK)
-    panel.grid(alpha=0.25, lw=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
+    left.legend()
+    save_figure(figure, folder / "picture.png")
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from matplotlib.figure import Figure
 from quiet_trainer import quiet_trainer
 
 from fdistill.cli.fit import run_trainer
@@ -21,7 +20,7 @@ from fdistill.data import Digits
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
 from fdistill.evaluation.metrics import frechet_distance, precision_recall
 from fdistill.evaluation.report import write_json
-from fdistill.evaluation.report.figure_file import save_figure
+from fdistill.evaluation.report.figure_file import new_figure, save_figure, styled
 
 TURNS = {
     "fused": ["--model.turn", "fused"],
@@ -79,8 +78,9 @@ def run(
     return watch.rows
 
 
+@styled
 def picture(rows: dict[str, dict[int, list[dict[str, Any]]]], path: Path) -> None:
-    figure = Figure(figsize=(9, 3.4), facecolor="white", layout="constrained")
+    figure = new_figure(9, 3.4)
     for axes, column in zip(figure.subplots(1, 2), ("frechet_distance", "recall"), strict=True):
         for name, seeds in rows.items():
             for found in seeds.values():
@@ -91,9 +91,8 @@ def picture(rows: dict[str, dict[int, list[dict[str, Any]]]], path: Path) -> Non
             ]
             axes.plot([r["seconds"] for r in found], middle, color=COLOURS[name], linewidth=2, label=name)
         axes.set(xlabel="training seconds", ylabel=column.replace("_", " "))
-        axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    save_figure(figure, path, dpi=110)
+    axes.legend()
+    save_figure(figure, path)
 
 
 def main() -> None:

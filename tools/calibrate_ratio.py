@@ -23,9 +23,7 @@ from torch import Tensor
 from fdistill.core.random import generator_for
 from fdistill.evaluation.ratio_calibration import (
     NoisedLogits,
-    misplaced_weight,
     noised_logits,
-    ratio_errors,
     reliability,
     reliability_by_noise,
 )
@@ -46,6 +44,58 @@ SIGMA_DATA = 0.72
 BATCH, LR = 256, 1e-3
 UNCLIPPED = (0.0, math.inf)
 STAGES = ("logit", "stage 1", "stage 1, no clip")
+
+
+class RatioErrors(NamedTuple):
+    """An estimated log ratio against the exact one at student samples: an entry a noise bin, float64, NaN if empty."""
+
+    bias: Tensor  # mean of estimate - exact
+    rms: Tensor  # root mean square of estimate - exact
+    correlation: Tensor
+    slope: Tensor  # of the exact log ratio over the estimate, least squares: 1 if right, below 1 if estimates are large
+    mean_ratio: Tensor  # E_q of e^estimate: 1 if right
+
+
+def ratio_errors(bins: Tensor, estimate: Tensor, exact: Tensor, num_bins: int) -> RatioErrors:
+    """Errors of a log ratio where the exact one is known (`ExactRatio`), by noise bin.
+
+    Args:
+        bins: index of each student sample's noise bin, int64 [n] in [0, num_bins); zeros for all of them together.
+        estimate: log ratio [n].
+        exact: log ratio [n].
+        num_bins: of the result.
+    """
+    rows = []
+    for i in range(num_bins):
+        guess, truth = (values[bins == i].detach().double().cpu() for values in (estimate, exact))
+        error, spread, true_spread = guess - truth, guess - guess.mean(), truth - truth.mean()
+        common = (spread * true_spread).sum()
+        rows.append(
+            [
+                error.mean(),
+                error.square().mean().sqrt(),
+                common / (spread.norm() * true_spread.norm()),
+                common / spread.square().sum(),
+                guess.exp().mean(),
+            ]
+        )
+    return RatioErrors(*torch.tensor(rows, dtype=torch.float64).T)
+
+
+def misplaced_weight(bins: Tensor, weight: Tensor, exact_weight: Tensor, num_bins: int) -> Tensor:
+    """Share of all weight that lies on the wrong samples, by noise bin, [num_bins] float64; it sums to at most 1.
+
+    Both weights are divided by their mean over all samples first, as the student's loss does; the sum of the result is
+    their total variation distance.
+
+    Args:
+        bins: index of each student sample's noise bin, int64 [n].
+        weight: h(r) >= 0 of the estimate, [n].
+        exact_weight: h(r) of the exact ratio, [n].
+        num_bins: of the result.
+    """
+    shares, exact = (values.double() / values.double().sum() for values in (weight, exact_weight))
+    return shares.new_zeros(num_bins).index_add_(0, bins, (shares - exact).abs() / 2)
 
 
 class Case(NamedTuple):

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from kinetic_energy import Shares, estimate_shares, kinetic_energy
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from fdistill.cli.commands.yaml_section import data_of_file
@@ -26,10 +26,9 @@ from fdistill.core.atomic_files import atomic_write
 from fdistill.core.random import fold_seed, generator_for
 from fdistill.data import GenerativeDataModule, remembered_data
 from fdistill.evaluation.features import default_extractor
-from fdistill.evaluation.kinetic_energy import Shares, estimate_shares, kinetic_energy
 from fdistill.evaluation.metrics import frechet_distance
 from fdistill.evaluation.report import write_json
-from fdistill.evaluation.report.figure_file import BLUE, INK, PALE_BLUE, save_figure
+from fdistill.evaluation.report.figure_file import BLUE, PALE_BLUE, new_figure, save_figure, styled
 from fdistill.io.load import load_model
 from fdistill.sampling import Euler, Heun
 from fdistill.sampling.generator import GenerativeModel
@@ -182,8 +181,9 @@ def table(costs: dict[str, float], rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@styled
 def picture(found: Estimate, num_steps: int, options: argparse.Namespace) -> None:
-    figure = Figure(figsize=(12.6, 4.2), facecolor="white", layout="constrained")
+    figure = new_figure(12.6, 4.2)
     told, plane, levels = figure.subplots(1, 3)
     angles = torch.linspace(0, math.pi / 2, 400, dtype=torch.float64)
     _told(told, found, angles)
@@ -200,7 +200,7 @@ def picture(found: Estimate, num_steps: int, options: argparse.Namespace) -> Non
         levels.plot(range(len(sigmas) - 1), sigmas[:-1], "o-", color=COLOURS[name], lw=1.4, ms=4, label=name)
     levels.set_yscale("log")
     _labels(levels, "step", "noise level sigma", f"Levels above 0 of {num_steps} steps")
-    save_figure(figure, options.out / "picture.png", 110)
+    save_figure(figure, options.out / "picture.png")
 
 
 def _told(axes: Axes, found: Estimate, angles: Tensor) -> None:
@@ -213,13 +213,8 @@ def _told(axes: Axes, found: Estimate, angles: Tensor) -> None:
 
 
 def _labels(axes: Axes, x: str, y: str, title: str) -> None:
-    axes.set_xlabel(x, fontsize=9, color=INK)
-    axes.set_ylabel(y, fontsize=9, color=INK)
-    axes.set_title(title, fontsize=9.5, loc="left", color=INK)
-    axes.tick_params(labelsize=8, colors=INK, length=2)
-    axes.grid(alpha=0.25, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
+    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.legend()
 
 
 def main() -> None:

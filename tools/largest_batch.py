@@ -45,8 +45,8 @@ def fits(arguments: Sequence[str], batch_size: int) -> bool:
             cli = run_trainer([*arguments, *(f"--{name}={value}" for name, value in settings.items())], run=False)
             turns = 2
             if isinstance(cli.model, DistillationModule):
-                cli.model.rhythm = cli.model.rhythm._replace(warmup=0)
-                turns = cli.model.rhythm.cycle + 1
+                cli.model.turn_schedule = cli.model.turn_schedule._replace(warmup=0)
+                turns = cli.model.turn_schedule.cycle + 1
             cli.trainer.fit_loop.epoch_loop.max_steps = turns
             cli.trainer.fit(cli.model, cli.datamodule)
     except torch.OutOfMemoryError:

@@ -20,16 +20,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from fdistill.core.random import generator_for
 from fdistill.data import Chequerboard, Digits, GaussianMixtureData, GenerativeDataModule
-from fdistill.evaluation.bench import read_samples
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
 from fdistill.evaluation.report import sample_grid_figure, write_json
-from fdistill.evaluation.report.figure_file import INK, save_figure
-from fdistill.evaluation.report.rows import Samples, compare
+from fdistill.evaluation.report.figure_file import INK, new_figure, save_figure, styled
+from fdistill.evaluation.report.rows import compare
+from fdistill.evaluation.samples import Samples, read_samples
 from fdistill.evaluation.see_saw import LinearDenoiser, see_saw
 from fdistill.evaluation.teacher_diagnosis import finer_grid
 from fdistill.models.denoiser import Denoiser
@@ -233,10 +232,11 @@ def words(values: list[float | None]) -> str:
     return middle if len(values) == 1 else f"{middle} ({min(values):.3g} to {max(values):.3g})"
 
 
+@styled
 def study_figure(entries: list[dict[str, Any]], path: Path) -> Path:
     """One column a kind of data, one panel a number; over the width the median of the seeds, and their range."""
     kinds = list(dict.fromkeys(e["data"] for e in entries))
-    figure = Figure(figsize=(0.8 + 3.6 * len(kinds), 2.4 * len(DRAWN) + 0.7), facecolor="white", layout="constrained")
+    figure = new_figure(0.8 + 3.6 * len(kinds), 2.4 * len(DRAWN) + 0.7)
     panels = figure.subplots(len(DRAWN), len(kinds), squeeze=False, sharex="col")
     for column, kind in enumerate(kinds):
         widths = sorted({e["width"] for e in entries if e["data"] == kind} - {0})
@@ -255,16 +255,11 @@ def study_figure(entries: list[dict[str, Any]], path: Path) -> Path:
                 axes.vlines(places, [min(v) for v in there if v], [max(v) for v in there if v], color=colour, lw=1.4)
             if name == "excess at high noise":
                 axes.set_yscale("symlog", linthresh=0.1)
-            axes.set_title(f"{kind}: {name}", fontsize=9, loc="left", color=INK)
+            axes.set_title(f"{kind}: {name}")
             axes.set_xticks(range(len(widths)), widths)
-            axes.tick_params(labelsize=8, colors=INK, length=2)
-            axes.grid(alpha=0.25, lw=0.6)
-            axes.spines[["top", "right"]].set_visible(False)
-        panels[-1, column].set_xlabel("width", fontsize=9, color=INK)
-    figure.legend(
-        *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
-    )
-    return save_figure(figure, path, 110)
+        panels[-1, column].set_xlabel("width")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return save_figure(figure, path)
 
 
 def samples_figure(entries: list[dict[str, Any]], shape: tuple[int, ...], path: Path) -> Path:

@@ -15,11 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from omegaconf.errors import OmegaConfBaseException
 
-from fdistill import (
-    data,  # noqa: F401
-    objectives,  # noqa: F401
-)
-from fdistill import sampling as samplers  # noqa: F401
+from fdistill import data, objectives, sampling  # noqa: F401, as all below: their classes are known by bare names
 from fdistill.cli.commands import UsageError, explain
 from fdistill.cli.commands.explain import raised_by_class
 from fdistill.cli.commands.yaml_options import read_options_as_yaml_files
@@ -29,25 +25,12 @@ from fdistill.core.distributed import on_rank_0
 from fdistill.core.presets import configuration
 from fdistill.core.yaml_files import parse_yaml, read_yaml
 from fdistill.data import GenerativeDataModule
-from fdistill.evaluation import (
-    features,  # noqa: F401
-    metrics,  # noqa: F401
-)
+from fdistill.evaluation import features, metrics  # noqa: F401
 from fdistill.models import networks  # noqa: F401
 from fdistill.objectives import rewards  # noqa: F401
 from fdistill.sampling import grids  # noqa: F401
-from fdistill.theory import (
-    divergences,  # noqa: F401
-    loss_weights,  # noqa: F401
-    noise_levels,  # noqa: F401
-    paths,  # noqa: F401
-    preconditioning,  # noqa: F401
-    schedules,  # noqa: F401
-)
-from fdistill.training import (
-    GenerativeModule,
-    callbacks,  # noqa: F401
-)
+from fdistill.theory import divergences, loss_weights, noise_levels, paths, preconditioning, schedules  # noqa: F401
+from fdistill.training import GenerativeModule, callbacks  # noqa: F401
 from fdistill.training.loggers import CsvFiles, DashboardLogger, JsonlLogger, TensorBoardFiles, log_configuration
 from fdistill.training.quiet import quiet
 
@@ -192,7 +175,7 @@ def run_trainer(arguments: Sequence[str] | None, run: bool = True) -> TrainerCLI
                 run=run,
             )
     except (ArgumentError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        reason = _broken_file(arguments or []) or explain(str(error), _options())
+        reason = _broken_file(arguments or []) or _unresolved(error) or explain(str(error), _options())
         raise UsageError(reason) from error
 
 
@@ -224,23 +207,29 @@ def _options() -> dict[str, Any]:
 
 
 def _with_presets(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the file of each --config that is a preset's name."""
-    found, before = [], ""
+    """The arguments with the file of each --config that is a preset's name, each in two parts."""
+    found: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         if equals and flag == "--config":
-            found.append(f"--config={configuration(value)}")
+            found += [flag, str(configuration(value))]
         else:
-            found.append(str(configuration(argument)) if before in ("--config", "-c") else argument)
-        before = argument
+            found.append(str(configuration(argument)) if found[-1:] in (["--config"], ["-c"]) else argument)
     return found
+
+
+def _unresolved(error: Exception) -> str | None:
+    """Which option has a ${...} that resolves to nothing; None for other errors."""
+    place = getattr(error, "full_key", None)
+    where = str(place).partition(".")[2].replace("init_args.", "")
+    return f"{where}: {error.msg}; correct the ${{...}}, or set what it names" if place else None  # type: ignore[attr-defined]
 
 
 def _broken_file(arguments: Sequence[str]) -> str | None:
     """What is wrong with the first --config file that is no YAML mapping; None where all are."""
-    given = [value for flag, value in pairwise(arguments) if flag in ("--config", "-c")]
-    given += [argument.split("=", 1)[1] for argument in arguments if argument.startswith("--config=")]
-    for path in filter(Path.is_file, map(Path, given)):
+    for path in (Path(value) for flag, value in pairwise(arguments) if flag in ("--config", "-c")):
+        if not path.is_file():
+            return f"there is no configuration file {path}: check the path, or give a name that fdistill presets lists"
         try:
             value = read_yaml(path)
         except ValueError as error:

@@ -25,16 +25,7 @@ _UNUSED = {  # flag: values under which it asks for nothing, and what to do in i
 }
 _PRECISIONS = (None, "32", 32, "32-true", "bf16-mixed")
 _STRATEGIES = ("auto", "replicated", "sharded")
-_STOCK = (
-    "ddp",
-    "fsdp",
-    "deepspeed",
-    "dp",
-    "xla",
-    "single_tpu",
-    "model_parallel",
-    "mp",
-)  # beginnings of Lightning's own
+_STOCK = ("ddp", "fsdp", "deepspeed", "dp", "xla", "single_tpu", "model_parallel", "mp")  # how Lightning's own begin
 
 
 def check_trainer_flags(given: Mapping[str, Any]) -> None:

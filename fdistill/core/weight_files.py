@@ -6,8 +6,8 @@ import re
 import reprlib
 import stat
 import warnings
-import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ _OF_EMA = (  # what EMAModel of diffusers adds to the configuration of its netwo
     *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
 )
 _LARGEST_JSON = 2**26  # bytes; an index of a million tensors has fewer
-_LARGEST_NUMBER, _LONGEST_LIST = 2**20, 1024  # of a network's configuration
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 200
@@ -73,12 +72,26 @@ def checked_number(value: Any, name: str, low: float, high: float, whole: bool =
     return value
 
 
-def file_size(path: Path) -> int:
+@contextmanager
+def as_one_line(source: object) -> Iterator[None]:
+    """Inside, what a class raises where its arguments are nonsense becomes a CheckpointError that names the source."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except BUILD_ERRORS as error:
+        raise CheckpointError(f"{source}: {reason(error)}") from error
+
+
+def file_size(path: Path, missing: str = "check the path") -> int:
     """Bytes of a file that can be read to its end.
 
+    Args:
+        path: of the file.
+        missing: what to expect or to do where there is none.
+
     Raises:
-        FileNotFoundError: if there is none.
-        CheckpointError: if it is a folder, a pipe or a device, or not ours to read.
+        CheckpointError: if there is none, it is a folder, a pipe or a device, or not ours to read.
     """
     try:
         found = path.stat()
@@ -87,7 +100,7 @@ def file_size(path: Path) -> int:
         if not os.access(path, os.R_OK):
             raise PermissionError
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(f"there is no {path}: check the path") from error
+        raise CheckpointError(f"there is no {path}: {missing}") from error
     except PermissionError as error:
         raise CheckpointError(f"{path}: permission denied; name a file that you may read") from error
     except OSError as error:
@@ -118,21 +131,6 @@ def check_finite_weights(
         raise CheckpointError(
             f"{source}: weights are finite numbers of 16, 32 or 64 bits, {len(misfits)} tensors are not: "
             f"{'; '.join(misfits[:3])}; save or download it again"
-        )
-
-
-def check_held(weights: dict[str, torch.Tensor], source: Path | str) -> None:
-    """A small storage under many names, or repeated along an axis, would fill the memory where it is copied.
-
-    Raises:
-        CheckpointError: where the tensors are more than twice as large as the storages that they lie in.
-    """
-    storages = (value.untyped_storage() for value in weights.values())
-    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-    size = sum(value.nbytes for value in weights.values())
-    if size > 2 * held:
-        raise CheckpointError(
-            f"{source}: tensors are no larger than the storages that they lie in: got {size:,} bytes of {held:,}"
         )
 
 
@@ -175,12 +173,10 @@ def read_json(path: Path, what: str = "a file of an exported model") -> dict[str
         CheckpointError: if it is missing, broken, or larger than 64 MiB.
     """
     try:
-        size = file_size(path)
+        size = file_size(path, f"expected {what}; check the path")
         if size > _LARGEST_JSON:
             raise CheckpointError(f"{path} is no {what}: expected at most {_LARGEST_JSON:,} bytes, got {size:,}")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no {path}: expected {what}; check the path") from error
     except CheckpointError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -191,25 +187,14 @@ def read_json(path: Path, what: str = "a file of an exported model") -> dict[str
 
 
 def read_config(path: Path, what: str) -> dict[str, Any]:
-    """The configuration of a network, whose numbers and lists are no larger than those of any network.
-
-    What diffusers' EMAModel writes there of its averaging is no part of it.
+    """The configuration of a network, without what diffusers' EMAModel writes there of its averaging.
 
     Raises:
-        CheckpointError: if it is missing or broken, or has one that is.
+        CheckpointError: if it is missing or broken.
     """
     config = read_json(path, what)
-    if {"decay", "optimization_step"} <= config.keys():
-        config = {name: value for name, value in config.items() if name not in _OF_EMA}
-    waiting = list(config.items())
-    while waiting:
-        name, value = waiting.pop()
-        if isinstance(value, list | dict):
-            waiting += [(name, item) for item in (value.values() if isinstance(value, dict) else value)]
-        large = isinstance(value, list) and len(value) > _LONGEST_LIST
-        if large or (isinstance(value, int | float) and not abs(value) < _LARGEST_NUMBER):
-            raise CheckpointError(f"{path}: {shown(name)} is larger than in any network: got {brief(value)}")
-    return config
+    is_average = {"decay", "optimization_step"} <= config.keys()
+    return {name: value for name, value in config.items() if name not in _OF_EMA} if is_average else config
 
 
 def read_safetensors(path: Path, remedy: str) -> dict[str, torch.Tensor]:
@@ -219,10 +204,8 @@ def read_safetensors(path: Path, remedy: str) -> dict[str, torch.Tensor]:
         CheckpointError: if it is missing or broken, with the remedy.
     """
     try:
-        file_size(path)
+        file_size(path, f"the folder is incomplete; {remedy}")
         return load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing: the folder is incomplete; {remedy}") from error
     except CheckpointError:
         raise
     except (SafetensorError, OSError, *BUILD_ERRORS) as error:  # the latter at a type that this torch does not have
@@ -292,15 +275,13 @@ def _shards(index: Path, suffix: str) -> list[str]:
     """Names of the files beside an index that it divides the tensors among."""
     placed = read_json(index, "the index of a network's shards").get("weight_map")
     names = list(placed.values()) if isinstance(placed, dict) else []
-    strange = [
-        name
-        for name in names
-        if not (isinstance(name, str) and name.isprintable() and name == f"{Path(name).stem}{suffix}")
-    ]
-    if strange or not names:
-        got = strange[0] if strange else placed
-        raise CheckpointError(f"{index}: weight_map names the file of each tensor, beside it: got {brief(got)}")
+    if not names or not all(_is_beside(name, suffix) for name in names):
+        raise CheckpointError(f"{index}: weight_map names the file of each tensor, beside it: got {brief(placed)}")
     return sorted(set(names))
+
+
+def _is_beside(name: Any, suffix: str) -> bool:
+    return isinstance(name, str) and name.isprintable() and name == f"{Path(name).stem}{suffix}"
 
 
 def _in_place_of(path: Path, otherwise: str) -> str:
@@ -311,15 +292,7 @@ def _in_place_of(path: Path, otherwise: str) -> str:
 
 def _read_pickled(path: Path, remedy: str) -> dict[str, torch.Tensor]:
     try:
-        size = file_size(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing: the folder is incomplete; {remedy}") from error
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(each.file_size for each in archive.infolist())
-            if unpacked > 2 * size:  # torch compresses nothing
-                raise CheckpointError(f"{path} is a zip that torch did not write: {size:,} bytes hold {unpacked:,}")
+        file_size(path, f"the folder is incomplete; {remedy}")
         with warnings.catch_warnings(action="ignore"):  # of forms that are refused below
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
@@ -333,7 +306,6 @@ def _read_pickled(path: Path, remedy: str) -> dict[str, torch.Tensor]:
         weights = weights[held[0]]  # what a trainer saved beside its counts
     if not isinstance(weights, dict) or not all(isinstance(n, str) and _is_plain(v) for n, v in weights.items()):
         raise CheckpointError(f"{path} holds no tensors by name: convert it to safetensors where you trust it")
-    check_held(weights, path)
     return weights
 
 

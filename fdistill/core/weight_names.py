@@ -5,7 +5,7 @@ from typing import Any
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.15
 _WRAPPERS = {  # torch.compile, FSDP, and checkpointing of activations: anywhere in a name
-    *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 }
 HOLDERS = frozenset(  # DistributedDataParallel, and what trainers call a network in the dictionaries that they save
     {*("module", "model", "net", "unet", "state_dict", "denoiser", "model_state_dict", "params")}

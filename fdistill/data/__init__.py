@@ -3,6 +3,7 @@
 from fdistill.data.base import Batch, GenerativeDataModule, remembered_data
 from fdistill.data.batch_stream import EndlessBatchSampler
 from fdistill.data.batches import InMemorySplit, ReadSplit, Split
+from fdistill.data.captioned_digits import CaptionedDigits
 from fdistill.data.chequerboard import Chequerboard
 from fdistill.data.coloured_digits import ColouredDigits
 from fdistill.data.digits import Digits
@@ -19,11 +20,13 @@ from fdistill.data.mixtures import (
     ring,
     sample_mixture,
 )
+from fdistill.data.prompts import PromptedLatents, Prompts
 from fdistill.data.splits import stratified_split
 from fdistill.data.stacked_digits import StackedDigits
 
 __all__ = [
     "Batch",
+    "CaptionedDigits",
     "Chequerboard",
     "ColouredDigits",
     "DecodedLatents",
@@ -37,6 +40,8 @@ __all__ = [
     "LatentFolder",
     "LatentsOnly",
     "MixtureParameters",
+    "PromptedLatents",
+    "Prompts",
     "ReadSplit",
     "Split",
     "StackedDigits",

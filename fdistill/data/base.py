@@ -14,7 +14,7 @@ from fdistill.core.random import generator_for
 from fdistill.core.spec import build, plain, public_path
 from fdistill.data.batch_stream import EndlessBatchSampler
 from fdistill.data.batches import Batch, InMemorySplit, Split
-from fdistill.models.condition import Takes, takes_classes
+from fdistill.models.condition import Condition, Takes, takes_classes
 from fdistill.models.networks import Network
 from fdistill.models.vae import Decoder
 
@@ -100,6 +100,16 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
     def decoder(self) -> Decoder | None:
         """What makes images of samples that are latents; None where samples are what people look at."""
         return None
+
+    def named_conditions(self, most: int) -> tuple[Condition, list[str]]:
+        """Return up to `most` conditions of a network of this data, evenly over all, and what people call them.
+
+        Where there are no classes it is the empty condition alone.
+        """
+        if not self.num_classes:
+            return Condition(), ["all samples"]
+        chosen = torch.linspace(0, self.num_classes - 1, min(most, self.num_classes)).round().long()
+        return Condition.of_numbers(self.takes, chosen), [f"class {number}" for number in chosen.tolist()]
 
     def in_pixels(self, device: torch.device | str = "cpu") -> "GenerativeDataModule":
         """Return the data that people and metrics look at: itself, or the images of latents, decoded on a device."""

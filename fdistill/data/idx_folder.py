@@ -4,12 +4,8 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
-from io import BufferedIOBase
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,97 +41,59 @@ class IdxFolder(GenerativeDataModule):
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """(1, height, width)."""
-        return (1, *self._train_images.sizes[1:])
+        return self._train.sample_shape
 
     @property
     def num_classes(self) -> int:
         """One more than the largest label of the training split."""
-        return int(self._train_labels.max()) + 1
+        return int(self._train.labels.max()) + 1
 
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
         """Return the two splits."""
-        folder = Path(self.folder)
-        held_out = IdxFile.find(folder, "t10k-images", 3), IdxFile.find(folder, "t10k-labels", 1).read()
-        return _split(self._train_images, self._train_labels), _split(*held_out)
+        return self._train, _read_split(Path(self.folder), "t10k")
 
     @cached_property
-    def _train_images(self) -> "IdxFile":
-        return IdxFile.find(Path(self.folder), "train-images", 3)
-
-    @cached_property
-    def _train_labels(self) -> Tensor:
-        return IdxFile.find(Path(self.folder), "train-labels", 1).read()
+    def _train(self) -> InMemorySplit:
+        return _read_split(Path(self.folder), "train")
 
 
-class IdxFile(NamedTuple):
-    """An IDX file of unsigned bytes whose header has been read.
+def _read_split(folder: Path, split: str) -> InMemorySplit:
+    images, labels = _read(folder, f"{split}-images", 3), _read(folder, f"{split}-labels", 1)
+    if len(labels) != len(images):
+        raise ValueError(
+            f"each image has one label: expected {len(images)} labels for {split}-images in {folder}, got "
+            f"{len(labels)}; take both files from one data set"
+        )
+    return InMemorySplit(images.unsqueeze(1), labels.long())
 
-    Attributes:
-        path: of the file, gzipped where its name ends in ``.gz``.
-        sizes: of the array that it holds.
+
+def _read(folder: Path, stem: str, dimensions: int) -> Tensor:
+    """The array of the one file ``STEM-idxN-ubyte`` or ``STEM.idxN-ubyte``, plain or ``.gz``: uint8 of N dimensions.
+
+    Raises:
+        ValueError: There is none, there are several, or it is no such file.
     """
-
-    path: Path
-    sizes: tuple[int, ...]
-
-    @staticmethod
-    def find(folder: Path, stem: str, dimensions: int) -> "IdxFile":
-        """The file ``STEM-idxN-ubyte`` or ``STEM.idxN-ubyte``, plain or ``.gz``, of an array of N dimensions.
-
-        Raises:
-            ValueError: There is none, there are several, or it is no such file.
-        """
-        names = [f"{stem}{dot}idx{dimensions}-ubyte{suffix}" for suffix in ("", ".gz") for dot in "-."]
-        places = (folder, folder / "raw", *sorted(folder.glob("*/raw")))  # the last two are torchvision's
-        found = [next((place / n for n in names if (place / n).is_file()), None) for place in places]
-        paths = [path for path in found if path is not None]
-        if len(paths) != 1:
-            got = " and ".join(str(path) for path in paths) or "none"
-            raise ValueError(
-                f"data.folder holds one data set of IDX files: expected {names[0]} or {names[2]} in {folder} or in "
-                f"NAME/raw under it, got {got}; give the folder that holds the four files"
-            )
-        with _opened(paths[0]) as file:
-            header = file.read(4 + 4 * dimensions)
-        expected = bytes((0, 0, _UNSIGNED_BYTES, dimensions))
-        if len(header) != 4 + 4 * dimensions or header[:4] != expected:
-            raise ValueError(
-                f"an IDX file begins with its type and its number of dimensions: expected {expected.hex()} and "
-                f"{dimensions} sizes in {paths[0]}, got {header.hex() or 'an empty file'}; fetch the file again"
-            )
-        return IdxFile(paths[0], struct.unpack(f">{dimensions}I", header[4:]))
-
-    def read(self) -> Tensor:
-        """The array, uint8 of `sizes`.
-
-        Raises:
-            ValueError: The file holds more or fewer entries than its header says.
-        """
-        entries = math.prod(self.sizes)
-        with _opened(self.path) as file:
-            file.seek(4 + 4 * len(self.sizes))
-            data = file.read(entries + 1)
-        if len(data) != entries:
-            got = f"{len(data)}" if len(data) < entries else "more"
-            raise ValueError(
-                f"{self.path} holds what its header says: expected {entries} bytes, got {got}; fetch the file again"
-            )
-        return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(self.sizes)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BufferedIOBase]:
+    names = [f"{stem}{dot}idx{dimensions}-ubyte{suffix}" for suffix in ("", ".gz") for dot in "-."]
+    places = (folder, folder / "raw", *sorted(folder.glob("*/raw")))  # the last two are torchvision's
+    found = [next((place / n for n in names if (place / n).is_file()), None) for place in places]
+    paths = [path for path in found if path is not None]
+    if len(paths) != 1:
+        got = " and ".join(str(path) for path in paths) or "none"
+        raise ValueError(
+            f"data.folder holds one data set of IDX files: expected {names[0]} or {names[2]} in {folder} or in "
+            f"NAME/raw under it, got {got}; give the folder that holds the four files"
+        )
+    path, start = paths[0], 4 + 4 * dimensions
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield file
+        data = bytearray(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is a readable IDX file: expected so, got {error}; fetch the file again") from error
-
-
-def _split(images: IdxFile, labels: Tensor) -> InMemorySplit:
-    if len(labels) != images.sizes[0]:
+    kind = bytes((0, 0, _UNSIGNED_BYTES, dimensions))
+    sizes = struct.unpack(f">{dimensions}I", data[4:start]) if len(data) >= start else ()
+    if data[:4] != kind or len(data) != start + math.prod(sizes):
         raise ValueError(
-            f"each image has one label: expected {images.sizes[0]} labels for {images.path}, got {len(labels)}; "
-            "take both files from one data set"
+            f"an IDX file has its type, its sizes and so many bytes: expected {kind.hex()} and {math.prod(sizes)} "
+            f"bytes for {list(sizes)} in {path}, got {data[:4].hex() or 'an empty file'} and {len(data) - start}; "
+            "fetch the file again"
         )
-    return InMemorySplit(images.read().unsqueeze(1), labels.long())
+    return torch.frombuffer(data, dtype=torch.uint8, offset=start).view(sizes)

@@ -17,30 +17,19 @@ from fdistill.data.decode import UnreadableImage, own_shape, read_image
 from fdistill.data.image_names import LABELS, Sieve, by_folders, by_labels_file, is_passed_over
 
 
-class PackedNames:
+def packed(names: Sequence[str]) -> np.ndarray:
     """Names in one array: worker processes share it, where each would come to hold a copy of a list of a million."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(name) for name in encoded])
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> str:
-        first = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._bytes[first : self._ends[index]].tobytes())
+    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
 
 class Images(ABC):
     """Image files in an order of their own, read by number; few bytes each."""
 
-    _names: PackedNames  # without the folder that they all lie in
+    _names: np.ndarray  # of `packed`, without the folder that they all lie in
 
-    @abstractmethod
     def __len__(self) -> int:
         """How many there are."""
+        return len(self._names)
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -63,31 +52,31 @@ class Images(ABC):
                 f"an image file is readable: cannot open {shown(self.name(index))} ({error.strerror}); restore it"
             ) from error
         with file:
-            return read_image(file, resolution, channels, self.name(index), PurePath(self._names[index]).suffix)
+            return read_image(file, resolution, channels, self.name(index), self._suffix(index))
 
     def shape(self, index: int) -> tuple[int, int, int]:
         """Channels, 1 or 3, and sides of the square that `read` makes of it at its own size; by its header."""
         with self.open(index) as file:
-            return own_shape(file, self.name(index), PurePath(self._names[index]).suffix)
+            return own_shape(file, self.name(index), self._suffix(index))
+
+    def _suffix(self, index: int) -> str:
+        return PurePath(os.fsdecode(self._names[index])).suffix
 
 
 class ImageFiles(Images):
     """Files of their own, in one folder or its sub-folders."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self._folder, self._names = folder, PackedNames(names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+        self._folder, self._names = folder, packed(names)
 
     def name(self, index: int) -> str:
-        return str(self._folder / self._names[index])
+        return str(self._folder / os.fsdecode(self._names[index]))
 
     def told(self, index: int) -> tuple[str, int]:
-        return self._names[index], (self._folder / self._names[index]).stat().st_size
+        return os.fsdecode(self._names[index]), Path(self.name(index)).stat().st_size
 
     def open(self, index: int) -> BinaryIO:
-        return (self._folder / self._names[index]).open("rb")
+        return Path(self.name(index)).open("rb")
 
 
 class Listing(NamedTuple):
@@ -110,18 +99,17 @@ def list_images(folder: Path) -> Listing:
     """
     if not folder.is_dir():
         raise ValueError(f"folder is an existing folder of images: got {folder}, which is none; check the path")
-    sieve, names, folders = Sieve(), [], set()
-    empty: list[str] = []
-    broken: list[str] = []
+    sieve, folders = Sieve(), set()
+    names: list[str] = []
+    bad: list[str] = []
     for name, entry in _files_below(folder):
         if entry is None:
             folders.add(name)
         elif sieve.is_image(name):
             names.append(name)
-            size = _size(entry)
-            if not size:
-                (broken if size is None else empty).append(name)
-    _check_whole(names, broken, empty, folder)
+            if not _has_bytes(entry):
+                bad.append(name)
+    check_whole(bad, len(names), folder)
     if (folder / LABELS).is_file() and names:
         arranged = by_labels_file(names, (folder / LABELS).read_bytes(), str(folder / LABELS))
     else:
@@ -144,12 +132,12 @@ def check_enough(count: int, folder: Path) -> None:
         raise ValueError(f"two splits need two images: expected >= 2, got {count} in {folder}; add images")
 
 
-def check_not_empty(empty: Sequence[str], place: Path) -> None:
-    """Raise ValueError where image files have no bytes."""
-    if empty:
+def check_whole(bad: Sequence[str], total: int, place: Path) -> None:
+    """Raise ValueError where image files have no bytes, or are none."""
+    if bad:
         raise ValueError(
-            f"an image file is readable: cannot decode {shown(empty[0])} in {place} (0 bytes, as {len(empty)} of them"
-            " have); restore or remove them"
+            f"an image file is readable: cannot decode {shown(min(bad))} in {place}, one of {len(bad)} of {total} that "
+            "are empty, broken links or no files; fetch what they point to (git annex get, dvc pull), or remove them"
         )
 
 
@@ -168,22 +156,13 @@ def _files_below(folder: Path, prefix: str = "", above: tuple[Any, ...] = ()) ->
                 yield from _files_below(folder / entry.name, f"{prefix}{entry.name}/", here)
 
 
-def _size(entry: os.DirEntry[str]) -> int | None:
-    """Bytes of a file; None for a link that leads nowhere, a pipe or a device."""
+def _has_bytes(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file that is not empty, and no link that leads nowhere, pipe or device."""
     try:
         found = entry.stat()
     except OSError:
-        return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-
-def _check_whole(names: Sequence[str], broken: Sequence[str], empty: Sequence[str], folder: Path) -> None:
-    if broken:
-        raise ValueError(
-            f"an image file is readable: {len(broken)} of {len(names)} in {folder} are broken links or no files, "
-            f"{shown(min(broken))} for one; fetch what they point to (git annex get, dvc pull), or remove them"
-        )
-    check_not_empty(sorted(empty), folder)
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
 def _check_filled(names: Sequence[str], folders: set[str], folder: Path) -> None:

@@ -4,13 +4,13 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fdistill.core.file_suffixes import IMAGE_FORMATS
-from fdistill.core.weight_files import brief, shown
+from fdistill.core.weight_files import shown
 
 LABELS = "dataset.json"
 """Where EDM's dataset_tool writes the class of each image (arXiv 2206.00364)."""
@@ -101,18 +101,17 @@ def by_labels_file(names: Sequence[str], content: bytes, where: str) -> Arranged
     remedy = "correct it, or rename it where it is something else"
     try:
         labels = json.loads(content)["labels"]
+        pairs = [(name, number) for name, number in labels or ()]
+        if not all(type(name) is str and type(number) is int and 0 <= number < MOST_CLASSES for name, number in pairs):
+            raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{form}, got none; {remedy}") from error
+        raise ValueError(f"{form}, numbers from 0 to {MOST_CLASSES:,}, got other content; {remedy}") from error
     if labels is None:
         return by_numbers(names, [None] * len(names))
-    if not isinstance(labels, list):
-        raise ValueError(f"{form}, got {brief(labels)}; {remedy}")
-    number_of: dict[str, int] = {}
-    for pair in labels:
-        if not _is_pair(pair):
-            raise ValueError(f"{form} with numbers from 0 to {MOST_CLASSES:,}, got {brief(pair)}; {remedy}")
-        if number_of.setdefault(pair[0], pair[1]) != pair[1]:
-            raise ValueError(f"{where} gives each image one class: got two for {shown(pair[0])}; correct it")
+    number_of = dict(pairs)
+    twice = [name for name, number in pairs if number_of[name] != number]
+    if twice:
+        raise ValueError(f"{where} gives each image one class: got two for {shown(twice[0])}; correct it")
     missing, gone = sorted(set(names) - number_of.keys()), sorted(number_of.keys() - set(names))
     if missing or gone:
         what = f"no label for {len(missing)} of {len(names)} images" if missing else f"{len(gone)} labels without image"
@@ -121,10 +120,6 @@ def by_labels_file(names: Sequence[str], content: bytes, where: str) -> Arranged
             "complete it, or restore or remove the images"
         )
     return by_numbers(names, [number_of[name] for name in names])
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and [type(each) for each in value] == [str, int] and 0 <= value[1] < MOST_CLASSES
 
 
 def by_folders(names: Sequence[str], place: Path, packed: bool) -> Arranged:

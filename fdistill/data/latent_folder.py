@@ -1,5 +1,6 @@
 """Latents that were encoded once, read from memory-mapped files: a latent model trains without its VAE."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,15 +85,18 @@ class LatentFolder(GenerativeDataModule):
     def in_pixels(self, device: torch.device | str = "cpu") -> "DecodedLatents":
         """Return the images that the VAE makes of the latents that metrics read; decoded once, on the last device."""
         if self._pixels is None:
-            self._pixels = DecodedLatents(**self.spec()["init_args"])
+            wanted = inspect.signature(DecodedLatents).parameters
+            self._pixels = DecodedLatents(**{name: getattr(self, name) for name in wanted})
         return self._pixels.on(device)
 
     def load_splits(self) -> tuple[Split, Split]:
         """Split the latents; none is read yet."""
         files = self._read_files()
         train, held_out = held_out_part(files.labels, self.held_out_fraction, self.split_seed, self.folder)
-        flips, settings = files.description.flips, (self.sample, self.seed, self.metric_samples)
-        return _LatentSplit(files, train, flips, *settings), _LatentSplit(files, held_out, False, *settings)
+        return self._split(files, train, files.description.flips), self._split(files, held_out, False)
+
+    def _split(self, files: LatentFiles, chosen: Tensor, flips: bool) -> Split:
+        return LatentSplit(files, chosen, flips, self.sample, self.seed, self.metric_samples)
 
     def _read_files(self) -> LatentFiles:
         if self._files is None:
@@ -130,7 +134,7 @@ class DecodedLatents(LatentFolder):
         return _decoded(train.measured(), decoder), _decoded(held_out.measured(), decoder)
 
 
-class _LatentSplit(ReadSplit):
+class LatentSplit(ReadSplit):
     """Those of the latents with the numbers `chosen`, and after them the mirror image of each."""
 
     def __init__(

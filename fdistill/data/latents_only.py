@@ -81,7 +81,7 @@ class LatentsOnly(GenerativeDataModule):
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
         """Return the classes in turn, twice."""
         classes = max(self.num_classes, 1)
-        split = _NoSamples(self.sample_shape, torch.arange(classes).repeat(-(-_LABELS // classes)))
+        split = NoSamples(self.sample_shape, torch.arange(classes).repeat(-(-_LABELS // classes)))
         return split, split
 
     @property
@@ -107,10 +107,12 @@ class LatentsOnly(GenerativeDataModule):
         return super().val_dataloader()
 
     def _refuse(self, asked: str, remedy: str = "leave out what asks for it") -> NoReturn:
-        raise ValueError(f"LatentsOnly has no real samples: got asked for {asked}; {remedy}, or give real data")
+        raise ValueError(
+            f"{type(self).__name__} has no real samples: got asked for {asked}; {remedy}, or give real data"
+        )
 
 
-class _NoSamples(InMemorySplit):
+class NoSamples(InMemorySplit):
     """Labels beside NaN samples that take no memory."""
 
     def __init__(self, sample_shape: tuple[int, ...], labels: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Images in uncompressed .tar and .zip files, read where they lie by an index of offsets: nothing is extracted."""
 
 import io
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from fdistill.core.weight_files import shown
 from fdistill.data.archives import CLASS, Member, members
-from fdistill.data.image_files import Images, Listing, PackedNames, check_enough, check_not_empty, warn_of
+from fdistill.data.image_files import Images, Listing, check_enough, check_whole, packed, warn_of
 from fdistill.data.image_names import LABELS, MOST_CLASSES, Arranged, Sieve, by_folders, by_labels_file, by_numbers
 
 
@@ -26,16 +27,13 @@ class TarImages(Images):
     """
 
     def __init__(self, shards: list[Path], names: list[str], places: Tensor) -> None:
-        self._shards, self._names, self._places = shards, PackedNames(names), places
-
-    def __len__(self) -> int:
-        return len(self._names)
+        self._shards, self._names, self._places = shards, packed(names), places
 
     def name(self, index: int) -> str:
-        return f"{self._names[index]} in {self._shards[int(self._places[index, 0])]}"
+        return f"{os.fsdecode(self._names[index])} in {self._shards[int(self._places[index, 0])]}"
 
     def told(self, index: int) -> tuple[str, int]:
-        return self._names[index], int(self._places[index, 2])
+        return os.fsdecode(self._names[index]), int(self._places[index, 2])
 
     def open(self, index: int) -> BinaryIO:
         shard, offset, size = self._places[index].tolist()
@@ -56,8 +54,8 @@ def list_archives(folder: Path, shards: list[Path]) -> Listing:
         shards: the archives.
 
     Raises:
-        ValueError: A file is compressed, truncated or damaged, an image is a link, sparse or empty, a name leads out of
-            the folder, two have the same, only some images have a class, or there are too few images.
+        ValueError: A file is compressed, truncated or damaged, an image is a link, sparse or empty, two have the same
+            name, only some images have a class, or there are too few images.
     """
     sieve = Sieve()
     found: list[Member] = []
@@ -80,7 +78,7 @@ def list_archives(folder: Path, shards: list[Path]) -> Listing:
     for one, other in pairwise(by_name):  # unpacked, the later one would replace the earlier
         if one.name == other.name and (not numbers or one.shard == other.shard):  # numbers are beside the images
             raise _twice(one, shards[one.shard], shards[other.shard])
-    check_not_empty([member.name for member in found if not member.size], folder)
+    check_whole([member.name for member in found if not member.size], len(found), folder)
     warn_of(folder, sieve.left_out() + arranged.notes)
     images = TarImages(shards, [member.name for member in order], torch.tensor([member[1:] for member in order]))
     return Listing(images, arranged.labels, arranged.class_names)

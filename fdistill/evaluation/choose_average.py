@@ -15,11 +15,11 @@ import torch
 
 from fdistill.core.random import fold_seed, generator_for
 from fdistill.data import GenerativeDataModule
-from fdistill.evaluation.bench import read_samples
+from fdistill.evaluation.comparison import Comparison
 from fdistill.evaluation.evaluate import check_fits
 from fdistill.evaluation.features import FeatureExtractor
 from fdistill.evaluation.report import average_rows, measure
-from fdistill.evaluation.report.rows import LEAST_SAMPLES, Samples
+from fdistill.evaluation.report.rows import LEAST_SAMPLES
 from fdistill.evaluation.report.table import METRICS, PUBLISHED
 from fdistill.evaluation.sources import Source
 
@@ -30,7 +30,7 @@ Rows = dict[str, list[dict[str, Any]]]
 """All metrics of each draw, for each of the two parts."""
 
 
-class TwoHalves:
+class TwoHalves(Comparison):
     """The real side: two disjoint parts of the held-out split with n samples each, and latents for each.
 
     Attributes:
@@ -50,27 +50,22 @@ class TwoHalves:
         Raises:
             ValueError: for a number out of range.
         """
-        held_out, train = data.held_out_samples, data.train_samples
+        held_out = data.held_out_samples
         half = len(held_out) // 2
         self.n = min(half, MOST) if n is None else n
-        if half < LEAST_SAMPLES:
-            raise ValueError(
-                f"one half of the held-out samples chooses, the other reports: expected {2 * LEAST_SAMPLES} or more, "
-                f"got {len(held_out)}; give more data, or hold more of it out"
-            )
         if not LEAST_SAMPLES <= self.n <= half:
             raise ValueError(
                 f"one half of the {len(held_out)} held-out samples chooses and the other reports, n of each: "
-                f"expected {LEAST_SAMPLES} <= n <= {half}, got {self.n}"
+                f"expected {LEAST_SAMPLES} <= n <= {half}, got {self.n}; give another n, or hold more data out"
             )
         if repeats < 1:
             raise ValueError(f"repeats is at least 1: got {repeats}")
-        self.data, self.extractor, self.seed, self.repeats = data, extractor, seed, repeats
-        extractor.prepare(train, train.labels if data.num_classes > 1 else None, data.num_classes, seed)
+        super().__init__(data, extractor, seed)
+        self.repeats = repeats
         order = torch.randperm(len(held_out), generator=generator_for(seed))
         parts = (order[: self.n], order[half : half + self.n])
         self._labels = [held_out.labels[part] for part in parts]
-        self._references = [self._read("reference", *held_out.rows(part)[:2]) for part in parts]
+        self._references = [self.read("reference", *held_out.rows(part)[:2]) for part in parts]
 
     def rows(self, name: str, source: Source) -> Rows:
         """What a source measures in each part, draw by draw; the same latents for every source.
@@ -85,12 +80,9 @@ class TwoHalves:
             for repeat in range(self.repeats):
                 seed = fold_seed(self.seed, i, repeat) % 2**32
                 labels = source.labels(self.n, seed, self._labels[i])
-                samples = self._read(name, source.draw(self.n, seed, labels), labels)
+                samples = self.read(name, source.draw(self.n, seed, labels), labels)
                 found[part].append(measure(samples, self._references[i], self.data.num_modes))
         return found
-
-    def _read(self, name: str, x: torch.Tensor, labels: torch.Tensor | None) -> Samples:
-        return read_samples(self.data, self.extractor, name, x, labels)
 
 
 @dataclass(frozen=True)

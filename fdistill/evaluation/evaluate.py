@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.data import GenerativeDataModule, remembered_data
-from fdistill.evaluation.bench import Bench, Copies, first_shown
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
+from fdistill.evaluation.held_out import Copies, HeldOutComparison, first_shown
 from fdistill.evaluation.metrics.vendi_spectrum import vendi_spectrum
 from fdistill.evaluation.report import average_rows, measure, verdict
 from fdistill.evaluation.report.intervals import LEAST_FOR_INTERVALS, check_splits
-from fdistill.evaluation.report.rows import Samples
+from fdistill.evaluation.samples import Samples
 from fdistill.evaluation.sources import ModelSource, Source, open_source
 from fdistill.sampling.draw import require_model
 from fdistill.sampling.generator import GenerativeModel
@@ -80,7 +80,8 @@ def evaluate_models(
     sources = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     _check(sources, data, n, repeats)
     check_splits(bootstrap)
-    bench = Bench(data, extractor or default_extractor(data.sample_shape, data.num_classes), n, seed)
+    extractor = extractor or default_extractor(data.sample_shape, data.num_classes)
+    comparison = HeldOutComparison(data, extractor, n, seed)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("floor", *sources, "class_gaussian")}
     modes: dict[str, list[Tensor]] = {name: [] for name in rows}
     first: dict[str, Samples] = {}
@@ -88,20 +89,20 @@ def evaluate_models(
     copies: Copies | None = None
     for repeat in tqdm(range(repeats), desc="Evaluation", unit="draw"):
         drawn = {}
-        for name, x, drawn[name] in bench.draws(sources, repeat):
+        for name, x, drawn[name] in comparison.draws(sources, repeat):
             if repeat == 0:
                 shown[name] = first_shown(x)
-                copies = bench.copies(x, drawn[name]) if name == "student" else copies
+                copies = comparison.copies(x, drawn[name]) if name == "student" else copies
         for name, samples in drawn.items():
             pairs = drawn["teacher"].features if name == "student" and _share_noise(student, teacher) else None
-            training = None if name == "floor" else bench.training
-            rows[name].append(measure(samples, bench.reference, data.num_modes, training, pairs))
+            training = None if name == "floor" else comparison.training
+            rows[name].append(measure(samples, comparison.reference, data.num_modes, training, pairs))
             modes[name] += [] if samples.modes is None else [samples.modes]
         first = first or drawn
     report: dict[str, Any] = {name: average_rows(found) for name, found in rows.items()}
     for name, samples in tqdm(first.items(), desc="Intervals", unit="row", disable=bootstrap == 0):
-        report[name] |= bench.details(report[name], samples, modes[name], bootstrap)
-    report |= _facts(bench, sources, n, seed, repeats) | {"bands": bench.bands(first["floor"])}
+        report[name] |= comparison.details(report[name], samples, modes[name], bootstrap)
+    report |= _facts(comparison, sources, repeats) | {"bands": comparison.bands(first["floor"])}
     report["verdict"] = verdict(report)
     report["seconds"] = _seconds(sources, started)
     spectra = {name: vendi_spectrum(first[name].features).cpu() for name in ("floor", *sources)}
@@ -203,19 +204,19 @@ def check_fits(name: str, source: Source, data: GenerativeDataModule) -> None:
         )
 
 
-def _facts(bench: Bench, sources: dict[str, Source], n: int, seed: int, repeats: int) -> dict[str, Any]:
+def _facts(comparison: HeldOutComparison, sources: dict[str, Source], repeats: int) -> dict[str, Any]:
     """How the numbers were made, and how fast the sources are."""
     generating = {name: source for name, source in sources.items() if source.evaluations is not None}
-    speeds = {name: samples_per_second(source, n) for name, source in generating.items()}
+    speeds = {name: samples_per_second(source, comparison.n) for name, source in generating.items()}
     return {
-        "held_out": bench.held_out(),
-        "judged_modes": bench.judged_modes(),
-        "n": n,
+        "held_out": comparison.held_out(),
+        "judged_modes": comparison.judged_modes(),
+        "n": comparison.n,
         "repeats": repeats,
-        "seed": seed,
-        "features": bench.extractor.name,
-        "training_samples_compared": [len(bench.compared), len(bench.data.train_samples)],
-        "data": bench.data.spec(),
+        "seed": comparison.seed,
+        "features": comparison.extractor.name,
+        "training_samples_compared": [len(comparison.compared), len(comparison.data.train_samples)],
+        "data": comparison.data.spec(),
         "samples_per_second": speeds,
         "speedup": speeds["student"] / speeds["teacher"] if len(speeds) == 2 else None,
         "student_evaluations": sources["student"].evaluations,

@@ -1,4 +1,4 @@
-"""Is a log ratio right? Its reliability from samples alone, and its errors where the exact ratio is known.
+"""Is a log ratio right? Its reliability, from samples alone.
 
 An optimal logit l = ln p/q passes three tests that need no exact ratio: among samples with logit l the share of real
 ones over that of generated ones is e^l; E_q[e^l] = 1; E_p[e^-l] = 1.
@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fdistill.theory.noise_levels import NoiseLevels
 
 _BATCH = 1024  # samples a call of the logit
-_STEPS = 100  # of Newton's method; a dozen is usual
-_CONVERGED = 1e-12  # gain of the mean log likelihood below which Newton's method ends
 
 
 class Estimate(NamedTuple):
@@ -75,6 +74,7 @@ def reliability(fake_logit: Tensor, real_logit: Tensor, num_bins: int = 15) -> R
     pooled = torch.cat([fake, real]).sort().values
     edges = pooled[torch.arange(1, num_bins) * len(pooled) // num_bins].unique()
     edges = edges[edges > pooled[0]]
+    # sklearn.calibration.calibration_curve has no counts, and rounds probabilities to 0 and 1
     bins = (torch.bucketize(side, edges, right=True) for side in (fake, real))
     fakes, reals = (index.bincount(minlength=len(edges) + 1).double() for index in bins)
     prior, total = math.log(len(real) / len(fake)), fakes + reals
@@ -168,69 +168,13 @@ def reliability_by_noise(
     return found
 
 
-class RatioErrors(NamedTuple):
-    """An estimated log ratio against the exact one at student samples: an entry a noise bin, float64, NaN if empty."""
-
-    bias: Tensor  # mean of estimate - exact
-    rms: Tensor  # root mean square of estimate - exact
-    correlation: Tensor
-    slope: Tensor  # of the exact log ratio over the estimate, least squares: 1 if right, below 1 if estimates are large
-    mean_ratio: Tensor  # E_q of e^estimate: 1 if right
-
-
-def ratio_errors(bins: Tensor, estimate: Tensor, exact: Tensor, num_bins: int) -> RatioErrors:
-    """Errors of a log ratio where the exact one is known (`ExactRatio`), by noise bin.
-
-    Args:
-        bins: index of each student sample's noise bin, int64 [n] in [0, num_bins); zeros for all of them together.
-        estimate: log ratio [n].
-        exact: log ratio [n].
-        num_bins: of the result.
-    """
-    rows = []
-    for i in range(num_bins):
-        guess, truth = (values[bins == i].detach().double().cpu() for values in (estimate, exact))
-        error, spread, true_spread = guess - truth, guess - guess.mean(), truth - truth.mean()
-        common = (spread * true_spread).sum()
-        rows.append(
-            [
-                error.mean(),
-                error.square().mean().sqrt(),
-                common / (spread.norm() * true_spread.norm()),
-                common / spread.square().sum(),
-                guess.exp().mean(),
-            ]
-        )
-    return RatioErrors(*torch.tensor(rows, dtype=torch.float64).T)
-
-
-def misplaced_weight(bins: Tensor, weight: Tensor, exact_weight: Tensor, num_bins: int) -> Tensor:
-    """Share of all weight that lies on the wrong samples, by noise bin, [num_bins] float64; it sums to at most 1.
-
-    Both weights are divided by their mean over all samples first, as the student's loss does; the sum of the result is
-    their total variation distance.
-
-    Args:
-        bins: index of each student sample's noise bin, int64 [n].
-        weight: h(r) >= 0 of the estimate, [n].
-        exact_weight: h(r) of the exact ratio, [n].
-        num_bins: of the result.
-    """
-    shares, exact = (values.double() / values.double().sum() for values in (weight, exact_weight))
-    return shares.new_zeros(num_bins).index_add_(0, bins, (shares - exact).abs() / 2)
-
-
 def _check_logits(*sides: Tensor) -> None:
     for side in sides:
         if side.ndim != 1 or not len(side) or not side.isfinite().all():
             raise ValueError(
-                f"a reliability needs one finite logit for each of at least 1 sample a side: got {_summary(side)}; "
-                "look for NaN in the run"
+                f"a reliability needs one finite logit for each of at least 1 sample a side: got {list(side.shape)}, "
+                f"{int((~side.isfinite()).sum())} of them not finite; look for NaN in the run"
             )
-
-
-def _summary(side: Tensor) -> str:
-    return f"shape {tuple(side.shape)} with {int((~side.isfinite()).sum())} values that are not finite"
 
 
 def _log_odds(logit: Tensor) -> Tensor:
@@ -256,22 +200,10 @@ def _most_likely_line(fake: Tensor, real: Tensor, prior: float) -> tuple[Estimat
     is_real = torch.cat([torch.zeros_like(fake), torch.ones_like(real)])
     centre, scale = logit.mean(), logit.std()
     design = torch.stack([(logit - centre) / scale, torch.ones_like(logit)], dim=1)
-
-    def likelihood(line: Tensor) -> Tensor:
-        odds = design @ line + prior
-        return (is_real * odds - F.softplus(odds)).mean()
-
-    line, value = torch.zeros(2, dtype=torch.float64), likelihood(torch.zeros(2, dtype=torch.float64))
-    for _ in range(_STEPS):
-        share = (design @ line + prior).sigmoid()
-        information = (design * (share * (1 - share))[:, None]).T @ design / len(logit)
-        direction = torch.linalg.solve(information, design.T @ (is_real - share) / len(logit))
-        length = next((h for h in (0.5**k for k in range(40)) if likelihood(line + h * direction) >= value), 0.0)
-        line, before = line + length * direction, value
-        value = likelihood(line)
-        if value - before < _CONVERGED:
-            break
-    covariance = torch.linalg.inv(information) / len(logit)
+    fit = LogisticRegression(C=math.inf, solver="newton-cholesky", tol=1e-10).fit(design[:, :1], is_real)
+    share = (design @ torch.tensor([*fit.coef_[0], *fit.intercept_])).sigmoid()
+    covariance = torch.linalg.inv((design * (share * (1 - share))[:, None]).T @ design)
+    line = torch.tensor([*fit.coef_[0], *(fit.intercept_ - prior)])
     to_offset = torch.stack([-centre / scale, torch.ones_like(centre)])
     variance = (to_offset @ covariance @ to_offset - 1 / len(fake) - 1 / len(real)).clamp(min=0)
     slope = Estimate(float(line[0] / scale), float(covariance[0, 0].sqrt() / scale))

@@ -1,7 +1,8 @@
-"""Finished samples in a .npz or .npy file, as `fdistill sample` and ADM's scripts write them, to be evaluated."""
+"""Finished samples to be evaluated: what all fixed sets share, and .npz or .npy files of `fdistill sample` or ADM."""
 
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ _LARGEST = 10.0  # of samples in about [-1, 1], which a network does not clip
 _FORM = "expected samples (fdistill sample) or arr_0 (ADM): images of 8 bits, or numbers in [-1, 1]"
 
 
-class _Samples(NamedTuple):
+class _Read(NamedTuple):
     """[n, C, H, W] or [n, d], labels [n], and how they were read, in words."""
 
     x: Tensor
@@ -26,8 +27,55 @@ class _Samples(NamedTuple):
     read_as: str
 
 
-class SamplesSource:
-    """Samples of a file: a fixed set, of which a random part is drawn.
+class FixedSet(ABC):
+    """Finished samples, of which a random part is drawn.
+
+    Attributes:
+        evaluations: None, since it generates nothing.
+        count: of its samples.
+        class_labels: of all of them, int64 [count]; zeros where it has no classes.
+        sample_shape: of one.
+        num_classes: that the labels are of; 0 for none.
+        facts: plain values that a report tells of it.
+    """
+
+    evaluations = None
+
+    def __init__(self, path: Path | str, count: int, labels: Tensor | None, num_classes: int) -> None:
+        self._path, self.count, self.num_classes = Path(path), count, num_classes
+        self.class_labels = torch.zeros(count, dtype=torch.int64) if labels is None else labels
+        self.sample_shape: tuple[int, ...] = ()
+        self.facts: dict[str, Any] = {}
+
+    @abstractmethod
+    def read(self, numbers: Tensor) -> Tensor:
+        """The samples with these numbers int64 [n] in [0, count), as `draw` gives them."""
+
+    def labels(self, n: int, seed: int, wanted: Tensor | None = None) -> Tensor | None:
+        """The classes of the samples that `draw` takes, whatever was wanted."""
+        return self.class_labels[self._chosen(n, seed)] if self.num_classes else None
+
+    def draw(self, n: int, seed: int, labels: Tensor | None = None) -> Tensor:
+        """n different samples.
+
+        Raises:
+            ValueError: if there are fewer, if one cannot be read, or if `labels` are not what they have.
+        """
+        own = self.labels(n, seed)
+        if labels is not None and (own is None or not torch.equal(labels.cpu(), own)):
+            raise ValueError(f"{self._path} is a fixed set with classes of its own: draw without labels, or with its")
+        return self.read(self._chosen(n, seed))
+
+    def _chosen(self, n: int, seed: int) -> Tensor:
+        if n > self.count:
+            raise ValueError(
+                f"{self._path} holds {self.count:,} samples: expected n <= {self.count}, got {n}; ask for fewer"
+            )
+        return torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))[:n]
+
+
+class SamplesSource(FixedSet):
+    """Samples of a file.
 
     The type and the shape decide what the numbers mean: uint8 are images [n, H, W, C] (or [n, C, H, W]) from 0 to 255;
     floats are images [n, C, H, W] (or [n, H, W, C]) in [-1, 1], or points [n, d]. C is 1 or 3.
@@ -40,41 +88,19 @@ class SamplesSource:
         CheckpointError: if it holds none, or numbers of an unknown range. No pickle in it is read.
     """
 
-    evaluations = None
-
     def __init__(self, file: Path | str, num_classes: int | None = None) -> None:
-        self._file = Path(file)
-        self._x, self._labels, read_as = _read(self._file)
+        self._x, labels, read_as = _read(Path(file))
+        classes = 0 if labels is None else max(int(labels.max()) + 1, num_classes or 0)
+        super().__init__(file, len(self._x), labels, classes)
         self.sample_shape = tuple(self._x.shape[1:])
-        self.num_classes = 0 if self._labels is None else max(int(self._labels.max()) + 1, num_classes or 0)
-        self.facts: dict[str, Any] = {"file": str(file), "samples": len(self._x), "read_as": read_as}
+        self.facts = {"file": str(file), "samples": self.count, "read_as": read_as}
 
-    def labels(self, n: int, seed: int, wanted: Tensor | None = None) -> Tensor | None:
-        """The classes of the samples that `draw` takes, whatever was wanted."""
-        return None if self._labels is None else self._labels[self._chosen(n, seed)]
-
-    def draw(self, n: int, seed: int, labels: Tensor | None = None) -> Tensor:
-        """n different samples of the file.
-
-        Raises:
-            ValueError: if there are fewer, or if `labels` are not what they have.
-        """
-        own = self.labels(n, seed)
-        if labels is not None and (own is None or not torch.equal(labels.cpu(), own)):
-            raise ValueError(f"{self._file} is a fixed set with classes of its own: draw without labels, or with its")
-        x = self._x[self._chosen(n, seed)]
+    def read(self, numbers: Tensor) -> Tensor:
+        x = self._x[numbers]
         return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x.float()
 
-    def _chosen(self, n: int, seed: int) -> Tensor:
-        if n > len(self._x):
-            raise ValueError(
-                f"{self._file} holds {len(self._x)} samples: expected n <= {len(self._x)}, got {n}; ask for fewer, or "
-                "make more"
-            )
-        return torch.randperm(len(self._x), generator=torch.Generator().manual_seed(seed))[:n]
 
-
-def _read(file: Path) -> _Samples:
+def _read(file: Path) -> _Read:
     arrays = _arrays(file)
     name = next((name for name in _NAMES if name in arrays), None)
     if name is None:
@@ -85,13 +111,13 @@ def _read(file: Path) -> _Samples:
     x, read_as = _meaning(array, file)
     labels = arrays.get(_NAMES[name])
     if labels is None or labels.size == 0:
-        return _Samples(x, None, read_as)
+        return _Read(x, None, read_as)
     if labels.shape != (len(x),) or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise CheckpointError(
             f"{file}: each sample has one class number in {_NAMES[name]}, from 0 on: expected integers of shape "
             f"({len(x)},), got {labels.dtype} of shape {labels.shape}; save them again"
         )
-    return _Samples(x, torch.from_numpy(labels.astype(np.int64)), read_as)
+    return _Read(x, torch.from_numpy(labels.astype(np.int64)), read_as)
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:

@@ -35,21 +35,6 @@ class LinearDenoiser:
         self.mean, self._axes, self._variances = mean.double(), axes.double(), variances.double()
 
     @classmethod
-    def of_moments(cls, mean: Tensor, covariance: Tensor) -> "LinearDenoiser":
-        """The one of a mean [d] and a covariance [d, d], symmetric positive semi-definite, not zero.
-
-        Raises:
-            ValueError: for other shapes, a NaN, or a covariance of zero.
-        """
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise ValueError(
-                "a linear denoiser has a mean [d] and a covariance [d, d]: got "
-                f"{list(mean.shape)} and {list(covariance.shape)}; flatten the samples first"
-            )
-        variances, axes = _eigen(covariance.double())
-        return cls(mean[None], axes, variances)
-
-    @classmethod
     def fit(
         cls,
         x_0: Tensor | InMemorySplit,

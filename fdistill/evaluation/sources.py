@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from fdistill.core.presets import checkpoints
 from fdistill.core.weight_files import CheckpointError, read_json
 from fdistill.data.image_files import Images
 from fdistill.data.image_folder import list_folder
-from fdistill.evaluation import sample_files
+from fdistill.evaluation.sample_files import SUFFIXES, FixedSet, SamplesSource
 from fdistill.io.checkpoints import RECORD
 from fdistill.io.load import load_model
 from fdistill.io.strangers import run_checkpoint, what_lies_at
@@ -169,28 +169,8 @@ class DiffusersSource:
         return tuple(sample.shape[1:])
 
 
-class FixedSet(Source, Protocol):
-    """A source whose `evaluations` are None: finished samples, which can be asked for by their numbers too.
-
-    Attributes:
-        count: of its samples.
-        class_labels: of all of them, int64 [count]; zeros where it has no classes.
-    """
-
-    count: int
-    class_labels: Tensor
-
-    def read(self, numbers: Tensor) -> Tensor:
-        """The samples with these numbers int64 [n] in [0, count), as `draw` gives them."""
-
-
-def as_fixed_set(source: Source) -> FixedSet | None:
-    """The source as a fixed set; None where it generates."""
-    return cast(FixedSet, source) if source.evaluations is None else None
-
-
-class ImageFolderSource:
-    """Images of a folder or archives, with classes or without: a fixed set, of which a random part is drawn.
+class ImageFolderSource(FixedSet):
+    """Images of a folder or archives, with classes or without.
 
     They are found, converted, cropped and resized as `fdistill.data.ImageFolder` does.
 
@@ -203,12 +183,9 @@ class ImageFolderSource:
         ValueError: if the folder holds no images, or sample_shape is none of square images.
     """
 
-    evaluations = None
-
     def __init__(self, folder: Path | str, sample_shape: Sequence[int] | None = None) -> None:
-        self._images, self.class_labels, class_names = list_folder(Path(folder))
-        self._folder, self.count = Path(folder), len(self._images)
-        self.num_classes = len(class_names)
+        self._images, labels, class_names = list_folder(Path(folder))
+        super().__init__(folder, len(self._images), labels, len(class_names))
         self.sample_shape = _own_shape(self._images) if sample_shape is None else tuple(sample_shape)
         channels, *sides = self.sample_shape
         if len(sides) != 2 or sides[0] != sides[1] or channels not in (1, 3):
@@ -216,36 +193,12 @@ class ImageFolderSource:
                 f"{folder} holds images, which are compared with square images of 1 or 3 channels: "
                 f"got samples of shape {self.sample_shape}; give other data"
             )
-        self.facts = {"folder": str(folder), "images": len(self._images)}
-
-    def labels(self, n: int, seed: int, wanted: Tensor | None = None) -> Tensor | None:
-        """The classes of the images that `draw` takes, whatever was wanted."""
-        return self.class_labels[self._chosen(n, seed)] if self.num_classes else None
-
-    def draw(self, n: int, seed: int, labels: Tensor | None = None) -> Tensor:
-        """n different images of the folder.
-
-        Raises:
-            ValueError: if there are fewer, if a file is no readable image, or if `labels` are not what they have.
-        """
-        own = self.labels(n, seed)
-        if labels is not None and (own is None or not torch.equal(labels.cpu(), own)):
-            raise ValueError(f"{self._folder} is a fixed set with classes of its own: draw without labels, or with its")
-        return self.read(self._chosen(n, seed))
+        self.facts = {"folder": str(folder), "images": self.count}
 
     def read(self, numbers: Tensor) -> Tensor:
-        """The images with these numbers, in the order of their names."""
         channels, side, _ = self.sample_shape
         pixels = [self._images.read(i, side, channels) for i in numbers.tolist()]
         return torch.stack(pixels).float() / 127.5 - 1
-
-    def _chosen(self, n: int, seed: int) -> Tensor:
-        count = len(self._images)
-        if n > count:
-            raise ValueError(
-                f"{self._folder} holds {count} images: expected n <= {count}, got {n}; ask for fewer, or make more"
-            )
-        return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:n]
 
 
 def open_source(
@@ -270,8 +223,8 @@ def open_source(
     path = known_checkpoint(path)
     if path.is_file() and path.suffix.lower() in ARCHIVES:
         return ImageFolderSource(path, sample_shape)
-    if path.is_file() and path.suffix.lower() in sample_files.SUFFIXES:
-        return sample_files.SamplesSource(path, num_classes)
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        return SamplesSource(path, num_classes)
     if path.is_file() or (path / f"{RECORD}.json").is_file():
         return ModelSource(load_model(path).sampling_on(device))
     checkpoint = run_checkpoint(path)  # before pictures, which a run's folder has too

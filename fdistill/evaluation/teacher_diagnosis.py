@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from fdistill.core.random import fold_seed, generator_for
 from fdistill.data import Batch, GenerativeDataModule
-from fdistill.evaluation.bench import read_samples
+from fdistill.evaluation.comparison import Comparison
 from fdistill.evaluation.evaluate import check_fits
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
-from fdistill.evaluation.report.collapse_verdict import collapse_verdict
 from fdistill.evaluation.report.intervals import LEAST_FOR_INTERVALS, standard_errors, usual_splits
-from fdistill.evaluation.report.rows import Samples, compare
+from fdistill.evaluation.report.rows import compare
+from fdistill.evaluation.report.teacher_verdict import teacher_verdict
+from fdistill.evaluation.samples import Samples
 from fdistill.evaluation.see_saw import LinearDenoiser, SeeSawCurve, see_saw
 from fdistill.evaluation.sources import ModelSource
 from fdistill.models.denoiser import Denoiser
@@ -83,11 +84,10 @@ def diagnose_teacher(
     _check(model, data, n, most, eta, repeats)
     sources = _sources(model, num_steps, eta)
     extractor = extractor or default_extractor(data.sample_shape, data.num_classes)
-    train, held_out = data.train_samples, data.held_out_samples
-    extractor.prepare(train, train.labels if data.num_classes > 1 else None, data.num_classes, seed)
+    train, held_out, read = data.train_samples, data.held_out_samples, Comparison(data, extractor, seed).read
     chosen = torch.randperm(len(held_out), generator=generator_for(seed))[:n]
     real = held_out.rows(chosen)
-    reference = read_samples(data, extractor, "held-out samples", *real)
+    reference = read("held-out samples", *real[:2])
 
     rows: dict[str, list[dict[str, float | None]]] = {name: [] for name in ("real", *sources)}
     first: dict[str, Samples] = {}
@@ -95,10 +95,10 @@ def diagnose_teacher(
     for repeat in tqdm(range(repeats), desc="Diagnosis", unit="draw"):
         order = torch.randperm(len(train), generator=generator_for(seed, repeat))[:n]
         made = {"real": train.rows(order)}
-        drawn = {"real": read_samples(data, extractor, "training samples", *made["real"])}
+        drawn = {"real": read("training samples", *made["real"][:2])}
         for name, source in sources.items():
             made[name] = Batch(source.draw(n, fold_seed(seed, repeat) % 2**32, real.classes), real.classes)
-            drawn[name] = read_samples(data, extractor, f"{name} samples", *made[name])
+            drawn[name] = read(f"{name} samples", *made[name][:2])
         for name, samples in drawn.items():
             rows[name].append(compare(samples, reference))
         first, shown = first or drawn, shown or {name: batch.x for name, batch in made.items()}
@@ -106,10 +106,10 @@ def diagnose_teacher(
     report: dict[str, Any] = {
         name: _summary(found, standard_errors(first[name], reference, 0, splits, seed)) for name, found in rows.items()
     }
-    curve, best = _curves(model, data, *real, seed)
+    curve, best = _curves(model, data, real.x, real.classes, seed)
     report |= {"see_saw": _columns(curve, best), "data_std": data.data_std()}
     report |= _facts(sources, n, repeats, seed, eta, extractor, data)
-    report["collapse"], report["verdict"] = collapse_verdict(report)
+    report["collapse"], report["verdict"] = teacher_verdict(report)
     return TeacherDiagnosis(report, curve, best, shown)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from fdistill.core.distributed import gather_objects, rank, world_size
 from fdistill.core.presets import checkpoints
-from fdistill.core.weight_files import CheckpointError, load_weights
+from fdistill.core.weight_files import CheckpointError, as_one_line, load_weights
 from fdistill.io.shards import SHARDS, Shards
 from fdistill.io.strangers import run_checkpoint
 from fdistill.models.denoiser import Denoiser
@@ -149,20 +149,14 @@ def model_from_record(record: dict[str, Any], weights: dict[str, torch.Tensor], 
     Raises:
         CheckpointError: if the record is incomplete or the weights do not fit.
     """
-    try:
+    with as_one_line(f"the record of {source} describes no model"):
         denoiser = Denoiser.from_spec(record["denoiser"])
         sigmas = torch.tensor(record["sigmas"], dtype=torch.float64)
         guidance = Guidance.from_plain(record["guidance"])
         sampler = None if record.get("sampler") is None else Sampler.from_spec(record["sampler"])
         decoder = None if record.get("decoder") is None else Decoder(Path(source) / record["decoder"])
-        how = {"sampler": sampler, "decoder": decoder, "start": record.get("start", "sigma")}
+        how: dict[str, Any] = {"sampler": sampler, "decoder": decoder, "start": record.get("start", "sigma")}
         model = GenerativeModel(denoiser.eval(), record["kind"], sigmas, guidance, record["facts"], **how)
-    except KeyError as error:
-        raise CheckpointError(f"the record of {source} lacks {error}: it was written by another version") from error
-    except (TypeError, AttributeError) as error:
-        raise CheckpointError(f"the record of {source} is no description of a model: {error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{source}: {error}") from error
     guide = Guidance.of(guidance).guide
     if guide is not None:
         its = {name.removeprefix(_GUIDE): value for name, value in weights.items() if name.startswith(_GUIDE)}

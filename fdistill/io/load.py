@@ -9,8 +9,8 @@ from diffusers import UNet2DModel
 from fdistill.core.build import build_with_weights, known_config
 from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.weight_files import (
-    BUILD_ERRORS,
     CheckpointError,
+    as_one_line,
     check_finite_weights,
     checked_number,
     load_weights,
@@ -18,7 +18,6 @@ from fdistill.core.weight_files import (
     read_json,
     read_safetensors,
     read_stock_weights,
-    reason,
     shown,
 )
 from fdistill.io.checkpoints import AVERAGE, OWN_WEIGHTS, RECORD, STOCK_PIPELINE, model_from_record, read_run_checkpoint
@@ -115,18 +114,12 @@ def _read_stock(path: Path, scheduler: dict[str, Any], record: dict[str, Any]) -
         raise CheckpointError(f"{path}/unet/config.json is of {config.get('_class_name')}: expected UNet2DModel")
     if scheduler.get("sigma_min") != 0:
         raise CheckpointError(f"{path}: only sigma_min = 0 is a denoiser in one step, got {scheduler.get('sigma_min')}")
-    try:
+    with as_one_line(f"{path} is no student"):
         unet = UNet2DModel.from_config(config)
         load_weights(unet, weights, path)
         denoiser = Denoiser(DiffusersUNet.from_stock(unet), EDM(scheduler["sigma_data"]))
         sigmas = [scheduler["sigma_max"], *record.get("sigmas", [])[1:]]
         return GenerativeModel.student(denoiser, sigmas, record.get("facts", {}))
-    except KeyError as error:
-        raise CheckpointError(f"{path}: its configuration lacks {error}") from error
-    except CheckpointError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no student: {error}") from error
 
 
 def _read_published(path: Path, scheduler: dict[str, Any]) -> GenerativeModel:
@@ -140,7 +133,7 @@ def _read_published(path: Path, scheduler: dict[str, Any]) -> GenerativeModel:
     weights = read_stock_weights(folder)
     check_finite_weights(weights, folder)
     build = functools.partial(StockUNet, plain, _TIME_SCALE)
-    try:
+    with as_one_line(path):
         levels = [
             checked_number(scheduler.get(name, usual), name, low, 1e6)
             for name, usual, low in (("sigma_data", 0.5, 1e-6), ("sigma_min", 0.002, 0.0), ("sigma_max", 80.0, 1e-6))
@@ -148,7 +141,3 @@ def _read_published(path: Path, scheduler: dict[str, Any]) -> GenerativeModel:
         network = build_with_weights(build, weights, folder, lambda plan: plan.from_stock_names(weights))
         denoiser = Denoiser(network.eval(), ConsistencyEDM(*levels[:2]))
         return GenerativeModel.student(denoiser, levels[2], {"imported_from": path.resolve().name})
-    except CheckpointError:
-        raise
-    except BUILD_ERRORS as error:
-        raise CheckpointError(f"{path}: {reason(error)}") from error

@@ -1,7 +1,6 @@
 """What lies at a path where a model of ours is expected, and which command or option takes it."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -12,7 +11,13 @@ from fdistill.core.weight_files import shown
 _LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "adapter_config.json")
 _LORA_NAMES = (".lora_", "lora.up.", "lora.down.", "_lora.", "lora_A.", "lora_B.")
 _OF_FOLDERS = ("fdistill.json", "model_index.json", "config.json", "scheduler_config.json")  # each tells of one
-_CONFIGURATIONS = (".yaml", ".yml", ".json")
+_OF_A_NETWORK = "holds the weights of a network of diffusers alone: fdistill import {} TARGET"
+_BY_SUFFIX = {
+    (".npz", ".npy"): "holds arrays, no model: fdistill evaluate takes samples of a .npz or .npy",
+    (".pkl",): "is a pickle of EDM or of something else, no model of fdistill yet: fdistill import {} TARGET",
+    (".yaml", ".yml", ".json"): "is a configuration, no model: give the checkpoint of its run",
+    IMAGES + ARCHIVES: "holds images, no model: fdistill evaluate takes a folder or an archive of them",
+}
 _IN_RUNS = ("last.ckpt", "checkpoints/last.ckpt", "*/checkpoints/last.ckpt", "*.ckpt", "checkpoints/*.ckpt")
 _LORA = (
     "is a LoRA, which changes a network and is none: fuse it into its base (fuse_lora and save_pretrained of "
@@ -47,45 +52,32 @@ def _of_folder(path: Path) -> str | None:
         return _LORA
     for name, what in (("model_index.json", "a pipeline"), ("config.json", "a network")):
         kind = _class_name(path / name)
+        if kind == "ConsistencyModelPipeline":
+            return None
         if kind is not None:
-            return (
-                None
-                if kind == "ConsistencyModelPipeline"
-                else (
-                    f"holds {what} of diffusers ({kind}), no model of fdistill yet: make a teacher of it by "
-                    f"fdistill import {path} TARGET"
-                )
-            )
+            remedy = f"make a teacher of it by fdistill import {path} TARGET"
+            return f"holds {what} of diffusers ({kind}), no model of fdistill yet: {remedy}"
     if (path / "latents.json").is_file():
         return f"holds latents of fdistill encode, no model: train on them by --data LatentFolder --data.folder {path}"
-    inner = [
-        child.parent for pattern in ("*/config.json", "snapshots/*/*.json") for child in sorted(path.glob(pattern))
-    ]
+    inner = [file.parent for pattern in ("*/config.json", "snapshots/*/*.json") for file in sorted(path.glob(pattern))]
     if inner:
-        averages = [folder for folder in inner if "ema" in folder.name]
-        return f"holds no model itself, its sub-folders may: fdistill import {(averages or inner)[0]} TARGET"
-    if _has_images(file.name for pattern in ("*", "*/*") for file in path.glob(pattern)):
+        average = next((folder for folder in inner if "ema" in folder.name), inner[0])
+        return f"holds no model itself, its sub-folders may: fdistill import {average} TARGET"
+    if any(file.suffix.lower() in IMAGES for pattern in ("*", "*/*") for file in path.glob(pattern)):
         return f"is a folder of images, no model: fdistill evaluate takes it, and training by --data.folder {path}"
     return None
 
 
 def _of_file(path: Path) -> str | None:
     suffix = path.suffix.lower()
-    if suffix in (".npz", ".npy"):
-        return "holds arrays, no model: fdistill evaluate takes samples of a .npz or .npy"
     if suffix == ".safetensors":
         return _of_tensors(path)
-    if suffix == ".pkl":
-        return f"is a pickle of EDM or of something else, no model of fdistill yet: fdistill import {path} TARGET"
     if path.name in _OF_FOLDERS:
         return f"describes the folder that it lies in: give {path.parent}"
-    if suffix in _CONFIGURATIONS:
-        return "is a configuration, no model: give the checkpoint of its run"
-    if _has_images([path.name]) or suffix in ARCHIVES:
-        return "holds images, no model: fdistill evaluate takes a folder or an archive of them"
     if suffix in (".bin", ".pt", ".pth") and (path.parent / "config.json").is_file():
-        return f"holds the weights of a network of diffusers alone: fdistill import {path.parent} TARGET"
-    return None
+        return _OF_A_NETWORK.format(path.parent)
+    said = next((said for suffixes, said in _BY_SUFFIX.items() if suffix in suffixes), None)
+    return None if said is None else said.format(path)
 
 
 def _of_tensors(path: Path) -> str | None:
@@ -101,7 +93,7 @@ def _of_tensors(path: Path) -> str | None:
     if (path.parent / "fdistill.json").is_file():
         return f"holds the weights of an exported model alone: give its folder, {path.parent}"
     if (path.parent / "config.json").is_file():
-        return f"holds the weights of a network of diffusers alone: fdistill import {path.parent} TARGET"
+        return _OF_A_NETWORK.format(path.parent)
     return (
         "holds tensors alone: say what they are by --config FILE.yaml, which has a denoiser section with network and "
         f"preconditioning; fdistill import {path} TARGET --config FILE.yaml makes a teacher of them"
@@ -115,7 +107,3 @@ def _class_name(file: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return shown(kind) if isinstance(kind, str) else None
-
-
-def _has_images(names: Iterable[str]) -> bool:
-    return any(Path(name).suffix.lower() in IMAGES for name in names)

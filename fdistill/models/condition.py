@@ -55,9 +55,10 @@ class Condition(Mapping[str, Tensor]):
         ValueError: where tensors hold different numbers of samples.
         """
         self._tensors = dict(tensors)
-        lengths = {name: value.shape[0] if value.ndim else None for name, value in self._tensors.items()}
-        if None in lengths.values() or len(set(lengths.values())) > 1:
-            raise ValueError(f"the tensors of a condition are batch first and of one batch: got lengths {lengths}")
+        shapes = {name: tuple(value.shape) for name, value in self._tensors.items()}
+        first = next(iter(shapes.values()), ())
+        if any(not shape or shape[0] != first[0] for shape in shapes.values()):
+            raise ValueError(f"the tensors of a condition are batch first and of one batch: got shapes {shapes}")
 
     @classmethod
     def of(cls, value: "Conditioned", takes: Takes) -> "Condition":
@@ -84,6 +85,20 @@ class Condition(Mapping[str, Tensor]):
             numbers = numbers // entry.classes
         found[slowest] = numbers
         return cls({name: found[name] for name in takes})
+
+    def numbers(self, takes: Takes) -> Tensor:
+        """The class numbers int64 [B] that `of_numbers` would make these conditions of."""
+        counted: Any = 0
+        for name, entry in takes.items():
+            counted = counted * entry.classes + self[name]
+        return counted
+
+    def groups(self) -> Tensor | None:
+        """int64 [B], equal for samples of equal classes; None where there are none, or other tensors than classes."""
+        if not self or any(value.ndim > 1 or value.is_floating_point() for value in self.values()):
+            return None
+        first, *others = self.values()
+        return torch.stack([first, *others], 1).unique(dim=0, return_inverse=True)[1] if others else first
 
     def check_classes(self, takes: Takes) -> None:
         """Raises ValueError for a class number outside [0, classes)."""
@@ -124,7 +139,7 @@ class Condition(Mapping[str, Tensor]):
     @property
     def length(self) -> int | None:
         """The number of samples; None for the empty condition, which has none of its own."""
-        return next((len(value) for value in self.values()), None)
+        return next((value.shape[0] for value in self.values()), None)
 
     def only(self, names: Mapping[str, Any]) -> "Condition":
         """The tensors of these names, as far as there are such."""

@@ -94,7 +94,7 @@ class Denoiser(nn.Module, Described):
         if x.shape[1:] != self.sample_shape:
             raise ValueError(f"this network sees samples of {self.sample_shape}: got {tuple(x.shape[1:])}")
         condition = Condition.of(condition, self.takes)
-        condition.check(self.takes, len(x))
+        condition.check(self.takes, x.shape[0])
         # of sigma in half precision a network would be told another time
         coefficients = self.preconditioning.coefficients(sigma.to(torch.promote_types(sigma.dtype, torch.float32)))
         with self._arithmetic(x):

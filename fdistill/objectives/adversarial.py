@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, asked_for
+from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, required
 from fdistill.theory.schedules import Schedule, value_at
 
 
 def discriminator_loss(fake_logit: Tensor, real_logit: Tensor) -> Tensor:
-    """mean softplus(l_fake) + mean softplus(-l_real); 2 ln 2 where the two cannot be told apart."""
+    """mean softplus(l_fake) + mean softplus(-l_real); 2 ln 2 where the two do not differ."""
     return F.softplus(fake_logit.float()).mean() + F.softplus(-real_logit.float()).mean()
 
 
@@ -33,7 +33,7 @@ _Adversarial = TypeVar("_Adversarial", bound=_WithAdversary)
 def without_idle_adversary(objective: _Adversarial, update: int) -> _Adversarial:
     """The objective without its adversarial term where a schedule gives it no weight at this update, else itself.
 
-    So an update where the logit counts for nothing does not ask for it.
+    So an update where the logit counts for nothing does not compute it.
     """
     weight = objective.adversarial_weight
     if not isinstance(weight, Schedule) or weight.at(update) != 0:
@@ -64,7 +64,7 @@ class Adversarial(Objective):
         return Needs(logit=True)
 
     def loss(self, at: NoisedSamples) -> StudentLoss:
-        return StudentLoss({"adversarial": adversarial_term(asked_for(at.logit), value_at(self.weight, at.update))})
+        return StudentLoss({"adversarial": adversarial_term(required(at.logit), value_at(self.weight, at.update))})
 
 
 def check_weight(name: str, weight: float | Schedule) -> None:

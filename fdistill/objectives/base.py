@@ -1,24 +1,25 @@
 """What an objective is: what it needs to know of a noised sample, and from that the terms of the student's loss."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fdistill.core.spec import Described
 from fdistill.data import GenerativeDataModule
+from fdistill.models.condition import Condition
 
 T = TypeVar("T")
-Asked = Literal["nothing", "value", "gradient"]
-"""What is asked of a denoiser: not evaluated, its value alone, or its value with a graph to its input."""
+PredictionLevel = Literal["nothing", "value", "gradient"]
+"""How a denoiser is evaluated: not at all, its value alone, or its value with a graph to its input."""
 
 
 class Needs(NamedTuple):
     """What has to be built and evaluated for an objective; nothing else is."""
 
-    teacher: Asked = "nothing"
-    fake_score: Asked = "nothing"
+    teacher: PredictionLevel = "nothing"
+    fake_score: PredictionLevel = "nothing"
     ratio: bool = False  # the centred log ratio, without gradient
     logit: bool = False  # the discriminator's logit, with a graph to the generated sample
     pairs: bool = False  # latents with the samples that the teacher's ODE makes of them
@@ -26,7 +27,7 @@ class Needs(NamedTuple):
 
     @property
     def discriminator(self) -> bool:
-        """Whether somebody has to tell real from generated samples."""
+        """Whether a discriminator is trained."""
         return self.ratio or self.logit
 
     @property
@@ -41,9 +42,9 @@ class Needs(NamedTuple):
 
     def together(self, other: "Needs") -> "Needs":
         """What serves both."""
-        asked = ("nothing", "value", "gradient")
-        teacher = max(self.teacher, other.teacher, key=asked.index)
-        fake_score = max(self.fake_score, other.fake_score, key=asked.index)
+        levels: tuple[PredictionLevel, ...] = get_args(PredictionLevel)
+        teacher = max(self.teacher, other.teacher, key=levels.index)
+        fake_score = max(self.fake_score, other.fake_score, key=levels.index)
         return Needs(teacher, fake_score, *(mine or yours for mine, yours in zip(self[2:], other[2:], strict=True)))
 
 
@@ -55,7 +56,7 @@ class Regression(NamedTuple):
 
 
 class NoisedSamples(NamedTuple):
-    """Generated samples, noised once, and what the networks say of them; None where the objective did not ask.
+    """Generated samples, noised once, and the predictions there; None where the objective does not need one.
 
     x is a leaf that requires gradient where any network is differentiated by its input; x_t = x + sigma eps depends on
     it. Denoised values are [B, *sample_shape], the others [B].
@@ -65,7 +66,7 @@ class NoisedSamples(NamedTuple):
     x_t: Tensor
     sigma: Tensor
     sigma_data: float
-    labels: Tensor | None = None
+    condition: Condition = Condition()
     teacher: Tensor | None = None  # D_p(x_t, sigma)
     fake_score: Tensor | None = None  # D_q(x_t, sigma)
     log_ratio: Tensor | None = None  # ln p/q at x_t
@@ -91,7 +92,7 @@ class StudentLoss(NamedTuple):
 
 
 class Objective(Described, ABC):
-    """Turns what the networks say of generated samples into the student's loss.
+    """Turns predictions at generated samples into the student's loss.
 
     An objective has no parameters and no state: what changes while training is a function of the student's updates.
     """
@@ -117,14 +118,14 @@ class Objective(Described, ABC):
         """Called before the first turn, with the run's data, for what has to be fitted to it."""
 
 
-def asked_for(value: T | None) -> T:
-    """A field of `NoisedSamples` that the objective's `needs` ask for.
+def required(value: T | None) -> T:
+    """A value that is there because the `needs` of the objective name it.
 
     Raises:
         TypeError: where they do not.
     """
     if value is None:
-        raise TypeError("an objective reads what its `needs` ask for: expected a value, got None; ask for it there")
+        raise TypeError("an objective reads what its `needs` name: expected a value, got None; name it there")
     return value
 
 

@@ -14,9 +14,9 @@ from fdistill.objectives.base import (
     Objective,
     StudentLoss,
     Term,
-    asked_for,
     expand,
     per_sample_mean,
+    required,
 )
 from fdistill.objectives.log_ratio import unit_mean
 from fdistill.objectives.normalisers import Normaliser, check_normaliser, normaliser
@@ -78,18 +78,18 @@ class FDistill(Objective):
     def loss(self, at: NoisedSamples) -> StudentLoss:
         weight = self.sample_weight(at)
         scale = normaliser(self.normaliser, at)
-        teacher, fake_score = asked_for(at.teacher), asked_for(at.fake_score)
+        teacher, fake_score = required(at.teacher), required(at.fake_score)
         direction = matching_direction(teacher, fake_score, 1.0 if weight is None else unit_mean(weight), scale)
         terms = {"student": Term(di(at.x, direction))}
         if is_on(self.adversarial_weight):
-            terms["adversarial"] = adversarial_term(asked_for(at.logit), value_at(self.adversarial_weight, at.update))
+            terms["adversarial"] = adversarial_term(required(at.logit), value_at(self.adversarial_weight, at.update))
         return StudentLoss(terms, weight)
 
     def sample_weight(self, at: NoisedSamples) -> Tensor | None:
-        """h(r), [B]; None where the divergence asks for no ratio."""
+        """h(r), [B]; None where the divergence needs no ratio."""
         if not self.divergence.needs_ratio:
             return None
-        return self.divergence.at(at.update).weight(asked_for(at.log_ratio))
+        return self.divergence.at(at.update).weight(required(at.log_ratio))
 
 
 class DiffInstruct(FDistill):
@@ -133,7 +133,7 @@ class DMD(FDistill):
         return super().needs._replace(pairs=True)
 
     def loss(self, at: NoisedSamples) -> StudentLoss:
-        pairs = asked_for(at.regression)
+        pairs = required(at.regression)
         error = per_sample_mean((pairs.x - pairs.target).square())
         matching = super().loss(at)
         terms = matching.terms | {"regression": Term(error, value_at(self.regression_weight, at.update))}
@@ -177,7 +177,7 @@ class ScoreOfMixture(FDistill):
 
     def sample_weight(self, at: NoisedSamples) -> Tensor:
         drawn = torch.rand(at.sigma.shape, generator=at.generator, device=at.sigma.device)
-        return skewed_weight(asked_for(at.log_ratio), self.low + (self.high - self.low) * drawn)
+        return skewed_weight(required(at.log_ratio), self.low + (self.high - self.low) * drawn)
 
 
 class BregmanMatching(FDistill):

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fdistill.core.distributed import global_mean, global_sum
+from fdistill.models.condition import Condition, Conditioned, Takes
 from fdistill.models.denoiser import HalfDenoised
 from fdistill.models.networks import GaussianMixture
-from fdistill.models.networks.embeddings import FourierEmbedding
+from fdistill.models.networks.embeddings import FourierEmbedding, class_embedding, class_tables
 from fdistill.theory.noise_levels import NoiseLevels
 
-_GRID = 4  # positions a side that a discriminator head tells apart
+_GRID = 4  # positions a side that a discriminator head keeps
 
 
 class FeatureDiscriminator(nn.Module):
@@ -38,18 +39,19 @@ class FeatureDiscriminator(nn.Module):
 
 
 class SampleDiscriminator(nn.Module):
-    """A small MLP on the noised sample itself, its noise level and its class: for low-dimensional data."""
+    """A small MLP on the noised sample itself, its noise level and its classes: for low-dimensional data."""
 
-    def __init__(self, sample_shape: Sequence[int], num_classes: int = 0, width: int = 128) -> None:
+    def __init__(self, sample_shape: Sequence[int], takes: Takes | None = None, width: int = 128) -> None:
         """Args:
         sample_shape: shape of one sample.
-        num_classes: 0 where unconditional.
+        takes: the classes that it sees; None where unconditional. Other tensors of a condition are not read.
         width: hidden channels.
         """
         super().__init__()
         self.noise = FourierEmbedding(32)
-        self.classes = nn.Embedding(num_classes + 1, 32) if num_classes else None
-        inputs = math.prod(sample_shape) + 32 + (32 if num_classes else 0)
+        self.takes = takes or {}
+        self.classes = class_tables(32, self.takes)
+        inputs = math.prod(sample_shape) + 32 + (32 if self.classes is not None else 0)
         self.body = nn.Sequential(
             nn.Linear(inputs, width),
             nn.SiLU(),
@@ -60,12 +62,12 @@ class SampleDiscriminator(nn.Module):
             nn.Linear(width, 1),
         )
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None, sigma_data: float) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, condition: Conditioned, sigma_data: float) -> Tensor:
         """Logits [B] from noised samples [B, *sample_shape] in variance-exploding coordinates."""
         scale = (sigma.square() + sigma_data**2).rsqrt()
         inputs = [x.flatten(1) * scale[:, None], self.noise(sigma.log() / 4)]
         if self.classes is not None:
-            inputs.append(self.classes(labels))
+            inputs.append(class_embedding(self.classes, Condition.of(condition, self.takes)))
         return self.body(torch.cat(inputs, dim=1)).squeeze(1)
 
 
@@ -89,9 +91,9 @@ class ExactRatio(nn.Module):
         self.teacher, self.student = teacher, student
 
     def forward(
-        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, sigma_data: float | None = None
+        self, x: Tensor, sigma: Tensor, condition: Conditioned = None, sigma_data: float | None = None
     ) -> Tensor:
-        """ln p_t/q_t [B] in the precision of x, at noised samples [B, d]; labels and sigma_data have no influence."""
+        """ln p_t/q_t [B] in the precision of x, at noised samples [B, d]; the rest has no influence."""
         return self.teacher.log_prob(x, sigma) - self.student.log_prob(x, sigma)
 
 
@@ -137,12 +139,12 @@ class RatioEstimator(nn.Module):
         """Whether logits come from a denoiser's features."""
         return isinstance(self.discriminator, FeatureDiscriminator)
 
-    def logit(self, half: HalfDenoised | None, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    def logit(self, half: HalfDenoised | None, x: Tensor, sigma: Tensor, condition: Conditioned) -> Tensor:
         """Raw logits [B]; `half` is the encoder half at x where the discriminator reads features, else unused."""
         if isinstance(self.discriminator, FeatureDiscriminator):
             assert half is not None
             return self.discriminator(half.features)
-        return self.discriminator(x, sigma, labels, self.sigma_data)
+        return self.discriminator(x, sigma, condition, self.sigma_data)
 
     @torch.no_grad()
     def log_ratio(self, logit: Tensor, sigma: Tensor, continues: bool = False) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from fdistill.data import GenerativeDataModule
 from fdistill.evaluation.metrics import monge_gap
 from fdistill.objectives.adversarial import check_weight, is_on
-from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, asked_for
+from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, required
 from fdistill.theory.schedules import Schedule, value_at
 
 
@@ -53,8 +53,8 @@ class MongeRegularised(Objective):
         if is_on(self.weight):
             # samples that are not finite are for the guarded step to report, on every rank
             finite = bool(torch.isfinite(at.x).all())
-            latents = asked_for(at.latents)
-            gap = monge_gap(latents, at.x, self.epsilon, at.labels, strict=False) if finite else at.x.sum()
+            latents = required(at.latents)
+            gap = monge_gap(latents, at.x, self.epsilon, at.condition.groups(), strict=False) if finite else at.x.sum()
             cost = (gap / at.x[0].numel()).to(at.x.dtype).expand(len(at.x))
             matching.terms["monge"] = Term(cost, value_at(self.weight, at.update))
         return matching

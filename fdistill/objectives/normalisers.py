@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fdistill.objectives.base import NoisedSamples, asked_for
+from fdistill.objectives.base import NoisedSamples, required
 from fdistill.theory.loss_weights import edm_weight
 
 Normaliser = Literal["sample", "sigma", "uniform", "vsd"]
@@ -21,7 +21,7 @@ def check_normaliser(name: str) -> None:
 def normaliser(name: Normaliser, at: NoisedSamples) -> Tensor:
     """The normaliser of that name at each sample, [B] > 0, without gradient."""
     if name == "sample":
-        return sample_normaliser(at.x, asked_for(at.teacher))
+        return sample_normaliser(at.x, required(at.teacher))
     if name == "sigma":
         return sigma_normaliser(at.sigma, at.sigma_data)
     return torch.ones_like(at.sigma) if name == "uniform" else vsd_normaliser(at.sigma)

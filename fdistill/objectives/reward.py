@@ -20,7 +20,7 @@ class RewardAugmented(Objective):
     def __init__(self, objective: Objective, reward: Reward, beta: float | Schedule) -> None:
         """Args:
         objective: what is descended beside the reward.
-        reward: r(x, labels), larger is better.
+        reward: r(x, condition), larger is better.
         beta: >= 0; large values leave the teacher's law.
         """
         check_weight("beta", beta)
@@ -44,6 +44,6 @@ class RewardAugmented(Objective):
     def loss(self, at: NoisedSamples) -> StudentLoss:
         matching = self.objective.loss(at)
         if is_on(self.beta):
-            cost = -self.reward(at.x, at.labels) / at.x[0].numel()
+            cost = -self.reward(at.x, at.condition) / at.x[0].numel()
             matching.terms["reward"] = Term(cost, value_at(self.beta, at.update))
         return matching

@@ -10,10 +10,11 @@ from fdistill.core.distributed import same_on_all_ranks
 from fdistill.core.spec import Described
 from fdistill.data import GenerativeDataModule
 from fdistill.evaluation.features import ClassifierFeatures
+from fdistill.models.condition import Condition, Conditioned, Takes
 
 
 class Reward(nn.Module, Described, ABC):
-    """r(x, labels), larger is better. Its parameters are frozen; they are not part of a student's checkpoint.
+    """r(x, condition), larger is better. Its parameters are frozen; they are not part of a student's checkpoint.
 
     A reward of your own takes plain values, and is known to the command line by ``--import MODULE``::
 
@@ -22,12 +23,12 @@ class Reward(nn.Module, Described, ABC):
                 super().__init__()
                 self.scale = scale
 
-            def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+            def forward(self, x: Tensor, condition: Condition) -> Tensor:
                 return self.scale * x.flatten(1).mean(dim=1)
     """
 
     @abstractmethod
-    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, condition: Condition) -> Tensor:
         """[B] from samples [B, *sample_shape] in the data's units, differentiable in x."""
 
     def prepare(self, data: GenerativeDataModule) -> None:
@@ -56,8 +57,8 @@ class TargetReward(Reward):
             raise ValueError("target holds finite numbers: got a NaN or an infinity; correct it")
         self.register_buffer("target", values, persistent=False)
 
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """[B] <= 0, 0 at the target; labels are not read.
+    def forward(self, x: Tensor, condition: Conditioned = None) -> Tensor:
+        """[B] <= 0, 0 at the target; the condition is not read.
 
         Raises:
             ValueError: if samples have another shape than the target.
@@ -94,6 +95,7 @@ class ClassifierReward(Reward):
         if label is not None and label < 0:
             raise ValueError(f"label is a class of the data: expected >= 0, got {label}")
         self.label, self.seed, self.features = label, seed, ClassifierFeatures(epochs)
+        self._takes: Takes = {}
 
     def prepare(self, data: GenerativeDataModule) -> None:
         """Train the classifier, on this module's device.
@@ -108,30 +110,30 @@ class ClassifierReward(Reward):
             )
         if self.label is not None and self.label >= data.num_classes:
             raise ValueError(f"label is a class of the data: expected < {data.num_classes}, got {self.label}")
+        self._takes = data.takes
         self.features.prepare(data.train_samples, data.train_samples.labels, data.num_classes, self.seed)
         same_on_all_ranks(self.features)
 
-    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, condition: Conditioned) -> Tensor:
         """[B] <= 0, in float32 whatever the precision of the networks.
 
         Raises:
-            ValueError: before `prepare`, or without labels [B] where no `label` is set.
+            ValueError: before `prepare`, or without the classes of B samples where no `label` is set.
         """
         classifier = self.features.classifier
         if classifier is None:
             raise ValueError("ClassifierReward is fitted to the run's data first: call prepare(data)")
-        asked = self._asked(x, labels)
+        wanted = self._wanted(x, Condition.of(condition, self._takes))
         with torch.autocast(x.device.type, enabled=False):
             logits = classifier(x.to(classifier.head.weight.dtype))
-        return logits.log_softmax(dim=1).gather(1, asked[:, None]).squeeze(1)
+        return logits.log_softmax(dim=1).gather(1, wanted[:, None]).squeeze(1)
 
-    def _asked(self, x: Tensor, labels: Tensor | None) -> Tensor:
+    def _wanted(self, x: Tensor, condition: Condition) -> Tensor:
         if self.label is not None:
             return torch.full((len(x),), self.label, device=x.device)
-        if labels is None or labels.shape != x.shape[:1]:
-            got = "none" if labels is None else f"labels {list(labels.shape)}"
+        if condition.length != len(x) or not self._takes.keys() <= condition.keys():
             raise ValueError(
-                f"ClassifierReward scores the class that each sample was asked for: expected labels [{len(x)}], "
-                f"got {got}; set label where the student is unconditional"
+                f"ClassifierReward scores the class of each sample's condition: expected {', '.join(self._takes)} of "
+                f"{len(x)} samples, got {condition} of {condition.length}; set label for an unconditional student"
             )
-        return labels
+        return condition.numbers(self._takes)

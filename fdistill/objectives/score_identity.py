@@ -11,14 +11,14 @@ every method here. F = E_q |s_p - s_q|^2 is the Fisher divergence, and F_sg the 
 from torch import Tensor
 
 from fdistill.objectives.adversarial import adversarial_term, check_weight, is_on, without_idle_adversary
-from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, asked_for, inner
+from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, inner, required
 from fdistill.objectives.normalisers import Normaliser, check_normaliser, normaliser
 from fdistill.theory.schedules import Schedule, value_at
 
 
 def sim(direction: Tensor, at: NoisedSamples) -> Tensor:
     """<direction, D_q - x>, [B], the sum over entries; `direction` keeps its graph to x_t."""
-    return inner(direction, asked_for(at.fake_score) - at.x)
+    return inner(direction, required(at.fake_score) - at.x)
 
 
 class SiD(Objective):
@@ -41,7 +41,7 @@ class SiD(Objective):
         return Needs("gradient", "gradient")
 
     def loss(self, at: NoisedSamples) -> StudentLoss:
-        delta = asked_for(at.teacher) - asked_for(at.fake_score)
+        delta = required(at.teacher) - required(at.fake_score)
         value = sim(delta, at) + (1 - self.alpha) * inner(delta, delta)  # D_p - x = u + delta
         return StudentLoss({"student": Term(normaliser(self.normaliser, at) * value / at.x[0].numel())})
 
@@ -85,7 +85,7 @@ class SiDA(SiD):
         matching = super().loss(at)
         if is_on(self.adversarial_weight):
             weight = value_at(self.adversarial_weight, at.update)
-            matching.terms["adversarial"] = adversarial_term(asked_for(at.logit), weight)
+            matching.terms["adversarial"] = adversarial_term(required(at.logit), weight)
         return matching
 
 
@@ -111,7 +111,7 @@ class SIM(Objective):
         return Needs("gradient", "gradient")
 
     def loss(self, at: NoisedSamples) -> StudentLoss:
-        y, entries = asked_for(at.fake_score) - asked_for(at.teacher), at.x[0].numel()
+        y, entries = required(at.fake_score) - required(at.teacher), at.x[0].numel()
         length = (inner(y, y) / entries + self.c**2).sqrt()  # root mean square, so that c does not depend on the size
         value = -sim(y, at) / (length * entries)
         return StudentLoss({"student": Term(normaliser(self.normaliser, at) * value)})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fdistill.core.distributed import global_mean
-from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, asked_for, inner
+from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, inner, required
 from fdistill.objectives.normalisers import Normaliser, check_normaliser, normaliser
 from fdistill.objectives.score_identity import sim
 from fdistill.theory.divergences import FDivergence
@@ -52,12 +52,12 @@ class UniInstruct(Objective):
         return Needs("gradient", "gradient", ratio=self.divergence.needs_ratio)
 
     def loss(self, at: NoisedSamples) -> StudentLoss:
-        delta = asked_for(at.teacher) - asked_for(at.fake_score)
+        delta = required(at.teacher) - required(at.fake_score)
         projection, length = sim(delta, at), inner(delta, delta)
         if not self.divergence.needs_ratio:
             return self._student(at, 2 * projection + length)
         divergence = self.divergence.at(at.update)
-        weight, first, second = divergence.weight_slopes(asked_for(at.log_ratio))
+        weight, first, second = divergence.weight_slopes(required(at.log_ratio))
         scale = 1 / global_mean(weight)
         moving = (2 * first * projection - second * length).detach() / at.sigma.square()
         value = 2 * weight * projection + (weight - first) * length

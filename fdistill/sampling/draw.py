@@ -43,8 +43,9 @@ def chosen_labels(model: GenerativeModel, n: int, given: Labels) -> Tensor | Non
         ValueError: for classes that the model does not have.
     """
     if isinstance(given, Mapping):
-        given = _numbers(model, {name: torch.tensor(value).reshape(-1) for name, value in given.items()})
-    wanted = torch.as_tensor([] if given is None else given).reshape(-1)
+        wanted = _numbers(model, {name: torch.tensor(value).reshape(-1) for name, value in given.items()})
+    else:
+        wanted = torch.tensor([] if given is None else given).reshape(-1)
     if not len(wanted):
         return model.labels(n)
     if not model.num_classes:

@@ -25,7 +25,7 @@ from fdistill.sampling.generator import GenerativeModel
 from fdistill.training.averaging.ema import EMA
 from fdistill.training.checkpoint_io import SafeCheckpointIO
 from fdistill.training.continuation import Continuation
-from fdistill.training.guard import Check, Guard, Samples
+from fdistill.training.guard import Check, Guard, TurnValues
 from fdistill.training.loggers import JsonlLogger, log_numbers
 from fdistill.training.parallel import ReplicatedStrategy
 
@@ -156,7 +156,7 @@ class GenerativeModule(L.LightningModule):
         losses: dict[str, Tensor],
         networks: dict[str, nn.Module],
         optimizers: list[LightningOptimizer],
-        samples: Samples | None = None,
+        samples: TurnValues | None = None,
     ) -> dict[str, Tensor] | None:
         """Average, clip and check the gradients of all networks that move this turn, then step their optimisers.
 

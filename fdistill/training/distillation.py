@@ -6,9 +6,12 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import nn
+from torch import Tensor, nn
 
-from fdistill.data import GenerativeDataModule
+from fdistill.core.random import VALIDATION, generator_for
+from fdistill.data import Batch, GenerativeDataModule
+from fdistill.evaluation.metrics.frechet_distance import Moments
+from fdistill.evaluation.metrics.pixel_distance import PixelMoments, pixel_frechet_distance
 from fdistill.io.stock_pipeline import PIPELINE
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
@@ -20,24 +23,24 @@ from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.student_steps import start_scale
 from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.schedules import Schedule
-from fdistill.training.averaging.ema import EMA
-from fdistill.training.discrimination import Reads, build_discriminator
-from fdistill.training.distillation_turn import DistillationTurn
-from fdistill.training.generation import check_levels
-from fdistill.training.noise_range import check_on_path, known_by, levels_on_path
-from fdistill.training.rhythm import Rhythm, Turn
-from fdistill.training.start import (
+from fdistill.training.argument_checks import (
     Stored,
     check_choices,
     check_guidance,
     check_imitation,
     check_instance_noise,
     check_latents,
+    check_levels,
     check_needs,
     check_numbers,
     check_one_step,
     check_real,
     check_stored,
+)
+from fdistill.training.averaging.ema import EMA
+from fdistill.training.discrimination import Reads, build_discriminator
+from fdistill.training.distillation_turn import DistillationTurn
+from fdistill.training.initial_networks import (
     described_source,
     fitting_pairs,
     guidance_facts,
@@ -47,14 +50,16 @@ from fdistill.training.start import (
     teacher_guidance,
     teacher_model,
 )
+from fdistill.training.noise_range import check_on_path, known_by, levels_on_path
+from fdistill.training.turn_schedule import Turn, TurnSchedule
 
 
 class DistillationModule(DistillationTurn):
     """Distillation of a teacher into a student by an objective: which distributions are matched, and how.
 
     The student descends its objective at its own noised samples; the fake score learns their score, a discriminator
-    their log density ratio, and each is built and asked only where the objective needs it. No network drops anything
-    out here, whatever the teacher was trained with: student and fake score learn as they are evaluated.
+    their log density ratio, and each is built and evaluated only where the objective needs it. No network drops
+    anything out here, whatever the teacher was trained with: student and fake score learn as they are evaluated.
 
     Args:
         teacher: a run checkpoint or exported folder of a teacher, a denoiser, or in Python a GenerativeModel.
@@ -114,6 +119,7 @@ class DistillationModule(DistillationTurn):
     """
 
     frozen_prefixes = ("teacher.", "guide.", "frozen.")
+    _real_side: tuple[Any, Moments] | None = None  # the held-out data that it is of, and its moments
 
     def __init__(
         self,
@@ -164,7 +170,7 @@ class DistillationModule(DistillationTurn):
         check_one_step(objective, self.levels)
         start_scale(sigma_init, start)  # which says what is none
         self.start = start
-        self.rhythm = Rhythm(turn, fake_updates_per_student, fake_score_warmup)
+        self.turn_schedule = TurnSchedule(turn, fake_updates_per_student, fake_score_warmup)
         self.reads = discriminator if needs.discriminator else "none"
         self.teacher_source, dtype = described_source(teacher), check_stored(teacher_dtype, self.reads, r1_weight)
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
@@ -206,7 +212,7 @@ class DistillationModule(DistillationTurn):
             **self.run_facts(),
             "objective": self.objective.spec(),
             "teacher": self.teacher_source,
-            "turn": self.rhythm.turn,
+            "turn": self.turn_schedule.turn,
             **self.guidance_facts,
             **{name: self.teacher_facts[name] for name in (PIPELINE,) if name in self.teacher_facts},
         }
@@ -235,8 +241,8 @@ class DistillationModule(DistillationTurn):
         """
         self.pairs = None if self.pairs is None else self.pairs.to(self.device)
         if self.last_generated is not None:
-            x, labels = self.last_generated
-            self.last_generated = x.to(self.device), None if labels is None else labels.to(self.device)
+            x, condition = self.last_generated
+            self.last_generated = x.to(self.device), condition.to(self.device)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, GenerativeDataModule):
             self.objective.prepare(data)
@@ -252,10 +258,10 @@ class DistillationModule(DistillationTurn):
         return [self.student_optimizer(self.student.parameters()), self.fake_score_optimizer(groups)]
 
     def updates_after(self, turns: int) -> int:
-        return self.rhythm.updates_after(turns)
+        return self.turn_schedule.updates_after(turns)
 
     def is_logging_turn(self, turn: int) -> bool:
-        return self.rhythm.is_logged(turn, cast(Any, self.trainer).log_every_n_steps)
+        return self.turn_schedule.is_logged(turn, cast(Any, self.trainer).log_every_n_steps)
 
     def train(self, mode: bool = True) -> "DistillationModule":
         """Teacher, guide and frozen networks stay in evaluation mode; student and fake score learn without dropout."""
@@ -268,3 +274,41 @@ class DistillationModule(DistillationTurn):
             self.guide.eval()
         self.frozen.eval()
         return self
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin the moments of both sides, which add over batches and ranks; those of the same real side are kept."""
+        shape = self.generative_model().sample_shape
+        self._sides = PixelMoments(shape, self.device), PixelMoments(shape, self.device)
+        self._knows_real = self._real_side is not None and self._real_side[0] == self._validated()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """As many EMA student samples as held-out ones, with their conditions."""
+        generated, real = self._sides
+        generated.add(self.predict_step(batch, batch_idx))
+        if not self._knows_real:
+            real.add(batch.x)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log a Frechet distance of pixels, without any feature network."""
+        generated, real = self._sides
+        if not self._knows_real or self._real_side is None:
+            self._real_side = self._validated(), real.total()
+        distance = pixel_frechet_distance(generated.total(), self._real_side[1], generated.sample_shape)
+        self.log("validation/pixel_frechet_distance", distance.float().to(self.device), prog_bar=True, sync_dist=True)
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """As many samples as the batch has, with its conditions."""
+        generator = generator_for(self.seed, VALIDATION, batch_idx, self.global_rank)
+        model = self.generative_model()
+        return model.sample(model.latents(len(batch.x), generator), batch.condition)
+
+    def _validated(self) -> tuple[Any, tuple[int | float, ...]]:
+        """What the real side is of: the data, and how many batches of it."""
+        run = self.trainer
+        evaluated = run.num_test_batches if run.testing else run.num_val_batches
+        batches = run.num_sanity_val_batches if run.sanity_checking else evaluated
+        return getattr(run, "datamodule", None), tuple(batches)

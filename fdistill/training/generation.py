@@ -1,7 +1,5 @@
-"""Samples that the student makes while it trains: in one step or several, from fresh latents or a teacher's pairs."""
+"""Samples that the student makes while it trains, in one step or several, and the noised batch made of them."""
 
-import itertools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -9,42 +7,35 @@ import torch
 from torch import Tensor
 
 from fdistill.core.random import generator_for
+from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.sampling import Start, renoise
+from fdistill.training.base import MicroBatch
+from fdistill.training.discrimination import NoisedInput, Prediction
+from fdistill.training.guard import TurnValues
 
 _STEP_STREAM = 0x57E9  # the stream of the step that learns: one for all ranks, so that they do equal work
 
 
-class Generated(NamedTuple):
-    """Student samples, and the noise they are matched at."""
+class NoisedBatch(NamedTuple):
+    """A micro-batch of the student's samples, noised once, and what the networks predict there."""
 
+    part: MicroBatch  # which rows of the turn's batch, and the generators of their noise
     x: Tensor  # [B, *sample_shape], with the student's graph where the student learns
-    noise: Tensor  # [B, *sample_shape], standard normal
+    leaf: Tensor  # x without that graph, and with a gradient of its own where the student learns
+    x_t: Tensor  # x + sigma eps, with a graph to the leaf where anything is differentiated by it
     sigma: Tensor  # [B]
-    labels: Tensor | None  # int64 [B]
-    fake_labels: Tensor | None = None  # those that the fake score sees: some are "no class" where it learns that
-    latents: Tensor | None = None  # [B, *sample_shape], of the first step; None where the samples are not new
+    condition: Condition  # of B samples, or empty
+    dropped: Tensor | None  # bool [B], which of them the fake score sees without it, where it learns that
+    latents: Tensor | None  # [B, *sample_shape], of the first step; None where the samples are not new
+    discriminated: NoisedInput | None = None  # what the discriminator sees
+    teacher: Prediction = Prediction()
+    fake_score: Prediction = Prediction()
 
-    def noised(self, x: Tensor) -> Tensor:
-        """x + sigma eps for any samples x of these noise levels."""
-        return x + self.sigma.reshape(-1, *[1] * (x.ndim - 1)) * self.noise
-
-
-def check_levels(sigma_init: float, renoise_levels: Sequence[float]) -> tuple[float, ...]:
-    """All noise levels of the student, falling.
-
-    Raises:
-        ValueError: where they do not fall or one is not positive.
-    """
-    if not 0 < sigma_init < math.inf:
-        raise ValueError(f"sigma_init is the noise level the student starts from and positive: got {sigma_init}")
-    levels = (float(sigma_init), *map(float, renoise_levels))
-    if any(not 0 < low < high for high, low in itertools.pairwise(levels)):
-        raise ValueError(
-            "renoise_levels are the noise levels of a student's further steps: expected positive numbers that fall "
-            f"from sigma_init {sigma_init}, got {list(renoise_levels)}"
-        )
-    return levels
+    def values(self) -> TurnValues:
+        """What was computed of each sample, without graphs."""
+        values = (self.leaf, self.x_t, self.teacher.denoised, self.fake_score.denoised)
+        return TurnValues(self.sigma, [value.detach() for value in values if value is not None])
 
 
 def drawn_steps(seed: int, turn: int, most: int) -> int:
@@ -58,7 +49,7 @@ def simulate(
     student: Denoiser,
     latents: Sequence[Tensor],
     levels: Sequence[float],
-    labels: Tensor | None,
+    condition: Condition,
     learns: bool,
     start: Start = "sigma",
 ) -> Tensor:
@@ -71,7 +62,7 @@ def simulate(
         student: as it learns.
         latents: standard normal [B, *sample_shape], one for each step made.
         levels: noise level of each step.
-        labels: int64 [B], or None.
+        condition: of B samples, or empty.
         learns: whether the last step keeps its graph.
         start: what the first step makes of noise.
     """
@@ -80,11 +71,5 @@ def simulate(
     for step, (latent, level) in enumerate(zip(latents, levels, strict=False)):
         sigma = torch.full((len(latent),), level, device=latent.device)
         with torch.set_grad_enabled(learns and step == last):
-            x = student(renoise(x, latent, level, start), sigma, labels)
+            x = student(renoise(x, latent, level, start), sigma, condition)
     return cast(Tensor, x)
-
-
-def dropped_labels(labels: Tensor, no_class: int, share: float, generator: torch.Generator) -> Tensor:
-    """labels, of which each one is "no class" with probability `share`."""
-    dropped = torch.rand(len(labels), generator=generator, device=labels.device) < share
-    return torch.where(dropped, no_class, labels)

@@ -14,7 +14,7 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient is NaN or infinite; no optimiser has moved."""
 
 
-class Samples(NamedTuple):
+class TurnValues(NamedTuple):
     """What a turn computed of each of its samples; read only where the turn broke.
 
     Attributes:
@@ -26,7 +26,7 @@ class Samples(NamedTuple):
     values: list[Tensor]
 
     @classmethod
-    def joined(cls, parts: Sequence["Samples"]) -> "Samples":
+    def joined(cls, parts: Sequence["TurnValues"]) -> "TurnValues":
         """Those of all micro-batches of a turn."""
         if len(parts) == 1:
             return parts[0]
@@ -40,10 +40,10 @@ class Check(NamedTuple):
     turn: int
     terms: list[str]
     broken: Tensor
-    samples: Samples | None
+    samples: TurnValues | None
 
     @classmethod
-    def of(cls, turn: int, terms: dict[str, Tensor], samples: Samples | None) -> "Check":
+    def of(cls, turn: int, terms: dict[str, Tensor], samples: TurnValues | None) -> "Check":
         """Look at all terms on all ranks; nothing waits for the device."""
         broken = ~torch.stack([term.detach().float() for term in terms.values()]).isfinite()
         return cls(turn, list(terms), global_sum(broken.float()), samples)

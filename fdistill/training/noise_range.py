@@ -23,13 +23,13 @@ def known_by(*denoisers: Denoiser | None) -> NoiseRange:
 
 
 def check_on_path(levels: tuple[float, ...], student: Denoiser) -> None:
-    """Raises ValueError where the student would be asked for a step at a noise level that its network does not know."""
+    """Raises ValueError where the student would take a step at a noise level that its network does not know."""
     student.noise_range.check("sigma_init", levels[:1])
     student.noise_range.check("each of renoise_levels", levels[1:])
 
 
 def levels_on_path(name: str, noise_levels: NoiseLevels, known: NoiseRange) -> NoiseLevels:
-    """The distribution, cut to the noise levels that networks know; what is cut off is said in one line.
+    """The distribution, cut to the noise levels that networks know; what is cut off is logged in one line.
 
     Raises:
         ValueError: where less than half of it would remain.

@@ -1,4 +1,4 @@
-"""From the terms of an objective to the gradient at each generated sample, and to what the loggers see of it."""
+"""From the terms of an objective to the gradient at each generated sample, and to the numbers that are logged."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fdistill.objectives import NoisedSamples, StudentLoss
 
-_SHOWN = {"student": "matching"}  # the matching term's gradient goes by what it does
+_LOGGED_AS = {"student": "matching"}  # the matching term's gradient goes by what it does
 
 
 class StudentGradient(NamedTuple):
@@ -34,7 +34,7 @@ def student_gradient(loss: StudentLoss, at: NoisedSamples) -> StudentGradient:
             if gradient is not None:
                 scaled = gradient if weight == 1 else weight * gradient
                 total[index] = scaled if total[index] is None else total[index] + scaled
-        log[f"image_gradient/{_SHOWN.get(name, name)}"] = weight * sum(g.norm() for g in gradients if g is not None)
+        log[f"image_gradient/{_LOGGED_AS.get(name, name)}"] = weight * sum(g.norm() for g in gradients if g is not None)
     return StudentGradient(total[0], total[1], losses, log)
 
 

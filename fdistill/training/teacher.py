@@ -21,9 +21,9 @@ from fdistill.theory.paths import NoiseRange
 from fdistill.theory.preconditioning import Preconditioning
 from fdistill.training.averaging.ema import EMA
 from fdistill.training.base import GenerativeModule, MicroBatch, mean_of
-from fdistill.training.guard import Samples
+from fdistill.training.guard import TurnValues
+from fdistill.training.initial_networks import start_at_rank_0
 from fdistill.training.noise_range import levels_on_path
-from fdistill.training.start import start_at_rank_0
 
 _STEPS, _SIGMA_MIN, _SIGMA_MAX = 18, 0.002, 80.0  # of EDM's grid
 
@@ -83,7 +83,7 @@ class TeacherModule(GenerativeModule):
             raise ValueError(f"label_dropout is a probability in [0, 1]: got {label_dropout}")
         if label_dropout and network.takes and not network.knows_no_class:
             raise ValueError(
-                f'{type(network).__name__} has no weights for "no class", which dropped labels ask for: '
+                f'{type(network).__name__} has no weights for "no class", which dropped labels need: '
                 f"expected label_dropout 0, got {label_dropout}"
             )
         with start_at_rank_0(self, meta_start):
@@ -124,7 +124,7 @@ class TeacherModule(GenerativeModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         turn = self.global_step
         parts = [self._learn(batch, part) for part in self.micro_batches(len(batch.x))]
-        losses, samples = mean_of([part[0] for part in parts]), Samples.joined([part[1] for part in parts])
+        losses, samples = mean_of([part[0] for part in parts]), TurnValues.joined([part[1] for part in parts])
         optimizer = cast(LightningOptimizer, self.optimizers())
         norms = self.guarded_step(losses, self.learning(), [optimizer], samples)
         if norms is None:
@@ -133,7 +133,7 @@ class TeacherModule(GenerativeModule):
         if self.is_logging_turn(turn):
             self.write_log({**losses, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}, turn)
 
-    def _learn(self, batch: Batch, part: MicroBatch) -> tuple[dict[str, Tensor], Samples]:
+    def _learn(self, batch: Batch, part: MicroBatch) -> tuple[dict[str, Tensor], TurnValues]:
         loss, samples = self._loss(self.denoiser, batch, part.whole, self.label_dropout, self.loss_weight, part.rows)
         self.backward_share(loss)
         return {"loss/teacher": loss}, samples
@@ -160,7 +160,7 @@ class TeacherModule(GenerativeModule):
         dropout: float,
         weight: LossWeight,
         rows: slice = slice(None),
-    ) -> tuple[Tensor, Samples]:
+    ) -> tuple[Tensor, TurnValues]:
         """The mean loss of these rows; the noise is drawn for all, so that no row's depends on how they are split."""
         x_0, condition = batch.x, batch.condition.only(denoiser.takes)
         sigma = self.noise_levels.sample(len(x_0), generator, self.device)
@@ -171,7 +171,7 @@ class TeacherModule(GenerativeModule):
         x_0, sigma = x_0[rows], sigma[rows]
         x = x_0 + sigma.reshape(-1, *[1] * (x_0.ndim - 1)) * noise[rows]
         denoised = denoiser(x, sigma, condition.rows(rows))
-        return weighted_denoising_loss(denoised, x_0, sigma, weight), Samples(sigma, [x, denoised])
+        return weighted_denoising_loss(denoised, x_0, sigma, weight), TurnValues(sigma, [x, denoised])
 
 
 def _levels(grid: SamplingGrid | None, edm_grid: dict[str, float], known: NoiseRange) -> Tensor | None:

@@ -76,10 +76,7 @@ def test_the_version_is_told():
 
 @pytest.mark.parametrize(
     ("network", "words"),
-    [
-        (SmallUNet(8, channels=3, widths=(8,)), "channels"),
-        (SmallUNet(16, channels=1, widths=(8,)), "resolution"),
-    ],
+    [(SmallUNet(8, channels=3, widths=(8,)), "channels"), (SmallUNet(16, channels=1, widths=(8,)), "resolution")],
 )
 def test_a_network_that_does_not_fit_the_data_names_the_option(network, words):
     with pytest.raises(ValueError, match=words):

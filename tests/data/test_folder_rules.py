@@ -210,10 +210,6 @@ def test_zips_that_are_not_trusted_are_refused(tmp_path):
     for content in (whole[:-30], whole[:200], b"", whole.replace(b"PK\3\4", b"PK\3\5")):
         (tmp_path / "broken.zip").write_bytes(content)
         assert "uncompressed" in refusal(tmp_path / "broken.zip")
-    for name in ("../up.png", "/etc/up.png"):
-        with zipfile.ZipFile(tmp_path / "out.zip", "w") as archive:
-            archive.writestr(name, b"x")
-        assert "leads out" in refusal(tmp_path / "out.zip")
     link = zipfile.ZipInfo("link.png")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:

@@ -47,7 +47,7 @@ def damaged(name, change):
         (lambda folder: (folder / f"train-{LABELS}").unlink(), "none"),
         (lambda folder: write_idx(folder / "KMNIST/raw"), "KMNIST"),
         (damaged(f"train-{IMAGES}", lambda data: data[:-1]), "47"),
-        (damaged(f"t10k-{IMAGES}", lambda data: data + b"0"), "more"),
+        (damaged(f"t10k-{IMAGES}", lambda data: data + b"0"), "bytes"),
         (damaged(f"t10k-{IMAGES}", lambda data: b""), "empty"),
         (damaged(f"train-{IMAGES}", lambda data: b"\0\0\x0d" + data[3:]), "00000d03"),
         (damaged(f"train-{LABELS}", lambda data: idx(torch.zeros(5))), "labels"),

@@ -17,7 +17,7 @@ from fdistill.theory.preconditioning import X0Prediction
 
 MEAN, STD = [0.3, -0.7, 0.2], 0.5
 GAUSSIAN = exact([MEAN], [STD])
-LINEAR = LinearDenoiser.of_moments(torch.tensor(MEAN, dtype=torch.float64), STD**2 * torch.eye(3, dtype=torch.float64))
+LINEAR = LinearDenoiser(torch.tensor([MEAN], dtype=torch.float64), torch.eye(3), torch.tensor([STD**2] * 3))
 LEVELS = LogUniform(0.05, 20.0)
 
 
@@ -220,7 +220,7 @@ def test_a_conditional_denoiser_is_asked_with_labels_and_an_unconditional_one_wi
 
 
 def plane():
-    return LinearDenoiser.of_moments(torch.zeros(2), torch.eye(2))
+    return LinearDenoiser(torch.zeros(1, 2), torch.eye(2), torch.ones(2))
 
 
 def test_the_same_generator_gives_the_same_curve_and_nothing_else_is_random():
@@ -239,7 +239,6 @@ def test_the_same_generator_gives_the_same_curve_and_nothing_else_is_random():
             lambda: by_class(normal(9, 2))(normal(2, 2), torch.ones(2)),
             "label",
         ),
-        (lambda: LinearDenoiser.of_moments(torch.zeros(2), torch.eye(3)), r"got \[2\] and \[3, 3\]"),
         (lambda: curve(GAUSSIAN, gaussian_samples(1)), "got 1 and 10"),
         (lambda: curve(GAUSSIAN, num_bins=0), "got 2000 and 0"),
     ],

@@ -30,6 +30,7 @@ def test_bytes_are_images_from_0_to_255(array, tmp_path):
     source = open_source(tmp_path / "s.npz")
     wanted = torch.from_numpy(BYTES if array.ndim == 4 else BYTES[..., :1]).permute(0, 3, 1, 2) / 127.5 - 1
     assert torch.equal(all_of(source), wanted)
+    assert torch.equal(source.read(torch.arange(5)), wanted)
     assert (source.sample_shape, source.num_classes, source.evaluations) == (tuple(wanted.shape[1:]), 0, None)
     assert "uint8" in source.facts["read_as"]
 

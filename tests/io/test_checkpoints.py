@@ -120,10 +120,7 @@ def test_an_analytic_teacher_is_rebuilt_from_its_record_alone():
     [
         (lambda record: record.pop("sigmas"), "sigmas"),
         (lambda record: record.update(denoiser=3), "init_args"),
-        (
-            lambda record: record["denoiser"].update(class_path="os.system"),
-            "imported",
-        ),
+        (lambda record: record["denoiser"].update(class_path="os.system"), "imported"),
         (lambda record: record["denoiser"]["init_args"].update(colour=1), "does not take these arguments"),
         (lambda record: record.update(sigmas="wide"), "model"),
     ],
@@ -165,10 +162,7 @@ def test_loading_draws_nothing_from_the_global_stream_of_others(student_run):
     assert {value.device.type for value in checkpoint["state_dict"].values()} == {"cpu"}
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [(None, "there is no"), ("{", "readable"), ("[1]", "report")],
-)
+@pytest.mark.parametrize(("text", "words"), [(None, "there is no"), ("{", "readable"), ("[1]", "report")])
 def test_json_that_is_none(text, words, tmp_path):
     if text is not None:
         (tmp_path / "file.json").write_text(text)

@@ -17,7 +17,7 @@ from fdistill.io.checkpoints import read_run_checkpoint
 from fdistill.io.export import export_folder
 from fdistill.io.importing import import_model
 from fdistill.io.load import load_model
-from fdistill.training.start import teacher_model
+from fdistill.training.initial_networks import teacher_model
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from fdistill.io.load import load_model
 from fdistill.models.guidance import Guidance
 from fdistill.sampling import GDDIM, Euler, Heun, PredictorCorrector, Restart
 from fdistill.sampling.generator import GenerativeModel
-from fdistill.training.consult import consult
+from fdistill.training.discrimination import NoisedInput, evaluate
 
 MODEL = exact([[-1.0, 0.3], [1.0, 0.0]], [0.3, 0.2])
 WORSE = exact([[0.1, 0.2]], [1.1])
@@ -90,11 +90,11 @@ def test_one_level_for_all_costs_what_is_said_and_gives_what_a_level_each_gives(
     [1.0, 2.5, Guidance(2.5, 0.4, 2.0), Guidance(2.0, guide=conditional(1))],
     ids=["1", "2.5", "part", "auto"],
 )
-def test_a_consulted_denoiser_is_guided_alike_with_and_without_its_features(guidance, features):
+def test_an_evaluated_denoiser_is_guided_alike_with_and_without_its_features(guidance, features):
     denoiser = conditional()
-    opinion = consult(denoiser, X, LEVELS, LABELS, "value", features, guidance)
-    assert_close(opinion.denoised, Guidance.of(guidance)(denoiser, X, LEVELS, LABELS))
-    assert (opinion.half is None) == (features == "nothing")
+    prediction = evaluate(denoiser, NoisedInput(X, LEVELS, LABELS), "value", features, guidance)
+    assert_close(prediction.denoised, Guidance.of(guidance)(denoiser, X, LEVELS, LABELS))
+    assert (prediction.half is None) == (features == "nothing")
 
 
 @pytest.mark.parametrize(

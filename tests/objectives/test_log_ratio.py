@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from fdistill.models.condition import takes_classes
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import MLP, GaussianMixture
 from fdistill.objectives import discriminator_loss
@@ -102,7 +103,7 @@ def test_a_discriminator_of_equal_laws_cannot_do_better_than_two_ln_two():
 
 def test_logits_of_a_class_conditional_discriminator_depend_on_the_class():
     torch.manual_seed(0)
-    discriminator = SampleDiscriminator((1, 4, 4), num_classes=3)
+    discriminator = SampleDiscriminator((1, 4, 4), takes_classes(3))
     x, sigma = torch.randn(1, 1, 4, 4).expand(4, 1, 4, 4), torch.ones(4)
     logits = discriminator(x, sigma, torch.arange(4), 0.5)
     assert logits.shape == (4,)

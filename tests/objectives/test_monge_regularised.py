@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fdistill.evaluation.metrics import monge_gap
+from fdistill.models.condition import Condition
 from fdistill.objectives import DiffInstruct, MongeRegularised, NoisedSamples, Objective, SiD, WarmStarted
 from fdistill.theory.schedules import Linear
 
@@ -16,7 +17,9 @@ def samples(n=24, shape=(3, 2), labels=None, dtype=torch.float64):
     z, noise = torch.randn(2, n, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
     x = (0.5 * noise - z).requires_grad_()
     sigma = torch.ones(n, dtype=dtype)
-    return NoisedSamples(x, x.detach(), sigma, 1.0, labels, teacher=x.detach(), fake_score=x.detach(), latents=z)
+    condition = Condition({} if labels is None else {"labels": labels})
+    networks = {"teacher": x.detach(), "fake_score": x.detach()}
+    return NoisedSamples(x, x.detach(), sigma, 1.0, condition, latents=z, **networks)
 
 
 def test_it_adds_the_gradient_of_the_gap_per_entry_and_leaves_that_of_the_objective():
@@ -36,7 +39,7 @@ def test_maps_of_each_class_are_left_apart():
     optimal = at._replace(x=at.latents + 9 * (labels.double()[:, None, None]))
     objective = MongeRegularised(DiffInstruct(), 1.0)
     assert objective.loss(optimal).terms["monge"].value.abs().max() < 1e-12
-    assert objective.loss(optimal._replace(labels=None)).terms["monge"].value.min() > 0.01
+    assert objective.loss(optimal._replace(condition=Condition())).terms["monge"].value.min() > 0.01
 
 
 def test_a_weight_of_nought_asks_for_nothing():

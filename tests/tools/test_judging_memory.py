@@ -1,13 +1,12 @@
 """Judging a run reads real samples a batch at a time: memory holds the data once, as 8-bit pixels."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 
+import judging_memory as tool
 import pytest
 import torch
-from repository import ROOT
 
 from fdistill.core.random import generator_for
 from fdistill.data import InMemorySplit
@@ -15,15 +14,7 @@ from fdistill.data.batches import Batch
 from fdistill.evaluation.features import ClassifierFeatures
 from fdistill.evaluation.see_saw import LinearDenoiser
 
-TOOL = ROOT / "tools" / "judging_memory.py"
 MOST = 1024  # samples that anyone may ask for at once
-
-
-def tool():
-    spec = importlib.util.spec_from_file_location("judging_memory", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -40,14 +31,13 @@ def asked(monkeypatch):
 
 
 def test_callbacks_and_evaluation_never_ask_for_all_training_samples(asked, tmp_path):
-    judging = tool()
-    judging.judge(judging.RandomImages(images=3000, resolution=8), 40, tmp_path)
+    tool.judge(tool.RandomImages(images=3000, resolution=8), 40, tmp_path)
     assert sum(asked) > 3000
     assert max(asked) <= MOST
 
 
 def test_nor_do_a_classifier_and_the_best_linear_denoiser(asked):
-    train = tool().RandomImages(images=2000, resolution=8).train_samples
+    train = tool.RandomImages(images=2000, resolution=8).train_samples
     ClassifierFeatures(epochs=1).prepare(train, train.labels, 10, 0)
     LinearDenoiser.fit(train, generator_for(0), train.labels, 10)
     assert max(asked) <= MOST
@@ -67,5 +57,7 @@ def test_a_split_gives_what_its_tensors_give():
 
 @pytest.mark.slow
 def test_a_judged_run_holds_less_than_twice_the_data():
-    out = subprocess.run([sys.executable, TOOL, "--images", "60000"], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, tool.__file__, "--images", "60000"], capture_output=True, text=True, check=True
+    ).stdout
     assert json.loads(out.splitlines()[-1])["ratio"] < 2

@@ -1,14 +1,13 @@
 """tools/kinetic_path.py writes a path that configurations, grids and the command line take as it is."""
 
-import importlib.util
 import json
 import math
 
+import kinetic_path as tool
 import pytest
 import torch
 import yaml
 from cli_runs import CONFIGS, succeeds
-from repository import ROOT
 from tiny_runs import GivenData, exact
 from torch.testing import assert_close
 
@@ -20,15 +19,7 @@ from fdistill.theory.paths import Path as GaussianPath
 
 
 @pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("kinetic_path", ROOT / "tools" / "kinetic_path.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def written(tool, tmp_path_factory):
+def written(tmp_path_factory):
     """What the tool makes of an exact teacher of two points in the plane: the folder."""
     folder = tmp_path_factory.mktemp("kinetic")
     teacher = exact([[-1.0, -1.0], [1.0, 1.0]], [0.1, 0.1])
@@ -69,14 +60,14 @@ def test_every_grid_is_judged_at_as_many_steps_and_more_steps_come_closer_to_the
     assert all(f"| {row['sampler']} | {row['steps']} | {row['evaluations']} | {row['grid']} |" in table for row in rows)
 
 
-def test_energies_are_those_of_data_of_unit_power(tool):
+def test_energies_are_those_of_data_of_unit_power():
     table = KineticOptimal([0.0], [1.0], 0.3)
     found = tool.energies(table, 1e-6)
     assert found["rectified flow"] == pytest.approx(2, rel=1e-4)
     assert found["cosine"] == pytest.approx(math.pi**2 / 4, rel=1e-4)
 
 
-def test_grids_of_the_tool_start_and_end_at_the_same_levels(tool):
+def test_grids_of_the_tool_start_and_end_at_the_same_levels():
     for grid in tool.grids(KineticOptimal([0.2, 1.0], [0.3, 0.9], 0.5), 6, 0.01, 50.0).values():
         assert len(grid.levels()) == 7
         assert_close(grid.levels()[[0, -1]], torch.tensor([50.0, 0.0], dtype=torch.float64))

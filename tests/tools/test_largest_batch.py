@@ -1,37 +1,26 @@
 """tools/largest_batch.py finds where memory ends, with turns of the run itself."""
 
-import importlib.util
-
+import largest_batch as tool
 import pytest
 import torch
 from cli_runs import teacher_arguments
-from repository import ROOT
 
 from fdistill.models.denoiser import Denoiser
 
 
-@pytest.fixture(scope="module")
-def tool():
-    path = ROOT / "tools" / "largest_batch.py"
-    spec = importlib.util.spec_from_file_location("largest_batch", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 16, 100, 1000, 4095])
-def test_the_largest_is_found_to_within_a_sixteenth(tool, limit):
+def test_the_largest_is_found_to_within_a_sixteenth(limit):
     found = tool.largest(lambda batch_size: batch_size <= limit)
     assert limit - max(limit // 16, 1) <= found <= limit
     assert found >= 1
 
 
-def test_none_fits_and_all_fit(tool):
+def test_none_fits_and_all_fit():
     assert tool.largest(lambda _: False) == 0
     assert tool.largest(lambda _: True, first=3, most=50) == 48
 
 
-def test_turns_of_the_run_decide_and_other_errors_come_through(tool, tmp_path, monkeypatch):
+def test_turns_of_the_run_decide_and_other_errors_come_through(tmp_path, monkeypatch):
     forward, seen = Denoiser.forward, []
 
     def small_device(self, x, *more):

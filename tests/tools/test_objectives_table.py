@@ -1,11 +1,11 @@
 """docs/objectives.md is what its script writes of the code, and every YAML block in it builds a run."""
 
-import importlib.util
 import math
 import re
 import sys
 from pathlib import Path
 
+import objectives_table as tool
 import pytest
 import torch
 import yaml
@@ -30,20 +30,12 @@ SCRIPT = ROOT / "tools" / "objectives_table.py"
 BLOCKS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("objectives_table", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_document_is_what_the_script_writes(tool, monkeypatch):
+def test_the_document_is_what_the_script_writes(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["objectives_table.py", "--check"])
     assert tool.main() == 0, "run python tools/objectives_table.py"
 
 
-def test_the_check_fails_for_a_stale_document_and_writes_nothing(tool, tmp_path, monkeypatch, capsys):
+def test_the_check_fails_for_a_stale_document_and_writes_nothing(tmp_path, monkeypatch, capsys):
     stale = tmp_path / "docs" / "objectives.md"
     stale.parent.mkdir()
     stale.write_text(tool.DOCUMENT.read_text(encoding="utf-8").replace("ForwardKL", "BackwardKL"), encoding="utf-8")
@@ -55,18 +47,18 @@ def test_the_check_fails_for_a_stale_document_and_writes_nothing(tool, tmp_path,
     assert "stale" in capsys.readouterr().err
 
 
-def test_a_class_without_words_stops_the_script(tool):
+def test_a_class_without_words_stops_the_script():
     with pytest.raises(ValueError, match="JensenShannon"):
         tool.in_order({"Nobody": "-"}, [JensenShannon], "WORDS")
 
 
-def test_a_formula_that_is_not_the_weight_stops_the_script(tool, monkeypatch):
+def test_a_formula_that_is_not_the_weight_stops_the_script(monkeypatch):
     monkeypatch.setitem(tool.WEIGHTS, "JensenShannon", "1 / (1 + r)")
     with pytest.raises(ValueError, match="JensenShannon"):
         tool.checked_formula(JensenShannon())
 
 
-def test_a_document_without_a_place_for_a_table_is_refused(tool):
+def test_a_document_without_a_place_for_a_table_is_refused():
     with pytest.raises(ValueError, match="minimised"):
         tool.filled("nothing")
 
@@ -83,7 +75,7 @@ VARIANCES = {
 
 
 @pytest.mark.parametrize("divergence", VARIANCES, ids=lambda d: type(d).__name__)
-def test_variance_of_the_weight_is_the_closed_form(tool, divergence):
+def test_variance_of_the_weight_is_the_closed_form(divergence):
     assert tool.weight_variance(divergence) == pytest.approx(VARIANCES[divergence], rel=1e-3, abs=1e-12)
 
 
@@ -99,7 +91,7 @@ MODES = {
 
 
 @pytest.mark.parametrize("divergence", MODES, ids=lambda d: type(d).__name__)
-def test_costs_of_missed_and_invented_modes_are_the_ends_of_f(tool, divergence):
+def test_costs_of_missed_and_invented_modes_are_the_ends_of_f(divergence):
     found = tool.behaviour(divergence)
     missed, invented, word = MODES[divergence]
     assert found.word == word
@@ -107,7 +99,7 @@ def test_costs_of_missed_and_invented_modes_are_the_ends_of_f(tool, divergence):
     assert found.invented == pytest.approx(invented, rel=1e-5)
 
 
-def test_needs_are_told_with_their_conditions(tool):
+def test_needs_are_told_with_their_conditions():
     words = [tool.needed(FDistill, what) for what in ("teacher", "ratio", "logit", "real", "pairs")]
     adversarial = "`adversarial_weight`"
     assert words == [

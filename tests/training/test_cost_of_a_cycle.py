@@ -93,8 +93,10 @@ def test_fake_turns_noise_the_samples_of_the_last_students_turn_anew():
     first, _, _, second, *again, third, last = watch.seen
     for turn in again:
         assert torch.equal(turn.x, second.x)
-        assert torch.equal(turn.labels, second.labels)
-        assert not torch.equal(turn.noise, second.noise)
+        assert torch.equal(turn.condition["labels"], second.condition["labels"])
+        assert not torch.equal(
+            (turn.x_t - turn.x) / turn.sigma[:, None], (second.x_t - second.x) / second.sigma[:, None]
+        )
     assert not torch.equal(first.x, second.x)
     assert torch.equal(last.x, third.x)
     assert not any(turn.x.requires_grad for turn in again)
@@ -102,13 +104,18 @@ def test_fake_turns_noise_the_samples_of_the_last_students_turn_anew():
 
 def test_real_samples_keep_their_own_classes_beside_reused_ones(monkeypatch):
     module = alternating(mlp(num_classes=2), discriminator="sample", reuse_generated=True)
-    given, labels = [], []
-    read = type(module).logit
-    monkeypatch.setattr(type(module), "logit", lambda self, x, sigma, y: labels.append(y) or read(self, x, sigma, y))
+    given, labels, real = [], [], type(module)._real
+
+    def noted(self, *arguments):
+        found = real(self, *arguments)
+        labels.append(found.condition["labels"])
+        return found
+
+    monkeypatch.setattr(type(module), "_real", noted)
 
     class Batches(L.Callback):
         def on_train_batch_start(self, trainer, module, batch, index):
-            given.append(batch.labels)
+            given.append(batch.classes)
 
     fit(module, 5, callbacks=[Batches()])
     assert len(labels) == len(given) == 5

@@ -42,8 +42,8 @@ def test_the_guided_fake_score_goes_from_no_class_through_its_class(objective, d
     fit(module, 2)
     (at,) = asking.seen
     with torch.no_grad():
-        with_class = module.fake_score(at.x_t, at.sigma, at.labels)
-        without = module.fake_score(at.x_t, at.sigma, torch.full_like(at.labels, 2))
+        with_class = module.fake_score(at.x_t, at.sigma, at.condition)
+        without = module.fake_score(at.x_t, at.sigma, torch.full((len(at.x),), 2))
     torch.testing.assert_close(at.fake_score.detach(), without + 2.5 * (with_class - without))
     assert at.fake_score.requires_grad == (objective.needs.fake_score == "gradient")
 
@@ -61,9 +61,9 @@ def labels_seen(module, turns):
     """By turn, every batch of labels that the fake score saw."""
     seen, encode = {}, module.fake_score.network.encode
 
-    def watched(x, noise, labels):
-        seen.setdefault(module.global_step, []).append(labels)
-        return encode(x, noise, labels)
+    def watched(x, noise, condition):
+        seen.setdefault(module.global_step, []).append(condition["labels"])
+        return encode(x, noise, condition)
 
     module.fake_score.network.encode = watched
     fit(module, turns, ring(batch_size=256))

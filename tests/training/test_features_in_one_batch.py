@@ -6,13 +6,15 @@ from tiny_runs import GivenData, distillation, mlp, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fdistill.data import Batch
+from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import EDM2UNet, SmallUNet, SongUNet, StockUNet, TwoExperts
 from fdistill.objectives import FDistill
 from fdistill.theory.divergences import JensenShannon
 from fdistill.theory.preconditioning import EDM
-from fdistill.training.discrimination import logit_of, logits_of_both
+from fdistill.training.discrimination import NoisedInput, logit_of, logits_of_both
 from fdistill.training.planning import dry_turn
+from fdistill.training.turn_schedule import Learners
 
 B = 3
 STOCK = {
@@ -48,44 +50,45 @@ def module_of(name, **changes):
     return distillation(teacher, FDistill(JensenShannon(), 0.1), **changes)
 
 
-def in_two_passes(ratio, source, x_t, sigma, labels):
-    return tuple(logit_of(ratio, source, x, sigma, y, source_learns=False) for x, y in zip(x_t, labels, strict=True))
+def in_two_passes(ratio, source, *both):
+    return tuple(logit_of(ratio, source, at, source_learns=False) for at in both)
 
 
 def samples(module, n=B):
     source = torch.Generator().manual_seed(1)
-    x_t = tuple(torch.randn(n, *module.teacher.sample_shape, generator=source) for _ in range(2))
-    labels = tuple(torch.randint(2, (n,), generator=source) for _ in range(2))
-    return x_t, 3 * torch.rand(n, generator=source) + 0.1, labels
+    x_t = [torch.randn(n, *module.teacher.sample_shape, generator=source) for _ in range(2)]
+    labels = [torch.randint(2, (n,), generator=source) for _ in range(2)]
+    sigma = 3 * torch.rand(n, generator=source) + 0.1
+    return [NoisedInput(x, sigma, Condition({"labels": y})) for x, y in zip(x_t, labels, strict=True)]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_of_one_batch_are_those_of_two(name):
     module = module_of(name)
-    x_t, sigma, labels = samples(module)
-    both = logits_of_both(module.ratio, module.teacher, x_t, sigma, labels)
-    apart = in_two_passes(module.ratio, module.teacher, x_t, sigma, labels)
+    both = logits_of_both(module.ratio, module.teacher, *samples(module))
+    apart = in_two_passes(module.ratio, module.teacher, *samples(module))
     torch.testing.assert_close(both, apart, rtol=1e-4, atol=1e-5)
 
 
-def test_a_turn_of_the_fake_side_asks_the_teacher_once_and_learns_what_it_learnt(monkeypatch):
+def test_a_turn_of_the_fake_side_evaluates_the_teacher_once_and_learns_what_it_learnt(monkeypatch):
     """Against two passes over the same draws: losses and gradients agree, the random numbers are the same."""
     found = []
     for logits in (logits_of_both, in_two_passes):
         monkeypatch.setattr("fdistill.training.distillation_turn.logits_of_both", logits)
         module = module_of("small UNet")
-        asked, encode = [], module.teacher.network.encode
-        module.teacher.network.encode = lambda *a, asked=asked, encode=encode: asked.append(len(a[0])) or encode(*a)
+        evaluated, encode = [], module.teacher.network.encode
+        module.teacher.network.encode = lambda *a, evaluated=evaluated, encode=encode: (
+            evaluated.append(len(a[0])) or encode(*a)
+        )
         monkeypatch.setattr(type(module), "global_step", 0)
         monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
-        module._fresh = []
         real = GivenData(torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(2)), 2).train_samples.copied()
         part = next(iter(module.micro_batches(8)))
-        losses, _, _ = module._learn(Batch(*real), part, False, True)
+        losses, *_ = module._learn(Batch(*real), part, Learners(student=False, fake=True))
         gradients = [p.grad for p in (*module.fake_score.parameters(), *module.ratio.parameters())]
-        found.append((asked, losses, gradients, torch.rand(3, generator=part.whole)))
-    (asked, losses, gradients, drawn), (asked_apart, *apart) = found
-    assert (asked, asked_apart) == ([16], [8, 8])
+        found.append((evaluated, losses, gradients, torch.rand(3, generator=part.whole)))
+    (evaluated, losses, gradients, drawn), (evaluated_apart, *apart) = found
+    assert (evaluated, evaluated_apart) == ([16], [8, 8])
     torch.testing.assert_close([losses, gradients], apart[:2], rtol=1e-4, atol=1e-6)
     assert torch.equal(drawn, apart[2])
 

@@ -12,7 +12,7 @@ from tiny_runs import distillation, fit, mlp, teacher_training, weights
 from fdistill.io.checkpoints import read_run_checkpoint
 from fdistill.training import NonFiniteError
 from fdistill.training.callbacks import LastCheckpoint
-from fdistill.training.guard import Check, Guard, Samples
+from fdistill.training.guard import Check, Guard, TurnValues
 from fdistill.training.loggers import JsonlLogger
 
 TERMS = {"loss/a": torch.tensor(1.0), "loss/b": torch.tensor(torch.nan)}
@@ -26,7 +26,7 @@ def rows(*broken):
 
 
 def fault(*values):
-    return Check.of(12, TERMS, Samples(SIGMA, list(values))).fault()
+    return Check.of(12, TERMS, TurnValues(SIGMA, list(values))).fault()
 
 
 def test_the_fault_names_term_turn_and_the_noise_levels_of_the_broken_samples():

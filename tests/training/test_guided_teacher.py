@@ -40,10 +40,10 @@ def test_the_student_learns_from_the_guided_teacher(settings):
     fit(module, 2, ring(batch_size=64))
     at, guide = module.objective.seen, settings.get("guide")
     expected = Guidance(2.5, *settings.get("guidance_interval", ()), guide=guide)(
-        module.teacher, at.x_t, at.sigma, at.labels
+        module.teacher, at.x_t, at.sigma, at.condition
     )
     torch.testing.assert_close(at.teacher, expected)
-    assert not torch.allclose(at.teacher, module.teacher(at.x_t, at.sigma, at.labels))
+    assert not torch.allclose(at.teacher, module.teacher(at.x_t, at.sigma, at.condition))
     assert moved(before, module, "student")
     assert not moved(before, module, "guide")
     assert not moved(before, module, "teacher")
@@ -82,8 +82,8 @@ def test_the_teacher_beside_the_student_is_guided_and_sampled_as_it_is():
         ({"guidance": 1.0, "guidance_interval": [0.1, 1.0]}, "scale"),
         ({"guidance": 1.0, "guide": mlp()}, "scale"),
         ({"guidance_interval": [1.0, 0.1]}, "sigma_high"),
-        ({"guide": mlp(dim=3)}, "classes"),
-        ({"guide": mlp(num_classes=5)}, r"got \(2,\) and 5"),
+        ({"guide": mlp(dim=3)}, "condition"),
+        ({"guide": mlp(num_classes=5)}, r"got \(2,\) and labels \(5"),
     ],
 )
 def test_what_cannot_guide_is_refused_before_the_first_turn(settings, words):

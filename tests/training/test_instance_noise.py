@@ -18,13 +18,13 @@ from fdistill.objectives.log_ratio import ExactRatio
 from fdistill.theory.divergences import JensenShannon, ReverseKL
 from fdistill.theory.noise_levels import LogNormal
 from fdistill.theory.schedules import Linear, Steps
-from fdistill.training.discrimination import shown
+from fdistill.training.discrimination import NoisedInput
 
 TAU = 0.8
 
 
 class Witness(nn.Module):
-    """In the place of a sample discriminator: writes down what it sees and is told."""
+    """In the place of a sample discriminator: writes down what it sees."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ def first_batch(data):
 def test_without_it_samples_are_as_they_are_and_nothing_is_drawn():
     generator = torch.Generator().manual_seed(0)
     before, x, sigma = generator.get_state(), torch.randn(4, 2), torch.ones(4)
-    seen = shown(x, sigma, 0.0, generator)
+    seen = NoisedInput(x, sigma, None).with_instance_noise(0.0, generator)
     assert seen.x_t is x
     assert seen.sigma is sigma
     assert torch.equal(generator.get_state(), before)
@@ -75,12 +75,12 @@ def test_real_and_generated_samples_get_it_by_one_law(turn):
     n = 20_000
     data = GivenData(torch.randn(n, 2, generator=torch.Generator().manual_seed(5)), batch_size=n)
     module, batch = witnessed(turn=turn, instance_noise=TAU), first_batch(data)
-    generated = module._generate(batch, module.noise_source(), turn == "fused")
+    generated = module._generate(batch, next(module.micro_batches(n)), turn == "fused")
     level = (generated.sigma.square() + TAU**2).sqrt()
     fit(module, 1, data)
     fake, real = module.ratio.discriminator.seen[-2:] if turn == "fused" else module.ratio.discriminator.seen
-    for (x_t, told), x in ((fake, generated.x), (real, batch.x)):
-        torch.testing.assert_close(told, level)
+    for (x_t, seen), x in ((fake, generated.x), (real, batch.x)):
+        torch.testing.assert_close(seen, level)
         residual = ((x_t - x) / level[:, None]).detach().double()
         standard_error = (2 * n) ** -0.5
         assert abs(residual.mean()) < 4 * standard_error
@@ -88,7 +88,7 @@ def test_real_and_generated_samples_get_it_by_one_law(turn):
     assert not torch.equal(fake[0] - generated.x, real[0] - batch.x)
 
 
-def test_the_optimal_logit_is_the_log_ratio_of_the_laws_at_the_level_that_is_told():
+def test_the_optimal_logit_is_the_log_ratio_of_the_laws_at_the_noisier_level():
     n, generator = 40_000, torch.Generator().manual_seed(0)
     p = GaussianMixture([[-0.6], [0.7]], [0.3, 0.2], [0.4, 0.6])
     q = GaussianMixture([[0.1]], [0.5])
@@ -101,7 +101,7 @@ def test_the_optimal_logit_is_the_log_ratio_of_the_laws_at_the_level_that_is_tol
     sides = []
     for x in (fake, real):
         x_t = (x + sigma[:, None] * torch.randn(n, 1, generator=generator)).float()
-        sides.append(shown(x_t, sigma.float(), TAU, generator))
+        sides.append(NoisedInput(x_t, sigma.float(), None).with_instance_noise(TAU, generator))
     right = reliability(*(ratio(seen.x_t, seen.sigma) for seen in sides))
     for estimate, truth in ((right.slope, 1), (right.offset, 0), (right.mean_ratio, 1)):
         assert abs(estimate.value - truth) < 4 * estimate.standard_error
@@ -122,9 +122,9 @@ def test_the_student_descends_what_the_discriminator_says_of_the_noisier_sample(
         student_optimizer=Recorded,
         fake_score_optimizer=still,
     )
-    data, source = ring(), module.noise_source()
-    generated = module._generate(first_batch(data), source, True)
-    x_t = generated.noised(generated.x) + TAU * torch.randn(32, 2, generator=source)
+    data, part = ring(), next(module.micro_batches(32))
+    generated = module._generate(first_batch(data), part, True)
+    x_t = generated.x + (generated.x_t - generated.x).detach() + TAU * torch.randn(32, 2, generator=part.own)
     level = (generated.sigma.square() + TAU**2).sqrt()
     loss = 0.7 * F.softplus(-module.logit(x_t, level, None)).mean()
     expected, before = torch.autograd.grad(loss, list(module.student.parameters())), weights(module)
@@ -146,10 +146,10 @@ def test_the_matching_stays_at_sigma_and_is_weighed_by_the_ratio_at_the_noisier_
     at, other = noisy.seen[0], plain.seen[0]
     for name in ("x", "x_t", "sigma", "teacher", "fake_score"):
         assert torch.equal(getattr(at, name), getattr(other, name)), name
-    x_t, told = modules[0].ratio.discriminator.seen[0]
-    logit = torch.tanh(x_t @ torch.tensor([0.3, -0.2])) / told
+    x_t, level = modules[0].ratio.discriminator.seen[0]
+    logit = torch.tanh(x_t @ torch.tensor([0.3, -0.2])) / level
     torch.testing.assert_close(at.log_ratio, logit - logit.exp().mean().log())
-    torch.testing.assert_close(told, (at.sigma.square() + TAU**2).sqrt())
+    torch.testing.assert_close(level, (at.sigma.square() + TAU**2).sqrt())
     assert not torch.equal(at.log_ratio, other.log_ratio)
 
 
@@ -158,14 +158,14 @@ def test_a_schedule_counts_updates_of_the_student():
         turn="alternating", noise_levels=LogNormal(-12.0, 0.1), instance_noise=Steps([1.0, 0.5, 0.0], [1, 2])
     )
     fit(module, 6)  # fake side, student, fake side, ...
-    told = [round(float(sigma.max()), 3) for _, sigma in module.ratio.discriminator.seen]
-    assert told == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0]
+    level = [round(float(sigma.max()), 3) for _, sigma in module.ratio.discriminator.seen]
+    assert level == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("turn", ["fused", "alternating"])
 def test_the_penalty_is_taken_at_what_the_discriminator_sees(turn):
     module, losses = with_linear_logit(turn, r1_weight=0.6, instance_noise=TAU), Losses()
-    sigma = module._generate(first_batch(ring()), module.noise_source(), turn == "fused").sigma
+    sigma = module._generate(first_batch(ring()), next(module.micro_batches(32)), turn == "fused").sigma
     slope = LinearLogit().w.detach()
     fit(module, 1, logger=losses, log_every_n_steps=1)
     scale = (sigma.square() + TAU**2 + 1).mean()  # sigma_data is 1

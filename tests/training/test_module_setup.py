@@ -19,7 +19,7 @@ from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.divergences import ReverseKL
 from fdistill.theory.preconditioning import EDM
 from fdistill.training import TeacherModule
-from fdistill.training.start import teacher_model
+from fdistill.training.initial_networks import teacher_model
 
 
 def test_student_and_fake_score_start_as_the_average_of_the_teacher(tmp_path):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from tiny_runs import distillation, fit, mlp, teacher_training
 
-from fdistill.evaluation.kinetic_energy import estimate_shares
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import MLP
 from fdistill.objectives import DMD2, SiDA
@@ -26,8 +25,8 @@ from fdistill.theory.paths import (
     VPLinear,
 )
 from fdistill.theory.preconditioning import EDM, EpsPrediction, VelocityPrediction
-from fdistill.training.discrimination import shown
-from fdistill.training.start import teacher_model
+from fdistill.training.discrimination import NoisedInput
+from fdistill.training.initial_networks import teacher_model
 
 STOCK = DDPMPath(0.00085, 0.012, 1000, "scaled_linear")  # Stable Diffusion's
 IMPORTED = LogNormal(-0.8, 1.6)  # configs/imported.yaml
@@ -123,7 +122,7 @@ def test_paths_without_end_change_nothing(caplog):
     ("objective", "reads"), [(DMD2(0.1), "teacher"), (SiDA(0.1), "fake_score")], ids=["DMD2", "SiDA"]
 )
 @pytest.mark.parametrize("turn", ["fused", "alternating"])
-def test_no_network_of_a_run_is_asked_outside_with_instance_noise_and_several_steps(
+def test_no_network_of_a_run_is_evaluated_outside_with_instance_noise_and_several_steps(
     turn, objective, reads, monkeypatch
 ):
     asked, encode = [], Denoiser.encode
@@ -133,16 +132,16 @@ def test_no_network_of_a_run_is_asked_outside_with_instance_noise_and_several_st
         return encode(self, x, sigma, labels)
 
     monkeypatch.setattr(Denoiser, "encode", watched)
-    rhythm = {"turn": turn, "fake_updates_per_student": 1}
+    turns = {"turn": turn, "fake_updates_per_student": 1}
     levels = {"noise_levels": LogNormal(1.0, 1.6), "sigma_init": HIGH, "renoise_levels": [1.0]}
-    fit(student(objective=objective, discriminator=reads, instance_noise=3.0, **rhythm, **levels), 4)
+    fit(student(objective=objective, discriminator=reads, instance_noise=3.0, **turns, **levels), 4)
     assert max(asked) > 0.9 * HIGH
     assert STOCK.noise_range.first_outside(asked) is None
 
 
 def test_instance_noise_near_the_end_keeps_level_and_noise_together():
     sigma, x_t = torch.tensor([1.0, 14.0, HIGH]), torch.zeros(3, 100_000)
-    seen = shown(x_t, sigma, 5.0, torch.Generator().manual_seed(0), HIGH)
+    seen = NoisedInput(x_t, sigma, None).with_instance_noise(5.0, torch.Generator().manual_seed(0), HIGH)
     added = (seen.sigma.square() - sigma.square()).sqrt()
     torch.testing.assert_close(seen.sigma, torch.tensor([26**0.5, HIGH, HIGH]))
     torch.testing.assert_close(seen.x_t.std(dim=1), added, rtol=1e-2, atol=1e-2)
@@ -153,7 +152,7 @@ def test_a_network_of_another_path_narrows_what_is_drawn_and_nothing_in_common_i
     module = student(fake_score=on_path(narrow))
     assert module.known == STOCK.noise_range.shared(narrow.noise_range)
     assert module.known.high < 3
-    edm = student(student=mlp(), sigma_init=80.0)  # EDM knows every level; the teacher is not asked there
+    edm = student(student=mlp(), sigma_init=80.0)  # EDM knows every level; the teacher is not evaluated there
     assert edm.levels == (80.0,)
     assert edm.known == STOCK.noise_range
     assert NoiseRange(0, 1).shared(NoiseRange(2, 3)) == (2, 1)
@@ -184,8 +183,6 @@ def test_sampling_outside_is_refused_and_a_file_that_says_so_is_warned_of():
     ends = teacher_model(on_path()).sigmas[[0, -2]].tolist()
     assert ends == pytest.approx([HIGH, STOCK.noise_range.low])
     assert teacher_model(mlp()).sigmas[[0, -2]].tolist() == pytest.approx([80.0, 0.002])
-    with pytest.raises(ValueError, match="sigma_max"):
-        estimate_shares(on_path(), torch.zeros(4, 2), None, 1.0, torch.Generator(), sigma_max=80.0)
 
 
 def test_edm_networks_know_every_level():

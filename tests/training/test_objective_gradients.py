@@ -31,9 +31,14 @@ class Problem:
     """What the networks say at the student's noised samples, everything with its graph to the student's weights."""
 
     def __init__(self, module, batch):
-        generated = module._generate(batch, module.noise_source(), True)
-        self.module, self.x, self.sigma, self.labels = module, generated.x, generated.sigma, generated.labels
-        self.latents, self.x_t = generated.latents, self.x + self.sigma[:, None] * generated.noise
+        generated = module._generate(batch, next(module.micro_batches(len(batch.x))), True)
+        self.module, self.x, self.sigma, self.labels = (
+            module,
+            generated.x,
+            generated.sigma,
+            generated.condition["labels"],
+        )
+        self.latents, self.x_t = generated.latents, self.x + (generated.x_t - self.x).detach()
         without, with_class = (
             module.teacher(self.x_t, self.sigma, labels) for labels in (torch.full_like(self.labels, 2), self.labels)
         )
@@ -121,7 +126,7 @@ LOSSES = {
     "SiD with a reward": (
         lambda: RewardAugmented(SiD(), REWARD, 0.3),
         "teacher",
-        lambda p: sid(p, 1.2, p.by_sample) - 0.3 * REWARD(p.x, None).mean() / 2,
+        lambda p: sid(p, 1.2, p.by_sample) - 0.3 * REWARD(p.x).mean() / 2,
     ),
     "Diff-Instruct on short ways": (
         lambda: MongeRegularised(DiffInstruct(), 0.3, 1.0),

@@ -163,7 +163,7 @@ def test_the_penalty_of_a_linear_logit_is_its_closed_form_and_pulls_at_the_discr
     plain, penalised, losses = with_linear_logit(turn), with_linear_logit(turn, r1_weight=0.6), Losses()
     w, sigma = (
         LinearLogit().w.detach(),
-        plain._generate(next(iter(ring().train_dataloader())), plain.noise_source(), turn == "fused").sigma,
+        plain._generate(next(iter(ring().train_dataloader())), next(plain.micro_batches(32)), turn == "fused").sigma,
     )
     fit(plain, 1)
     fit(penalised, 1, logger=losses, log_every_n_steps=1)

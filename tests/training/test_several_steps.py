@@ -79,17 +79,16 @@ def test_the_last_step_learns_from_what_the_steps_before_it_made():
 @pytest.mark.parametrize("levels", [(), (0.8, 0.3)])
 def test_the_noise_of_the_first_step_is_that_of_a_one_step_student(levels):
     module = distillation(renoise_levels=levels)
-    batch, source = next(iter(ring().train_dataloader())), module.noise_source()
+    batch = next(iter(ring().train_dataloader()))
     turn = next(t for t in range(99) if drawn_steps(0, t, 1 + len(levels)) == 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DistillationModule, "global_step", turn)
-        source = module.noise_source()
-        generated = module._generate(batch, source, True)
+        generated = module._generate(batch, next(module.micro_batches(32)), True)
         z, again = (module.noise_source() for _ in range(2))
     latents = torch.randn(32, 2, generator=z)
     assert torch.equal(generated.x, module.student(2.0 * latents, torch.full((32,), 2.0)))
     assert torch.equal(generated.sigma, module.noise_levels.sample(32, z, module.device))
-    assert torch.equal(generated.noise, torch.randn(32, 2, generator=z))
+    assert torch.equal(generated.x_t, generated.x + generated.sigma[:, None] * torch.randn(32, 2, generator=z))
     assert torch.equal(latents, torch.randn(32, 2, generator=again))
 
 

@@ -68,10 +68,9 @@ def test_student_descends_normaliser_times_h_times_the_difference_of_denoisers(
         **UNCLIPPED,
     )
     batch = next(iter(data.train_dataloader()))
-    generated = module._generate(batch, module.noise_source(), True)
-    x, sigma, labels = generated.x, generated.sigma, generated.labels
-    x_t = generated.noised(x.detach())
-    assert torch.equal(labels, batch.labels)
+    generated = module._generate(batch, next(module.micro_batches(len(batch.x))), True)
+    x, x_t, sigma, labels = generated.x, generated.x_t, generated.sigma, generated.condition["labels"]
+    assert torch.equal(labels, batch.classes)
     column, none = sigma[:, None], torch.full_like(labels, 2)
 
     def logit_at(x_t):

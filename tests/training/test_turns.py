@@ -270,12 +270,11 @@ def test_the_fake_side_descends_denoising_and_discrimination_of_its_own_samples(
         gradient_clip=1e9,
         fake_score_optimizer=Recorded,
     )
-    data, generator = ring(batch_size=64), module.noise_source()
+    data, part = ring(batch_size=64), next(module.micro_batches(64))
     batch = next(iter(data.train_dataloader()))
-    generated = module._generate(batch, generator, False)
-    x, sigma, labels = generated.x, generated.sigma, generated.labels
-    x_t = generated.noised(x)
-    real_t = generated._replace(noise=module.normal(x.shape, generator)).noised(batch.x)
+    generated = module._generate(batch, part, False)
+    x, sigma, labels = generated.x, generated.sigma, generated.condition["labels"]
+    x_t, real_t = generated.x_t, batch.x + sigma[:, None] * module.normal(x.shape, part.whole)
 
     def logit_at(x_t):
         if discriminator == "sample":

@@ -1,4 +1,4 @@
-"""Two sets of classes at once, the digit and its ground, from training to the exported folder, by configuration alone."""
+"""Two sets of classes at once, the digit and its ground, from training to export, by configuration alone."""
 
 import json
 
@@ -60,7 +60,9 @@ def test_the_exported_folder_makes_the_same_samples_by_number_and_by_name(studen
     noise = model.noise(6, 3)
     assert torch.equal(again.sample(noise, again.labels(6)), model.sample(noise, model.labels(6)))
     named = '{"digit": 7, "ground": [0, 2]}'
-    succeeds("sample", tmp_path / "folder", "--n", 4, "--labels", named, "--out", tmp_path / "named.npz")
+    succeeds(
+        "sample", "--checkpoint", tmp_path / "folder", "--n", 4, "--labels", named, "--out", tmp_path / "named.npz"
+    )
     assert np.load(tmp_path / "named.npz")["labels"].tolist() == [28, 30, 28, 30]
 
 
@@ -88,7 +90,9 @@ def test_a_teacher_of_other_classes_is_refused_by_name(teacher, tmp_path):
 
 
 def test_an_unknown_name_is_refused(student, tmp_path):
-    outcome = fdistill("sample", student, "--n", 2, "--labels", '{"digit": 7}', "--out", tmp_path / "x.npz")
+    outcome = fdistill(
+        "sample", "--checkpoint", student, "--n", 2, "--labels", '{"digit": 7}', "--out", tmp_path / "x.npz"
+    )
     assert outcome.status != 0
     assert "ground" in outcome.err
 

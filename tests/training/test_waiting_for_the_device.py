@@ -51,7 +51,7 @@ KINDS = {
     "several steps": {"objective": DMD2(), "renoise_levels": [1.0, 0.5]},
     "micro-batches": {"objective": FDistill(JensenShannon(), 0.1), "accumulate": 2},
 }
-RHYTHMS = {"fused": {"turn": "fused"}, "alternating": {"turn": "alternating", "fake_updates_per_student": 1}}
+TURNS = {"fused": {"turn": "fused"}, "alternating": {"turn": "alternating", "fake_updates_per_student": 1}}
 
 
 class NothingCopied(TorchFunctionMode):
@@ -84,7 +84,7 @@ def assert_turn_reads_nothing(module, turn):
     assert all(weight.is_meta for network in dry.denoisers().values() for weight in network.parameters())
 
 
-# the objectives' losses are the same in both rhythms; these differ in what a fused turn shares between them
+# the objectives' losses are the same in both kinds of turn; these differ in what a fused turn shares between them
 IN_ONE_TURN = [
     "f-distill",
     "DMD2, fake score's features, imitation",
@@ -96,17 +96,17 @@ IN_ONE_TURN = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "rhythm"), [*((kind, "alternating") for kind in KINDS), *((kind, "fused") for kind in IN_ONE_TURN)]
+    ("kind", "turns"), [*((kind, "alternating") for kind in KINDS), *((kind, "fused") for kind in IN_ONE_TURN)]
 )
-def test_a_turn_reads_no_number_of_its_device(kind, rhythm):
-    module = distillation(denoiser(), **KINDS[kind], **RHYTHMS[rhythm])
-    for turn in range(module.rhythm.cycle):
+def test_a_turn_reads_no_number_of_its_device(kind, turns):
+    module = distillation(denoiser(), **KINDS[kind], **TURNS[turns])
+    for turn in range(module.turn_schedule.cycle):
         assert_turn_reads_nothing(module, turn)
 
 
 @pytest.mark.parametrize("how", [{"fake_label_dropout": 0.1, "fake_guidance": 2.0}, {"reuse_generated": True}])
 def test_nor_does_one_with_dropped_labels_or_reused_samples(how):
-    module = distillation(denoiser(), DMD2(), **RHYTHMS["alternating"], **how)
+    module = distillation(denoiser(), DMD2(), **TURNS["alternating"], **how)
     if "reuse_generated" in how:
         module.last_generated = (torch.zeros(B, 1, 8, 8, device="meta"), torch.zeros(B, device="meta").long())
         module.cpu = module.to  # meta tensors have no copy on another device
@@ -178,12 +178,12 @@ def fused_adam(parameters):
     return torch.optim.AdamW(parameters, 1e-3, fused=True)
 
 
-@pytest.mark.parametrize("rhythm", RHYTHMS)
+@pytest.mark.parametrize("turns", TURNS)
 @pytest.mark.parametrize("kind", ["f-distill", "SiD", "DMD2, fake score's features, imitation"])
-def test_nothing_is_read_when_gradients_are_checked_and_weights_and_averages_move(monkeypatch, kind, rhythm):
+def test_nothing_is_read_when_gradients_are_checked_and_weights_and_averages_move(monkeypatch, kind, turns):
     monkeypatch.setattr(GenerativeModule, "checks_later", ("cpu",))
     optimizers = {"student_optimizer": fused_adam, "fake_score_optimizer": fused_adam}
-    module = distillation(denoiser(), **KINDS[kind], **RHYTHMS[rhythm], **optimizers)
+    module = distillation(denoiser(), **KINDS[kind], **TURNS[turns], **optimizers)
     data = GivenData(torch.zeros(16, 1, 8, 8), 3, batch_size=B)
     fit(module, 4, data, callbacks=[watch := Watch()], log_every_n_steps=0)
     assert watch.turns == 4

@@ -8,8 +8,9 @@ from objective_runs import learning_by
 from tiny_runs import fit, mlp, ring, weights
 
 from fdistill.objectives import SiDA
-from fdistill.training import consult, distillation_turn
+from fdistill.training import discrimination, distillation_turn
 from fdistill.training.at_rest import weights_at_rest
+from fdistill.training.discrimination import NoisedInput, evaluate
 
 
 def kept(run):
@@ -35,11 +36,12 @@ SIGMA, LABELS = torch.linspace(0.1, 3.0, B), torch.arange(B) % 2
 
 @pytest.mark.parametrize("what", ["value", "features"])
 def test_less_is_kept_and_the_gradient_by_the_input_has_the_same_bits(what):
-    ends, asked = [], {what: "gradient"}
+    ends, levels = [], {what: "gradient"}
     for learns in (True, False):
         x = X.clone().requires_grad_()
-        opinion, size = kept(lambda x=x, learns=learns: consult.consult(NET, x, SIGMA, LABELS, **asked, learns=learns))
-        made = opinion.denoised if what == "value" else opinion.half.features[-1]
+        at = NoisedInput(x, SIGMA, LABELS)
+        prediction, size = kept(lambda at=at, learns=learns: evaluate(NET, at, **levels, learns=learns))
+        made = prediction.denoised if what == "value" else prediction.half.features[-1]
         (gradient,) = torch.autograd.grad(made.square().sum(), x)
         ends.append((made.detach(), gradient, size))
     (value, gradient, all_of_it), (same, also, less) = ends
@@ -67,7 +69,7 @@ def test_fifty_turns_have_the_bits_of_fifty_in_which_everything_is_kept(monkeypa
     ends = []
     for keeps_all in (False, True):
         if keeps_all:
-            for place in (consult, distillation_turn):
+            for place in (discrimination, distillation_turn):
                 monkeypatch.setattr(place, "weights_at_rest", lambda network: contextlib.nullcontext())
         fit(module := learning_by(SiDA(0.1), **arguments), 50, ring())
         ends.append(weights(module))
@@ -103,9 +105,9 @@ def test_a_unet_gives_sid_the_same_bits_in_less_memory():
     for learns in (True, False):
         x_t, read = x.clone().requires_grad_(), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, r=read: (r.append(t.nbytes), t)[1], lambda t: t):
-            said = consult.consult(net, x_t, torch.ones(4), None, "gradient", learns=learns)
-        (by_x,) = torch.autograd.grad(said.denoised.square().sum(), x_t)
-        ends.append((said.denoised, by_x))
+            prediction = evaluate(net, NoisedInput(x_t, torch.ones(4), None), "gradient", learns=learns)
+        (by_x,) = torch.autograd.grad(prediction.denoised.square().sum(), x_t)
+        ends.append((prediction.denoised, by_x))
         sizes.append(sum(read))
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
     assert sizes[1] < 0.9 * sizes[0]

@@ -54,6 +54,12 @@ VERBS = {
     "encode": Verb(
         "a folder of images becomes latents of a VAE, to train on", "fdistill.cli.commands.encode", positional=True
     ),
+    "encode-prompts": Verb(
+        "prompts become embeddings of a pipeline's text encoders, to train on",
+        "fdistill.cli.commands.encode_prompts",
+        positional=True,
+        function="encode_prompts",
+    ),
     "average": Verb(
         "another average of a run's weights, of a length given or measured",
         "fdistill.cli.commands.average",

@@ -98,11 +98,7 @@ def _grid(snapshots: Snapshots) -> Sequence[float]:
 
 
 def _measured(
-    model: GenerativeModel,
-    snapshots: Snapshots,
-    combinations: dict[float, Combination],
-    halves: TwoHalves,
-    metric: str,
+    model: GenerativeModel, snapshots: Snapshots, combinations: dict[float, Combination], halves: TwoHalves, metric: str
 ) -> LengthChoice:
     """Measure the EMA that the checkpoint holds, then give the model one average after the other."""
     source = ModelSource(model)

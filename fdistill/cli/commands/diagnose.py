@@ -7,7 +7,7 @@ from fdistill.cli.commands.yaml_section import data_of_file
 from fdistill.core.places import require_writable
 from fdistill.data import remembered_data
 from fdistill.evaluation.report import write_json
-from fdistill.evaluation.report.collapse_figure import collapse_figure
+from fdistill.evaluation.report.teacher_figure import teacher_figure
 from fdistill.evaluation.teacher_diagnosis import diagnose_teacher
 from fdistill.io.load import load_model
 
@@ -44,6 +44,6 @@ def diagnose(
     real = remembered_data(model.facts) if data is None else data_of_file(data)
     found = diagnose_teacher(model, real, n, seed, steps, eta, repeats)
     written = write_json(folder / "diagnosis.json", {"checkpoint": checkpoint, **found.report})
-    picture = collapse_figure(found.report, found.curve, found.best, found.samples, folder / "diagnosis.png")
+    picture = teacher_figure(found.report, found.curve, found.best, found.samples, folder / "diagnosis.png")
     print(found.report["verdict"])
     print(f"wrote {written}, {picture}")

@@ -38,8 +38,8 @@ def sample(
         n: how many samples.
         seed: seed of the noise, which is drawn on the CPU whatever the device.
         out: file to write: a .png picture of all samples in a grid, or a .npz file of the arrays samples and labels.
-        labels: the class to draw, or several like '[0,1,2]', repeated up to n; all classes in turn where not given. Of a
-            model that takes several sets of classes, by name: '{"digit": 7, "ground": [0, 1]}'.
+        labels: the class to draw, or several like '[0,1,2]', repeated up to n; all classes in turn where not given.
+            Those of several sets of classes by name: '{"digit": 7, "ground": [0, 1]}'.
         device: where to compute: cpu, cuda, cuda:1, mps.
         sampler: of a teacher, in place of its own: Heun, Euler, DDIM, GDDIM, PredictorCorrector, Renoising, Restart.
         steps: of a teacher, on EDM's grid between its own first and last noise levels.

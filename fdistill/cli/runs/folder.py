@@ -25,7 +25,8 @@ class RunFolder:
 
     The lock is a POSIX record lock on the file .lock, which holds the process's number and host for others to read. The
     system drops it when the process ends, however it ends; forked workers do not inherit it; over NFS it holds between
-    hosts. The file goes with `release`; one that a kill left behind locks nothing.
+    hosts. The file goes with `release`; one that a kill left behind locks nothing. filelock, which torch brings, uses
+    flock: workers inherit that, and one that outlives its run would keep the folder.
     """
 
     def __init__(self, path: str | Path) -> None:

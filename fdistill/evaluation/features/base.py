@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fdistill.core.random import generator_for
+from fdistill.core.spec import Described
 from fdistill.data.batches import InMemorySplit
 from fdistill.evaluation.features.cache import FeatureCache, user_cache
 
@@ -18,7 +19,7 @@ PROGRESS_BAR_FROM = 20  # batches; fewer are through before a bar is worth its l
 MOST_REAL = 50_000  # training samples that shift and scale are taken from, and that copies are looked for among
 
 
-class FeatureExtractor(nn.Module, ABC):
+class FeatureExtractor(nn.Module, Described, ABC):
     """Samples [n, *shape] (images in [-1, 1], or points) to features [n, d], shifted and divided by one number.
 
     The shift and the scale are those for which the real training samples have mean 0 and mean variance 1. One scale for
@@ -196,7 +197,7 @@ class FeatureExtractor(nn.Module, ABC):
 
         Args:
             what: kind of it.
-            told: all that it depends on beside this extractor, of the kinds that `Identity` sees.
+            told: all that it depends on beside this extractor, of the kinds that `told_of` takes.
             make: gives tensors by name.
         """
         if self._cache is None:

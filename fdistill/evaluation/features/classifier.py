@@ -1,6 +1,6 @@
 """The penultimate features of a small classifier trained on the real training images, and the classes it reads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -9,10 +9,12 @@ from torch.nn import functional as F
 
 from fdistill.data.batches import InMemorySplit
 from fdistill.evaluation.features.base import FeatureExtractor
+from fdistill.evaluation.features.pixels import PixelFeatures
 from fdistill.evaluation.metrics.classifier import BATCH_SIZE, FEATURES, ConvClassifier, train_classifier
 
 IMAGES_SEEN = 200_000  # in training; about three seconds at 8 x 8
 EPOCHS = (5, 100)  # at least and at most
+SMALLEST = 8  # pixels along an image that it reads
 MOST_STEPS = 3_910  # five epochs of 50,000 images; more images make no longer training
 
 
@@ -91,3 +93,14 @@ class ClassifierFeatures(FeatureExtractor):
             )
         raw = features.float().to(self.device) * self.scale + self.mean
         return torch.cat([self.classifier.head(F.silu(part)).argmax(1) for part in raw.split(self.batch_size)])
+
+
+def default_extractor(sample_shape: Sequence[int], num_classes: int | None) -> FeatureExtractor:
+    """A classifier's features for labelled square images of at least 8 x 8, the values themselves for all else.
+
+    Args:
+        sample_shape: of one sample, (C, H, W) for images.
+        num_classes: of the data; below 2 or None where it has no labels to learn.
+    """
+    square = len(sample_shape) == 3 and sample_shape[1] == sample_shape[2] >= SMALLEST
+    return ClassifierFeatures() if square and (num_classes or 0) > 1 else PixelFeatures()

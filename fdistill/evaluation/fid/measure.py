@@ -15,7 +15,8 @@ from fdistill.evaluation.fid.networks import StandardNetwork
 from fdistill.evaluation.fid.reference import AT_ONCE, Reference, Statistics, to_pixels
 from fdistill.evaluation.fid.scores import SPLITS, ClipScore, InceptionScore, kid
 from fdistill.evaluation.metrics.frechet_distance import Moments, moments
-from fdistill.evaluation.sources import Source, as_fixed_set
+from fdistill.evaluation.sample_files import FixedSet
+from fdistill.evaluation.sources import Source
 
 PIXELS = "rounded to 8-bit pixels in [0, 255], as PNG files hold them; grey repeated in three channels"
 DISTANCES = {"inception": "fid", "dinov2": "fd_dinov2"}
@@ -135,14 +136,14 @@ class FidSuite:
 
     def _batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor | None]]:
         """8-bit pixels [b, C, H, W] and labels: new samples, classes in turn, or those of a fixed set in its order."""
-        count, fixed = self._count(source), as_fixed_set(source)
-        if fixed is not None:
-            chosen = torch.arange(fixed.count)
-            if count < fixed.count:
-                chosen = torch.randperm(fixed.count, generator=generator_for(self._seed))[:count].sort().values
+        count = self._count(source)
+        if isinstance(source, FixedSet):
+            chosen = torch.arange(source.count)
+            if count < source.count:
+                chosen = torch.randperm(source.count, generator=generator_for(self._seed))[:count].sort().values
             for numbers in chosen.split(AT_ONCE):
-                labels = fixed.class_labels[numbers] if fixed.num_classes else None
-                yield to_pixels(fixed.read(numbers)), labels
+                labels = source.class_labels[numbers] if source.num_classes else None
+                yield to_pixels(source.read(numbers)), labels
             return
         for i, numbers in enumerate(torch.arange(count).split(AT_ONCE)):
             seed = fold_seed(self._seed, i) % 2**32
@@ -151,16 +152,15 @@ class FidSuite:
             yield to_pixels(source.draw(len(numbers), seed, labels)), labels
 
     def _count(self, source: Source) -> int:
-        fixed = as_fixed_set(source)
-        return self._n if fixed is None else min(self._n, fixed.count)
+        return min(self._n, source.count) if isinstance(source, FixedSet) else self._n
 
     def _notes(self, sources: Mapping[str, Source], real: Mapping[str, "_Reading"]) -> list[str]:
         """What a reader of the numbers has to be told."""
         notes = list(self._reference.notes)
         for name, source in sources.items():
-            count, fixed = self._count(source), as_fixed_set(source)
-            if fixed is not None:
-                notes.append(f"{name}: a fixed set, {count:,} of its {fixed.count:,} images")
+            count = self._count(source)
+            if isinstance(source, FixedSet):
+                notes.append(f"{name}: a fixed set, {count:,} of its {source.count:,} images")
             notes += [
                 f"{name}: the covariance of {self._widths[key]:,} features of {count:,} samples is singular, and the "
                 f"{DISTANCES[key]} biased upwards; 50,000 are usual"

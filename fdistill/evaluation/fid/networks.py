@@ -1,4 +1,7 @@
-"""The networks of the standard metrics, from the words of a user: a file, MODEL=FILE, or hub:NAME to download."""
+"""The networks of the standard metrics, from the words of a user: a file, MODEL=FILE, or hub:NAME to download.
+
+Each raises ValueError in one line where its library is missing, or the weights are missing or do not fit.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,9 +81,6 @@ def inception(given: str, device: torch.device) -> StandardNetwork:
     Args:
         given: torch-fidelity's file of weights, or hub:inception.
         device: where it reads.
-
-    Raises:
-        ValueError: in one line, where torch-fidelity is missing, or the weights are or do not fit.
     """
     if given.startswith(HUB) and given != HUB + INCEPTION:
         raise ValueError(f"fid is a file of weights or {HUB}{INCEPTION}: got {given}; name one of them")
@@ -96,9 +96,6 @@ def dinov2(given: str, device: torch.device) -> StandardNetwork:
     Args:
         given: timm's file of the weights of ViT-L/14; MODEL=FILE for another model of timm; hub:MODEL.
         device: where it reads.
-
-    Raises:
-        ValueError: in one line, where timm is missing, or the weights are or do not fit.
     """
     if given.startswith(HUB):
         extractor = TimmFeatures(given.removeprefix(HUB), download=True, resolution=DINOV2_SIDE)
@@ -117,7 +114,7 @@ def clip(given: str, class_names: Sequence[str], device: torch.device) -> Standa
         device: where it reads.
 
     Raises:
-        ValueError: in one line, where there are no names, open_clip is missing, or the weights are or do not fit.
+        ValueError: in one line, where there are no names.
     """
     if not class_names:
         raise ValueError(

@@ -20,7 +20,8 @@ from fdistill.core.weight_files import CheckpointError, reason
 from fdistill.data import GenerativeDataModule
 from fdistill.evaluation.metrics import gaussian_frechet_distance
 from fdistill.evaluation.metrics.frechet_distance import Moments
-from fdistill.evaluation.sources import as_fixed_set, open_source
+from fdistill.evaluation.sample_files import FixedSet
+from fdistill.evaluation.sources import open_source
 
 AT_ONCE = 128
 """Images in memory at once."""
@@ -132,8 +133,8 @@ def open_reference(path: str, sample_shape: Sequence[int]) -> Reference:
         return _of_npz(place, sample_shape)
     if place.name == "report.json" or (place / "report.json").is_file():
         return _of_report(place if place.name == "report.json" else place / "report.json", sample_shape)
-    source = as_fixed_set(open_source(place, "cpu", sample_shape))
-    if source is None:
+    source = open_source(place, "cpu", sample_shape)
+    if not isinstance(source, FixedSet):
         raise CheckpointError(
             f"a reference is real images, an .npz of mu and sigma, or a report: got the model {path}; name one of these"
         )

@@ -1,4 +1,7 @@
-"""Inception score and KID with the draws of torch-fidelity, CLIP score as torchmetrics has it."""
+"""Inception score and KID with the draws of torch-fidelity, CLIP score as torchmetrics has it.
+
+Both libraries hold all logits and features in memory, and read them with networks of their own.
+"""
 
 from typing import NamedTuple
 

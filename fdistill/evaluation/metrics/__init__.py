@@ -2,9 +2,11 @@
 
 from fdistill.evaluation.metrics.base import FeatureMetric, RowMetric
 from fdistill.evaluation.metrics.classifier import ConvClassifier, train_classifier
+from fdistill.evaluation.metrics.condition_diversity import ConditionDiversity, condition_diversity
 from fdistill.evaluation.metrics.density_coverage import (
     DensityAndCoverage,
     DensityCoverage,
+    NeighbourMetrics,
     density_coverage,
     reference_balls,
 )
@@ -14,7 +16,7 @@ from fdistill.evaluation.metrics.kde_guard import kernel_log_ratio
 from fdistill.evaluation.metrics.kernel_distance import KernelDistance, KernelDistanceEstimate, kernel_distance
 from fdistill.evaluation.metrics.local_coverage import LocalCoverage, is_covered, local_coverage
 from fdistill.evaluation.metrics.memorization import MemorizedFraction, memorized, memorized_fraction
-from fdistill.evaluation.metrics.mode_coverage import ModeCoverage, class_entropy, mode_weight_kl, modes_covered
+from fdistill.evaluation.metrics.mode_coverage import ModeCoverage, class_entropy, mode_weight_kl
 from fdistill.evaluation.metrics.monge_gap import monge_gap
 from fdistill.evaluation.metrics.neighbours import (
     Nearest,
@@ -34,14 +36,21 @@ from fdistill.evaluation.metrics.precision_recall import (
 )
 from fdistill.evaluation.metrics.random_fourier import fourier_features, fourier_frequencies
 from fdistill.evaluation.metrics.suite import standard_metrics
-from fdistill.evaluation.metrics.tail_index import TailIndexDifference, TailIndices, tail_index_null_band, tail_indices
+from fdistill.evaluation.metrics.tail_index import TailIndexDifference, TailIndices, tail_indices
 from fdistill.evaluation.metrics.tails import TailDiagnostics, Tails, tail_diagnostics
 from fdistill.evaluation.metrics.truncated_vendi import truncated_vendi_score
 from fdistill.evaluation.metrics.utility import utility
-from fdistill.evaluation.metrics.vendi_score import VendiScore, per_class_vendi_score, rke, vendi_score
+from fdistill.evaluation.metrics.vendi_score import (
+    VendiScore,
+    VendiScoreAndRatio,
+    per_class_vendi_score,
+    rke,
+    vendi_score,
+)
 from fdistill.evaluation.metrics.vendi_spectrum import vendi_spectrum
 
 __all__ = [
+    "ConditionDiversity",
     "ConvClassifier",
     "DensityAndCoverage",
     "DensityCoverage",
@@ -54,6 +63,7 @@ __all__ = [
     "MemorizedFraction",
     "ModeCoverage",
     "Nearest",
+    "NeighbourMetrics",
     "NeighbourStatistics",
     "PairedDistance",
     "PixelMoments",
@@ -65,7 +75,9 @@ __all__ = [
     "TailIndices",
     "Tails",
     "VendiScore",
+    "VendiScoreAndRatio",
     "class_entropy",
+    "condition_diversity",
     "crowding",
     "density_coverage",
     "fourier_features",
@@ -81,7 +93,6 @@ __all__ = [
     "memorized",
     "memorized_fraction",
     "mode_weight_kl",
-    "modes_covered",
     "monge_gap",
     "nearest",
     "neighbour_distances",
@@ -94,7 +105,6 @@ __all__ = [
     "rke",
     "standard_metrics",
     "tail_diagnostics",
-    "tail_index_null_band",
     "tail_indices",
     "train_classifier",
     "truncated_vendi_score",

@@ -1,9 +1,7 @@
-"""What every metric on features shares: `update(features, real)`, states that add over batches and ranks, errors."""
+"""What every metric on features shares: `update(features, real)`, rows that join over batches and ranks, errors."""
 
-import copy
-import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -11,18 +9,19 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from fdistill.core.distributed import gather_rows, global_sum
+from fdistill.core.distributed import gather_rows
 from fdistill.evaluation.metrics.blocks import check_features, check_width
 
+SIDES = ("generated", "real")
 Value = Tensor | dict[str, Tensor]
 
 
 class FeatureMetric(Metric):
     """A number, or several by name, of generated features beside real ones.
 
-    States are either lists of rows, which are laid end to end over batches and ranks, or sums in float64 or int64,
-    which add. Both make a metric independent of how the samples were divided, up to the rounding of float64 sums.
-    Subclasses declare states with `add_rows` and `add_sum`, and implement `update` and `compute`.
+    A subclass implements `measure`. It keeps the features of both sides, in the type they came in, laid end to end over
+    batches and ranks, so that it does not matter how the samples were divided. One whose value comes from sums needs no
+    features: it sets `sums` and folds each batch into one row in `kept`.
 
     Args:
         reset_real_features: whether `reset()` forgets the real samples too; False keeps them.
@@ -30,63 +29,87 @@ class FeatureMetric(Metric):
 
     is_differentiable = False
     full_state_update = False
-    real_states: tuple[str, ...] = ()
-    """Names of the states that hold real samples."""
+    generated: list[Tensor]
+    real: list[Tensor]
+
     reads: Literal["features", "modes", "training", "teacher"] = "features"
     """What `update` is to be given: features of generated and real samples, the modes or classes read from both,
     features of generated and of all training samples, or of student and teacher samples from the same noise."""
+    gives: tuple[str, ...] = ()
+    """The names of its numbers; empty for a single one, whose name is that under which it is measured."""
+    least = (1, 1)
+    """Samples of each side that `measure` needs; the functions behind it may ask for more."""
+    alone = False
+    """Whether it is about generated samples alone; real ones are checked and left aside."""
+    sums = False
+    """Whether `kept` leaves one row of sums, the first of which is the number of samples."""
 
     def __init__(self, reset_real_features: bool = True) -> None:
         super().__init__()
         self.reset_real_features = reset_real_features
+        self._width: int | None = None
+        for side in SIDES:
+            self.add_state(side, default=[], dist_reduce_fx="cat")
 
-    @property
-    def label(self) -> str:
-        """The class name in words joined by underscores: what a metric of one number is logged as."""
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+    @abstractmethod
+    def measure(self, generated: Tensor, real: Tensor) -> Value:
+        """The value for all rows that were kept of each side; [0, 0] for a side that may be missing and is."""
+
+    def kept(self, rows: list[Tensor], features: Tensor) -> list[Tensor]:
+        """What is kept of a side: `rows` so far and a new batch of features [n, d]."""
+        return [*rows, features.detach()]
+
+    def check(self, name: str, features: Tensor) -> None:
+        """Raise ValueError for a batch that cannot be measured."""
+        check_features(name, features)
 
     def of(self, generated: Tensor, real: Tensor) -> Value:
         """The value for these samples alone, on their device; asks no other rank and leaves the metric as it is."""
-        fresh = copy.deepcopy(self).to(generated.device)
-        fresh.distributed_available_fn, fresh.reset_real_features = _never, True
-        fresh.reset()
-        fresh.update(real, real=True)
-        fresh.update(generated, real=False)
-        return fresh.compute()
+        sides = {"generated": generated} if self.alone else {"generated": generated, "real": real}
+        for side, features in sides.items():
+            self.check(f"{side} features", features)
+        kept = {side: torch.cat(self.kept([], features)) for side, features in sides.items()}
+        return self._value({"real": torch.zeros(0, 0)} | kept)
 
-    def values(self) -> dict[str, Tensor]:
-        """`compute()` as scalars by name."""
-        value = self.compute()
-        return value if isinstance(value, dict) else {self.label: value}
+    def update(self, features: Tensor, real: bool) -> None:
+        """Add features [n, d] of real samples, or of generated ones.
 
-    def add_rows(self, name: str) -> None:
-        """Declare a state that keeps rows; append to the list `self.<name>`, read it with `rows`."""
-        self.add_state(name, default=[], dist_reduce_fx="cat")
+        Raises:
+            ValueError: for a wrong shape, a NaN or an infinity, or another d than before.
+        """
+        side = SIDES[real]
+        self.check(f"{side} features", features)
+        if self._width is not None:
+            check_width(self._width, features)
+        self._width = features.shape[1] if features.ndim == 2 else None
+        if not (real and self.alone):
+            setattr(self, side, self.kept(getattr(self, side), features.to(self.device)))
 
-    def add_sum(self, name: str, shape: Sequence[int] = (), dtype: torch.dtype = torch.float64) -> None:
-        """Declare a state that adds over batches and ranks, zero at first."""
-        self.add_state(name, default=torch.zeros(tuple(shape), dtype=dtype), dist_reduce_fx="sum")
+    def compute(self) -> Value:
+        """The value for all samples so far, of all ranks."""
+        return self._value({side: self.rows(side) for side in SIDES})
 
-    def rows(self, name: str) -> Tensor:
-        """All rows of a state [n, d]; [0, 0] before the first."""
-        kept = getattr(self, name)
-        kept = [kept] if isinstance(kept, Tensor) else kept
-        return torch.cat(kept) if kept else torch.zeros(0, 0)
-
-    def need(self, what: str, count: int, minimum: int = 1) -> None:
-        """Raise ValueError where fewer than `minimum` samples of a kind were given."""
-        if count < minimum:
-            raise ValueError(
-                f"{type(self).__name__} needs at least {minimum} {what} samples before compute(), got {count}: "
-                f"call update(features, real={what == 'real'})"
-            )
+    def rows(self, side: str) -> Tensor:
+        """What is kept of a side, below each other; [0, 0] before the first."""
+        kept = getattr(self, side)
+        return kept if isinstance(kept, Tensor) else torch.cat(kept) if kept else torch.zeros(0, 0)
 
     def reset(self) -> None:
         """Forget all samples, or only the generated ones where reset_real_features is False."""
-        kept = {} if self.reset_real_features else {name: _copied(getattr(self, name)) for name in self.real_states}
+        real = [] if self.reset_real_features else list(self.real)
         super().reset()
-        for name, value in kept.items():
-            setattr(self, name, value)
+        self.real, self._width = real, self._width if real else None
+
+    def _value(self, rows: Mapping[str, Tensor]) -> Value:
+        for side, least in zip(SIDES, self.least, strict=True):
+            kept = rows[side]
+            count = int(kept[:, 0].sum()) if self.sums and len(kept) else len(kept)
+            if count < least:
+                raise ValueError(
+                    f"{type(self).__name__} needs at least {least} {side} samples before compute(), got {count}: "
+                    f"call update(features, real={side == 'real'})"
+                )
+        return self.measure(rows["generated"], rows["real"])
 
     @contextmanager
     def sync_context(self, *args: Any, should_unsync: bool = True, **kwargs: Any) -> Iterator[None]:
@@ -103,52 +126,10 @@ class FeatureMetric(Metric):
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         """Over the ranks; torchmetrics' own cannot tell the width of the rows that a rank without any lacks."""
-        for name, default in self._defaults.items():
-            state = getattr(self, name)
-            if isinstance(default, list):
-                gathered = gather_rows(self.rows(name).to(self.device))
-                setattr(self, name, [gathered] if len(gathered) else [])
-            else:
-                setattr(self, name, global_sum(state))
+        for side in SIDES:
+            gathered = gather_rows(self.rows(side).to(self.device))
+            setattr(self, side, [gathered] if len(gathered) else [])
 
 
-class RowMetric(FeatureMetric):
-    """A metric that needs all samples at once; it keeps the features of both sides, in the type they came in."""
-
-    real_states = ("real",)
-    generated: list[Tensor]
-    real: list[Tensor]
-
-    def __init__(self, reset_real_features: bool = True) -> None:
-        super().__init__(reset_real_features)
-        self.add_rows("generated")
-        self.add_rows("real")
-
-    def update(self, features: Tensor, real: bool) -> None:
-        """Add features [n, d] of real samples, or of generated ones.
-
-        Raises:
-            ValueError: for a wrong shape, a NaN or an infinity, or another d than before.
-        """
-        name = "real" if real else "generated"
-        check_features(f"{name} features", features)
-        for kept in (self.generated, self.real):
-            if kept:
-                check_width(kept[0].shape[1], features)
-        getattr(self, name).append(features.detach().to(self.device))
-
-    @abstractmethod
-    def measure(self, generated: Tensor, real: Tensor) -> Value:
-        """The value for all generated [n, d] and real [m, d] features, either possibly [0, 0]."""
-
-    def compute(self) -> Value:
-        """The value for all samples so far, of all ranks."""
-        return self.measure(self.rows("generated"), self.rows("real"))
-
-
-def _never() -> bool:
-    return False
-
-
-def _copied(state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    return state.clone() if isinstance(state, Tensor) else list(state)
+RowMetric = FeatureMetric
+"""Its name for metrics that keep all features, before those of sums were the same class."""

@@ -1,23 +1,64 @@
-"""Features in float64 a block of rows at a time, so that no copy of all of them and no matrix of all pairs is held."""
+"""What every metric does with its input: refuse what is broken, and read features in float64 a block at a time.
+
+A metric of broken samples must stop, not return a number. No copy of all features in float64 and no matrix of all pairs
+is held.
+"""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from fdistill.evaluation.metrics.checks import check_tensor, checked_features
-
 ROWS = 1024
 """Rows of a block: 16 MiB of 2,048 features, and a matrix product long enough to be fast."""
 
 
+class NoValueError(ValueError):
+    """A metric has no value for these samples, which are sound: a report leaves it empty."""
+
+
 def check_features(name: str, features: Tensor, minimum: int = 1) -> None:
-    """Raise ValueError as `checked_features` does, for features [n, d], without its copy in float64."""
+    """Raise ValueError where features are no matrix [n, d], n >= minimum, of finite real numbers."""
     check_tensor(name, features)
-    sound = features.ndim == 2 and features.shape[1] > 0 and len(features) >= minimum
+    if features.ndim != 2 or features.shape[1] < 1:
+        raise ValueError(
+            f"{name} is a matrix of one feature row per sample: expected [n, d], got {list(features.shape)}; "
+            "flatten(1) the samples"
+        )
+    if len(features) < minimum:
+        raise ValueError(f"{name} needs at least {minimum} samples, got {len(features)}; generate more")
     # the extremes carry a NaN along, and need no mask of the size of the features
-    if not sound or not torch.stack(features.detach().aminmax()).isfinite().all():
-        checked_features(name, features, minimum)
+    if len(features) and not torch.stack(features.detach().aminmax()).isfinite().all():
+        broken = int((~features.isfinite()).any(dim=1).sum())
+        raise ValueError(
+            f"{name} holds finite numbers: expected 0 broken rows, got {broken} of {len(features)}; "
+            "look for the NaN where the samples are made"
+        )
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raise ValueError for anything but a tensor of real numbers: an array, a list, complex numbers."""
+    if not isinstance(value, Tensor) or value.is_complex():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"{name} is a torch tensor of real numbers: got {got}; torch.as_tensor(...) makes one of an array"
+        )
+
+
+def checked_labels(labels: Tensor, count: int) -> Tensor:
+    """Return `labels` [n] as int64, each in [0, `count`); raises ValueError for any other."""
+    check_tensor("labels", labels)
+    if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
+        raise ValueError(
+            f"labels hold one whole number per sample: expected an integer tensor [n] with n >= 1, "
+            f"got {labels.dtype} {list(labels.shape)}; take the argmax of logits first"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= count:
+        raise ValueError(
+            f"labels lie in [0, {count}): got {low} to {high}; count the classes again or drop the unlabelled samples"
+        )
+    return labels.detach().long()
 
 
 def check_pair(generated: Tensor, reference: Tensor, minimum: int) -> None:

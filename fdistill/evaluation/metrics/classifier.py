@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fdistill.data.batches import InMemorySplit
-from fdistill.evaluation.metrics.checks import checked_labels
+from fdistill.evaluation.metrics.blocks import checked_labels
 
 FEATURES = 32
 SEEN_SIZE = 16  # pixels along what the first convolution makes of an image, at most

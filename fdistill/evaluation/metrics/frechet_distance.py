@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fdistill.evaluation.metrics.base import FeatureMetric
-from fdistill.evaluation.metrics.blocks import blocks, check_features, check_pair, check_width
+from fdistill.evaluation.metrics.blocks import blocks, check_pair
 
 
 def frechet_distance(generated: Tensor, reference: Tensor) -> Tensor:
@@ -36,34 +36,15 @@ class FrechetDistance(FeatureMetric):
     origin lose no digits, and a rank without samples adds nothing.
     """
 
-    real_states = ("real",)
-    generated: list[Tensor]
-    real: list[Tensor]
+    sums, least = True, (2, 2)
 
-    def __init__(self, reset_real_features: bool = True) -> None:
-        super().__init__(reset_real_features)
-        self.add_rows("generated")  # each holds at most one row between updates, and one per rank when gathered
-        self.add_rows("real")
+    def kept(self, rows: list[Tensor], features: Tensor) -> list[Tensor]:
+        parts = [Moments.from_row(row[0]) for row in rows]
+        return [merged([*parts, moments(features)]).to_row()[None]]
 
-    def update(self, features: Tensor, real: bool) -> None:
-        """Add features [n, d] of real samples, or of generated ones.
-
-        Raises:
-            ValueError: for a wrong shape, a NaN or an infinity, or another d than before.
-        """
-        name = "real" if real else "generated"
-        check_features(f"{name} features", features)
-        for row in (*self.generated, *self.real):
-            check_width(len(Moments.from_row(row[0]).mean), features)
-        row = moments(features).to_row().to(self.device)
-        setattr(self, name, [merged(Moments.from_row(kept) for kept in (*self.rows(name), row)).to_row()[None]])
-
-    def compute(self) -> Tensor:
-        """The distance of all samples so far, of all ranks."""
-        sides = {name: [Moments.from_row(row) for row in self.rows(name)] for name in ("generated", "real")}
-        for name, parts in sides.items():
-            self.need(name, sum(int(part.count) for part in parts), minimum=2)
-        return distance_of_moments(*map(merged, sides.values()))
+    def measure(self, generated: Tensor, real: Tensor) -> Tensor:
+        sides = (merged(map(Moments.from_row, rows)) for rows in (generated, real))
+        return distance_of_moments(*sides)
 
 
 def gaussian_frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def in_batch_similarity(features: Tensor) -> Tensor:
         ValueError: for a wrong shape, fewer than two samples, a NaN, or a zero row.
     """
     check_features("features", features, minimum=2)
-    return _mean_cosine(_sum_of_directions("features", features), len(features))
+    return _mean_cosine(_sum_of_directions(features))
 
 
 class InBatchSimilarity(FeatureMetric):
@@ -29,51 +29,31 @@ class InBatchSimilarity(FeatureMetric):
     Samples are not kept: one float64 row per rank holds their number and the sum of their directions.
     """
 
-    def __init__(self, reset_real_features: bool = True) -> None:
-        super().__init__(reset_real_features)
-        self.add_rows("generated")  # at most one row [1 + d] between updates, and one per rank when gathered
+    alone, sums, least = True, True, (2, 0)
 
-    def update(self, features: Tensor, real: bool) -> None:
-        """Add features [n, d], no row zero; real ones are checked and left aside.
+    def kept(self, rows: list[Tensor], features: Tensor) -> list[Tensor]:
+        return [torch.stack([*(row[0] for row in rows), _sum_of_directions(features)]).sum(0)[None]]
 
-        Raises:
-            ValueError: for a wrong shape, a NaN or an infinity, a zero row, or another d than before.
-        """
-        name = "real features" if real else "generated features"
-        check_features(name, features)
-        total = _sum_of_directions(name, features)
-        if real:
-            return
-        row = torch.cat([total.new_tensor([len(features)]), total]).to(self.device)
-        kept = self.rows("generated")
-        if len(kept) and kept.shape[1] != len(row):
-            raise ValueError(
-                f"all features live in one space: expected {kept.shape[1] - 1} features a sample, "
-                f"got {features.shape[1]}; use one extractor for all"
-            )
-        self.generated = [(kept.sum(0) + row)[None] if len(kept) else row[None]]
-
-    def compute(self) -> Tensor:
-        """The mean cosine of all generated samples so far, of all ranks."""
-        rows = self.rows("generated")
-        count = int(rows[:, 0].sum()) if len(rows) else 0
-        self.need("generated", count, minimum=2)
-        return _mean_cosine(rows[:, 1:].sum(0), count)
+    def measure(self, generated: Tensor, real: Tensor) -> Tensor:
+        return _mean_cosine(generated.sum(0))
 
 
-def _mean_cosine(total: Tensor, count: int) -> Tensor:
-    return (total.square().sum() - count) / (count * (count - 1))
+def _mean_cosine(total: Tensor) -> Tensor:
+    """The mean cosine of samples whose number and sum of directions are [1 + d]."""
+    count = total[0]
+    return (total[1:].square().sum() - count) / (count * (count - 1))
 
 
-def _sum_of_directions(name: str, features: Tensor) -> Tensor:
-    """Return the sum [d] of the rows of features [n, d], each divided by its length."""
-    total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
+def _sum_of_directions(features: Tensor) -> Tensor:
+    """Return the number of rows of features [n, d] and the sum of their directions, [1 + d]."""
+    total = torch.zeros(1 + features.shape[1], dtype=torch.float64, device=features.device)
     for block in blocks(features):
         norm = block.norm(dim=1, keepdim=True)
         if not norm.all():
             raise ValueError(
-                f"every row of {name} has a direction: expected 0 zero rows, got {int((norm == 0).sum())}; "
+                f"every row of features has a direction: expected 0 zero rows, got {int((norm == 0).sum())}; "
                 "use another extractor"
             )
-        total += (block / norm).sum(0)
+        total[1:] += (block / norm).sum(0)
+    total[0] = len(features)
     return total

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fdistill.evaluation.metrics.blocks import check_features, squared_distances
 
+# scikit-learn's KernelDensity gives log densities, and not the effective numbers of samples that the guard is about
 MIN_EFFECTIVE_SAMPLES = 30
 """Median effective number of samples that a density is read from, below which it is noise."""
 PAIRS = 2**22

@@ -6,10 +6,10 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from fdistill.evaluation.metrics.base import RowMetric
+from fdistill.evaluation.metrics.base import FeatureMetric
 from fdistill.evaluation.metrics.blocks import ROWS, blocks, check_pair, squared_distances
 
-Kernel = Callable[[Tensor, Tensor], Tensor]
+Similarity = Callable[[Tensor, Tensor], Tensor]
 
 
 class KernelDistanceEstimate(NamedTuple):
@@ -75,13 +75,15 @@ def kernel_distance(
     return KernelDistanceEstimate(within_x + within_y - 2 * cross / (n * m), variance.sqrt())
 
 
-class KernelDistance(RowMetric):
+class KernelDistance(FeatureMetric):
     """`kernel_distance` of all samples, as {"kernel_distance", "kernel_distance_error"}.
 
     Args:
         degree, gamma, coef, kernel, bandwidth: as `kernel_distance` takes them.
         reset_real_features: whether `reset()` forgets the real samples too.
     """
+
+    gives = ("kernel_distance", "kernel_distance_error")
 
     def __init__(
         self,
@@ -97,13 +99,10 @@ class KernelDistance(RowMetric):
         _check_kernel(*self.kernel)
 
     def measure(self, generated: Tensor, real: Tensor) -> dict[str, Tensor]:
-        for name, rows in (("generated", generated), ("real", real)):
-            self.need(name, len(rows), minimum=3)
-        distance, error = kernel_distance(generated, real, *self.kernel)
-        return {"kernel_distance": distance, "kernel_distance_error": error}
+        return dict(zip(self.gives, kernel_distance(generated, real, *self.kernel), strict=True))
 
 
-def _own_sums(x: Tensor, similarity: Kernel) -> Tensor:
+def _own_sums(x: Tensor, similarity: Similarity) -> Tensor:
     """Return for every row of `x` [n, d] the sum of its similarities to the other rows [n]."""
     sums = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for i, (rows, part) in enumerate(zip(blocks(x), sums.split(ROWS), strict=True)):
@@ -115,7 +114,7 @@ def _own_sums(x: Tensor, similarity: Kernel) -> Tensor:
     return sums
 
 
-def _cross_sums(x: Tensor, y: Tensor, similarity: Kernel) -> tuple[Tensor, Tensor]:
+def _cross_sums(x: Tensor, y: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
     """Return for every row of `x` [n, d] and of `y` [m, d] the sum of its similarities to the other side, [n], [m]."""
     by_x, by_y = (torch.zeros(len(side), dtype=torch.float64, device=side.device) for side in (x, y))
     for rows, part_x in zip(blocks(x), by_x.split(ROWS), strict=True):

@@ -7,7 +7,7 @@ itself (the nearest-neighbour two-sample test of Schilling 1986, read one sample
 import torch
 from torch import Tensor
 
-from fdistill.evaluation.metrics.base import RowMetric
+from fdistill.evaluation.metrics.base import FeatureMetric
 from fdistill.evaluation.metrics.blocks import check_pair
 from fdistill.evaluation.metrics.neighbours import nearest
 
@@ -51,10 +51,8 @@ def local_coverage(generated: Tensor, reference: Tensor) -> Tensor:
     return is_covered(generated, reference).double().mean()
 
 
-class LocalCoverage(RowMetric):
+class LocalCoverage(FeatureMetric):
     """`local_coverage` of all samples, of all ranks."""
 
     def measure(self, generated: Tensor, real: Tensor) -> Tensor:
-        self.need("generated", len(generated))
-        self.need("real", len(real), 2)
         return local_coverage(generated, real)

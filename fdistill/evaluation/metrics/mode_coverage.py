@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from fdistill.evaluation.metrics.base import FeatureMetric
-from fdistill.evaluation.metrics.blocks import check_features
-from fdistill.evaluation.metrics.checks import checked_labels
+from fdistill.evaluation.metrics.blocks import check_features, check_tensor, checked_labels
 
 OUTSIDE = -1
 """Label of a sample in no mode."""
@@ -45,9 +44,8 @@ class ModeCoverage(FeatureMetric):
         ValueError: for fewer than two modes, weights that are no distribution over them, or a share outside (0, 1].
     """
 
-    real_states = ("real",)
-    generated: Tensor
-    real: Tensor
+    sums, least = True, (1, 0)
+    gives = ("modes_covered", "mode_coverage", "mode_precision", "mode_weight_kl", "mode_entropy", "effective_modes")
 
     def __init__(
         self,
@@ -65,56 +63,59 @@ class ModeCoverage(FeatureMetric):
             raise ValueError(f"weights hold one number per mode: expected {num_modes}, got {len(weights)}")
         self.num_modes, self.oracle, self.min_share = num_modes, oracle, min_share
         self.reads = "modes" if oracle is None else "features"
-        for side in ("generated", "real"):
-            self.add_sum(side, (1 + num_modes,), torch.int64)  # the first counts the samples outside
 
-    def update(self, features: Tensor, real: bool) -> None:
-        """Add features [n, d] for the oracle, or integer labels [n] where there is none.
+    def check(self, name: str, features: Tensor) -> None:
+        (check_tensor if self.oracle is None else check_features)(name, features)
+
+    def kept(self, rows: list[Tensor], features: Tensor) -> list[Tensor]:
+        """The numbers of samples, of those outside, and of those in each mode, as one row.
 
         Raises:
-            ValueError: for a wrong shape, a NaN or an infinity, or labels that are no integers in [-1, num_modes).
+            ValueError: for labels that are no integers in [-1, num_modes).
         """
-        name = "real" if real else "generated"
-        labels = features if self.oracle is None else _named(self.oracle, name, features)
-        inside = torch.where(labels == OUTSIDE, 0, labels)
-        checked_labels(inside, self.num_modes)
-        counts = torch.bincount(labels.detach().long() - OUTSIDE, minlength=1 + self.num_modes)
-        setattr(self, name, getattr(self, name) + counts.to(self.device))
+        labels = features.detach() if self.oracle is None else self.oracle(features.detach())
+        if self.oracle is not None and labels.shape != features.shape[:1]:
+            raise ValueError(
+                f"the oracle names one mode per sample: expected [{len(features)}], got {list(labels.shape)}"
+            )
+        checked_labels(torch.where(labels == OUTSIDE, 0, labels), self.num_modes)
+        counts = torch.bincount(labels.long() - OUTSIDE, minlength=1 + self.num_modes)
+        return [torch.cat([*rows, torch.cat([counts.sum()[None], counts])[None]]).sum(0, keepdim=True)]
 
-    def compute(self) -> dict[str, Tensor]:
-        """The numbers for all samples so far, of all ranks."""
-        self.need("generated", int(self.generated.sum()))
-        reference, real_bias = self._reference()
-        n, counts = self.generated.double().sum(), self.generated[1:].double()
+    def measure(self, generated: Tensor, real: Tensor) -> dict[str, Tensor]:
+        total = generated.sum(0).double()
+        n, counts = total[0], total[2:]
+        reference, real_bias = self._reference(real, counts.device)
         inside = counts.sum()
         enough = (self.min_share * reference * n).clamp(min=1) * (1 - ROUNDING)
         covered = (counts >= enough) & (reference > 0)
         share = counts / inside.clamp(min=1)
         entropy = _entropy(share)
         bias = ((counts > 0).sum() - 1) / (2 * inside) + real_bias
-        return {
-            "modes_covered": covered.sum().double(),
-            "mode_coverage": covered.double().sum() / (reference > 0).sum(),
-            "mode_precision": inside / n,
-            "mode_weight_kl": _kl(share, reference) - bias if inside else torch.full_like(entropy, math.inf),
-            "mode_entropy": entropy / math.log(self.num_modes),
-            "effective_modes": entropy.exp() * (inside > 0),
-        }
+        values = (
+            covered.sum().double(),
+            covered.double().sum() / (reference > 0).sum(),
+            inside / n,
+            _kl(share, reference) - bias if inside else torch.full_like(entropy, math.inf),
+            entropy / math.log(self.num_modes),
+            entropy.exp() * (inside > 0),
+        )
+        return dict(zip(self.gives, values, strict=True))
 
-    def _reference(self) -> tuple[Tensor, float]:
+    def _reference(self, real: Tensor, device: torch.device) -> tuple[Tensor, float]:
         """Return how often each mode occurs in the reference [M], summing to 1, and what its noise adds to the KL."""
         if self.weights is not None:
-            return self.weights.to(self.device), 0.0
-        outside, counts = int(self.real[0]), self.real[1:].double()
+            return self.weights.to(device), 0.0
+        if not len(real):
+            return torch.full((self.num_modes,), 1 / self.num_modes, dtype=torch.float64, device=device), 0.0
+        counts = real.sum(0)[2:].double()
         inside = float(counts.sum())
-        if inside:
-            return counts / inside, (int((counts > 0).sum()) - 1) / (2 * inside)
-        if outside:
+        if not inside:
             raise ValueError(
-                f"real samples say how often each mode occurs: expected some in a mode, got all {outside} in none; "
-                "check the oracle on real samples"
+                f"real samples say how often each mode occurs: expected some in a mode, got all "
+                f"{int(real[:, 0].sum())} in none; check the oracle on real samples"
             )
-        return torch.full_like(counts, 1 / self.num_modes), 0.0
+        return counts / inside, (int((counts > 0).sum()) - 1) / (2 * inside)
 
 
 def class_entropy(labels: Tensor, num_classes: int) -> Tensor:
@@ -151,21 +152,6 @@ def mode_weight_kl(labels: Tensor, weights: Tensor) -> Tensor:
     return _kl(share, reference.to(share.device))
 
 
-def modes_covered(labels: Tensor, num_modes: int, min_share: float) -> Tensor:
-    """Return how many modes hold at least `min_share` of the samples, an int64 scalar in [0, num_modes].
-
-    Args:
-        labels: mode of each sample, integers [n] in [0, num_modes).
-        num_modes: >= 1.
-        min_share: in (0, 1], of all samples; a tenth of the mode's own weight is a usual choice.
-
-    Raises:
-        ValueError: for labels of another shape, type or range, or a share outside (0, 1].
-    """
-    _check_share(min_share)
-    return (_histogram(labels, num_modes) >= min_share).sum()
-
-
 def _histogram(labels: Tensor, count: int) -> Tensor:
     """Return the share [count] of samples per label, summing to 1."""
     labels = checked_labels(labels, count)
@@ -200,12 +186,3 @@ def _check_at_least_two(name: str, count: int) -> None:
 def _check_share(min_share: float) -> None:
     if not 0 < min_share <= 1:
         raise ValueError(f"min_share is a part of what is there: expected it in (0, 1], got {min_share}")
-
-
-def _named(oracle: Callable[[Tensor], Tensor], name: str, features: Tensor) -> Tensor:
-    """Return the oracle's modes [n] of features [n, d]."""
-    check_features(f"{name} features", features)
-    labels = oracle(features)
-    if labels.shape != features.shape[:1]:
-        raise ValueError(f"the oracle names one mode per sample: expected [{len(features)}], got {list(labels.shape)}")
-    return labels

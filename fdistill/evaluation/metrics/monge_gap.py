@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fdistill.evaluation.metrics.blocks import check_features
 
-_STEPS = 10_000  # of Sinkhorn's iteration
+_STEPS = 10_000  # of Sinkhorn's iteration, which SciPy does not have
 _EVERY = 10  # of them between two looks at the marginals
 _CONVERGED = 1e-7  # mean relative error of the row sums; the gap is off by its square
 

@@ -2,7 +2,7 @@
 
 Squared distances come from one matrix product and are off by rounding. Here two distances that rounding cannot tell
 apart are equal: a copy of a point lies at distance 0, and a point at a ball's very edge is inside a closed ball and
-outside an open one, whatever the order in which a processor adds.
+outside an open one, whatever the order in which a processor adds. scikit-learn's searches know neither that nor a GPU.
 """
 
 from collections.abc import Iterator, Sequence

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fdistill.evaluation.metrics.base import RowMetric
+from fdistill.evaluation.metrics.base import FeatureMetric
 from fdistill.evaluation.metrics.neighbours import ball_members, check_neighbour, paired_points
 
 
@@ -50,7 +50,7 @@ def inside_manifolds(generated: Tensor, reference: Tensor, k: int = 3, strict: b
     return InsideManifolds(balls > 0, recalled)
 
 
-class PrecisionRecall(RowMetric):
+class PrecisionRecall(FeatureMetric):
     """`precision_recall` of all samples, as {"precision", "recall"}.
 
     Args:
@@ -58,12 +58,12 @@ class PrecisionRecall(RowMetric):
         reset_real_features: whether `reset()` forgets the real samples too.
     """
 
+    gives = PrecisionAndRecall._fields
+
     def __init__(self, k: int = 3, strict: bool = False, reset_real_features: bool = True) -> None:
         super().__init__(reset_real_features)
         check_neighbour("k", k)
         self.k, self.strict = k, strict
 
     def measure(self, generated: Tensor, real: Tensor) -> dict[str, Tensor]:
-        for name, rows in (("generated", generated), ("real", real)):
-            self.need(name, len(rows), minimum=self.k + 1)
         return precision_recall(generated, real, self.k, self.strict)._asdict()

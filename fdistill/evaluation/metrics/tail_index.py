@@ -5,13 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fdistill.evaluation.metrics.base import RowMetric
+from fdistill.evaluation.metrics.base import FeatureMetric
 from fdistill.evaluation.metrics.blocks import check_pair
 from fdistill.evaluation.metrics.neighbours import Crowding, check_neighbour, crowding, neighbour_distances
 
 
 class TailIndices(NamedTuple):
-    """Float64 scalars, or [num_splits] each in a null band; of a generated set G against a reference R of equal n."""
+    """Float64 scalars of a generated set G against a reference R of equal n."""
 
     tid: Tensor  # tail index of G less that of R: 0 for equal laws; scale free, so blind to uniform crowding
     anchored_tid: Tensor  # the same above the reference's threshold: 0 for equal laws; rises with every crowding
@@ -105,40 +105,7 @@ def tail_threshold(counts: Tensor, k: float) -> Tensor:
     return counts.topk(_tail_length(len(counts), k) + 1).values[-1].double()
 
 
-def tail_index_null_band(
-    reference: Tensor,
-    num_splits: int,
-    generator: torch.Generator,
-    k: float = 0.1,
-    eps: float | None = None,
-    eps_neighbour: int = 20,
-    count_self: bool = True,
-) -> TailIndices:
-    """Return what chance alone makes of each number [num_splits]: one random half of the reference against the other.
-
-    The halves hold n // 2 samples; for the band at n give twice as many.
-
-    Args:
-        reference: features [n, d], n >= 4.
-        num_splits: >= 1.
-        generator: on the CPU.
-        k, eps, eps_neighbour, count_self: as `tail_indices` takes them.
-
-    Raises:
-        ValueError: as `tail_indices` does, and for no split.
-    """
-    if num_splits < 1:
-        raise ValueError(f"a band is made of splits: expected num_splits >= 1, got {num_splits}")
-    half = len(reference) // 2
-    values = []
-    for _ in range(num_splits):
-        order = torch.randperm(len(reference), generator=generator).to(reference.device)
-        halves = reference[order[:half]], reference[order[half : 2 * half]]
-        values.append(tail_indices(*halves, k, eps, eps_neighbour, count_self))
-    return TailIndices(*(torch.stack(column) for column in zip(*values, strict=True)))
-
-
-class TailIndexDifference(RowMetric):
+class TailIndexDifference(FeatureMetric):
     """`tail_indices` of equally many generated and real samples, all its numbers but eps.
 
     Returns {"tid", "anchored_tid", "count_ratio", "neighbour_distance_ratio"}.
@@ -147,6 +114,8 @@ class TailIndexDifference(RowMetric):
         k, eps, eps_neighbour, count_self: as `tail_indices` takes them.
         reset_real_features: whether `reset()` forgets the real samples too.
     """
+
+    gives = TailIndices._fields[:-1]
 
     def __init__(
         self,
@@ -161,10 +130,7 @@ class TailIndexDifference(RowMetric):
         self.arguments = (k, eps, eps_neighbour, count_self)
 
     def measure(self, generated: Tensor, real: Tensor) -> dict[str, Tensor]:
-        for name, rows in (("generated", generated), ("real", real)):
-            self.need(name, len(rows), minimum=2)
-        values = tail_indices(generated, real, *self.arguments)._asdict()
-        return {name: value for name, value in values.items() if name != "eps"}
+        return dict(zip(self.gives, tail_indices(generated, real, *self.arguments), strict=False))
 
 
 def _check_arguments(k: float, eps_neighbour: int) -> None:

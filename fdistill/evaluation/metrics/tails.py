@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fdistill.core.random import generator_for
-from fdistill.evaluation.metrics.base import RowMetric
-from fdistill.evaluation.metrics.blocks import blocks, check_features
+from fdistill.evaluation.metrics.base import FeatureMetric
+from fdistill.evaluation.metrics.blocks import NoValueError, blocks, check_features
 
 DIRECTIONS = 64
 """Directions measured at a time: 26 MB for 50,000 samples."""
@@ -51,14 +51,14 @@ def tail_diagnostics(features: Tensor, num_directions: int, generator: torch.Gen
         along = torch.cat([(block - centre) @ part.T for block in blocks(features)])
         std = along.square().mean(0).sqrt()
         if bool((std <= ROUNDING * largest).any()):
-            raise ValueError("features vary: expected a standard deviation > 0, got 0; all samples are the same")
+            raise NoValueError("features vary: expected a standard deviation > 0, got 0; all samples are the same")
         along /= std
         kurtosis.append(along.pow(4).mean(0).max() - 3)
         farthest.append(along.abs().max() / math.sqrt(2 * math.log(len(features))))
     return Tails(torch.stack(kurtosis).max(), torch.stack(farthest).max())
 
 
-class TailDiagnostics(RowMetric):
+class TailDiagnostics(FeatureMetric):
     """`tail_diagnostics` of equally many generated and real samples, along the same directions.
 
     Returns {"excess_kurtosis", "projection"} of the generated samples and {"real_excess_kurtosis", "real_projection"}
@@ -68,21 +68,23 @@ class TailDiagnostics(RowMetric):
         num_directions: >= 1.
         seed: of the directions.
         reset_real_features: whether `reset()` forgets the real samples too.
+        beside_real: False for the generated samples' numbers alone.
     """
 
-    def __init__(self, num_directions: int = 1000, seed: int = 0, reset_real_features: bool = True) -> None:
+    def __init__(
+        self, num_directions: int = 1000, seed: int = 0, reset_real_features: bool = True, beside_real: bool = True
+    ) -> None:
         super().__init__(reset_real_features)
-        self.num_directions, self.seed = num_directions, seed
+        self.num_directions, self.seed, self.alone = num_directions, seed, not beside_real
+        self.least = (1, int(beside_real))
+        self.gives = Tails._fields + (tuple(f"real_{name}" for name in Tails._fields) if beside_real else ())
 
     def measure(self, generated: Tensor, real: Tensor) -> dict[str, Tensor]:
-        self.need("generated", len(generated), minimum=2)
-        self.need("real", len(real), minimum=2)
-        if len(generated) != len(real):
+        if not self.alone and len(generated) != len(real):
             raise ValueError(
                 f"tails are compared at equal numbers: expected {len(real)} generated samples, got {len(generated)}; "
                 "they grow with the number"
             )
-        fake, true = (
-            tail_diagnostics(side, self.num_directions, generator_for(self.seed)) for side in (generated, real)
-        )
-        return fake._asdict() | {f"real_{name}": value for name, value in true._asdict().items()}
+        sides = (generated,) if self.alone else (generated, real)
+        found = [tail_diagnostics(side, self.num_directions, generator_for(self.seed)) for side in sides]
+        return dict(zip(self.gives, [value for tails in found for value in tails], strict=True))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fdistill.evaluation.metrics.checks import checked_labels
+from fdistill.evaluation.metrics.blocks import checked_labels
 from fdistill.evaluation.metrics.classifier import train_classifier
 
 TEST_BATCH = 1024

@@ -1,18 +1,17 @@
 """Vendi score: the effective number of different samples under a kernel (arXiv 2210.02410)."""
 
 import math
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from fdistill.core.random import generator_for
 from fdistill.evaluation.metrics.base import FeatureMetric
-from fdistill.evaluation.metrics.blocks import blocks, check_features, check_width
-from fdistill.evaluation.metrics.checks import checked_labels
-from fdistill.evaluation.metrics.random_fourier import fourier_features, fourier_frequencies, waves
+from fdistill.evaluation.metrics.blocks import blocks, check_features, checked_labels
+from fdistill.evaluation.metrics.random_fourier import fourier_frequencies, waves
 from fdistill.evaluation.metrics.vendi_kernel import (
-    Kernel,
     KernelName,
     add_gram,
     check_bandwidth,
@@ -101,18 +100,13 @@ def per_class_vendi_score(
         ValueError: as `vendi_score`, and for labels of another shape or outside the range.
     """
     check_features("features", features)
-    labels = _labels_of(features, labels, num_classes)
-    parts = (features[labels == label] for label in labels.unique())
-    return torch.stack([vendi_score(part, order, kernel, bandwidth, centre) for part in parts]).mean()
-
-
-def _labels_of(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     labels = checked_labels(labels, num_classes)
     if len(labels) != len(features):
         raise ValueError(
             f"labels hold one class per sample: expected {len(features)}, got {len(labels)}; pass those of the samples"
         )
-    return labels
+    parts = (features[labels == label] for label in labels.unique())
+    return torch.stack([vendi_score(part, order, kernel, bandwidth, centre) for part in parts]).mean()
 
 
 class VendiScore(FeatureMetric):
@@ -123,22 +117,19 @@ class VendiScore(FeatureMetric):
 
     The cosine kernel and the Gaussian one by random Fourier features stream: a rank holds the sum of `u u^T` in
     float64, 8 d^2 bytes a side (of the features, or of 2 random_features), however many samples there are. The exact
-    Gaussian kernel and the mean over classes keep all features, in the type they came in.
+    Gaussian kernel keeps all features, in the type they came in.
 
     Args:
         order: q in (0, inf].
         kernel: "cosine" or "rbf".
         bandwidth: of "rbf", in (0, inf).
         centre: [d], subtracted first, best the mean of the reference; see `vendi_score`.
-        relative: whether `compute` returns the ratio, which needs equally many samples on both sides (in every class
-            where there are classes): up to n = d and beyond, scores grow with n.
+        relative: whether `compute` returns the ratio, which needs equally many samples on both sides: up to n = d and
+            beyond, scores grow with n.
         random_features: number of frequencies for "rbf", see `fourier_features` for the bias; None for the exact one.
-        num_classes: for `per_class_vendi_score`; `update` then takes labels. None for one score of all samples.
         seed: of the frequencies, which are the same on every rank.
         reset_real_features: whether `reset()` forgets the real samples too.
     """
-
-    real_states = ("real", "real_labels")
 
     centre: Tensor | None
 
@@ -150,7 +141,6 @@ class VendiScore(FeatureMetric):
         centre: Tensor | None = None,
         relative: bool = False,
         random_features: int | None = None,
-        num_classes: int | None = None,
         seed: int = 0,
         reset_real_features: bool = True,
     ) -> None:
@@ -163,132 +153,68 @@ class VendiScore(FeatureMetric):
                 "leave it None"
             )
         self.order, self.kernel, self.bandwidth, self.relative = order, kernel, bandwidth, relative
-        self.random_features, self.num_classes, self.seed = random_features, num_classes, seed
+        self.random_features, self.seed = random_features, seed
         self.register_buffer("centre", centre, persistent=False)
-        self._width: int | None = None
-        for name in ("generated", "real", "generated_labels", "real_labels"):
-            self.add_rows(name)
+        self.alone, self.least = not relative, (1, int(relative))
+        self.sums = kernel == "cosine" or random_features is not None
 
-    @property
-    def label(self) -> str:
-        """What it is logged as: vendi_ratio where it is relative."""
-        return "vendi_ratio" if self.relative else super().label
-
-    def update(self, features: Tensor, real: bool, labels: Tensor | None = None) -> None:
-        """Add features [n, d] of real samples, or of generated ones, and with num_classes their labels, int [n].
-
-        Raises:
-            ValueError: for a wrong shape, a NaN or an infinity, another d than before, a row at the centre under the
-                cosine, labels without num_classes, or none with it.
-        """
-        name = "real" if real else "generated"
-        check_features(f"{name} features", features)
-        if self._width is not None:
-            check_width(self._width, features)
+    def check(self, name: str, features: Tensor) -> None:
+        super().check(name, features)
         check_centre(self.centre, features.shape[1])
-        labels = self._checked_labels(features, labels)
-        if self._streams and (self.relative or not real):
-            setattr(self, name, [self._added(self.rows(name), features.to(self.device))])
-        elif self.relative or not real:
-            getattr(self, name).append(features.detach().to(self.device))
-            if labels is not None:
-                getattr(self, f"{name}_labels").append(labels.to(self.device))
-        self._width = features.shape[1]
 
-    def compute(self) -> Tensor:
-        """The score or the ratio of all samples so far, of all ranks: a float64 scalar.
-
-        Raises:
-            ValueError: without samples, or, where it is relative, for different numbers of them.
-        """
-        self.need("generated", self._count("generated"))
-        if not self.relative:
-            return self._score("generated")
-        self.need("real", self._count("real"))
-        self._check_equal_counts()
-        return self._score("generated") / self._score("real")
-
-    def reset(self) -> None:
-        """Forget all samples, or only the generated ones where reset_real_features is False."""
-        super().reset()
-        if self.reset_real_features:
-            self._width = None
-
-    @property
-    def _streams(self) -> bool:
-        return self.num_classes is None and (self.kernel == "cosine" or self.random_features is not None)
-
-    def _added(self, kept: Tensor, features: Tensor) -> Tensor:
-        """Return a row [1, 1 + side^2], a count and a Gram matrix: the sum of those kept and of that of the features.
-
-        `kept` are a copy of the state and may be written to.
-        """
-        if self.random_features is None:
-            rows = Kernel(None, None if self.centre is None else self.centre.double()).rows(features)
-        else:
-            frequencies = self._frequencies(features)
-            rows = (waves(block, frequencies) for block in blocks(features))
+    def kept(self, rows: list[Tensor], features: Tensor) -> list[Tensor]:
+        if not self.sums:
+            return super().kept(rows, features)
         side = features.shape[1] if self.random_features is None else 2 * self.random_features
         if self.order != 2:
             check_side(side)
-        if not len(kept):
-            kept = torch.zeros(1, 1 + side**2, dtype=torch.float64, device=features.device)
-        row = kept[0] if len(kept) == 1 else kept.sum(0)
-        row[0] += len(features)
-        for block in rows:
-            add_gram(row[1:].view(side, side), block)
-        return row[None]
+        total = torch.zeros(1 + side**2, dtype=torch.float64, device=features.device)
+        for block in self._directions(features):
+            add_gram(total[1:].view(side, side), block)
+        total[0] = len(features)
+        for row in rows:
+            total += row[0]
+        return [total[None]]
 
-    def _score(self, name: str) -> Tensor:
-        kept = self.rows(name)
-        if self._streams:
-            side = math.isqrt(kept.shape[1] - 1)
-            gram = kept.sum(0)[1:].view(side, side)
-            return 1 / collision(gram) if self.order == 2 else hill_number(shares(gram), self.order)
+    def measure(self, generated: Tensor, real: Tensor) -> Tensor:
+        sides = (generated, real)[: 1 + self.relative]
+        counts = [int(rows[:, 0].sum()) if self.sums else len(rows) for rows in sides]
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"a Vendi ratio compares equally many samples, for scores grow with n: expected {counts[1]} generated "
+                f"ones, as many as real, got {counts[0]}; draw as many"
+            )
+        scores = [self._score(rows) for rows in sides]
+        return scores[0] / scores[1] if self.relative else scores[0]
+
+    def _score(self, rows: Tensor) -> Tensor:
+        if not self.sums:
+            return vendi_score(rows, self.order, self.kernel, self.bandwidth, self.centre)
+        side = math.isqrt(rows.shape[1] - 1)
+        gram = rows.sum(0)[1:].view(side, side)
+        return 1 / collision(gram) if self.order == 2 else hill_number(shares(gram), self.order)
+
+    def _directions(self, features: Tensor) -> Iterator[Tensor]:
+        """Rows of length one whose products are the kernel, a block at a time."""
         if self.random_features is None:
-            settings: tuple[Any, ...] = (self.order, self.kernel, self.bandwidth, self.centre)
-        else:
-            kept, settings = fourier_features(kept, self._frequencies(kept)), (self.order,)
-        if self.num_classes is None:
-            return vendi_score(kept, *settings)
-        return per_class_vendi_score(kept, self.rows(f"{name}_labels"), self.num_classes, *settings)
-
-    def _frequencies(self, features: Tensor) -> Tensor:
-        drawn = fourier_frequencies(
+            return checked_kernel(features, "cosine", None, self.centre).rows(features)
+        frequencies = fourier_frequencies(
             features.shape[1],
             cast(float, self.bandwidth),  # the two go together
-            cast(int, self.random_features),
+            self.random_features,
             generator_for(self.seed, features.shape[1]),
-        )
-        return drawn.to(features.device)  # drawn on the CPU: the same on every kind of device
+        ).to(features.device)  # drawn on the CPU: the same on every kind of device
+        return (waves(block, frequencies) for block in blocks(features))
 
-    def _count(self, name: str) -> int:
-        kept = self.rows(name)
-        return int(kept[:, 0].sum()) if self._streams and len(kept) else len(kept)
 
-    def _check_equal_counts(self) -> None:
-        counts = [torch.tensor([self._count(name)]) for name in ("generated", "real")]
-        if self.num_classes is not None:
-            counts = [
-                torch.bincount(self.rows(f"{name}_labels"), minlength=self.num_classes)
-                for name in ("generated", "real")
-            ]
-        different = (counts[0] != counts[1]).nonzero()
-        if len(different):
-            index = int(different[0])
-            where = "" if self.num_classes is None else f" of class {index}"
-            raise ValueError(
-                f"a Vendi ratio compares equally many samples, for scores grow with n: expected "
-                f"{int(counts[1][index])} generated ones{where}, as many as real, got {int(counts[0][index])}; "
-                "draw as many"
-            )
+class VendiScoreAndRatio(FeatureMetric):
+    """{"vendi_score", "vendi_ratio"} under the cosine: the score, and the same over the reference's.
 
-    def _checked_labels(self, features: Tensor, labels: Tensor | None) -> Tensor | None:
-        if (labels is None) != (self.num_classes is None):
-            given = "none" if labels is None else "some"
-            raise ValueError(
-                f"labels go with num_classes: got {given} with num_classes={self.num_classes}; give both or neither"
-            )
-        if labels is None or self.num_classes is None:
-            return None
-        return _labels_of(features, labels, self.num_classes)
+    From the smaller of the matrices n x n and d x d, where the stream of `VendiScore` needs that of d x d.
+    """
+
+    gives = ("vendi_score", "vendi_ratio")
+
+    def measure(self, generated: Tensor, real: Tensor) -> dict[str, Tensor]:
+        score = vendi_score(generated)
+        return dict(zip(self.gives, (score, score / vendi_score(real)), strict=True))

@@ -5,9 +5,10 @@ from fdistill.evaluation.report.curves import training_curves_figure
 from fdistill.evaluation.report.grid import sample_grid_figure
 from fdistill.evaluation.report.intervals import intervals
 from fdistill.evaluation.report.page import html_page
-from fdistill.evaluation.report.rows import Samples, average_rows, compare, joined, measure, per_class, write_json
-from fdistill.evaluation.report.table import print_table, speedup_line, table_cells
+from fdistill.evaluation.report.rows import average_rows, compare, measure, per_class, write_json
+from fdistill.evaluation.report.table import print_table
 from fdistill.evaluation.report.verdict import verdict
+from fdistill.evaluation.samples import Samples, joined
 
 __all__ = [
     "Samples",
@@ -21,8 +22,6 @@ __all__ = [
     "per_class_gaussian",
     "print_table",
     "sample_grid_figure",
-    "speedup_line",
-    "table_cells",
     "training_curves_figure",
     "verdict",
     "write_json",

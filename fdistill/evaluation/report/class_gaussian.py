@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fdistill.data.batches import InMemorySplit
-from fdistill.evaluation.metrics.checks import checked_labels
+from fdistill.evaluation.metrics.blocks import checked_labels
 
 MOST_NUMBERS = 2**20  # of a class that its Gaussian is fitted to
 LEAST = 1000  # samples, however many numbers each has

@@ -1,17 +1,19 @@
 """The course of training as small panels, read from the `metrics.jsonl` of run folders."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fdistill.evaluation.report.figure_file import BLUE, INK, PALE_BLUE, save_figure
+from fdistill.evaluation.report.figure_file import BLUE, PALE_BLUE, save_figure, styled
 from fdistill.evaluation.report.panels import beside
-from fdistill.evaluation.report.run_log import Curves, read_run_log
 
 COLUMNS = 4
 PANEL = (3.1, 2.1)  # inches, axis labels included
@@ -20,8 +22,54 @@ FIRST = ("loss/", "metric/", "collapse/")  # the rest follows in alphabetical or
 LOG_FROM = 30  # largest over smallest value, above which an axis becomes logarithmic
 LINES = {"teacher": "--", "floor": ":"}
 NOISY_FROM = 40  # points, above which a running mean is drawn over the raw line
+NOT_CURVES = ("step", "epoch", "time", "seconds")
+
+Curves = dict[str, tuple[list[float], list[float]]]
 
 
+@dataclass
+class RunLog:
+    """What was logged, by name.
+
+    Attributes:
+        curves: steps and values of each number, in the order of writing.
+        words: steps and sentences.
+    """
+
+    curves: Curves = field(default_factory=dict)
+    words: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+
+
+def read_run_log(source: Path) -> RunLog:
+    """Read a file with one JSON object per line, holding "step" and named numbers or words.
+
+    Lines that a crash tore in two are left out: the last one, or one in the middle where the run was resumed.
+
+    Raises:
+        ValueError: where no line is a JSON object with a step.
+    """
+    lines = [line for line in source.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    records = [record for line in lines if (record := _record(line)) is not None]
+    if lines and not records:
+        raise ValueError(
+            f'{source} holds no curves: expected a JSON object with "step" per line, got {lines[0][:60]!r}; '
+            "name the metrics.jsonl of a run folder"
+        )
+    log = RunLog()
+    for record in records:
+        for name, value in record.items():
+            if name in NOT_CURVES:
+                continue
+            if isinstance(value, int | float):
+                steps, values = log.curves.setdefault(name, ([], []))
+                steps.append(record["step"])
+                values.append(float(value))
+            elif isinstance(value, str):
+                log.words.setdefault(name, []).append((record["step"], value))
+    return log
+
+
+@styled
 def training_curves_figure(metrics_jsonl_paths: Mapping[str, str | Path], path: str | Path) -> Path:
     """Draw every scalar that the runs logged, a block of panels per run, into a PNG at `path`; return the path.
 
@@ -29,11 +77,9 @@ def training_curves_figure(metrics_jsonl_paths: Mapping[str, str | Path], path: 
 
     Args:
         metrics_jsonl_paths: title to a file with one JSON object per line, holding "step" and named numbers.
-        path: the file to write; missing folders are made.
 
     Raises:
         ValueError: without a run, or for a file of which no line is a JSON object with a step.
-        OSError: when a file cannot be read or written.
     """
     if not metrics_jsonl_paths:
         raise ValueError("training curves need at least one metrics.jsonl: got none")
@@ -41,19 +87,19 @@ def training_curves_figure(metrics_jsonl_paths: Mapping[str, str | Path], path: 
     shown = {title: _own_panels(curves) for title, curves in runs.items()}
     lines = [max(1, -(-len(names) // COLUMNS)) for names in shown.values()]
     width, height = PANEL[0] * COLUMNS, sum(HEADING + PANEL[1] * n for n in lines)
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = Figure(figsize=(width, height))
     top = height
     for n, (title, curves) in zip(lines, runs.items(), strict=True):
         top -= HEADING
         note = "" if curves else ": nothing was logged"
-        figure.text(0.12 / width, (top + 0.08) / height, title + note, fontsize=12, fontweight="bold", color=INK)
+        figure.text(0.12 / width, (top + 0.08) / height, title + note, fontsize=12, fontweight="bold")
         for i, name in enumerate(shown[title]):
             left, bottom = PANEL[0] * (i % COLUMNS), top - PANEL[1] * (i // COLUMNS + 1)
             corner = ((left + 0.62) / width, (bottom + 0.52) / height)
             panel = figure.add_axes((*corner, (PANEL[0] - 0.77) / width, (PANEL[1] - 0.82) / height))
             _draw(panel, name, curves)
         top -= PANEL[1] * n
-    return save_figure(figure, path, dpi=110)
+    return save_figure(figure, path)
 
 
 def _own_panels(curves: Curves) -> list[str]:
@@ -66,7 +112,7 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def _draw(panel: Axes, name: str, curves: Curves) -> None:
-    panel.set_title(name, fontsize=9, loc="left", color=INK)
+    panel.set_title(name)
     steps, values = curves[name]
     draw_curve(panel, steps, values, BLUE, PALE_BLUE)
     style_axes(panel, [*values, *draw_references(panel, name, curves, BLUE)])
@@ -94,13 +140,13 @@ def draw_curve(
 
 
 def style_axes(panel: Axes, values: Sequence[float]) -> None:
-    """Give axes that show `values` over the training step their scale, ticks and grid."""
+    """Give axes that show `values` over the training step their scale and ticks."""
     finite = [value for value in values if math.isfinite(value)]
     if finite and min(finite) > 0 and max(finite) > LOG_FROM * min(finite):
         panel.set_yscale("log")
         subs = (1.0, 2.0, 5.0) if max(finite) < 100 * min(finite) else (1.0,)
         panel.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panel.yaxis.set_minor_formatter(NullFormatter())
     else:
         if finite and min(finite) == max(finite):  # a constant in the middle, not magnified rounding
@@ -108,10 +154,7 @@ def style_axes(panel: Axes, values: Sequence[float]) -> None:
         panel.yaxis.set_major_locator(MaxNLocator(4))
     panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-    panel.tick_params(labelsize=8, colors=INK, length=2)
-    panel.grid(alpha=0.25, lw=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.set_xlabel("step", fontsize=8, color=INK)
+    panel.set_xlabel("step", fontsize=8)
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
@@ -122,3 +165,12 @@ def running_mean(values: np.ndarray) -> np.ndarray:
     total = np.convolve(np.where(present, values, 0), kernel, mode="same")
     count = np.convolve(present.astype(float), kernel, mode="same")
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """Return what one line logged, or None when it is not whole."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int | float) else None

@@ -1,13 +1,11 @@
 """A page that shows how runs go: the panels of `fdistill.evaluation.report.panels`, runs overlaid, in one HTML file."""
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import zip_longest
 from os.path import commonpath
 from pathlib import Path
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -15,12 +13,10 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fdistill.core.atomic_files import atomic_write
-from fdistill.evaluation.report.curves import draw_curve, draw_references, style_axes
-from fdistill.evaluation.report.figure_file import BLUE, INK
-from fdistill.evaluation.report.page import html_document
+from fdistill.evaluation.report.curves import RunLog, draw_curve, draw_references, read_run_log, style_axes
+from fdistill.evaluation.report.figure_file import BLUE, png, styled
+from fdistill.evaluation.report.page import write_page
 from fdistill.evaluation.report.panels import COLLAPSE, PICTURES, Group, Panel, all_groups
-from fdistill.evaluation.report.run_log import RunLog, read_run_log
 
 FILE_NAME = "metrics.jsonl"
 PICTURE_FOLDERS = ("samples", "diagnosis")
@@ -28,17 +24,7 @@ COLOURS = (BLUE, "#d1571d", "#2a8a4a", "#8b4fb3", "#b08900", "#0e8f9c", "#c23b6b
 MANY = 6  # names, above which they are shades of one colour
 AXES = (4.5, 2.5)  # inches
 LEGEND = 70  # letters in a line of it
-DPI = 110
 REASONS = 5  # last ones that are told of a run
-MORE_STYLE = """
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
-.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(24rem, 1fr)); gap: 1.5rem; }
-.panels figure { margin: 0; }
-.panels figure.wide { grid-column: 1 / -1; }
-.panels p { margin: .4rem 0 0; font-size: .9rem; color: var(--dim); }
-ul.runs { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem 1.5rem; }
-.swatch { display: inline-block; width: 1.4rem; height: .25rem; margin-right: .5rem; vertical-align: middle; }
-"""
 
 
 @dataclass
@@ -76,41 +62,41 @@ def read_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
 
 
 def dashboard_page(runs: Mapping[str, Run], path: str | Path) -> Path:
-    """Write one self-contained page to `path` and return the path; it loads nothing from anywhere.
-
-    Raises:
-        OSError: when a picture cannot be read or the page not written.
-    """
+    """Write one self-contained page to `path` and return the path; it loads nothing from anywhere."""
     names = sorted({name for run in runs.values() for name in run.log.curves})
     *groups, rest = all_groups(names)
-    parts = [f"<h1>{escape(', '.join(runs))}</h1>", _legend(runs)]
-    parts += [_group(group, names, runs) for group in groups]
-    parts += [_pictures(runs), _group(rest, names, runs)]
-    return atomic_write(path, html_document(", ".join(runs), parts, MORE_STYLE))
+    sections = [_section(group, names, runs) for group in groups]
+    sections += [_pictures(runs), _section(rest, names, runs)]
+    return write_page(path, "dashboard.html", title=", ".join(runs), runs=runs, sections=sections)
 
 
-def _legend(runs: Mapping[str, Run]) -> str:
-    references = "Dashed: the teacher. Dotted: the floor, which real samples score against other real ones."
-    items = [
-        f'<li><span class="swatch" style="background:{run.colour}"></span>{escape(title)}</li>'
-        for title, run in runs.items()
-    ]
-    listed = f'<ul class="runs">{"".join(items)}</ul>\n' if len(runs) > 1 else ""
-    return f'{listed}<p class="dim">{references} Below each panel stands what one sees there when all is well.</p>'
-
-
-def _group(group: Group, names: list[str], runs: Mapping[str, Run]) -> str:
-    """Return the panels of a group under its title; nothing where no run logged any."""
+def _section(group: Group, names: list[str], runs: Mapping[str, Run]) -> dict[str, Any]:
+    """The panels of a group that any run logged; below those of the alarm its reasons."""
     figures = [figure for panel in group.panels if (figure := _panel(panel, names, runs))]
-    words = _reasons(runs) if group.title == COLLAPSE else ""
-    return _section(group.title, figures) + words if figures or words else ""
+    reasons = [
+        (title, step, reason)
+        for title, run in runs.items()
+        for step, reason in run.log.words.get("collapse/reason", [])[-REASONS:]
+    ]
+    return {"title": group.title, "well": "", "figures": figures, "reasons": reasons * (group.title == COLLAPSE)}
 
 
-def _panel(panel: Panel, names: list[str], runs: Mapping[str, Run]) -> str:
-    """Return the panel as a figure with its sentence; nothing where no run logged it."""
+def _pictures(runs: Mapping[str, Run]) -> dict[str, Any]:
+    """The newest pictures of all runs."""
+    figures = [
+        (f"{title}: {picture.parent.name}/{picture.name}", picture.read_bytes())
+        for title, run in runs.items()
+        for picture in run.pictures()
+    ]
+    return {"title": PICTURES.title, "well": PICTURES.well, "figures": figures, "reasons": []}
+
+
+@styled
+def _panel(panel: Panel, names: list[str], runs: Mapping[str, Run]) -> tuple[str, bytes, str, str] | None:
+    """The panel's title, picture, sentence and width; None where no run logged it."""
     drawn = sorted((name for name in names if panel.holds(name)), key=_natural)
     if not drawn:
-        return ""
+        return None
     apart = len(runs) > 1 and 1 < len(drawn) <= MANY  # colours tell the runs, so every number gets axes of its own
     parts = [[name] for name in drawn] if apart else [drawn]
     lines, across = -(-len(parts) // 2), min(len(parts), 2)
@@ -121,9 +107,8 @@ def _panel(panel: Panel, names: list[str], runs: Mapping[str, Run]) -> str:
             continue
         _draw(axes, part, runs)
         if apart:
-            axes.set_title(part[0], fontsize=9, loc="left", color=INK)
-    well = f"<p>{escape(panel.well)}</p>" if panel.well else ""
-    return _figure(panel.title, _png(figure), well, "wide" if apart else "narrow")
+            axes.set_title(part[0])
+    return panel.title, png(figure), panel.well, "wide" if apart else "narrow"
 
 
 def _draw(axes: Axes, names: list[str], runs: Mapping[str, Run]) -> None:
@@ -153,7 +138,6 @@ def _name_lines(axes: Axes, colours: Mapping[str, str]) -> None:
         handles=handles,
         ncols=max(1, LEGEND // (longest + 6)),
         fontsize=7,
-        frameon=False,
         loc="lower left",
         bbox_to_anchor=(0, 1),
         handlelength=1.2,
@@ -176,41 +160,3 @@ def _natural(name: str) -> tuple[str, int, str]:
     """Sort bin 10 after bin 9."""
     stem, _, last = name.rpartition("/")
     return (stem, int(last), "") if last.isdigit() else (stem, -1, last)
-
-
-def _reasons(runs: Mapping[str, Run]) -> str:
-    """Return what the collapse alarms said, as a list."""
-    items = [
-        f"<li>{escape(title)}, step {step:,.0f}: {escape(reason)}</li>"
-        for title, run in runs.items()
-        for step, reason in run.log.words.get("collapse/reason", [])[-REASONS:]
-    ]
-    return f"<ul>{''.join(items)}</ul>" if items else ""
-
-
-def _pictures(runs: Mapping[str, Run]) -> str:
-    """Return the newest pictures of all runs."""
-    figures = [
-        _figure(f"{title}: {picture.parent.name}/{picture.name}", picture.read_bytes(), "")
-        for title, run in runs.items()
-        for picture in run.pictures()
-    ]
-    return _section(PICTURES.title, figures, PICTURES.well) if figures else ""
-
-
-def _section(title: str, figures: list[str], sentence: str = "") -> str:
-    said = f"<p>{escape(sentence)}</p>\n" if sentence else ""
-    inside = "\n".join(figures)
-    return f'<h2>{escape(title)}</h2>\n{said}<div class="panels">\n{inside}\n</div>'
-
-
-def _figure(title: str, png: bytes, below: str, kind: str = "narrow") -> str:
-    data, text = base64.b64encode(png).decode("ascii"), escape(title)
-    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
-    return f'<figure class="{kind}"><figcaption>{text}</figcaption>{image}{below}</figure>'
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return buffer.getvalue()

@@ -6,39 +6,30 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
-from fdistill.evaluation.report.figure_file import BLUE, INK, PALE_BLUE, save_figure
+from fdistill.evaluation.report.figure_file import BLUE, INK, PALE_BLUE, RED, new_figure, save_figure, styled
 from fdistill.evaluation.see_saw import SeeSawCurve
 
-RED = "#b3402a"
-DPI = 110
 SURE = 2  # standard errors above 0, from which an excess is drawn as one
 LOG_FROM = 30  # largest over smallest drawn weight, above which their axis becomes logarithmic
 SHOWN = (1, 99)  # percentiles between which a distribution is drawn
 NEVER_BELOW = 1e-30  # of a weight on a logarithmic axis
 
 
+@styled
 def see_saw_figure(curve: SeeSawCurve, title: str, path: str | Path, best: SeeSawCurve | None = None) -> Path:
     """Draw a denoiser's excess loss with error bars over sigma into a PNG at `path`; return the path.
 
     Args:
         curve: of the denoiser; the best linear denoiser is the line at 0.
         title: above the picture.
-        path: the file to write; missing folders are made.
         best: of the exact denoiser, drawn as a second line where it is known.
     """
-    figure = Figure(figsize=(7.2, 4.2), facecolor="white")
-    axes = figure.add_axes((0.1, 0.13, 0.87, 0.66))
-    _heading(
-        figure,
-        title,
-        "At or below 0 all is well. Red is above: at high noise, deterministic samples then crowd together.",
-    )
-    draw_see_saw(axes, curve, best)
-    return save_figure(figure, path, DPI)
+    healthy = "At or below 0 all is well. Red is above: at high noise, deterministic samples then crowd together."
+    figure = new_figure(7.2, 4.2, title, healthy)
+    draw_see_saw(figure.subplots(), curve, best)
+    return save_figure(figure, path)
 
 
 def draw_see_saw(axes: Axes, curve: SeeSawCurve, best: SeeSawCurve | None = None) -> None:
@@ -48,7 +39,7 @@ def draw_see_saw(axes: Axes, curve: SeeSawCurve, best: SeeSawCurve | None = None
     axes.plot(sigma, excess, color=PALE_BLUE, lw=1.4, zorder=1)
     if best is not None:
         axes.plot(best.sigma.numpy(), best.excess.numpy(), "--", color=INK, lw=1, label="exact denoiser")
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend()
     too_high = excess > SURE * error
     for chosen, colour in ((~too_high, BLUE), (too_high, RED)):
         axes.errorbar(
@@ -59,11 +50,10 @@ def draw_see_saw(axes: Axes, curve: SeeSawCurve, best: SeeSawCurve | None = None
     if largest > 2:
         axes.set_yscale("symlog", linthresh=1, linscale=2)
         axes.set_ylim(-1.05, 2 * largest)  # no excess is below -1
-    _style(axes)
-    axes.set_xlabel("noise level sigma", fontsize=9, color=INK)
-    axes.set_ylabel("loss / loss of the best linear denoiser - 1", fontsize=9, color=INK)
+    axes.set(xlabel="noise level sigma", ylabel="loss / loss of the best linear denoiser - 1")
 
 
+@styled
 def ratio_figure(
     log_ratios: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -80,37 +70,30 @@ def ratio_figure(
         sigmas: median noise level of each bin, [K] rising.
         ess: effective share of the samples of each bin, in (0, 1]; NaN where it is empty.
         title: above the picture.
-        path: the file to write; missing folders are made.
     """
-    figure = Figure(figsize=(7.2, 6.4), facecolor="white")
-    upper, lower = (figure.add_axes((0.1, bottom, 0.87, 0.36)) for bottom in (0.5, 0.09))
-    _heading(
-        figure,
-        title,
+    healthy = (
         "Healthy: the log ratio is centred near 0 at every noise level, wide at low noise and narrow at high noise; no "
-        "bin\nhas weights far above the others. Bar: middle half; point: median; violin: 1st to 99th percentile.",
+        "bin\nhas weights far above the others. Bar: middle half; point: median; violin: 1st to 99th percentile."
     )
+    figure = new_figure(7.2, 6.4, title, healthy)
+    upper, lower = figure.subplots(2, 1, sharex=True)
     upper.axhline(0, color=INK, lw=1)
     _violins(upper, [_drawn(values) for values in log_ratios])
-    upper.set_ylabel("log ratio ln p/q", fontsize=9, color=INK)
+    upper.set_ylabel("log ratio ln p/q")
     drawn = [_drawn(values) for values in weights]
     inside = np.concatenate([_middle(values) for values in drawn if len(values)] or [np.ones(1)])
     if inside.max() > LOG_FROM * max(inside.min(), NEVER_BELOW):
         drawn = [np.log10(np.maximum(values, NEVER_BELOW)) for values in drawn]
-        lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
+        lower.yaxis.set_major_formatter(lambda value, _: f"{10**value:.3g}")
     _violins(lower, drawn)
-    lower.set_ylabel("weight h(r)", fontsize=9, color=INK)
-    for axes in (upper, lower):
-        axes.set_xlim(-0.7, len(sigmas) - 0.3)
-        axes.xaxis.set_major_locator(FixedLocator(range(len(sigmas))))
-        axes.xaxis.set_minor_locator(NullLocator())
-        _style(axes)
-    upper.set_xticklabels([])
-    lower.set_xticklabels(
-        [f"{sigma:.2g}\n{share:.2f}".replace("nan", "empty") for sigma, share in zip(sigmas, ess, strict=True)]
+    names = [f"{sigma:.2g}\n{share:.2f}".replace("nan", "empty") for sigma, share in zip(sigmas, ess, strict=True)]
+    lower.set_xticks(range(len(sigmas)), names)
+    lower.set(
+        xlim=(-0.7, len(sigmas) - 0.3),
+        ylabel="weight h(r)",
+        xlabel="median noise level of the bin; effective share of its samples",
     )
-    lower.set_xlabel("median noise level of the bin; effective share of its samples", fontsize=9, color=INK)
-    return save_figure(figure, path, DPI)
+    return save_figure(figure, path)
 
 
 def _drawn(values: Tensor) -> np.ndarray:
@@ -135,15 +118,3 @@ def _violins(axes: Axes, groups: Sequence[np.ndarray]) -> None:
         first, median, third = np.percentile(groups[place], (25, 50, 75))
         axes.vlines(place, first, third, color=BLUE, lw=4)
         axes.plot(place, median, "o", ms=4, mfc="white", mec=INK, zorder=3)
-
-
-def _heading(figure: Figure, title: str, healthy: str) -> None:
-    height = figure.get_figheight()
-    figure.text(0.02, 1 - 0.1 / height, title, fontsize=11, fontweight="bold", color=INK, va="top")
-    figure.text(0.02, 1 - 0.36 / height, healthy, fontsize=8.5, color=INK, va="top", linespacing=1.35)
-
-
-def _style(axes: Axes) -> None:
-    axes.tick_params(labelsize=8, colors=INK, length=2)
-    axes.grid(alpha=0.25, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -22,7 +22,8 @@ from torch import Tensor
 from fdistill.core.random import generator_for
 from fdistill.evaluation.collapse_alarm import half_splits
 from fdistill.evaluation.metrics import tail_indices
-from fdistill.evaluation.report.rows import LEAST_SAMPLES, Samples, compare
+from fdistill.evaluation.report.rows import LEAST_SAMPLES, compare
+from fdistill.evaluation.samples import Samples
 
 STANDARD_ERRORS = 1.96  # on each side, for 95%
 SPLITS = 30  # a standard deviation that is right to 13%
@@ -136,7 +137,7 @@ def standard_errors(
 
 def share_interval(share: float, n: int) -> tuple[float, float]:
     """Return Wilson's 95% interval of a share in [0, 1] of n samples; it has a width at 0 and 1 too (Wilson 1927)."""
-    z = STANDARD_ERRORS
+    z = STANDARD_ERRORS  # scipy.stats.binomtest takes counts: a share here may be the mean of several draws
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(middle - half, 0.0), min(middle + half, 1.0)

@@ -3,32 +3,27 @@
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fdistill.evaluation.report.figure_file import BLUE, INK, PALE_BLUE, save_figure
+from fdistill.evaluation.report.figure_file import BLUE, INK, PALE_BLUE, new_figure, save_figure, styled
 from fdistill.evaluation.report.table import METRICS, MISSING
 
-DPI = 120
 COLOURS = {"choosing": PALE_BLUE, "reporting": BLUE}
 LABELLED_APART = 1.2  # ratio of two lengths, below which the second gets no number on the axis
 
 
+@styled
 def length_figure(report: dict[str, Any], path: str | Path) -> Path:
     """Draw the metric over the length for both halves, the EMA as a dashed line of each, and a ring at the best.
 
     Args:
         report: of `fdistill average`.
-        path: the file to write; missing folders are made.
-
-    Raises:
-        OSError: when it cannot be written.
     """
     metric, rows = report["metric"], report["lengths"]
-    figure = Figure(figsize=(6.4, 3.8), facecolor="white", layout="constrained")
+    figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
     lengths = [row["length"] for row in rows]
     for part, colour in COLOURS.items():
@@ -37,18 +32,12 @@ def length_figure(report: dict[str, Any], path: str | Path) -> Path:
         axes.axhline(report["ema"][part][metric], color=colour, lw=1.1, ls="--", label=f"the run's EMA, {part} half")
         best = values[lengths.index(report["best"])]
         axes.plot(report["best"], best, "o", ms=10, mfc="none", mec=INK, mew=1.2)
-    axes.set_xscale("log")
+    axes.set(xscale="log", xlabel="length of the average, sigma_rel", ylabel=_title(metric), title=_caption(report))
     axes.xaxis.set_major_locator(FixedLocator(_apart(lengths)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("length of the average, sigma_rel", fontsize=9, color=INK)
-    axes.set_ylabel(_title(metric), fontsize=9, color=INK)
-    axes.set_title(_caption(report), fontsize=10, loc="left", color=INK)
-    axes.legend(fontsize=8, frameon=False)
-    axes.tick_params(labelsize=8, colors=INK, length=2)
-    axes.grid(alpha=0.25, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    return save_figure(figure, path, DPI)
+    axes.legend()
+    return save_figure(figure, path)
 
 
 def print_lengths(report: dict[str, Any], console: Console | None = None) -> None:

@@ -5,55 +5,46 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from fdistill.evaluation.ratio_calibration import NoiseGroup, Reliability
-from fdistill.evaluation.report.figure_file import BLUE, INK, PALE_BLUE, save_figure
+from fdistill.evaluation.report.figure_file import BLUE, INK, PALE_BLUE, RED, new_figure, save_figure, styled
 
-RED = "#b3402a"
-DPI = 110
 PANEL = 3.1  # inches of width
 SURE = 2  # standard errors of an error bar
 SHOWN = (0.2, 99.8)  # percentiles of the logits between which the axis reaches
 BARS = 40
 
 
+@styled
 def reliability_figure(groups: Sequence[NoiseGroup], title: str, path: str | Path) -> Path:
     """Draw observed over predicted log ratio, and histograms of the logits, of each group; return the PNG's path.
 
     Args:
         groups: at least one, from low noise to high.
         title: above the picture.
-        path: the file to write; missing folders are made.
 
     Raises:
         ValueError: without a group.
-        OSError: when it cannot be written.
     """
     if not groups:
         raise ValueError("a reliability figure needs at least one group of noise levels: got none")
-    width = max(PANEL * len(groups) + 0.5, 4.6)
-    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 0.87))
-    figure = Figure(figsize=(width, 5.6), facecolor="white", layout=layout)
-    figure.text(0.1 / width, 0.985, title, fontsize=11, fontweight="bold", color=INK, va="top")
     healthy = (
         "On the dashed line all is well. Flatter than it: logits are too large;\n"
         "steeper: too small; beside it: shifted. Bars: two standard errors."
     )
-    figure.text(0.1 / width, 0.94, healthy, fontsize=8.5, color=INK, va="top", linespacing=1.35)
+    figure = new_figure(max(PANEL * len(groups) + 0.5, 4.6), 5.6, title, healthy)
     panels = figure.subplots(2, len(groups), sharex="col", height_ratios=(3, 1), squeeze=False)
     for group, upper, lower in zip(groups, *panels, strict=True):
         left, right = _range(group)
-        upper.set_title(f"sigma {group.lowest:.2g} to {group.highest:.2g}", fontsize=10, loc="left", color=INK)
+        upper.set_title(f"sigma {group.lowest:.2g} to {group.highest:.2g}", fontsize=10)
         _diagram(upper, group.reliability, left, right)
         _histogram(lower, group, left, right)
-        lower.set_xlabel("predicted log ratio ln p/q (logit)", fontsize=9, color=INK)
-    panels[0][0].set_ylabel("observed log ratio", fontsize=9, color=INK)
-    panels[1][0].set_ylabel("density of samples", fontsize=9, color=INK)
-    panels[1][0].legend(fontsize=8, frameon=False)
-    return save_figure(figure, path, DPI)
+        lower.set_xlabel("predicted log ratio ln p/q (logit)")
+    panels[0][0].set_ylabel("observed log ratio")
+    panels[1][0].set_ylabel("density of samples")
+    panels[1][0].legend()
+    return save_figure(figure, path)
 
 
 def _diagram(axes: Axes, found: Reliability, left: float, right: float) -> None:
@@ -71,8 +62,7 @@ def _diagram(axes: Axes, found: Reliability, left: float, right: float) -> None:
         f"calibration error {100 * found.calibration_error:.1f}% (noise {100 * found.calibration_floor:.1f}%)\n"
         f"mean ratio {found.mean_ratio.value:.3g}"
     )
-    axes.text(0.03, 0.97, note, transform=axes.transAxes, va="top", fontsize=7.5, color=INK, linespacing=1.4)
-    _style(axes)
+    axes.text(0.03, 0.97, note, transform=axes.transAxes, va="top", fontsize=7.5, linespacing=1.4)
 
 
 def _histogram(axes: Axes, group: NoiseGroup, left: float, right: float) -> None:
@@ -81,7 +71,6 @@ def _histogram(axes: Axes, group: NoiseGroup, left: float, right: float) -> None
         inside = np.clip(_numbers(logit), left, right)
         axes.hist(inside, edges, density=True, histtype="step", color=colour, lw=1.2, label=name)
     axes.set_xlim(left, right)
-    _style(axes)
 
 
 def _range(group: NoiseGroup) -> tuple[float, float]:
@@ -94,9 +83,3 @@ def _range(group: NoiseGroup) -> tuple[float, float]:
 
 def _numbers(logit: Tensor) -> np.ndarray:
     return logit.detach().double().cpu().numpy()
-
-
-def _style(axes: Axes) -> None:
-    axes.tick_params(labelsize=8, colors=INK, length=2)
-    axes.grid(alpha=0.25, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)

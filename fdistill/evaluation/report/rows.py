@@ -2,72 +2,19 @@
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from fdistill.core.atomic_files import atomic_write
-from fdistill.core.random import generator_for
-from fdistill.evaluation.metrics import (
-    ModeCoverage,
-    frechet_distance,
-    in_batch_similarity,
-    inside_manifolds,
-    kernel_distance,
-    local_coverage,
-    memorized_fraction,
-    neighbour_statistics,
-    paired_distance,
-    tail_diagnostics,
-    tail_indices,
-    vendi_score,
-)
-from fdistill.evaluation.metrics.blocks import blocks
+from fdistill.evaluation.metrics import FeatureMetric, ModeCoverage, inside_manifolds
+from fdistill.evaluation.metrics.density_coverage import DENSITY_K
+from fdistill.evaluation.metrics.suite import IN_REPORTS, NOT_IN_REPORTS, WITHOUT_HALVES, report_metrics
+from fdistill.evaluation.samples import Samples, numbers
 
-DENSITY_K = 5
-DIRECTIONS = 1000  # along which tails are looked for
 LEAST_SAMPLES = DENSITY_K + 1
-
-
-@dataclass
-class Samples:
-    """What the metrics read of n samples.
-
-    Attributes:
-        features: [n, d], on the extractor's device like all that follows.
-        modes: class or mode read from each, int64 [n], -1 for none; None where nobody can tell.
-        wanted: class that each was asked to be, or has, int64 [n]; None without classes.
-    """
-
-    features: Tensor
-    modes: Tensor | None = None
-    wanted: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        for name, labels in (("modes", self.modes), ("wanted", self.wanted)):
-            if labels is not None and labels.shape != self.features.shape[:1]:
-                raise ValueError(
-                    f"{name} hold one class per sample: expected [{len(self.features)}], got {list(labels.shape)}"
-                )
-
-    def __getitem__(self, index: Tensor) -> "Samples":
-        there = index.to(self.features.device)
-        modes, wanted = (None if kept is None else kept[there] for kept in (self.modes, self.wanted))
-        return Samples(self.features[there], modes, wanted)
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-
-def joined(first: Samples, second: Samples) -> Samples:
-    """Both sets as one; classes are kept where both have them."""
-    pairs = ((first.modes, second.modes), (first.wanted, second.wanted))
-    classes = (None if a is None or b is None else torch.cat([a, b]) for a, b in pairs)
-    return Samples(torch.cat([first.features, second.features]), *classes)
 
 
 def measure(
@@ -89,54 +36,37 @@ def measure(
     Raises:
         ValueError: for features of another shape, unequal or too few samples, or a NaN.
     """
-    distance, error = kernel_distance(generated.features, reference.features)
-    kurtosis, projection = _tails(generated.features)
-    return compare(generated, reference, num_modes) | {
-        "kernel_distance": float(distance),
-        "kernel_distance_error": float(error),
-        "excess_kurtosis": kurtosis,
-        "projection": projection,
-        "memorized_fraction": None if training is None else float(memorized_fraction(generated.features, training)),
-        **_paired(generated.features, teacher),
-    }
+    return _row(report_metrics(num_modes), generated, reference, training, teacher)
 
 
 def compare(
     generated: Samples, reference: Samples, num_modes: int = 0, radius: Tensor | None = None
 ) -> dict[str, float | None]:
-    """Return the metrics of `measure` that read two sets alone; arguments and errors are its own.
+    """Return the metrics of `measure` that halves of both sets can be asked for; arguments and errors are its own.
 
     `radius` is the one within which crowding counts neighbours, where it is not to be that of this reference.
     """
-    fake, real = generated.features, reference.features
-    near = neighbour_statistics(fake, real, density_k=DENSITY_K)
-    tails = tail_indices(fake, real, eps=radius)
-    vendi = float(vendi_score(fake))
-    values = {
-        "frechet_distance": float(frechet_distance(fake, real)),
-        "precision": _share(near.in_reference),
-        "recall": _share(near.in_generated),
-        "density": float(near.balls.double().mean() / DENSITY_K),
-        "coverage": _share(near.covered),
-        "vendi": vendi,
-        "vendi_ratio": vendi / float(vendi_score(real)),
-        "in_batch_similarity": float(in_batch_similarity(fake)),
-        "tid": float(tails.tid),
-        "anchored_tid": float(tails.anchored_tid),
-        "count_ratio": float(tails.count_ratio),
-        "neighbour_distance_ratio": float(tails.neighbour_distance_ratio),
-        "local_coverage": float(local_coverage(fake, real)),
-        "mode_coverage": None,
-        "class_entropy": None,
-        "accuracy": None,
-    }
-    if num_modes > 1 and generated.modes is not None and reference.modes is not None:
-        counted = cast("dict[str, Tensor]", ModeCoverage(num_modes).of(generated.modes, reference.modes))
-        values |= {"mode_coverage": float(counted["mode_coverage"]), "class_entropy": float(counted["mode_entropy"])}
-    if generated.modes is not None and generated.wanted is not None:
-        values["accuracy"] = _share(generated.modes == generated.wanted)
+    metrics = report_metrics(num_modes, None if radius is None else float(radius))
+    halves = {name: metric for name, metric in metrics.items() if name not in WITHOUT_HALVES}
+    return _row(halves, generated, reference)
+
+
+def _row(
+    metrics: Mapping[str, FeatureMetric],
+    generated: Samples,
+    reference: Samples,
+    training: Tensor | None = None,
+    teacher: Tensor | None = None,
+) -> dict[str, float | None]:
+    """The numbers under the names that reports have for them."""
+    found = dict.fromkeys(ModeCoverage.gives) | numbers(metrics, generated, reference, training, teacher)
+    found["accuracy"] = generated.accuracy
     # a ratio to a reference whose samples coincide is infinite, which JSON cannot hold
-    return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
+    return {
+        IN_REPORTS.get(name, name): value if value is None or math.isfinite(value) else None
+        for name, value in found.items()
+        if name not in NOT_IN_REPORTS
+    }
 
 
 def average_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -186,24 +116,6 @@ def write_json(path: str | Path, report: dict[str, Any]) -> Path:
 
 def _share(indicator: Tensor) -> float:
     return float(indicator.double().mean())
-
-
-def _paired(student: Tensor, teacher: Tensor | None) -> dict[str, float | None]:
-    """The mean distance of pairs and its standard error."""
-    if teacher is None:
-        return {"paired_distance": None, "paired_distance_error": None}
-    value = float(paired_distance(student, teacher))
-    distances = torch.cat([(a - b).norm(dim=1) for a, b in zip(blocks(student), blocks(teacher), strict=True)])
-    return {"paired_distance": value, "paired_distance_error": float(distances.std()) / len(distances) ** 0.5}
-
-
-def _tails(features: Tensor) -> tuple[float | None, float | None]:
-    """Excess kurtosis and projection along fixed directions; None for samples that are all the same."""
-    try:
-        found = tail_diagnostics(features, DIRECTIONS, generator_for(0))
-    except ValueError:  # features were checked before, and only equal ones are left to refuse
-        return None, None
-    return float(found.excess_kurtosis), float(found.projection)
 
 
 def _by_class(inside: Tensor, labels: Tensor | None, num_classes: int) -> list[float | None]:

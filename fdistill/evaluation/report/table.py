@@ -1,10 +1,13 @@
 """The rows of a report as a table of words, for the terminal and for the page."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from fdistill.core.yaml_files import read_yaml
 
 COLUMNS = {
     "frechet_distance": "Fréchet distance\u00a0↓",
@@ -33,84 +36,7 @@ class Explained(NamedTuple):
     what: str
 
 
-METRICS = {
-    "frechet_distance": Explained(
-        "Fréchet distance", "↓", "Between Gaussians fitted to both sets. Sees mean and covariance, misses all else."
-    ),
-    "kernel_distance": Explained(
-        "Kernel distance",
-        "↓ 0",
-        "Squared maximum mean discrepancy, unbiased, so chance takes it below 0 too. Sees three moments.",
-    ),
-    "precision": Explained(
-        "Precision", "↑", "Share of samples among real ones: quality. Stays high when few modes are made well."
-    ),
-    "recall": Explained(
-        "Recall", "↑", "Share of real samples among generated ones: diversity. One outlier's wide ball flatters it."
-    ),
-    "density": Explained(
-        "Density", "→ 1", "How many real balls hold a sample. Above 1 samples crowd where real ones are dense."
-    ),
-    "coverage": Explained(
-        "Coverage", "↑", "Share of real samples with a generated one near by. Needs n large; misses relative frequency."
-    ),
-    "vendi": Explained("Vendi score", "→ floor", "Effective number of different samples. Noise and blur raise it too."),
-    "vendi_ratio": Explained(
-        "Vendi ratio", "→ 1", "Vendi score over that of the held-out samples. Below 1 is collapse."
-    ),
-    "in_batch_similarity": Explained(
-        "In-batch similarity", "→ floor", "Mean cosine of two samples. High: all alike; misses where they lie."
-    ),
-    "tid": Explained(
-        "Tail index difference", "→ 0", "How uneven the crowding is, less real data's. Blind to uniform crowding."
-    ),
-    "anchored_tid": Explained(
-        "Anchored tail index difference", "↓ 0", "Crowding above real data's densest tenth. Misses samples that spread."
-    ),
-    "count_ratio": Explained(
-        "Neighbour count ratio", "→ 1", "Near-by samples, beside real data's. Above 1 they crowd; blind to quality."
-    ),
-    "neighbour_distance_ratio": Explained(
-        "Neighbour distance ratio",
-        "→ 1",
-        "Median distance to the nearest sample, beside real data's. Blind to quality.",
-    ),
-    "local_coverage": Explained(
-        "Local coverage",
-        "↑",
-        "Share of real samples among whose neighbours generated ones are not rare. Misses copies.",
-    ),
-    "mode_coverage": Explained(
-        "Mode coverage",
-        "↑",
-        "Share of classes or modes with at least a quarter of their samples. Misses variety inside.",
-    ),
-    "class_entropy": Explained(
-        "Class entropy", "↑", "1 when all classes are equally frequent, 0 when there is one. Misses variety inside."
-    ),
-    "accuracy": Explained(
-        "Label accuracy", "↑", "Share of samples read as the class asked for. Collapse inside classes raises it."
-    ),
-    "memorized_fraction": Explained(
-        "Near copies", "↓", "Share three times nearer to one training sample than to any other. Misses shifted copies."
-    ),
-    "paired_distance": Explained(
-        "Distance to the teacher's sample",
-        "↓",
-        "From the same noise. High where only the distributions agree: no fault.",
-    ),
-    "excess_kurtosis": Explained(
-        "Excess kurtosis", "→ floor", "The largest over random directions; 0 for a Gaussian. Rests on a few samples."
-    ),
-    "projection": Explained(
-        "Farthest projection", "→ floor", "Of any sample in any direction; 1 for a Gaussian. Rests on one sample."
-    ),
-    "fid": Explained("FID", "↓", "Fréchet distance in unscaled Inception features: compare at equal n and reference."),
-    "kid": Explained("KID", "↓ 0", "Kernel distance in Inception features, mean of subsets. Unbiased at every n."),
-    "inception_score": Explained("Inception score", "↑", "Clear and varied classes of ImageNet. Sees no real data."),
-    "fd_dinov2": Explained("FD-DINOv2", "↓", "Fréchet distance in unscaled features of DINOv2."),
-    "clip_score": Explained("CLIP score", "↑", "100 times the mean cosine of image and prompt. Blind to variety."),
-}
+METRICS = {name: Explained(*told) for name, told in read_yaml(Path(__file__).with_name("metrics.yaml")).items()}
 PUBLISHED = ("fid", "kid", "inception_score", "fd_dinov2", "clip_score")
 """Those by standard networks."""
 

@@ -31,23 +31,14 @@ class Case:
     name: str
     other: str
 
-    def value(self, metric: str, row: str | None = None) -> float | None:
-        """The number of this row or of another; None where there is none."""
+    def value(self, metric: str, row: str | None = None) -> Any:
+        """The number, or the list of classes, of this row or of another; None where there is none."""
         return (self.report.get(row or self.name) or {}).get(metric)
-
-    def known(self, metric: str, row: str | None = None) -> float:
-        """The number of this row or of another, where there is one."""
-        return self.report[row or self.name][metric]
-
-    def modes(self, kind: str, row: str | None = None) -> list[int]:
-        """The missing or rare classes of this row or of another."""
-        return (self.report.get(row or self.name) or {}).get(kind) or []
 
     def interval(self, metric: str, row: str | None = None) -> tuple[float, float]:
         """Low and high end of its interval; the number itself, twice, where it has none."""
         value = self.value(metric, row)
-        found = (self.report.get(row or self.name) or {}).get("intervals", {})
-        return tuple(found.get(metric, (value, value)))
+        return tuple((self.value("intervals", row) or {}).get(metric, (value, value)))
 
     def has(self, metric: str) -> bool:
         """Whether this row and the other have the number."""
@@ -57,30 +48,30 @@ class Case:
         """Whether the number is below the alarm's band, or clearly below the other row's."""
         if self.value(metric) is None:
             return False
-        if self._edge(metric, 0, -math.inf) > self.known(metric):
+        if self._edge(metric, 0, -math.inf) > self.value(metric):
             return True
-        return self.has(metric) and self.below(metric, CLEAR * self.known(metric, self.other))
+        return self.has(metric) and self.below(metric, CLEAR * self.value(metric, self.other))
 
     def exceeds_band(self, metric: str) -> bool:
         """Whether the number is above the alarm's band."""
-        return self.value(metric) is not None and self.known(metric) > self._edge(metric, 1, math.inf)
+        return self.value(metric) is not None and self.value(metric) > self._edge(metric, 1, math.inf)
 
     def below(self, metric: str, least: float) -> bool:
         """Whether the number is below `least`, and its interval below the other row's."""
-        return self.known(metric) < least and self.interval(metric)[1] < self.interval(metric, self.other)[0]
+        return self.value(metric) < least and self.interval(metric)[1] < self.interval(metric, self.other)[0]
 
     def above(self, metric: str, most: float) -> bool:
         """Whether the number is above `most`, and its interval above the other row's."""
-        return self.known(metric) > most and self.interval(metric)[0] > self.interval(metric, self.other)[1]
+        return self.value(metric) > most and self.interval(metric)[0] > self.interval(metric, self.other)[1]
 
     def others(self, metric: str) -> str:
         """The other row's number in words."""
-        return f"{OWNERS[self.other]} {number(self.known(metric, self.other))}"
+        return f"{OWNERS[self.other]} {number(self.value(metric, self.other))}"
 
     def better(self, metric: str) -> str:
         """In words the number that this one is clearly below: the other row's, or real data's."""
-        clear = self.has(metric) and self.known(metric) < CLEAR * self.known(metric, self.other)
-        return self.others(metric) if clear else f"{OWNERS['floor']} {number(self.known(metric, 'floor'))}"
+        clear = self.has(metric) and self.value(metric) < CLEAR * self.value(metric, self.other)
+        return self.others(metric) if clear else f"{OWNERS['floor']} {number(self.value(metric, 'floor'))}"
 
     def _edge(self, metric: str, side: int, none: float) -> float:
         edge = self.report.get("bands", {}).get(metric, (None, None))[side]
@@ -163,12 +154,12 @@ def _missing(case: Case) -> Finding | None:
         return Finding(f"{len(rare)} of {total} classes {verb} far too rare: {_listed(rare)}", COVERS)
     if not case.falls_short("mode_coverage"):
         return None
-    share = 100 * (1 - case.known("mode_coverage"))
+    share = 100 * (1 - case.value("mode_coverage"))
     return Finding(f"{share:.0f}% of the classes have less than a quarter of the samples they should have", COVERS)
 
 
 def _not_in_real(case: Case, kind: str) -> list[int]:
-    return [mode for mode in case.modes(kind) if mode not in case.modes(kind, "floor")]
+    return [mode for mode in case.value(kind) or [] if mode not in (case.value(kind, "floor") or [])]
 
 
 def _listed(modes: Sequence[int]) -> str:
@@ -179,10 +170,10 @@ def _listed(modes: Sequence[int]) -> str:
 def _recall(case: Case) -> Finding | None:
     if not case.falls_short("recall"):
         return None
-    says = f"Recall {number(case.known('recall'))} is far below {case.better('recall')}"
+    says = f"Recall {number(case.value('recall'))} is far below {case.better('recall')}"
     if case.falls_short("precision"):
         return Finding(f"{says}: it does not reach much of the data", COVERS)
-    precise = number(case.known("precision"))
+    precise = number(case.value("precision"))
     says += f" while precision is {precise}: it is sharp but covers little, which is mode dropping"
     return Finding(says, COVERS)
 
@@ -190,21 +181,21 @@ def _recall(case: Case) -> Finding | None:
 def _variety(case: Case) -> Finding | None:
     if not case.falls_short("vendi_ratio"):
         return None
-    ratio = number(case.known("vendi_ratio"))
+    ratio = number(case.value("vendi_ratio"))
     return Finding(f"Its samples are less varied than real ones: the Vendi ratio is {ratio} in place of 1", COVERS)
 
 
 def _crowding(case: Case) -> Finding | None:
     if not case.exceeds_band("anchored_tid"):
         return None
-    times = case.known("count_ratio")
+    times = case.value("count_ratio")
     return Finding(f"Its samples crowd together: each has {number(times)} times the neighbours of a real one", COVERS)
 
 
 def _regions(case: Case) -> Finding | None:
     if not case.falls_short("local_coverage"):
         return None
-    share = 100 * (1 - case.known("local_coverage"))
+    share = 100 * (1 - case.value("local_coverage"))
     return Finding(f"It hardly reaches {share:.0f}% of the real data", COVERS)
 
 
@@ -219,10 +210,10 @@ def _copies(case: Case) -> Finding | None:
 
 
 def _labels(case: Case) -> Finding | None:
-    if not case.has("accuracy") or not case.below("accuracy", case.known("accuracy", case.other) - MISLABELLED):
+    if not case.has("accuracy") or not case.below("accuracy", case.value("accuracy", case.other) - MISLABELLED):
         return None
     return Finding(
-        f"Labels are often wrong: accuracy {number(case.known('accuracy'))} against {case.others('accuracy')}",
+        f"Labels are often wrong: accuracy {number(case.value('accuracy'))} against {case.others('accuracy')}",
         "train longer, or raise the guidance of the teacher",
     )
 
@@ -230,7 +221,7 @@ def _labels(case: Case) -> Finding | None:
 def _precision(case: Case) -> Finding | None:
     if not case.falls_short("precision"):
         return None
-    says = f"Precision {number(case.known('precision'))} is far below {case.better('precision')}"
+    says = f"Precision {number(case.value('precision'))} is far below {case.better('precision')}"
     return Finding(f"{says}: many samples are unlike any real one", QUALITY)
 
 
@@ -239,7 +230,7 @@ def _blur(case: Case) -> Finding | None:
     if real is None or case.value("vendi_ratio") is None or case.interval("vendi_ratio")[0] <= BLUR * real:
         return None
     return Finding(
-        f"Its Vendi score {number(case.known('vendi'))} is above the data's {number(case.known('vendi', 'floor'))}: "
+        f"Its Vendi score {number(case.value('vendi'))} is above the data's {number(case.value('vendi', 'floor'))}: "
         "that is blur or noise, not diversity",
         QUALITY,
     )
@@ -247,11 +238,11 @@ def _blur(case: Case) -> Finding | None:
 
 def _distance(case: Case) -> Finding | None:
     real = case.interval("frechet_distance", "floor")[1]
-    if not case.above("frechet_distance", FARTHER * max(case.known("frechet_distance", case.other), real)):
+    if not case.above("frechet_distance", FARTHER * max(case.value("frechet_distance", case.other), real)):
         return None
     return Finding(
-        f"Its distance {number(case.known('frechet_distance'))} is far above {case.others('frechet_distance')} and the "
-        f"floor {number(case.known('frechet_distance', 'floor'))}",
+        f"Its distance {number(case.value('frechet_distance'))} is far above {case.others('frechet_distance')} and the "
+        f"floor {number(case.value('frechet_distance', 'floor'))}",
         "train longer",
     )
 
@@ -274,14 +265,14 @@ JUDGES: dict[str, Callable[[Case], Finding | None]] = {
 def _right(case: Case, found: Mapping[str, Finding]) -> list[str]:
     """What a reader may rely on, as a sentence; none where nothing is left."""
     good = []
-    value, floor = case.known("frechet_distance"), case.known("frechet_distance", "floor")
+    value, floor = case.value("frechet_distance"), case.value("frechet_distance", "floor")
     if value <= case.interval("frechet_distance", "floor")[1]:
         good.append(f"distance {number(value)} (the floor is {number(floor)}: read it as equal)")
-    elif value <= FARTHER * case.known("frechet_distance", case.other):
+    elif value <= FARTHER * case.value("frechet_distance", case.other):
         good.append(f"distance {number(value)} ({case.others('frechet_distance')})")
     for name, metric, words in RIGHT:
         if name not in found and case.has(metric):
-            good.append(f"{words} {number(case.known(metric))} ({case.others(metric)})")
+            good.append(f"{words} {number(case.value(metric))} ({case.others(metric)})")
     if not good:
         return []
     listed = good[0] if len(good) == 1 else f"{', '.join(good[:-1])} and {good[-1]}"

@@ -4,14 +4,13 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor, nn
 
 from fdistill.core.build import build_with_weights
 from fdistill.core.spec import Described, Spec, public_path, subclasses
 from fdistill.core.weight_files import (
-    BUILD_ERRORS,
     CheckpointError,
+    as_one_line,
     brief,
     check_finite_weights,
     check_one_network,
@@ -21,7 +20,7 @@ from fdistill.core.weight_files import (
     reason,
 )
 from fdistill.core.weight_names import unwrapped
-from fdistill.core.yaml_files import read_yaml, yaml_text
+from fdistill.core.yaml_files import read_yaml
 from fdistill.io.importing.options import MOST_STEPS, NUM_STEPS, Options
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import Network, StockUNet
@@ -33,8 +32,7 @@ from fdistill.theory.preconditioning import Preconditioning
 
 _SAMPLING = {"num_steps": NUM_STEPS, "sigma_min": 0.002, "sigma_max": 80.0, "guidance": 1.0}
 _PARTS = {"sampler": Sampler, "grid": SamplingGrid}
-_LARGEST, _MOST, _DEEPEST = 2**17, 20_000, 32  # bytes, values, levels of a configuration
-_LARGEST_NUMBER = 2**20
+_LARGEST = 2**17  # bytes of a configuration
 _FORM = "expected a denoiser (or model) section with network and preconditioning, each class_path and init_args"
 
 
@@ -58,12 +56,8 @@ def read_configured(source: Path, config: Path, options: Options) -> GenerativeM
         network = Network.from_spec(spec)
         return Denoiser(network, preconditioning) if whole else network
 
-    try:
+    with as_one_line(config):
         module = build_with_weights(build, weights, source, functools.partial(_checked, [weights, bare], source))
-    except CheckpointError:
-        raise
-    except BUILD_ERRORS as error:
-        raise CheckpointError(f"{options.config}: {reason(error)}") from error
     denoiser = module if whole else Denoiser(module, preconditioning)
     if options.num_steps is not None:
         sampling |= {"num_steps": options.num_steps, "sigmas": None}
@@ -72,10 +66,8 @@ def read_configured(source: Path, config: Path, options: Options) -> GenerativeM
     facts |= {"imported_from": source.name, "format": "safetensors"}
     if options.sigma_data is not None:
         facts["sigma_data"] = options.sigma_data
-    try:
+    with as_one_line(config):
         model = GenerativeModel.teacher(denoiser, **sampling, facts=facts)
-    except BUILD_ERRORS as error:
-        raise CheckpointError(f"{options.config}: {reason(error)}") from error
     model.decoder = None if options.vae is None else Decoder(options.vae)
     return model
 
@@ -105,7 +97,7 @@ def _described(file: Path) -> tuple[Spec, Preconditioning, dict[str, Any], dict[
     given = content.get("sampling", {name: section[name] for name in known if name in section})
     if not isinstance(given, dict) or given.keys() - set(known):
         raise CheckpointError(f"{file}: sampling takes {', '.join(known)}, got {brief(given)}")
-    try:
+    with as_one_line(file):
         facts = {name: checked_number(section[name], name, 1e-6, 1e6) for name in ("sigma_data",) if name in section}
         numbers = _SAMPLING | {name: value for name, value in given.items() if name in _SAMPLING}
         checked_number(numbers["num_steps"], "num_steps", 1, MOST_STEPS, whole=True)
@@ -117,47 +109,22 @@ def _described(file: Path) -> tuple[Spec, Preconditioning, dict[str, Any], dict[
         parts = {n: cls.from_spec(_full(given[n], classes)) for n, cls in _PARTS.items() if given.get(n) is not None}
         grid = parts["grid"].levels() if "grid" in parts else None
         spec = _full(section["network"], classes)
-    except BUILD_ERRORS as error:
-        raise CheckpointError(f"{file}: {reason(error)}") from error
     return spec, preconditioning, {**numbers, "sampler": parts.get("sampler"), "sigmas": grid}, facts
 
 
 def _read_yaml(file: Path) -> Any:
-    """Plain values of a file; nesting is bounded, for values that hold themselves and such that double at every level.
+    """Plain values of a file.
 
     Raises:
-        CheckpointError: if it is missing, broken, or larger or deeper than a configuration.
+        CheckpointError: if it is missing, broken, or larger than a configuration.
     """
+    size = file_size(file, f"{_FORM}; check the path")
+    if size > _LARGEST:
+        raise CheckpointError(f"{file}: a configuration has at most {_LARGEST:,} bytes, got {size:,}")
     try:
-        size = file_size(file)
-        if size > _LARGEST:
-            raise ValueError(f"a configuration has at most {_LARGEST:,} bytes, got {size:,}")
-        text, depth = yaml_text(file), 0
-        for event in yaml.parse(text, yaml.SafeLoader) if text else ():
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST or (isinstance(event, yaml.ScalarEvent) and event.value == "<<"):
-                raise ValueError(f"a configuration merges no keys (<<) and is at most {_DEEPEST} levels deep")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no {file}: {_FORM}; check the path") from error
-    except CheckpointError:
-        raise
-    except yaml.YAMLError:
-        pass  # read_yaml says in which line
-    except (OSError, ValueError, *BUILD_ERRORS) as error:
-        raise CheckpointError(f"{file} is no readable YAML: {reason(error)}") from error
-    try:
-        content = read_yaml(file, text)
-    except (ValueError, *BUILD_ERRORS) as error:
+        return read_yaml(file)
+    except ValueError as error:
         raise CheckpointError(reason(error)) from error
-    waiting, met = [(content, 0)], 0
-    while waiting:
-        value, depth = waiting.pop()
-        met += 1
-        if depth > _DEEPEST or met > _MOST:
-            raise CheckpointError(f"{file}: a configuration has at most {_MOST:,} values in {_DEEPEST} levels")
-        if isinstance(value, list | dict):
-            waiting += [(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
-    return content
 
 
 def _full(value: Any, classes: dict[str, str]) -> Any:
@@ -166,16 +133,11 @@ def _full(value: Any, classes: dict[str, str]) -> Any:
     Args:
         value: the description.
         classes: the full name of each bare one.
-
-    Raises:
-        ValueError: for a number that is larger than in any network.
     """
     if isinstance(value, list):
         return [_full(item, classes) for item in value]
     if isinstance(value, str) and value in classes:
         return {"class_path": classes[value], "init_args": {}}
-    if isinstance(value, int | float) and not abs(value) < _LARGEST_NUMBER:
-        raise ValueError(f"numbers of a description are smaller than {_LARGEST_NUMBER:,}: got {brief(value)}")
     if not isinstance(value, dict):
         return value
     if "class_path" not in value:

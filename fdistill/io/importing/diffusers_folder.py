@@ -9,13 +9,12 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 
 from fdistill.core.build import build_with_weights, known_config
 from fdistill.core.weight_files import (
-    BUILD_ERRORS,
     CheckpointError,
+    as_one_line,
     check_finite_weights,
     read_config,
     read_json,
     read_stock_weights,
-    reason,
     shown,
 )
 from fdistill.io.importing.options import NUM_STEPS, Options
@@ -125,9 +124,5 @@ def _network(folder: Path, options: Options) -> StockUNet | StockDiT:
         build = functools.partial(StockDiT, plain)
     weights = read_stock_weights(folder)
     check_finite_weights(weights, folder)
-    try:
+    with as_one_line(folder):
         return build_with_weights(build, weights, folder, lambda plan: plan.from_stock_names(weights))
-    except CheckpointError:
-        raise
-    except BUILD_ERRORS as error:
-        raise CheckpointError(f"{folder}: {reason(error)}") from error

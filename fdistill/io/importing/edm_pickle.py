@@ -9,18 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from fdistill.core.build import build_with_weights
-from fdistill.core.weight_files import (
-    BUILD_ERRORS,
-    CheckpointError,
-    brief,
-    check_finite_weights,
-    checked_number,
-    reason,
-    shown,
-)
+from fdistill.core.spec import plain
+from fdistill.core.weight_files import CheckpointError, as_one_line, brief, check_finite_weights, checked_number, shown
 from fdistill.io.importing.edm_adm import adm_config, adm_weights
-from fdistill.io.importing.edm_names import Array, Inert
-from fdistill.io.importing.edm_reader import read_snapshot, weights_of
+from fdistill.io.importing.edm_reader import Array, Inert, read_snapshot, weights_of
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import EDM2UNet, Network, SongUNet, StockUNet
 from fdistill.sampling.generator import GenerativeModel
@@ -46,7 +38,7 @@ def read_edm(path: Path | str) -> GenerativeModel:
     snapshot = read_snapshot(path)
     network, preconditioning = _denoiser_parts(snapshot["ema"], path)
     state = snapshot["ema"].state
-    try:
+    with as_one_line(f"{path} describes no teacher"):
         facts = {
             "imported_from": shown(path.name),
             "format": f"{'EDM2' if isinstance(network, EDM2UNet) else 'EDM'} snapshot, {snapshot['ema'].name}",
@@ -56,8 +48,6 @@ def read_edm(path: Path | str) -> GenerativeModel:
         lowest = max(0.002, _number(state, "sigma_min", 0, _LARGEST_STD, 0))
         highest = min(80.0, _number(state, "sigma_max", 0, math.inf, 80))
         return GenerativeModel.teacher(Denoiser(network, preconditioning), 18, lowest, highest, facts=facts)
-    except BUILD_ERRORS as error:
-        raise CheckpointError(f"{path} describes no teacher: {reason(error)}") from error
 
 
 def _denoiser_parts(ema: Inert, path: Path) -> tuple[Network, Preconditioning]:
@@ -77,16 +67,10 @@ def _denoiser_parts(ema: Inert, path: Path) -> tuple[Network, Preconditioning]:
         if name != "map_augment.weight" and not name.endswith("resample_filter")
     }
     check_finite_weights(kept, path)
-    try:
+    with as_one_line(f"{path} describes a {ema.name} of a {inner.name} that is not known here"):
         preconditioning = _PRECONDITIONINGS[ema.name](ema.state)
         build, weights = _NETWORKS[inner.name](inner, {name: value.float() for name, value in kept.items()})
         return build_with_weights(build, weights, path), preconditioning
-    except CheckpointError:
-        raise
-    except BUILD_ERRORS as error:
-        raise CheckpointError(
-            f"{path} describes a {ema.name} of a {inner.name} that is not known here: {reason(error)}"
-        ) from error
 
 
 def _number(state: dict[str, Any], name: str, low: float, high: float, default: float | None = None) -> float:
@@ -167,52 +151,23 @@ def _options(
         constants: what a network of ours has no argument for, and its value there.
 
     Raises:
-        ValueError: for an argument that is not known here, or is not a plain value.
+        ValueError: for an argument that is not known here.
+        TypeError: for one that is no plain value.
     """
     given = module.state.get("_init_kwargs")
-    if module.state.get("_init_args") or type(given) is not dict or not all(type(name) is str for name in given):
+    if module.state.get("_init_args") or not isinstance(given, dict):
         raise ValueError("expected the arguments that it was built with, by name")
-    given = {**defaults, **{name: _plain(name, value) for name, value in given.items()}}
-    channels = {given.pop(name) for name in ("in_channels", "out_channels", "img_channels") if name in given}
-    if len(channels) != 1:
-        raise ValueError(f"a denoiser has as many output as input channels: got {channels or 'none'}")
+    given = {**defaults, **plain(given)}
+    channels = [given.pop(name) for name in ("in_channels", "out_channels", "img_channels") if name in given]
+    if len(set(channels)) != 1:
+        raise ValueError(f"a denoiser has as many output as input channels: got {brief(channels)}")
     drops_labels = (given.pop("label_dropout", 0) or 0) > 0
     given.pop("augment_dim", None)
     other = {name: value for name, value in given.items() if name not in names and constants.get(name) != value}
     if other:
-        raise ValueError(f"no network here has {shown(', '.join(f'{name}={value}' for name, value in other.items()))}")
+        raise ValueError(f"no network here has {brief(other)}")
     ours = {names[name]: value for name, value in given.items() if name in names}
-    return {**ours, "channels": channels.pop(), "knows_no_class": drops_labels or not ours.get("num_classes")}
-
-
-_LISTS = ("channel_mult", "attn_resolutions", "resample_filter")
-_WORDS = ("embedding_type", "encoder_type", "decoder_type")
-_SHARES = ("dropout", "label_dropout")
-_COUNTS = {  # and their least value
-    **dict.fromkeys(("img_resolution", "in_channels", "out_channels", "img_channels", "model_channels"), 1),
-    **dict.fromkeys(("channels_per_head", "num_blocks", "channel_mult", "channel_mult_emb", "attn_resolutions"), 1),
-    **dict.fromkeys(("label_dim", "augment_dim", "channel_mult_noise"), 0),
-}
-
-
-def _plain(name: str, value: Any) -> Any:
-    """The value, of the form and size that this argument has in some network."""
-    is_list = type(value) in (list, tuple)
-    values = value if is_list else [value]
-    if not all(type(item) in (int, float, str, bool, type(None)) for item in values):
-        raise ValueError(f"{shown(name)} is a plain value or a list of them: got a {type(value).__name__}")
-    if any(type(item) in (int, float) and not abs(item) < 2**20 for item in values) or len(values) > 64:
-        raise ValueError(f"{shown(name)} is larger than in any network")
-    if is_list != (name in _LISTS) or any(
-        item is not None and (type(item) is str) != (name in _WORDS) for item in values
-    ):
-        raise ValueError(f"{shown(name)} has another form than in any network: got {brief(value)}")
-    for item in values:
-        if item is not None and name in _COUNTS:
-            checked_number(item, name, _COUNTS[name], 2**20, whole=True)
-        elif item is not None and name in _SHARES:
-            checked_number(item, name, 0, 1)
-    return list(value) if is_list else value
+    return {**ours, "channels": channels[0], "knows_no_class": drops_labels or not ours.get("num_classes")}
 
 
 def _latent_facts(encoder: Any, channels: int) -> dict[str, Any]:
@@ -222,16 +177,15 @@ def _latent_facts(encoder: Any, channels: int) -> dict[str, Any]:
     vae, scale, bias = (encoder.state.get(name) for name in ("vae_name", "scale", "bias"))
     if encoder.name != "StabilityVAEEncoder" or not isinstance(scale, Array) or not isinstance(bias, Array):
         raise ValueError(f"samples are images or latents of a StabilityVAEEncoder: got {shown(encoder.name)}")
-    if type(vae) is not str or len(vae) > 200 or not vae.isprintable():
-        raise ValueError(f"vae_name is one line of at most 200 characters: got {brief(vae)}")
-    for name, array in (("scale", scale), ("bias", bias)):
-        if array.values.shape != (channels,) or not np.isfinite(array.values).all():
-            raise ValueError(f"{name} of latents is finite, one for each of {channels} channels: got {array.values!r}")
-    if not scale.values.all():
-        raise ValueError(f"scale of latents divides them and is not zero: got {scale.values.tolist()}")
+    shapes = {array.values.shape for array in (scale, bias)}
+    if shapes != {(channels,)} or not np.isfinite([scale.values, bias.values]).all() or not scale.values.all():
+        raise ValueError(
+            f"scale and bias of latents are finite, one for each of {channels} channels, and no scale is zero: "
+            f"got {brief(scale.values.tolist())} and {brief(bias.values.tolist())}"
+        )
     return {
         "samples": "latents: the VAE's own are (samples - latents_bias) / latents_scale",
-        "vae": vae,
+        "vae": shown(vae),
         "latents_scale": scale.values.tolist(),
         "latents_bias": bias.values.tolist(),
     }

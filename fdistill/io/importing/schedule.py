@@ -8,15 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fdistill.core.weight_files import BUILD_ERRORS, CheckpointError, brief, checked_number, read_json, reason
+from fdistill.core.weight_files import CheckpointError, as_one_line, brief, checked_number, read_json
 from fdistill.theory.noise_levels import karras_grid
 from fdistill.theory.paths import DDPMPath
-from fdistill.theory.preconditioning import (
-    EpsPrediction,
-    VelocityPrediction,
-    VPrediction,
-    X0Prediction,
-)
+from fdistill.theory.preconditioning import EpsPrediction, VelocityPrediction, VPrediction, X0Prediction
 
 _Prediction = EpsPrediction | VPrediction | X0Prediction | VelocityPrediction
 _PREDICTIONS: dict[str, Callable[[DDPMPath, float], _Prediction]]
@@ -76,13 +71,11 @@ def read_schedule(file: Path) -> Schedule:
             f"{file}: rescale_betas_zero_snr leaves no signal at the last timestep, where noise predicts nothing: "
             "expected a prediction of v or of the sample"
         )
-    try:
+    with as_one_line(file):
         timesteps = checked_number(config["num_train_timesteps"], "num_train_timesteps", 2, _MOST_TIMESTEPS, True)
         first, last = (checked_number(config[name], name, 0, 1) for name in ("beta_start", "beta_end"))
         betas = _trained_betas(config.get("trained_betas"))
         path = DDPMPath(first, last, timesteps, config["beta_schedule"], betas, noise_alone)
-    except BUILD_ERRORS as error:
-        raise CheckpointError(f"{file}: {reason(error)}") from error
     return Schedule(_PREDICTIONS[prediction](path, timesteps - 1.0))
 
 
@@ -100,10 +93,8 @@ def _flow(config: dict[str, Any], file: Path) -> Schedule:
             f"{file}: a flow starts from noise and its shift is positive and at most {_LARGEST_SHIFT:g}, got "
             f"invert_sigmas={brief(config.get('invert_sigmas'))} and shift={brief(shift)}"
         )
-    try:
+    with as_one_line(file):
         timesteps = checked_number(config["num_train_timesteps"], "num_train_timesteps", 1, _MOST_TIMESTEPS)
-    except ValueError as error:
-        raise CheckpointError(f"{file}: {error}") from error
     return Schedule(VelocityPrediction(float(timesteps)), float(shift))
 
 

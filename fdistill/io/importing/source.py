@@ -61,13 +61,8 @@ def _read(source: Path, options: Options) -> GenerativeModel:
         raise CheckpointError(
             f"{source} has no model_index.json or config.json: expected {_KNOWN}, got {found or 'an empty folder'}"
         )
-    try:
-        file_size(source)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"there is nothing at {source}: expected {_KNOWN}; check the path (nothing is downloaded: hf download NAME "
-            "--local-dir FOLDER does)"
-        ) from error
+    download = "check the path (nothing is downloaded: hf download NAME --local-dir FOLDER does)"
+    file_size(source, f"expected {_KNOWN}; {download}")
     return _read_file(source, options)
 
 

@@ -75,7 +75,7 @@ class Network(nn.Module, Described, ABC):
     def forward(self, x: Tensor, noise: Tensor, condition: Conditioned = None) -> Tensor:
         """F, [B, *sample_shape]."""
         known = Condition.of(condition, self.takes)
-        known.check(self.takes, len(x))
+        known.check(self.takes, x.shape[0])
         return self.decode(self.encode(x, noise, known))
 
 

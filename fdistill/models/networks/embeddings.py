@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fdistill.models.condition import LABELS, Condition, takes_classes
+from fdistill.models.condition import LABELS, Condition, Takes, takes_classes
 
 
 class FourierEmbedding(nn.Module):
@@ -42,17 +42,32 @@ class ConditionEmbedding(nn.Module):
         self.noise = nn.Sequential(FourierEmbedding(channels), nn.Linear(channels, channels), nn.SiLU())
         self.mix = nn.Linear(channels, channels)
         self.takes = takes_classes(num_classes)
-        tables = {name: nn.Embedding(entry.classes + 1, channels) for name, entry in self.takes.items()}
-        self.classes = tables[LABELS] if LABELS in tables else nn.ModuleDict(tables) if tables else None
+        self.classes = class_tables(channels, self.takes)
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         """noise [B], the condition of as many samples."""
         waves, linear, activation = self.noise
         embedding = self.mix(activation(linear(waves(noise).to(linear.weight.dtype))))
-        for name in self.takes:
-            table = self.classes if isinstance(self.classes, nn.Embedding) else self.classes[name]
-            embedding = embedding + table(condition[name])
+        if self.classes is not None:
+            embedding = embedding + class_embedding(self.classes, condition)
         return embedding
+
+
+def class_tables(channels: int, takes: Takes) -> nn.Embedding | nn.ModuleDict | None:
+    """A table of vectors [classes + 1, channels] for each set of classes, the last row for "no class".
+
+    They are kept by name, but for "labels", which is alone; None where there is no set.
+    """
+    counts = {name: entry.classes for name, entry in takes.items() if entry.classes}
+    tables = {name: nn.Embedding(count + 1, channels) for name, count in counts.items()}
+    return tables[LABELS] if LABELS in tables else nn.ModuleDict(tables) if tables else None
+
+
+def class_embedding(tables: nn.Embedding | nn.ModuleDict, condition: Condition) -> Tensor:
+    """The sum of the vectors of each sample's classes, [B, channels]."""
+    if isinstance(tables, nn.Embedding):
+        return tables(condition[LABELS])
+    return torch.stack([table(condition[name]) for name, table in tables.items()]).sum(0)
 
 
 def class_vectors(condition: Condition, num_classes: int) -> Tensor:

@@ -11,6 +11,7 @@ from fdistill.training.callbacks.progress import TurnProgressBar
 from fdistill.training.callbacks.ratio_histograms import RatioHistograms
 from fdistill.training.callbacks.sample_grid import SampleGrid
 from fdistill.training.callbacks.see_saw import SeeSaw
+from fdistill.training.callbacks.seed_diversity import SeedDiversity
 from fdistill.training.callbacks.selection import BestCheckpoint, StopEarly
 from fdistill.training.callbacks.student_distance import StudentDistance
 
@@ -26,6 +27,7 @@ __all__ = [
     "RatioHistograms",
     "SampleGrid",
     "SeeSaw",
+    "SeedDiversity",
     "StopEarly",
     "StudentDistance",
     "TurnProgressBar",

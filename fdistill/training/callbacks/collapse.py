@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from fdistill.core.distributed import on_rank_0
 from fdistill.evaluation.collapse_alarm import WATCHED, CollapseAlarm, Verdict, Watch, bands
-from fdistill.evaluation.probe import DiversityProbe
+from fdistill.evaluation.comparison import TrainingComparison
 from fdistill.training import GenerativeModule
 from fdistill.training.callbacks.diversity import DiversityCallback
 from fdistill.training.callbacks.learning_rate import reduce_rates
@@ -103,9 +103,9 @@ class CollapseCallback(Listener):
         self, trainer: L.Trainer, pl_module: GenerativeModule, diversity: DiversityCallback
     ) -> CollapseAlarm:
         if self._alarm is None:
-            probe = cast(DiversityProbe, diversity.probe)  # it has measured
+            comparison = cast(TrainingComparison, diversity.comparison)  # it has measured
             null, teacher = on_rank_0(
-                lambda: (probe.null(list(self.watched), self.num_splits), diversity.teacher_values())
+                lambda: (comparison.null(list(self.watched), self.num_splits), diversity.teacher_values())
             )
             grace = self.grace_updates
             if grace is None:

@@ -9,9 +9,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from fdistill.core.distributed import on_rank_0, patient
 from fdistill.data import GenerativeDataModule
+from fdistill.evaluation.comparison import TrainingComparison, compared_samples
 from fdistill.evaluation.features import FeatureCache, FeatureExtractor, default_extractor
 from fdistill.evaluation.metrics import FeatureMetric, standard_metrics
-from fdistill.evaluation.probe import DiversityProbe, Rows, compared_samples
+from fdistill.evaluation.samples import Samples
 from fdistill.training import DistillationModule, GenerativeModule
 from fdistill.training.callbacks.measured import in_run_precision, publish
 from fdistill.training.loggers import log_numbers
@@ -51,10 +52,10 @@ class DiversityCallback(L.Callback):
         self.every_n_updates, self.num_samples, self.seed = every_n_updates, num_samples, seed
         self.extractor, self.metrics, self.measure_teacher = extractor, metrics, teacher
         self.feature_cache = feature_cache
-        self.probe: DiversityProbe | None = None
+        self.comparison: TrainingComparison | None = None
         self.latest: tuple[int, dict[str, float], list[int]] | None = None
         """Student updates, metrics and missing modes of the last measurement, on every rank."""
-        self._teacher_rows: Rows | None = None
+        self._teacher_samples: Samples | None = None
         self._constant: dict[str, float] = {}  # of teacher and floor, under their logged names
         self._last = 0
         self._spent = self._before = 0.0
@@ -106,35 +107,36 @@ class DiversityCallback(L.Callback):
 
     def _measure(self, trainer: L.Trainer, pl_module: GenerativeModule) -> tuple[dict[str, float], list[int]]:
         ranks = (trainer.global_rank, trainer.world_size)
-        probe = self._prepared(trainer, pl_module)
-        rows = probe.draw(in_run_precision(trainer, pl_module.generative_model()), *ranks)
-        compare = self.measure_teacher and self._teacher_rows is None
+        comparison = self._prepared(trainer, pl_module)
+        samples = comparison.draw(in_run_precision(trainer, pl_module.generative_model()), *ranks)
+        compare = self.measure_teacher and self._teacher_samples is None
         if compare and isinstance(pl_module, DistillationModule):
-            self._teacher_rows = probe.draw(in_run_precision(trainer, pl_module.teacher_model()), *ranks)
-        return on_rank_0(lambda: self._compute(probe, rows))
+            self._teacher_samples = comparison.draw(in_run_precision(trainer, pl_module.teacher_model()), *ranks)
+        return on_rank_0(lambda: self._compute(comparison, samples))
 
-    def _compute(self, probe: DiversityProbe, rows: Rows) -> tuple[dict[str, float], list[int]]:
+    def _compute(self, comparison: TrainingComparison, samples: Samples) -> tuple[dict[str, float], list[int]]:
         if not self._constant:
-            self._constant = {f"metric_floor/{name}": value for name, value in probe.floor().items()}
-            if self._teacher_rows is not None:
-                teacher = probe.measure(self._teacher_rows)
+            self._constant = {f"metric_floor/{name}": value for name, value in comparison.floor().items()}
+            if self._teacher_samples is not None:
+                teacher = comparison.measure(self._teacher_samples)
                 self._constant |= {f"metric_teacher/{name}": value for name, value in teacher.items()}
-        return probe.measure(rows, self._teacher_rows), probe.missing_modes(rows)
+        return comparison.measure(samples, self._teacher_samples), comparison.missing_modes(samples)
 
     def teacher_values(self) -> dict[str, float]:
         """Metrics of the teacher by name, on rank 0 once they are measured; empty without."""
         mine = "metric_teacher/"
         return {name.removeprefix(mine): v for name, v in self._constant.items() if name.startswith(mine)}
 
-    def _prepared(self, trainer: L.Trainer, pl_module: GenerativeModule) -> DiversityProbe:
-        if self.probe is None:
+    def _prepared(self, trainer: L.Trainer, pl_module: GenerativeModule) -> TrainingComparison:
+        if self.comparison is None:
             data = data_of(trainer)
             shown = data.in_pixels(pl_module.device)
             extractor = self.extractor or default_extractor(tuple(shown.sample_shape), data.num_classes)
             extractor.keep_learned() if self.feature_cache is None else extractor.keep_in(self.feature_cache)
             metrics = standard_metrics(data.num_modes) if self.metrics is None else self.metrics
-            self.probe = DiversityProbe(data, extractor.to(pl_module.device), metrics, self.num_samples, self.seed)
-        return self.probe
+            extractor = extractor.to(pl_module.device)
+            self.comparison = TrainingComparison(data, extractor, metrics, self.num_samples, self.seed)
+        return self.comparison
 
     def _seconds(self) -> float:
         """Length of the run, all its continuations together."""

@@ -10,8 +10,7 @@ from torch import Tensor
 from fdistill.core.distributed import on_rank_0
 from fdistill.core.random import generator_for
 from fdistill.data import GenerativeDataModule, InMemorySplit
-from fdistill.evaluation.report.compared_grid import compared_grid_figure
-from fdistill.evaluation.report.grid import sample_grid_figure
+from fdistill.evaluation.report.grid import compared_grid_figure, sample_grid_figure
 from fdistill.models.vae import Decoder
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.training import DistillationModule

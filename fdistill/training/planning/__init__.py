@@ -3,7 +3,7 @@
 from fdistill.training.planning.dry_turn import TurnCost, dry_turn, forward_flops
 from fdistill.training.planning.hardware import GPUS, Gpu, ring_seconds
 from fdistill.training.planning.plan import Plan, TurnPlan, plan_run
-from fdistill.training.planning.rhythm import turns_of_run
+from fdistill.training.planning.turn_kinds import turns_of_run
 
 __all__ = [
     "GPUS",

@@ -15,11 +15,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fdistill.data import Batch
+from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.training import DistillationModule, GenerativeModule
 from fdistill.training.generation import drawn_steps
 
 _FALLBACK_BATCH = 2  # samples of a count that has to compute
+_LENGTH = 77  # of what a condition leaves open: the tokens of CLIP
 
 
 class TurnCost(NamedTuple):
@@ -42,7 +44,7 @@ def dry_turn(module: GenerativeModule, batch_size: int, turn: int) -> TurnCost:
     Args:
         module: with or without its trainer.
         batch_size: samples on the device, >= 1.
-        turn: its number in the run, which says what learns, and where schedules are.
+        turn: its number in the run, which sets what learns and where schedules are.
 
     Raises:
         ValueError: for a batch size that is not positive.
@@ -62,8 +64,8 @@ def dry_turn(module: GenerativeModule, batch_size: int, turn: int) -> TurnCost:
 def forward_flops(denoiser: Denoiser, batch_size: int) -> tuple[int, int]:
     """(F, E): FLOPs of a forward pass, and of its encoder half alone."""
     meta = copy.deepcopy(denoiser).to("meta")
-    x, sigma, labels = _batch_of(denoiser, batch_size, "meta")
-    return _flops(lambda: meta(x, sigma, labels)), _flops(lambda: meta.encode(x, sigma, labels))
+    x, sigma, condition = _batch_of(denoiser, batch_size, "meta")
+    return _flops(lambda: meta(x, sigma, condition)), _flops(lambda: meta.encode(x, sigma, condition))
 
 
 class Meter(TorchDispatchMode):
@@ -145,12 +147,11 @@ def _dry(module: GenerativeModule, turn: int) -> GenerativeModule:
 
 def _counted(module: GenerativeModule, batch_size: int) -> TurnCost:
     networks = dict(module.named_children())
-    x, _, labels = _batch_of(next(iter(module.denoisers().values())), batch_size, module.device)
-    labels = torch.zeros(batch_size, dtype=torch.int64, device=module.device) if labels is None else labels
+    x, _, condition = _batch_of(next(iter(module.denoisers().values())), batch_size, module.device)
     if isinstance(module, DistillationModule) and module.reuse_generated:  # all cycles but the first have samples
-        module.last_generated = (x, labels if module.student.num_classes else None)
+        module.last_generated = (x, condition.only(module.student.takes))
     with Meter() as meter:
-        module.training_step(Batch(x, labels), 0)
+        module.training_step(Batch(x, torch.zeros(batch_size, dtype=torch.int64), condition), 0)
     gradients = {
         name: sum(p.grad.nbytes for p in network.parameters() if p.grad is not None)
         for name, network in networks.items()
@@ -167,9 +168,11 @@ def _steps_missing(module: GenerativeModule, batch_size: int, turn: int) -> int:
     return int(((most + 1) / 2 - drawn_steps(module.seed, turn, most)) * forward)
 
 
-def _batch_of(denoiser: Denoiser, n: int, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor | None]:
-    labels = torch.zeros(n, dtype=torch.int64, device=device) if denoiser.num_classes else None
-    return torch.zeros(n, *denoiser.sample_shape, device=device), torch.ones(n, device=device), labels
+def _batch_of(denoiser: Denoiser, n: int, device: torch.device | str) -> tuple[Tensor, Tensor, Condition]:
+    named = {}
+    for name, (shape, dtype, _) in denoiser.takes.items():
+        named[name] = torch.zeros(n, *(size or _LENGTH for size in shape), dtype=dtype, device=device)
+    return torch.zeros(n, *denoiser.sample_shape, device=device), torch.ones(n, device=device), Condition(named)
 
 
 def _flops(run: Callable[[], Any]) -> int:

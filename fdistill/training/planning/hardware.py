@@ -24,6 +24,7 @@ class Gpu(NamedTuple):
         return getattr(self, arithmetic)
 
 
+# A plan is made where the GPU is not, so that nothing can be measured.
 GPUS = {  # NVIDIA's data sheets; where they print a rate "with sparsity", half of it
     "A100": Gpu(312e12, 156e12, 19.5e12, 80e9, 2.039e12, 300e9),  # SXM4, 80 GB
     "H100": Gpu(989e12, 494e12, 67e12, 80e9, 3.35e12, 450e9),  # SXM5

@@ -12,7 +12,7 @@ from fdistill.training import DistillationModule, GenerativeModule, TeacherModul
 from fdistill.training.planning.dry_turn import TurnCost, dry_turn, forward_flops
 from fdistill.training.planning.hardware import Arithmetic, Gpu, ring_seconds
 from fdistill.training.planning.parts import Parts
-from fdistill.training.planning.rhythm import turns_of_run
+from fdistill.training.planning.turn_kinds import turns_of_run
 
 _DAY = 86_400.0
 _PROBE = 64  # entries of the parameter on which an optimiser is tried

@@ -5,9 +5,7 @@ from typing import Any
 
 import lightning.pytorch as L
 
-from fdistill.training import DistillationModule
-
-_NAMES = {(True, True): "fused", (True, False): "student", (False, True): "fake"}
+from fdistill.training.planning.turn_kinds import kind_of
 
 
 class TurnClock(L.Callback):
@@ -27,7 +25,5 @@ class TurnClock(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
         """Stop."""
         seconds = time.perf_counter() - self._started
-        if self._turn < self.uncounted:
-            return
-        name = _NAMES[module.rhythm.learns(self._turn)] if isinstance(module, DistillationModule) else "teacher"
-        self.seconds.setdefault(name, []).append(seconds)
+        if self._turn >= self.uncounted:
+            self.seconds.setdefault(kind_of(module, self._turn), []).append(seconds)

@@ -113,10 +113,7 @@ def test_mistake(flags, words, student_checkpoint, tmp_path):
         ("model: {}", "is no YAML file with a data section"),
         ("data: 3", "is no YAML file with a data section"),
         ("data: {class_path: '${nothing}'}", "has a reference that does not resolve"),
-        (
-            "data: {class_path: Digist}",
-            "'fdistill.data.DecodedLatents', 'fdistill.data.Digits', 'fdistill",
-        ),
+        ("data: {class_path: Digist}", "'fdistill.data.DecodedLatents', 'fdistill.data.Digits', 'fdistill"),
         ("data: {class_path: os.system, init_args: {command: ls}}", "no GenerativeDataModule that is imported"),
         ("data: {class_path: Digits, init_args: {colour: red}}", "unexpected keyword argument 'colour'"),
         (

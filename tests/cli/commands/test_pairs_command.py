@@ -109,10 +109,10 @@ MISTAKES = {
     "empty batches": (["out.safetensors", "--batch_size=0"], "batch_size is a number of latents at once"),
     "another ending": (["out.npz"], "pairs are written as .safetensors: got 'out.npz'"),
     "unknown device": (["out.safetensors", "--device=gpu"], "device is cpu, cuda, cuda:1, mps ...: got 'gpu'"),
-    "unknown option": (["out.safetensors", "--sede=1"], "there is no option --sede; did you mean seed?"),
-    "text for n": (["out.safetensors", "--n=many"], "n is a whole number: got many"),
-    "no file": ([], "missing: out"),
-    "too many files": (["out.safetensors", "more"], "unexpected argument 'more'"),
+    "unknown option": (["out.safetensors", "--sede=1"], "did you mean seed?"),
+    "text for n": (["out.safetensors", "--n=many"], "whole number, got many"),
+    "no file": ([], "required: out"),
+    "too many files": (["out.safetensors", "more"], "more"),
 }
 
 

@@ -87,7 +87,7 @@ def test_measured_turns_stand_beside_their_bound(teacher_checkpoint, tmp_path, m
         (["--measure", 3], "measure is 0 for no turns, or at least 10: got 3"),
         (["--trainer.max_steps=-1"], "trainer.max_steps is the number of turns"),
         (["--data.batch_sise=3"], "batch_sise"),
-        (["--gpus", "many"], "gpus is a whole number: got many"),
+        (["--gpus", "many"], "whole number, got many"),
     ],
 )
 def test_mistakes_are_one_line(arguments, named, teacher_checkpoint, tmp_path):

@@ -91,8 +91,8 @@ def test_what_is_not_given_stays(folders):
         ("teacher", "--steps 3 --grid KarrasGrid", "give --steps or --grid, not both"),
         ("teacher", "--steps 0", "at least one step: got 0"),
         ("teacher", "--sampler DDIM --sampler.eta 1.5", "eta of DDIM lies in [0, 1]"),
-        ("teacher", "--sampler Renoise", "Renoise is no Sampler known here; did you mean Renoising?"),
-        ("teacher", "--sampler GDDIM --sampler.eat 1", "has no option eat; did you mean eta?"),
+        ("teacher", "--sampler Renoise", "Renoise; did you mean Renoising?"),
+        ("teacher", "--sampler GDDIM --sampler.eat 1", "did you mean eta?"),
         ("teacher", "--guidance_interval 0.1 2", "at a guidance scale other than 1"),
         ("teacher", "--guidance 2 --guidance_interval 0.1 2 3", "two noise levels, low and high: got [0.1, 2.0, 3.0]"),
         ("teacher", "--guidance 2 --guide STUDENT", "a guide denoises at every noise level"),
@@ -123,9 +123,9 @@ def test_a_report_of_another_sampling_is_not_put_on_the_card(folders, tmp_path):
     ("options", "words"),
     [
         (["--guidance", "2", "--guidance_interval", "20", "30"], "guidance acts at none of the levels from 9 to 0.05"),
-        (["--sampler", "GDDIM(eta=1.0)"], "sampler is a class: got GDDIM(eta=1.0); give GDDIM alone"),
-        (["--sampler", "Sampler"], "sampler: Sampler is abstract: expected one of DDIM, "),
-        (["--grid", "missing.yaml"], "there is no configuration file missing.yaml: check the path"),
+        (["--sampler", "GDDIM(eta=1.0)"], "GDDIM(eta=1.0): expected one of DDIM, "),
+        (["--sampler", "Sampler"], "is abstract, got Sampler: expected one of DDIM, "),
+        (["--grid", "missing.yaml"], "missing.yaml"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(options, words, folders, tmp_path):

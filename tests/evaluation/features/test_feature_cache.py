@@ -3,10 +3,12 @@
 import contextlib
 import copy
 import functools
+import importlib.util
 import io
+import linecache
 import sys
+from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 from cli_runs import python_process
@@ -14,11 +16,12 @@ from tiny_runs import GivenData
 from torch import nn
 
 from fdistill.data import Digits
+from fdistill.evaluation.comparison import TrainingComparison
 from fdistill.evaluation.features import ClassifierFeatures, FeatureCache, ModuleFeatures, PixelFeatures
 from fdistill.evaluation.features import classifier as classifier_file
 from fdistill.evaluation.features.cache import user_cache
 from fdistill.evaluation.metrics import FrechetDistance, MemorizedFraction
-from fdistill.evaluation.probe import DiversityProbe
+from fdistill.sampling import GDDIM, Heun
 
 
 class Powers(nn.Module):
@@ -94,29 +97,21 @@ class Keeps(nn.Module):
         return x.flatten(1)
 
 
+@dataclass
 class Settings:
-    def __init__(self, **settings):
-        self.__dict__.update(settings, owner=self)
-
-
-def power(n):
-    return lambda x: x**n
+    size: int
 
 
 PAIRS = {
     "tensor": (torch.zeros(3), torch.ones(3)),
     "tensor in a list": ([torch.zeros(3)], [torch.ones(3)]),
-    "array": (np.zeros(3), np.ones(3)),
     "function": (torch.nn.functional.relu, torch.nn.functional.gelu),
     "built-in": (torch.abs, torch.square),
-    "lambda": (lambda x: x + 1, lambda x: x + 2),
-    "closure": (power(1), power(2)),
-    "partial": (functools.partial(power, 1), functools.partial(power, 2)),
     "keys": ({1: 2}, {1: 3}),
-    "set": ({"a", "b"}, {"a", "c"}),
     "dtype": (torch.float32, torch.bfloat16),
     "object": (Settings(size=1), Settings(size=2)),
     "module that is not registered": ([Powers(1)], [Powers(2)]),
+    "described": (Heun(), GDDIM(0.5)),
     "type of a number": (1, 1.0),
     "class": (nn.ReLU, nn.GELU),
 }
@@ -134,12 +129,9 @@ def test_whatever_a_module_keeps_tells_it_from_others(pair, real, tmp_path):
         assert key(copy.deepcopy(pair[0])) == one
 
 
-def test_a_hook_and_the_precision_of_products_make_other_features(real, tmp_path):
+def test_the_precision_of_products_makes_other_features_and_the_mode_none(real, tmp_path):
     module, cache = Keeps(1), FeatureCache(tmp_path)
     plain = cache.key("features", module, {"x": real[0]})
-    hook = module.register_forward_hook(lambda module, arguments, output: output * 2)
-    assert cache.key("features", module, {"x": real[0]}) != plain
-    hook.remove()
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -149,10 +141,28 @@ def test_a_hook_and_the_precision_of_products_make_other_features(real, tmp_path
     assert cache.key("features", module.train(), {"x": real[0]}) == plain
 
 
-def test_what_cannot_be_seen_is_refused_in_one_line(real, tmp_path):
+@pytest.mark.parametrize("kept", [torch.Generator(), lambda x: x + 1, functools.partial(torch.add, 1), {1, 2}])
+def test_what_cannot_be_seen_is_refused_in_one_line(kept, real, tmp_path):
     with pytest.raises(ValueError, match="feature_cache") as error:
-        features(ModuleFeatures(Keeps(torch.Generator())).keep_in(tmp_path), real)
+        features(ModuleFeatures(Keeps(kept)).keep_in(tmp_path), real)
     assert "\n" not in str(error.value)
+
+
+def test_an_extractor_whose_code_changes_is_another_one(real, tmp_path):
+    keys = []
+    for factor in ("2", "3"):
+        (tmp_path / "changing.py").write_text(
+            "from fdistill.evaluation.features import PixelFeatures\n"
+            f"class Changing(PixelFeatures):\n    def raw_features(self, x):\n        return {factor} * x.flatten(1)\n"
+        )
+        linecache.clearcache()
+        spec = importlib.util.spec_from_file_location("changing", tmp_path / "changing.py")
+        module = importlib.util.module_from_spec(spec)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "changing", module)
+            spec.loader.exec_module(module)
+            keys.append(FeatureCache(tmp_path).key("features", module.Changing(), {"x": real[0]}))
+    assert keys[0] != keys[1]
 
 
 def test_two_processes_find_the_same_name(tmp_path):
@@ -247,7 +257,7 @@ def test_a_run_measures_the_same_with_what_was_kept(tmp_path, real, monkeypatch)
     metrics = {"frechet_distance": FrechetDistance(), "memorized_fraction": MemorizedFraction()}
 
     def measured(extractor):
-        probe = DiversityProbe(data, extractor, metrics, 40, seed=0)
+        probe = TrainingComparison(data, extractor, metrics, 40, seed=0)
         return probe.measure(probe.other_half), probe.floor(), probe.reference.features
 
     expected = measured(ClassifierFeatures(epochs=1))

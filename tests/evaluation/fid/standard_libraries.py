@@ -6,6 +6,8 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from fdistill.evaluation.sample_files import FixedSet
+
 FEATURES, CLASSES = 6, 5
 MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
 
@@ -86,14 +88,12 @@ def libraries():
     return {"torch_fidelity": package, fidelity.__name__: fidelity, "timm": timm, "open_clip": open_clip}
 
 
-class FixedImages:
+class FixedImages(FixedSet):
     """A fixed set of 8-bit images [n, C, H, W], two classes in turn."""
 
-    evaluations, num_classes, facts = None, 2, {}
-
     def __init__(self, pixels):
-        self.pixels, self.count, self.sample_shape = pixels, len(pixels), tuple(pixels.shape[1:])
-        self.class_labels = torch.arange(self.count) % 2
+        super().__init__("memory", len(pixels), torch.arange(len(pixels)) % 2, 2)
+        self.pixels, self.sample_shape = pixels, tuple(pixels.shape[1:])
 
     def read(self, numbers):
         return self.pixels[numbers].float() / 127.5 - 1

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fdistill.evaluation.fid import FidSuite, Reference, clip, dinov2, inception, open_reference
 from fdistill.evaluation.fid.reference import AT_ONCE, to_pixels
 from fdistill.evaluation.metrics import frechet_distance
+from fdistill.evaluation.sample_files import SamplesSource
 
 CPU = torch.device("cpu")
 SHAPE = (3, 9, 9)
@@ -55,6 +56,14 @@ def test_samples_are_judged_as_the_png_files_that_they_become(standard, tmp_path
     assert rows[0] == rows[1]
     suite = FidSuite([network], open_reference(str(tmp_path), SHAPE), 100, 0, SHAPE)
     assert suite.measure({"student": FixedImages(pixels)}).rows["student"]["fid"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_file_of_samples_is_judged_as_its_images_are(standard, tmp_path):
+    pixels, network = pictures(24), inception_of(standard)
+    np.savez(tmp_path / "samples.npz", pixels.permute(0, 2, 3, 1).numpy())
+    sources = FixedImages(pixels), SamplesSource(tmp_path / "samples.npz")
+    rows = [measured(source, images_as_reference(pictures(40, 1)), [network]).rows for source in sources]
+    assert rows[0] == rows[1]
 
 
 def test_pixels_are_rounded_and_clamped():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.evaluation.metrics import DensityCoverage, density_coverage, reference_balls
+from fdistill.evaluation.metrics import density_coverage, reference_balls
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +79,6 @@ def test_dropping_half_of_the_modes_halves_coverage_and_leaves_density():
     assert_close(counts.double().mean() / 5, torch.tensor(1.0, dtype=torch.float64), rtol=0.05, atol=0)
 
 
-def test_the_metric_is_the_function_of_all_batches(pair):
-    fake, real = pair
-    metric = DensityCoverage(k=4)
-    for batch in fake[:300].split(70):
-        metric.update(batch, real=False)
-    for batch in real.split(130):
-        metric.update(batch, real=True)
-    assert metric.compute() == density_coverage(fake[:300], real, k=4)._asdict()
-
-
 def test_one_generated_sample_is_enough_and_too_few_real_ones_raise(pair):
     fake, real = pair
     one = density_coverage(fake[:1], real)
@@ -97,7 +87,3 @@ def test_one_generated_sample_is_enough_and_too_few_real_ones_raise(pair):
         density_coverage(fake, real[:5])
     with pytest.raises(ValueError, match="counts"):
         density_coverage(fake, real, k=0)
-    metric = DensityCoverage()
-    metric.update(fake, real=False)
-    with pytest.raises(ValueError, match="real"):
-        metric.compute()

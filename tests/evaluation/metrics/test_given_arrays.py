@@ -1,4 +1,4 @@
-"""Metrics of anything but tensors are refused in one line that says how to make one; whole numbers count as numbers."""
+"""What is no matrix of finite numbers is refused by every metric in one line; whole numbers count as numbers."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,19 @@ import torch
 
 from fdistill.evaluation import metrics
 
-PAIRS = ["frechet_distance", "kernel_distance", "precision_recall", "density_coverage"]
-ONE = ["vendi_score", "rke", "in_batch_similarity"]
+PAIRS = [
+    "frechet_distance",
+    "kernel_distance",
+    "precision_recall",
+    "density_coverage",
+    "local_coverage",
+    "memorized_fraction",
+    "paired_distance",
+    "tail_indices",
+    "neighbour_statistics",
+    "nearest",
+]
+ONE = ["vendi_score", "rke", "vendi_spectrum", "in_batch_similarity"]
 
 
 def call(name, value):
@@ -28,7 +39,12 @@ def test_whole_numbers_are_numbers(name):
     assert repr(call(name, given)) == repr(call(name, given.double()))
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_images_that_are_not_flat_are_refused_by_what_flattens_them(name):
-    with pytest.raises(ValueError, match="flatten"):
-        call(name, torch.zeros(40, 1, 2, 2))
+@pytest.mark.parametrize("name", [*PAIRS, *ONE])
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [(torch.zeros(40, 1, 2, 2), "flatten"), (torch.zeros(0, 3), "samples"), (torch.eye(9).log(), "got 9 of 9")],
+    ids=["not flat", "empty", "infinite"],
+)
+def test_features_that_are_no_matrix_of_finite_numbers_are_refused(name, given, says):
+    with pytest.raises(ValueError, match=says):
+        call(name, given)

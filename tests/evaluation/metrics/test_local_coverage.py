@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fdistill.core.random import generator_for
-from fdistill.evaluation.metrics import LocalCoverage, is_covered, local_coverage
+from fdistill.evaluation.metrics import is_covered, local_coverage
 
 
 def mixture(n, seed, modes=8, kept=8):
@@ -50,12 +50,7 @@ def test_the_numbering_of_the_samples_does_not_matter_where_distances_repeat():
     assert torch.equal(is_covered(made, real)[order], is_covered(made[order.flip(0)], real[order]))
 
 
-def test_the_metric_is_the_function_and_one_real_sample_has_no_neighbours():
+def test_one_real_sample_has_no_neighbours():
     (made, _), (real, _) = mixture(300, 0), mixture(400, 1)
-    metric = LocalCoverage()
-    for part in made.split(70):
-        metric.update(part, real=False)
-    metric.update(real, real=True)
-    assert metric.compute() == local_coverage(made, real)
     with pytest.raises(ValueError, match="real"):
         is_covered(made, real[:1])

@@ -58,20 +58,6 @@ def test_scale_and_place_change_nothing():
     assert memorized(1e-3 * generated + 5, 1e-3 * training + 5).equal(memorized(generated, training))
 
 
-def test_the_metric_is_the_function_of_all_batches_and_reads_the_training_set():
-    training, generated = uniform(300, 2, 0), uniform(200, 2, 1)
-    metric = MemorizedFraction(ratio=0.5, reset_real_features=False)
-    for batch in training.split(130):
-        metric.update(batch, real=True)
-    for _ in range(2):
-        for batch in generated.split(70):
-            metric.update(batch, real=False)
-        assert metric.compute() == memorized_fraction(generated, training, 0.5)
-        metric.reset()
-    assert metric.reads == "training"
-    assert metric.label == "memorized_fraction"
-
-
 def test_too_few_samples_and_wrong_arguments_raise():
     training = uniform(5, 2, 0)
     with pytest.raises(ValueError, match="training"):
@@ -81,7 +67,3 @@ def test_too_few_samples_and_wrong_arguments_raise():
     for ratio in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="ratio"):
             MemorizedFraction(ratio)
-    metric = MemorizedFraction()
-    metric.update(training, real=False)
-    with pytest.raises(ValueError, match="real"):
-        metric.compute()

@@ -12,7 +12,23 @@ from torch.multiprocessing import spawn
 from torch.testing import assert_close
 
 import fdistill.evaluation.metrics
-from fdistill.evaluation.metrics import FeatureMetric, ModeCoverage, PairedDistance, TailDiagnostics, VendiScore
+from fdistill.evaluation.metrics import (
+    DensityCoverage,
+    FeatureMetric,
+    KernelDistance,
+    MemorizedFraction,
+    ModeCoverage,
+    PairedDistance,
+    PrecisionRecall,
+    TailDiagnostics,
+    TailIndexDifference,
+    VendiScore,
+    density_coverage,
+    kernel_distance,
+    memorized_fraction,
+    precision_recall,
+    tail_indices,
+)
 
 RANKS = 2
 
@@ -35,6 +51,10 @@ def metrics():
         "PairedDistance, teacher kept": PairedDistance(reset_real_features=False),
         "VendiScore, relative": VendiScore(relative=True),
         "VendiScore, rbf": VendiScore(kernel="rbf", bandwidth=2.0),
+        "VendiScore, relative, rbf": VendiScore(kernel="rbf", bandwidth=2.0, relative=True),
+        "VendiScore, random features": VendiScore(
+            kernel="rbf", bandwidth=2.0, relative=True, random_features=16, reset_real_features=False
+        ),
     }
 
 
@@ -58,6 +78,12 @@ def fill(metric, generated, real, batch=7):
     return metric
 
 
+def numbers(metric):
+    """All numbers by name."""
+    value = metric.compute()
+    return value if isinstance(value, dict) else {"": value}
+
+
 def message_of(metric):
     try:
         metric.compute()
@@ -68,7 +94,7 @@ def message_of(metric):
 
 def value_or_message(metric, generated, real):
     try:
-        return fill(metric, generated, real).values()
+        return numbers(fill(metric, generated, real))
     except ValueError as error:
         return str(error)
 
@@ -79,16 +105,16 @@ def on_rank(rank, folder):
     results = {}
     for name, metric in metrics().items():
         fill(metric, *share(rank, 10, generated[:30], real[:30]))
-        early = metric.values()
+        early = numbers(metric)
         fill(metric, *share(rank, 3, generated[30:], real[30:]))
-        results[name] = {"early": early, "all": metric.values()}
+        results[name] = {"early": early, "all": numbers(metric)}
     # one rank holds all of one side, or nothing at all
     for name, metric in metrics().items():
         if not name.startswith("PairedDistance"):
             fill(metric, *share(rank, 40, generated), *share(rank, 0, real))
-            results[name]["a side each"] = metric.values()
+            results[name]["a side each"] = numbers(metric)
         fill(metric := metrics()[name], *share(rank, 0, generated, real))
-        results[name]["one rank idle"] = metric.values()
+        results[name]["one rank idle"] = numbers(metric)
     unequal = fill(PairedDistance(), generated[: 3 + rank], real[: 4 - rank])
     results["messages"] = {"unequal pairs": message_of(unequal)}
     results["messages"] |= {name: message_of(metric) for name, metric in metrics().items()}
@@ -106,8 +132,8 @@ def ranks(tmp_path_factory):
 @pytest.mark.parametrize("name", metrics())
 def test_two_ranks_are_one(ranks, name):
     generated, real = samples()
-    early = fill(metrics()[name], generated[:30], real[:30]).values()
-    alone = fill(metrics()[name], generated, real).values()
+    early = numbers(fill(metrics()[name], generated[:30], real[:30]))
+    alone = numbers(fill(metrics()[name], generated, real))
     for results in ranks:
         for moment, values in results[name].items():
             assert_close(values, early if moment == "early" else alone, rtol=1e-10, atol=1e-13)
@@ -124,41 +150,51 @@ def test_without_any_sample_all_ranks_raise(ranks, name):
         assert "generated samples before compute(), got 0" in results["messages"][name]
 
 
-def test_the_public_names_are_metrics():
-    public = (
-        "VendiScore TailIndexDifference FrechetDistance KernelDistance PrecisionRecall DensityCoverage ModeCoverage"
-    )
-    public += " MemorizedFraction PairedDistance"
-    assert set(public.split()) <= set(metrics())
-
-
 @pytest.mark.parametrize("name", metrics())
 def test_the_size_of_the_batches_does_not_matter(name):
     generated, real = samples()
-    whole = fill(metrics()[name], generated, real, batch=40).values()
+    whole = numbers(fill(metrics()[name], generated, real, batch=40))
     for batch in (1, 13):
-        assert_close(fill(metrics()[name], generated, real, batch).values(), whole, rtol=1e-10, atol=1e-13)
-    assert_close(metrics()[name].of(generated, real), metrics()[name].of(generated, real))
+        assert_close(numbers(fill(metrics()[name], generated, real, batch)), whole, rtol=1e-10, atol=1e-13)
+    at_once = metrics()[name].of(generated, real)
+    assert_close(at_once if isinstance(at_once, dict) else {"": at_once}, whole, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("metric", "function", "settings"),
+    [
+        (KernelDistance, kernel_distance, {"degree": 2}),
+        (PrecisionRecall, precision_recall, {"k": 2, "strict": True}),
+        (DensityCoverage, density_coverage, {"k": 4}),
+        (TailIndexDifference, tail_indices, {"k": 0.2, "eps_neighbour": 5}),
+        (MemorizedFraction, memorized_fraction, {"ratio": 0.5}),
+    ],
+)
+def test_settings_of_a_metric_are_those_of_its_function(metric, function, settings):
+    generated, real = samples()
+    expected = function(generated, real, **settings)
+    found = numbers(fill(metric(**settings), generated, real))
+    assert list(found.values()) == list(expected if isinstance(expected, tuple) else [expected])[: len(found)]
 
 
 @pytest.mark.parametrize("name", metrics())
 def test_measuring_twice_or_after_a_reset_gives_the_same(name):
     generated, real = samples()
     metric = fill(metrics()[name], generated, real)
-    first = metric.values()
+    first = numbers(metric)
     metric._computed = None  # the cache of torchmetrics
-    assert_close(metric.values(), first, rtol=1e-10, atol=1e-13)
+    assert_close(numbers(metric), first, rtol=1e-10, atol=1e-13)
     metric.reset()
     sides = (generated, real[:0] if not metric.reset_real_features else real)
-    assert_close(fill(metric, *sides).values(), first, rtol=1e-10, atol=1e-13)
+    assert_close(numbers(fill(metric, *sides)), first, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", metrics())
 def test_float32_features_are_measured_in_float64(name):
     generated, real = (side.float() for side in samples())
-    values = fill(metrics()[name], generated, real).values()
+    values = numbers(fill(metrics()[name], generated, real))
     assert {value.dtype for value in values.values()} == {torch.float64}
-    assert_close(values, fill(metrics()[name], generated.double(), real.double()).values(), rtol=1e-9, atol=1e-12)
+    assert_close(values, numbers(fill(metrics()[name], generated.double(), real.double())), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

@@ -148,5 +148,3 @@ def test_too_few_points_and_a_nan_raise():
         crowding(points[:1], 1.0)
     with pytest.raises(ValueError, match="generated"):
         neighbour_statistics(points, points)
-    with pytest.raises(ValueError, match="1 of 5"):
-        nearest(points, points.index_fill(0, torch.tensor(2), float("nan")))

@@ -32,12 +32,11 @@ def test_sees_which_sample_belongs_to_which_noise():
     assert paired_distance(x.roll(1, dims=0), x) > 1
 
 
-@pytest.mark.parametrize("forgets", [True, False])
 @pytest.mark.parametrize(("of_student", "of_teacher"), [(1, 1), (7, 13), (100, 3), (100, 100)])
-def test_batches_of_any_sizes_pair_by_order(forgets, of_student, of_teacher):
+def test_batches_of_any_sizes_pair_by_order(of_student, of_teacher):
     student, teacher = normal(100, 4), normal(100, 4, seed=1)
     metric, waiting = (
-        PairedDistance(forgets),
+        PairedDistance(),
         {True: list(teacher.split(of_teacher)), False: list(student.split(of_student))},
     )
     while any(waiting.values()):
@@ -50,31 +49,6 @@ def test_batches_of_any_sizes_pair_by_order(forgets, of_student, of_teacher):
 def test_several_blocks_are_one():
     student, teacher = normal(2 * ROWS + 5, 2), normal(2 * ROWS + 5, 2, seed=1)
     assert_close(paired_distance(student, teacher), (student - teacher).norm(dim=1).mean(), rtol=1e-12, atol=0)
-
-
-def test_pairs_that_are_measured_are_not_kept():
-    metric = PairedDistance()
-    for seed in range(5):
-        metric.update(normal(8, 4, seed=seed), real=False)
-        metric.update(normal(9, 4, seed=9 + seed), real=True)
-    assert (len(metric.rows("student")), len(metric.rows("teacher"))) == (0, 5)
-    assert metric.teacher[0].untyped_storage().nbytes() == 5 * 4 * 8
-
-
-def test_kept_teacher_samples_serve_every_later_student():
-    teacher = normal(20, 3)
-    metric = PairedDistance(reset_real_features=False)
-    metric.update(teacher, real=True)
-    for seed in (1, 2):
-        metric.update(normal(20, 3, seed=seed), real=False)
-        assert_close(metric.compute(), paired_distance(normal(20, 3, seed=seed), teacher), rtol=1e-12, atol=0)
-        metric.reset()
-    forgetful = PairedDistance()
-    forgetful.update(teacher, real=True)
-    forgetful.reset()
-    forgetful.update(teacher, real=False)
-    with pytest.raises(ValueError, match="20"):
-        forgetful.compute()
 
 
 def test_samples_without_a_partner_raise_and_may_still_get_one():
@@ -96,11 +70,3 @@ def test_broken_samples_raise():
         paired_distance(x, x[:4])
     with pytest.raises(ValueError, match="broken"):
         paired_distance(torch.where(x == x[0, 0], torch.nan, x), x)
-    metric = PairedDistance()
-    with pytest.raises(ValueError, match="generated"):
-        metric.compute()
-    metric.update(x, real=True)
-    with pytest.raises(ValueError, match="features"):
-        metric.update(x[:, :1], real=False)
-    with pytest.raises(ValueError, match=r"expected \[n, d\], got \[5\]"):
-        metric.update(x[:, 0], real=False)

@@ -85,16 +85,6 @@ def test_dropping_a_mode_costs_its_share_of_recall_and_no_precision():
     assert precision_recall(fake, real).precision > 0.9
 
 
-def test_the_metric_is_the_function_of_all_batches(pair):
-    fake, real = pair
-    metric = PrecisionRecall(k=2, strict=True)
-    for batch in fake[:300].split(70):
-        metric.update(batch, real=False)
-    for batch in real.split(130):
-        metric.update(batch, real=True)
-    assert metric.compute() == precision_recall(fake[:300], real, k=2, strict=True)._asdict()
-
-
 def test_too_few_samples_and_wrong_arguments_raise(pair):
     fake, real = pair
     with pytest.raises(ValueError, match="samples"):
@@ -103,8 +93,3 @@ def test_too_few_samples_and_wrong_arguments_raise(pair):
         precision_recall(fake, real, k=0)
     with pytest.raises(ValueError, match="counts"):
         PrecisionRecall(k=0)
-    metric = PrecisionRecall()
-    metric.update(fake[:3], real=False)
-    metric.update(real, real=True)
-    with pytest.raises(ValueError, match="generated"):
-        metric.compute()

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from fdistill.evaluation.collapse_alarm import half_splits
 from fdistill.evaluation.metrics import (
     TailIndexDifference,
+    TailIndices,
     crowding,
     neighbour_distances,
-    tail_index_null_band,
     tail_indices,
 )
 from fdistill.evaluation.metrics.tail_index import anchored_tail, tail_index, tail_threshold
@@ -142,36 +143,15 @@ def test_without_the_sample_itself_a_mean_count_is_one_less_and_a_tail_of_zeros_
 
 def test_the_null_band_holds_equal_laws_and_not_a_generator_without_half_of_the_modes():
     reference = ring(list(range(8)), 0, n=1000)
-    band = tail_index_null_band(reference, 30, torch.Generator().manual_seed(0))
-    assert all(values.shape == (30,) and values.dtype == torch.float64 for values in band)
+    halves = half_splits(1000, 30, torch.Generator().manual_seed(0))
+    draws = [tail_indices(reference[a], reference[b]) for a, b in halves]
+    band = TailIndices(*(torch.stack(column) for column in zip(*draws, strict=True)))
     for values, centre in zip(band, (0, 0, 1, 1), strict=False):
         assert abs(values.mean() - centre) < 4 * values.std() / math.sqrt(30)
     same = tail_indices(ring(list(range(8)), 2, n=500), reference[:500])
     dropped = tail_indices(ring([0, 2, 4, 6], 1, n=500), reference[:500])
     low, high = (band.anchored_tid.mean() + side * 4 * band.anchored_tid.std() for side in (-1, 1))
     assert low < same.anchored_tid < high < dropped.anchored_tid
-
-
-def test_the_null_band_comes_from_its_generator_alone():
-    reference = gaussian(0, 101)
-    state = torch.get_rng_state()
-    first, again, other = (
-        tail_index_null_band(reference, 3, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
-    )
-    assert torch.get_rng_state().equal(state)
-    assert torch.stack(first).equal(torch.stack(again))
-    assert not first.anchored_tid.equal(other.anchored_tid)
-
-
-def test_the_metric_is_the_function_of_all_batches():
-    generated, reference = gaussian(0, 200), gaussian(1, 200)
-    metric = TailIndexDifference(k=0.2)
-    for batch in generated.split(70):
-        metric.update(batch, real=False)
-    for batch in reference.split(130):
-        metric.update(batch, real=True)
-    expected = tail_indices(generated, reference, k=0.2)._asdict()
-    assert metric.compute() == {name: value for name, value in expected.items() if name != "eps"}
 
 
 def test_unequal_or_too_few_samples_and_wrong_arguments_raise():
@@ -187,9 +167,3 @@ def test_unequal_or_too_few_samples_and_wrong_arguments_raise():
         TailIndexDifference(eps_neighbour=0)
     with pytest.raises(ValueError, match="radius"):
         tail_indices(generated[:40], reference, eps=-1.0)
-    with pytest.raises(ValueError, match="num_splits"):
-        tail_index_null_band(reference, 0, torch.Generator())
-    metric = TailIndexDifference()
-    metric.update(generated, real=False)
-    with pytest.raises(ValueError, match="real"):
-        metric.compute()

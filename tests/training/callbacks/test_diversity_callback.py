@@ -8,10 +8,20 @@ import torch
 from test_callbacks import Memory
 from tiny_runs import GivenData, adam, distillation, exact, fit, mlp, ring, teacher_training, trainer, weights
 
+from fdistill.evaluation.comparison import TrainingComparison
 from fdistill.evaluation.features import PixelFeatures
-from fdistill.evaluation.metrics import FrechetDistance, PrecisionRecall, VendiScore, precision_recall, standard_metrics
-from fdistill.evaluation.probe import DiversityProbe
+from fdistill.evaluation.metrics import (
+    FeatureMetric,
+    FrechetDistance,
+    PrecisionRecall,
+    VendiScore,
+    precision_recall,
+    standard_metrics,
+    suite,
+)
+from fdistill.evaluation.report import intervals, measure
 from fdistill.training.callbacks import CollapseCallback, DiversityCallback
+from fdistill.training.callbacks import diversity as diversity_file
 from fdistill.training.loggers import JsonlLogger
 
 STILL = {"student_optimizer": lambda p: torch.optim.SGD(p, lr=0.0)}
@@ -56,7 +66,7 @@ def test_a_measurement_is_the_function_of_the_same_samples():
     data, module = ring(), distillation(**STILL)
     callback = diversity()
     _, memory, _ = run(2, module, data=data, callbacks=[callback])
-    probe = callback.probe
+    probe = callback.comparison
     model = module.generative_model()
     samples = probe.extractor.extract(model.sample(model.noise(100, 0)))
     assert memory.of("metric/recall")[2] == float(precision_recall(samples, probe.reference.features).recall)
@@ -89,7 +99,7 @@ def test_a_resumed_run_measures_on_and_adds_up_its_cost(tmp_path):
 
 def test_the_reference_and_the_floor_are_disjoint_halves_and_classes_are_asked_as_the_reference_has_them():
     x = torch.randn(90, 2, generator=torch.Generator().manual_seed(0))
-    probe = DiversityProbe(GivenData(x, num_classes=3), PixelFeatures(), FEW, num_samples=1000, seed=0)
+    probe = TrainingComparison(GivenData(x, num_classes=3), PixelFeatures(), FEW, num_samples=1000, seed=0)
     assert probe.n == 45
     both = torch.cat([probe.reference.features, probe.other_half.features])
     assert len(both.unique(dim=0)) == 90
@@ -99,17 +109,43 @@ def test_the_reference_and_the_floor_are_disjoint_halves_and_classes_are_asked_a
     assert torch.equal(rows.wanted, probe.labels)
 
 
+class MeanDistance(FeatureMetric):
+    """The example of docs/metrics.md."""
+
+    def measure(self, generated, real):
+        return (generated.double().mean(0) - real.double().mean(0)).norm()
+
+
+def test_a_metric_is_added_to_runs_and_reports_in_one_line(monkeypatch):
+    listed = suite.standard_metrics
+    for module in (suite, diversity_file):
+        monkeypatch.setattr(module, "standard_metrics", lambda n: {**listed(n), "mean_distance": MeanDistance()})
+    callback = diversity(metrics=None)
+    _, memory, _ = run(2, callbacks=[callback])
+    reference, floor = callback.comparison.reference, callback.comparison.other_half
+    distance = (floor.features.double().mean(0) - reference.features.double().mean(0)).norm()
+    assert memory.of("metric_floor/mean_distance") == {2: distance}
+    assert {*memory.of("metric/mean_distance"), *memory.of("metric_teacher/mean_distance")} == {2}
+    row = measure(floor, reference)
+    assert row["mean_distance"] == distance
+    assert intervals(row, floor, reference, 0, 4, 0)["mean_distance"][1] > distance
+
+
 def test_too_few_real_samples_and_metrics_of_one_name_are_refused():
     data = GivenData(torch.randn(30, 2))
     with pytest.raises(ValueError, match="samples"):
-        DiversityProbe(data, PixelFeatures(), FEW, 100, 0)
+        TrainingComparison(data, PixelFeatures(), FEW, 100, 0)
     with pytest.raises(ValueError, match="samples"):
         fit(distillation(), 1, data, callbacks=[DiversityCallback()])
     with pytest.raises(ValueError, match="datamodule"):
         trainer(1, callbacks=[DiversityCallback()]).fit(distillation(), data.train_dataloader())
     twice = {"a": PrecisionRecall(), "b": PrecisionRecall(k=5)}
     with pytest.raises(ValueError, match="one of each, got"):
-        DiversityProbe(ring(), PixelFeatures(), twice, 100, 0).floor()
+        TrainingComparison(ring(), PixelFeatures(), twice, 100, 0).floor()
+    undeclared = PrecisionRecall()
+    undeclared.gives = ()
+    with pytest.raises(ValueError, match="gives"):
+        TrainingComparison(ring(), PixelFeatures(), {"a": undeclared}, 100, 0).floor()
     with pytest.raises(ValueError, match="positive numbers"):
         DiversityCallback(every_n_updates=0)
 
@@ -120,7 +156,7 @@ def test_the_teacher_is_left_out_on_request():
 
 
 def test_the_floor_counts_copies_among_held_out_samples():
-    probe = DiversityProbe(ring(), PixelFeatures(), standard_metrics(2), 100, 0)
+    probe = TrainingComparison(ring(), PixelFeatures(), standard_metrics(2), 100, 0)
     assert probe.floor()["memorized_fraction"] < 0.5
 
 

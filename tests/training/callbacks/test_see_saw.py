@@ -60,9 +60,9 @@ def test_a_teacher_that_trains_is_looked_at_on_schedule_as_its_average_told_the_
     chosen = torch.randperm(64, generator=generator_for(0))[:50]
     expected = see_saw(
         module.ema.average.eval(),
-        LinearDenoiser.fit(train.x, generator_for(0, 2), train.labels, 2),
+        LinearDenoiser.fit(train.x, generator_for(0, 2), train.classes, 2),
         held_out.x[chosen],
-        held_out.labels[chosen],
+        held_out.classes[chosen],
         levels,
         generator_for(0, 1),
         num_bins=3,

@@ -91,7 +91,7 @@ def with_the_batches_of_both(module):
 
     def training_step(batch, batch_idx):
         order = torch.cat([torch.arange(rank, len(batch.x), RANKS) for rank in range(RANKS)])
-        return step(Batch(batch.x[order], batch.labels[order]), batch_idx)
+        return step(Batch(batch.x[order], batch.classes[order], batch.condition.rows(order)), batch_idx)
 
     sample = of_both(module.noise_levels.sample)
     levels.sample = lambda count, streams, device: sample(count, streams)

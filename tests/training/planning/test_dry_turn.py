@@ -76,12 +76,12 @@ RUNS = {
 def test_dry_turns_cost_what_real_ones_do(run):
     """Exactly; a student of several steps on average, since each turn draws how many it makes."""
     module = distillation(denoiser(), fake_updates_per_student=2, **RUNS[run])
-    turns = 4 + module.rhythm.warmup
+    turns = 4 + module.turn_schedule.warmup
     kinds = turns_of_run(module, turns)
     dry = {name: dry_turn(module, B, kind.example).flops for name, kind in kinds.items()}
     counted = CountedTurns()
     fit(module, turns, images(module.student), callbacks=[counted])
-    learns = [module.rhythm.learns(turn) for turn in range(turns)]
+    learns = [module.turn_schedule.learners(turn) for turn in range(turns)]
     names = {(True, True): "fused", (True, False): "student", (False, True): "fake"}
     expected = [dry[names[sides]] for sides in learns]
     if len(module.levels) > 1:

@@ -82,9 +82,9 @@ def test_teacher_training_has_one_kind_of_turn():
 @pytest.mark.parametrize(
     "changes", [{}, {"fake_score_warmup": 2}, {"turn": "fused"}, {"turn": "fused", "fake_score_warmup": 2}]
 )
-def test_kinds_of_turns_are_those_of_the_rhythm(turns, changes):
-    rhythm = (module := alternating(**changes)).rhythm
-    learns = [rhythm.learns(turn) for turn in range(turns)]
+def test_kinds_of_turns_are_those_of_the_schedule(turns, changes):
+    schedule = (module := alternating(**changes)).turn_schedule
+    learns = [schedule.learners(turn) for turn in range(turns)]
     kinds = turns_of_run(module, turns)
     assert {name: kind.count for name, kind in kinds.items()} == {
         name: learns.count(sides)
@@ -93,7 +93,7 @@ def test_kinds_of_turns_are_those_of_the_rhythm(turns, changes):
     }
     for name, kind in kinds.items():
         assert (
-            rhythm.learns(kind.example)
+            schedule.learners(kind.example)
             == {"fused": (True, True), "student": (True, False), "fake": (False, True)}[name]
         )
 

@@ -1,0 +1,158 @@
+"""The networks that a distillation starts from: the teacher with its guidance, student and fake score, and facts."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+
+from fdistill.core.meta_device import drop_weights, without_weights
+from fdistill.data.teacher_pairs import TeacherPairs
+from fdistill.io.load import load_model
+from fdistill.models.condition import declared
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.guidance import Guidance
+from fdistill.models.networks import train_without_dropout
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.preconditioning import EDM
+
+
+@contextmanager
+def start_at_rank_0(module: nn.Module, enabled: bool) -> Iterator[None]:
+    """Where enabled, what the module builds inside has numbers on rank 0 alone; its strategy sends them around."""
+    if not enabled or rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning sets it
+        yield
+        return
+    with without_weights():
+        yield
+    drop_weights(module)
+
+
+def teacher_model(source: Denoiser | GenerativeModel | str | Path) -> GenerativeModel:
+    """The teacher to distil and how to sample it: what a checkpoint or exported folder holds, or the denoiser given.
+
+    A denoiser alone has no sampler: it gets 18 Heun steps on EDM's grid from 80 down to .002, or between
+    the ends of its path where these are nearer.
+
+    Raises:
+        CheckpointError: if the file cannot be used.
+        ValueError: if it holds a student, which denoises at one noise level only.
+    """
+    if isinstance(source, Denoiser):
+        low, high = source.noise_range
+        return GenerativeModel.teacher(source, num_steps=18, sigma_min=max(low, 0.002), sigma_max=min(high, 80.0))
+    model = source if isinstance(source, GenerativeModel) else load_model(source)
+    if model.kind != "teacher":
+        where = "the model given" if model is source else source
+        raise ValueError(f"a teacher denoises at every noise level: {where} holds a {model.kind}")
+    return model
+
+
+def teacher_guidance(
+    scale: float,
+    interval: Sequence[float] | None,
+    guide: Denoiser | str | Path | None,
+    teacher: Denoiser,
+    dtype: torch.dtype,
+) -> float | Guidance:
+    """What guides the teacher; its guide is a frozen copy of a denoiser, or that of a teacher's checkpoint, in dtype.
+
+    Raises:
+        CheckpointError: if the guide's file cannot be used.
+        ValueError: for an interval or a guide that does not fit, or that a scale of 1 would leave without effect.
+    """
+    worse = None if guide is None else copy.deepcopy(teacher_model(guide).denoiser).requires_grad_(False).eval()
+    if worse is not None:
+        worse.hold_in(dtype)
+    guidance = Guidance.limited(scale, interval, worse)
+    Guidance.of(guidance).check_fits(teacher)
+    return guidance
+
+
+def guidance_facts(
+    scale: float, interval: Sequence[float] | None, guide: Denoiser | str | Path | None
+) -> dict[str, Any]:
+    """How the teacher was guided, as plain values for the model card."""
+    facts = {"guidance": scale, "guidance_interval": None if interval is None else list(interval)}
+    facts["guide"] = None if guide is None else described_source(guide)
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def described_source(source: Denoiser | GenerativeModel | str | Path) -> Any:
+    """Where a network is from, as plain values: its path, or its description."""
+    if isinstance(source, GenerativeModel):
+        return source.denoiser.spec()
+    return str(source) if isinstance(source, str | Path) else source.spec()
+
+
+def learners(
+    teacher: Denoiser,
+    student: Denoiser | str | Path | None,
+    fake_score: Denoiser | str | Path | None,
+    with_fake_score: bool,
+) -> tuple[Denoiser, Denoiser | None]:
+    """Trainable copies of the initial student and fake score, without dropout; of the teacher where None is given.
+
+    A path is that of a run checkpoint or exported folder. Without a fake score (an objective that needs none) the
+    second is None.
+
+    Raises:
+        ValueError: for a network without parameters, or of another shape or other classes than the student sees.
+    """
+    if fake_score is not None and not with_fake_score:
+        raise ValueError("this objective needs no fake score: leave fake_score out")
+    student = _trainable(_denoiser(student) or teacher, "student")
+    fake_score = _trainable(_denoiser(fake_score) or teacher, "fake_score") if with_fake_score else None
+    for name, other in (("teacher", teacher), ("fake_score", fake_score)):
+        if other is None:
+            continue
+        if other.sample_shape != student.sample_shape or other.takes not in ({}, student.takes):
+            raise ValueError(
+                f"{name} and student see the same samples and conditions: expected shape {student.sample_shape} and "
+                f"{declared(student.takes)} (or none), got {other.sample_shape} and {declared(other.takes)}"
+            )
+    return student, fake_score
+
+
+def _denoiser(source: Denoiser | str | Path | None) -> Denoiser | None:
+    return load_model(source).denoiser if isinstance(source, str | Path) else source
+
+
+def _trainable(denoiser: Denoiser, name: str) -> Denoiser:
+    copied = copy.deepcopy(denoiser).requires_grad_(True)
+    train_without_dropout(copied)
+    if not any(True for _ in copied.parameters()):
+        raise ValueError(
+            f"the teacher has no parameters to start the {name} from: give {name} as a denoiser of its own"
+        )
+    return copied
+
+
+def known_sigma_data(given: float | None, denoiser: Denoiser, facts: dict[str, Any]) -> float:
+    """The standard deviation of the data: what is given, or what the fake score's (else student's) EDM knows.
+
+    An imported teacher, whose network may not hold it, has it among its facts.
+
+    Raises:
+        ValueError: where neither is there, or it is not positive.
+    """
+    if given is None and isinstance(denoiser.preconditioning, EDM):
+        return denoiser.preconditioning.sigma_data
+    given = facts.get("sigma_data") if given is None else given
+    if given is None or not given > 0:
+        raise ValueError(
+            "sigma_data is positive, and known only where the fake score has EDM preconditioning or the teacher was "
+            f"imported: got {given}; give the data's standard deviation"
+        )
+    return given
+
+
+def fitting_pairs(file: str, student: Denoiser, guidance: float | Guidance) -> TeacherPairs:
+    """The pairs of a file, made for such a student and guidance; raises as `TeacherPairs` does."""
+    pairs = TeacherPairs.load(file)
+    pairs.check_fits(student.sample_shape, student.takes, guidance)
+    return pairs
