@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from fdistill.models.condition import Condition, Entry, Takes
 
+TEXT, POOLED = "encoder_hidden_states", "pooled_projections"
+"""What most networks call the embeddings of a prompt's tokens, and that of the whole."""
+
 MASK = Entry((None,))
 """Of tokens: 1 where there is one, 0 where a prompt has ended, int64 [B, L]."""
 
