@@ -17,7 +17,7 @@ from fdistill.models.denoiser import Denoiser, lay_channels_last
 from fdistill.models.guidance import Guidance
 from fdistill.models.vae import Decoder
 from fdistill.sampling import Heun, Sampler, Start, generate, multi_step, one_step
-from fdistill.sampling.student_steps import start_scale
+from fdistill.sampling.student_steps import check_start, start_scale
 from fdistill.theory.noise_levels import karras_grid
 
 AT_ONCE = 500  # samples
@@ -53,7 +53,7 @@ class GenerativeModel:
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        start_scale(1.0, self.start)  # which says what is none
+        check_start(self.start)
         if self.kind == "student":
             _check_levels(self.sigmas)
             if self.sampler is not None:

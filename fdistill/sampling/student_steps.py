@@ -17,14 +17,15 @@ timestep, and not at all where sigma stands for infinity.
 """
 
 
-def start_scale(sigma: float, start: Start) -> float:
-    """The factor of z at the first level.
-
-    Raises:
-        ValueError: for another start.
-    """
+def check_start(start: Start) -> Start:
+    """`start`; ValueError for any other."""
     if start not in ("sigma", "unit"):
         raise ValueError(f"a first step starts from noise of scale sigma or of unit variance: got {start!r}")
+    return start
+
+
+def start_scale(sigma: float, start: Start) -> float:
+    """The factor of z at the first level."""
     return sigma if start == "sigma" else math.hypot(1.0, sigma)
 
 

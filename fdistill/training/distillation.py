@@ -20,7 +20,7 @@ from fdistill.objectives import Objective
 from fdistill.objectives.log_ratio import RatioEstimator
 from fdistill.sampling import Start
 from fdistill.sampling.generator import GenerativeModel
-from fdistill.sampling.student_steps import start_scale
+from fdistill.sampling.student_steps import check_start
 from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.schedules import Schedule
 from fdistill.training.argument_checks import (
@@ -168,21 +168,17 @@ class DistillationModule(DistillationTurn):
         check_instance_noise(instance_noise, objective)
         self.objective, self.levels, needs = objective, check_levels(sigma_init, renoise_levels), objective.needs
         check_one_step(objective, self.levels)
-        start_scale(sigma_init, start)  # which says what is none
-        self.start = start
         self.turn_schedule = TurnSchedule(turn, fake_updates_per_student, fake_score_warmup)
         self.reads = discriminator if needs.discriminator else "none"
         self.teacher_source, dtype = described_source(teacher), check_stored(teacher_dtype, self.reads, r1_weight)
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
         self.guidance_facts = guidance_facts(guidance, guidance_interval, guide)
-        self.fake_guidance, self.fake_label_dropout = fake_guidance, fake_label_dropout
+        self.fake_guidance, self.fake_label_dropout, self.start = fake_guidance, fake_label_dropout, check_start(start)
         self.discriminator_lr, self.imitation, self.reuse_generated = discriminator_lr, imitation, reuse_generated
         self.r1_weight, self.r1_step, self.instance_noise = r1_weight, r1_step, instance_noise
         with start_at_rank_0(self, meta_start):
             loaded = teacher_model(teacher)
-            self.teacher = copy.deepcopy(loaded.denoiser).requires_grad_(False).eval().hold_in(dtype)
-            self._teacher_grid, self._teacher_sampler, self._decoder = loaded.sigmas, loaded.sampler, loaded.decoder
-            self._teacher_start = loaded.start
+            self._keep_teacher(loaded, dtype)
             with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
             self.student, self.fake_score = learners(loaded.denoiser, student, fake_score, with_fake)
             check_guidance(guidance, fake_guidance, fake_label_dropout, self.fake_score)
@@ -195,6 +191,11 @@ class DistillationModule(DistillationTurn):
             self._keep_to_path(noise_levels, fake_noise_levels)
             self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)
             self.ratio = self._ratio(ratio_bins, ratio_decay) if needs.discriminator else None
+
+    def _keep_teacher(self, loaded: GenerativeModel, dtype: torch.dtype) -> None:
+        self.teacher = copy.deepcopy(loaded.denoiser).requires_grad_(False).eval().hold_in(dtype)
+        self._teacher_grid, self._teacher_sampler = loaded.sigmas, loaded.sampler
+        self._decoder, self._teacher_start = loaded.decoder, loaded.start
 
     def _keep_to_path(self, noise_levels: NoiseLevels, fake_noise_levels: NoiseLevels | None) -> None:
         check_on_path(self.levels, self.student)

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from fdistill.sampling import renoise
-from fdistill.sampling.student_steps import start_scale
+from fdistill.sampling.student_steps import check_start, start_scale
 
 
 def test_a_unit_start_has_unit_variance_on_a_variance_preserving_path():
@@ -26,4 +26,4 @@ def test_further_steps_have_no_start():
 
 def test_another_start_is_an_error():
     with pytest.raises(ValueError, match="sigma or of unit"):
-        start_scale(1.0, "zero")
+        check_start("zero")
