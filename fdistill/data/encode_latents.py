@@ -107,8 +107,7 @@ def _images(asked: Encoding) -> tuple[ImageSplit, list[str]]:
     """All images and the names of their classes; what cannot be used is refused before any work."""
     if asked.batch_size < 1:
         raise ValueError(f"batch_size is a number of images at once: expected >= 1, got {asked.batch_size}")
-    config = asked.vae.vae.config
-    factor = 2 ** (len(config.block_out_channels) - 1)
+    config, factor = asked.vae.vae.config, asked.vae.factor
     if asked.resolution < 1 or asked.resolution % factor:
         raise ValueError(
             f"this VAE makes one latent pixel of {factor} x {factor}: expected a resolution that {factor} divides, "

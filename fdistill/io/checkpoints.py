@@ -128,6 +128,7 @@ def model_record(model: GenerativeModel) -> dict[str, Any]:
         "facts": model.facts,
         "sampler": None if model.sampler is None else model.sampler.spec(),
         "decoder": None if model.decoder is None else str(model.decoder.folder.resolve()),
+        "start": model.start,
     }
 
 
@@ -142,8 +143,8 @@ def model_weights(model: GenerativeModel) -> dict[str, torch.Tensor]:
 def model_from_record(record: dict[str, Any], weights: dict[str, torch.Tensor], source: Path) -> GenerativeModel:
     """Rebuild the model that `record` describes and load `weights` into its denoiser and guide.
 
-    A record without a sampler is of a time when every teacher's was Heun. The decoder of latents stays in its folder,
-    which the record names; a relative name is one inside `source`.
+    A record without a sampler or a start is of a time when every teacher's was Heun, and every start sigma z. The
+    decoder of latents stays in its folder, which the record names; a relative name is one inside `source`.
 
     Raises:
         CheckpointError: if the record is incomplete or the weights do not fit.
@@ -154,7 +155,8 @@ def model_from_record(record: dict[str, Any], weights: dict[str, torch.Tensor], 
         guidance = Guidance.from_plain(record["guidance"])
         sampler = None if record.get("sampler") is None else Sampler.from_spec(record["sampler"])
         decoder = None if record.get("decoder") is None else Decoder(Path(source) / record["decoder"])
-        model = GenerativeModel(denoiser.eval(), record["kind"], sigmas, guidance, record["facts"], sampler, decoder)
+        how: dict[str, Any] = {"sampler": sampler, "decoder": decoder, "start": record.get("start", "sigma")}
+        model = GenerativeModel(denoiser.eval(), record["kind"], sigmas, guidance, record["facts"], **how)
     guide = Guidance.of(guidance).guide
     if guide is not None:
         its = {name.removeprefix(_GUIDE): value for name, value in weights.items() if name.startswith(_GUIDE)}

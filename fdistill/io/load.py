@@ -22,9 +22,11 @@ from fdistill.core.weight_files import (
 )
 from fdistill.io.checkpoints import AVERAGE, OWN_WEIGHTS, RECORD, STOCK_PIPELINE, model_from_record, read_run_checkpoint
 from fdistill.io.shards import SHARDS, Shards
+from fdistill.io.stock_pipeline import COND_PROJ, NULL_WEIGHTS, PIPELINE
 from fdistill.io.strangers import what_lies_at
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import DiffusersUNet, StockUNet
+from fdistill.models.networks.text import FAMILIES, family_of
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.preconditioning import EDM, ConsistencyEDM
 
@@ -75,6 +77,8 @@ def read_folder(path: Path | str) -> GenerativeModel:
     if (path / OWN_WEIGHTS).is_file() and record is not None:
         return model_from_record(record, read_safetensors(path / OWN_WEIGHTS, _REMEDY), path)
     index = read_json(path / "model_index.json")
+    if record is not None and family_of(index.get("_class_name")) is not None:
+        return _read_text(path, record)
     if index.get("_class_name") != STOCK_PIPELINE:
         raise CheckpointError(
             f"{path} holds a {shown(index.get('_class_name'))}: expected {STOCK_PIPELINE} or a folder of fdistill "
@@ -84,6 +88,22 @@ def read_folder(path: Path | str) -> GenerativeModel:
     if record is None and scheduler.get("sigma_min") != 0:
         return _read_published(path, scheduler)
     return _read_stock(path, scheduler, record or {})
+
+
+def _read_text(path: Path, record: dict[str, Any]) -> GenerativeModel:
+    """A text-to-image student, whose prompts the text encoders beside it read."""
+    try:
+        arguments = record["denoiser"]["init_args"]["network"]["init_args"]
+        part, takes = FAMILIES[arguments["family"]].part, arguments["null"] or {}
+        record = record | {"facts": record["facts"] | {PIPELINE: str(path.resolve())}}
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"the record of {path} describes no text-to-image student: it lacks {error}") from error
+    weights = {f"network.stock.{name}": value for name, value in read_stock_weights(path / part).items()}
+    weights.pop(f"network.stock.{COND_PROJ}", None)
+    if takes:
+        null = read_safetensors(path / NULL_WEIGHTS, _REMEDY)
+        weights |= {f"network.null_{index}": null[name] for index, name in enumerate(takes) if name in null}
+    return model_from_record(record, weights, path)
 
 
 def _read_stock(path: Path, scheduler: dict[str, Any], record: dict[str, Any]) -> GenerativeModel:

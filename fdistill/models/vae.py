@@ -4,11 +4,12 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn import functional
 
 from fdistill.core.build import build_stock, build_with_weights, known_config
 from fdistill.core.fingerprints import fingerprint
@@ -27,7 +28,11 @@ from fdistill.core.weight_files import (
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-_CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
+_CLASSES = (
+    *("AutoencoderKL", "VQModel", "AutoencoderTiny"),
+    *("AutoencoderDC", "AutoencoderKLQwenImage", "AutoencoderKLFlux2"),
+)
+_OF_VIDEO, _PACKED = "AutoencoderKLQwenImage", "AutoencoderKLFlux2"
 _LARGEST_SIDE = 4096  # of an image; no weight depends on it
 _WRITTEN_ONLY = {"AutoencoderTiny": "block_out_channels"}  # of its own making: the class does not take it back
 
@@ -37,11 +42,12 @@ class Decoder:
 
     A model sees latents of about one scale, which its VAE undoes: it decodes latents / scaling_factor + shift_factor,
     with latents_std and latents_mean by channel as further factor and shift where its configuration has them.
+    AutoencoderKLFlux2 has them as statistics of batches, of latents whose 2 x 2 squares are channels.
     """
 
     def __init__(self, folder: Path | str, scaling: dict[str, Any] | None = None) -> None:
         """Args:
-        folder: with config.json and weights of an AutoencoderKL, VQModel or AutoencoderTiny.
+        folder: with config.json and weights of a VAE of diffusers, one of `_CLASSES`.
         scaling: scaling_factor, shift_factor, latents_std and latents_mean instead of those of config.json.
         """
         self.folder, self._scaling = Path(folder), scaling or {}
@@ -68,7 +74,8 @@ class Decoder:
         plain = {name: value for name, value in config.items() if name[:1] != "_" and name != _WRITTEN_ONLY.get(kind)}
         plain = known_config(getattr(diffusers, kind), plain, self.folder / "config.json")
         weights = read_stock_weights(self.folder)
-        check_finite_weights(weights, self.folder)
+        counts = {name for name in weights if name.endswith("num_batches_tracked")}
+        check_finite_weights({name: weights[name] for name in weights.keys() - counts}, self.folder)
         try:
             build = functools.partial(build_stock, getattr(diffusers, kind), plain | self._scaling)
             vae = build_with_weights(build, weights, self.folder)
@@ -91,21 +98,41 @@ class Decoder:
             CheckpointError: where the VAE is, see `vae`, or its images would be larger than 4096 pixels a side.
         """
         vae, (factor, shift) = self.vae.to(self._device), self.scale
-        side = max(latents.shape[2:]) << len(vae.config.block_out_channels) - 1  # each level but one doubles it
+        side = max(latents.shape[2:]) * self.factor
         if side > _LARGEST_SIDE:
             raise CheckpointError(
                 f"{self.folder} makes images of at most {_LARGEST_SIDE:,} pixels a side: got {side:,}"
             )
         parts, dtype = (latents.float().cpu() / factor + shift).split(batch_size), next(vae.parameters()).dtype
-        decoded = (vae.decode(part.to(self._device, dtype)).sample for part in parts)
+        decoded = (self._decoded(part.to(self._device, dtype)) for part in parts)
         return torch.cat([images.clamp(-1, 1).float().cpu() for images in decoded])
+
+    def _decoded(self, raw: Tensor) -> Tensor:
+        """Images of the VAE's own latents, which of FLUX.2 are packed and of Qwen-Image one frame of a video."""
+        vae = cast(Any, self.vae)
+        if type(vae).__name__ == _PACKED:
+            raw = functional.pixel_shuffle(raw, 2)
+        if type(vae).__name__ == _OF_VIDEO:
+            return vae.decode(raw[:, :, None]).sample[:, :, 0]
+        return vae.decode(raw).sample
+
+    @property
+    def factor(self) -> int:
+        """Side of an image for each unit of the latents' side."""
+        config, kind = self.vae.config, type(self.vae).__name__
+        levels = config.get("block_out_channels") or config.get("encoder_block_out_channels") or config.get("dim_mult")
+        return 2 ** (len(levels) - 1 + (kind == _PACKED))  # each level but one halves it
 
     @property
     def scale(self) -> tuple[Tensor, Tensor]:
         """Factor and shift by channel, [C, 1, 1] or [1, 1, 1]: the VAE's own latents are latents / factor + shift."""
         config = self.vae.config
+        if type(self.vae).__name__ == _PACKED:
+            norm = cast(Any, self.vae).bn
+            std = (norm.running_var.cpu() + config.batch_norm_eps).sqrt()
+            return 1 / std[:, None, None], norm.running_mean.cpu()[:, None, None]
         std, mean = (_by_channel(config.get(name), of) for name, of in (("latents_std", 1.0), ("latents_mean", 0.0)))
-        return config.scaling_factor / std, mean + (config.get("shift_factor") or 0.0)
+        return config.get("scaling_factor", 1.0) / std, mean + (config.get("shift_factor") or 0.0)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -119,10 +146,16 @@ class Decoder:
         Raises:
             CheckpointError: where the VAE is, see `vae`, or the latents are not finite.
         """
-        coded, (factor, shift) = self.vae.to(self._device).encode(images.to(self._device)), self.scale
+        (factor, shift), kind = self.scale, type(self.vae).__name__
+        images = images.to(self._device)
+        coded = self.vae.to(self._device).encode(images[:, :, None] if kind == _OF_VIDEO else images)
         posterior = getattr(coded, "latent_dist", None)
-        mean = ((coded.latents if posterior is None else posterior.mean).float().cpu() - shift) * factor
-        std = None if posterior is None else posterior.std.float().cpu() * factor.abs()
+        raw = (coded[0],) if posterior is None else (posterior.mean, posterior.std)
+        if kind == _PACKED:
+            raw = tuple(functional.pixel_unshuffle(each, 2) for each in raw)
+        raw = tuple((each[:, :, 0] if kind == _OF_VIDEO else each).float().cpu() for each in raw)
+        mean = (raw[0] - shift) * factor
+        std = None if posterior is None else raw[1] * factor.abs()
         if not (mean.isfinite().all() and (std is None or std.isfinite().all())):
             raise CheckpointError(f"{self.folder} makes latents that are not finite: use another VAE")
         return mean, std
@@ -155,9 +188,9 @@ def _by_channel(values: Sequence[float] | None, otherwise: float) -> Tensor:
 
 
 def _check_scaling(config: Any) -> None:
-    checked_number(abs(config.scaling_factor), "the size of scaling_factor", 1e-6, 1e6)
+    checked_number(abs(config.get("scaling_factor", 1.0)), "the size of scaling_factor", 1e-6, 1e6)
     checked_number(config.get("shift_factor") or 0, "shift_factor", -1e6, 1e6)
-    channels = config.latent_channels
+    channels = config.get("latent_channels") or config.get("z_dim")
     for name in ("latents_std", "latents_mean"):
         values = config.get(name)
         if values is None:

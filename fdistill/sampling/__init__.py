@@ -5,7 +5,7 @@ from fdistill.sampling.gaussian_step import DDIM, GDDIM, Euler, Renoising
 from fdistill.sampling.heun import Heun
 from fdistill.sampling.predictor_corrector import PredictorCorrector
 from fdistill.sampling.restart import Restart
-from fdistill.sampling.student_steps import multi_step, one_step, renoise
+from fdistill.sampling.student_steps import Start, multi_step, one_step, renoise
 
 __all__ = [
     "DDIM",
@@ -16,6 +16,7 @@ __all__ = [
     "Renoising",
     "Restart",
     "Sampler",
+    "Start",
     "generate",
     "multi_step",
     "one_step",

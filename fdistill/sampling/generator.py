@@ -16,7 +16,8 @@ from fdistill.models.condition import Condition, Conditioned
 from fdistill.models.denoiser import Denoiser, lay_channels_last
 from fdistill.models.guidance import Guidance
 from fdistill.models.vae import Decoder
-from fdistill.sampling import Heun, Sampler, generate, multi_step, one_step
+from fdistill.sampling import Heun, Sampler, Start, generate, multi_step, one_step
+from fdistill.sampling.student_steps import check_start, start_scale
 from fdistill.theory.noise_levels import karras_grid
 
 AT_ONCE = 500  # samples
@@ -37,6 +38,7 @@ class GenerativeModel:
         facts: plain values that a model card tells (divergence, seed, step, teacher, data ...).
         sampler: a teacher's, Heun where none is given; None for a student.
         decoder: makes images of its samples, where they are latents.
+        start: what its first step makes of noise, see `Start`.
         autocast: type in which its network computes while sampling, that of a run in mixed precision; None for its own.
     """
 
@@ -47,9 +49,11 @@ class GenerativeModel:
     facts: dict[str, Any] = field(default_factory=dict)
     sampler: Sampler | None = None
     decoder: Decoder | None = None
+    start: Start = "sigma"
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        check_start(self.start)
         if self.kind == "student":
             _check_levels(self.sigmas)
             if self.sampler is not None:
@@ -67,7 +71,11 @@ class GenerativeModel:
 
     @classmethod
     def student(
-        cls, denoiser: Denoiser, sigmas: float | Sequence[float], facts: dict[str, Any] | None = None
+        cls,
+        denoiser: Denoiser,
+        sigmas: float | Sequence[float],
+        facts: dict[str, Any] | None = None,
+        start: Start = "sigma",
     ) -> "GenerativeModel":
         """A generator of K steps: G(z) = D(sigma_1 z_1, sigma_1), then D(G + sigma_k z_k, sigma_k) for k = 2 .. K.
 
@@ -75,6 +83,7 @@ class GenerativeModel:
             denoiser: D.
             sigmas: sigma_1 > ... > sigma_K > 0; one number for a one-step generator.
             facts: see the attribute.
+            start: see the attribute.
 
         Raises:
             ValueError: where the levels do not fall, or one is not positive and finite, or outside of D's path.
@@ -82,7 +91,7 @@ class GenerativeModel:
         levels = torch.atleast_1d(torch.as_tensor(sigmas, dtype=torch.float64))
         _check_levels(levels)
         denoiser.noise_range.check("each noise level of a student", levels.tolist())
-        return cls(denoiser.eval(), "student", levels, facts=facts or {})
+        return cls(denoiser.eval(), "student", levels, facts=facts or {}, start=start)
 
     @classmethod
     def teacher(
@@ -239,8 +248,10 @@ class GenerativeModel:
                 f"got {list(noise.shape)}; draw them by noise or latents of the model"
             )
         condition = self.condition(condition, len(noise)).to(self.device)
-        few_steps = one_step if self._blocks == 1 else multi_step
+        few_steps = functools.partial(one_step if self._blocks == 1 else multi_step, start=self.start)
         sampler = few_steps if self.sampler is None else self.sampler
+        if self.sampler is not None and self.start != "sigma":
+            noise = noise * (start_scale(float(self.sigmas[0]), self.start) / float(self.sigmas[0]))
         values = VALUES_IN_CACHE if self.device.type == "cpu" else VALUES_AT_ONCE
         size = batch_size or max(1, min(AT_ONCE, values // math.prod(self.sample_shape)))
         with self.whole(), self._precision():

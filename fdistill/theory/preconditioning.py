@@ -105,8 +105,7 @@ class _OnPath(Preconditioning):
         return self.path.noise_range
 
     def _at(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        t = self.path.time(sigma)
-        return self.path.alpha(t), self.path.sigma(t), self.time_scale * t
+        return *self.path.scales(sigma), self.time_scale * self.path.time(sigma)
 
 
 class EpsPrediction(_OnPath):
@@ -157,7 +156,7 @@ class VelocityPrediction(_OnPath):
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         t = self.path.time(sigma)
-        alpha, sigma_t = self.path.alpha(t), self.path.sigma(t)
+        alpha, sigma_t = self.path.scales(sigma)
         alpha_slope, sigma_slope = self.path.derivatives(t)
         turning = alpha * sigma_slope - alpha_slope * sigma_t
         return Coefficients(

@@ -12,12 +12,15 @@ from fdistill.core.random import VALIDATION, generator_for
 from fdistill.data import Batch, GenerativeDataModule
 from fdistill.evaluation.metrics.frechet_distance import Moments
 from fdistill.evaluation.metrics.pixel_distance import PixelMoments, pixel_frechet_distance
+from fdistill.io.stock_pipeline import PIPELINE
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
 from fdistill.models.networks import train_without_dropout
 from fdistill.objectives import Objective
 from fdistill.objectives.log_ratio import RatioEstimator
+from fdistill.sampling import Start
 from fdistill.sampling.generator import GenerativeModel
+from fdistill.sampling.student_steps import check_start
 from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.schedules import Schedule
 from fdistill.training.argument_checks import (
@@ -66,6 +69,8 @@ class DistillationModule(DistillationTurn):
         fake_score_optimizer: class_path and init_args, of fake score and discriminator; usually the faster one.
         sigma_init: noise level the student starts from, > 0.
         renoise_levels: noise levels of its further steps, falling; none for a one-step student.
+        start: what its first step makes of noise z: "sigma" for sigma_init z, "unit" for sqrt(1 + sigma_init^2) z,
+            where stock pipelines start.
         student: initial student, a denoiser or a checkpoint of one; None copies the teacher.
         fake_score: initial fake score, likewise.
         fake_noise_levels: noise at which fake score and discriminator learn; None for the student's. Alternating only.
@@ -153,6 +158,7 @@ class DistillationModule(DistillationTurn):
         skip_nonfinite: int = 0,
         teacher_dtype: Stored = "float32",
         meta_start: bool = False,
+        start: Start = "sigma",
         seed: int = 0,
     ) -> None:
         super().__init__(seed, gradient_clip, accumulate, skip_nonfinite)
@@ -167,13 +173,12 @@ class DistillationModule(DistillationTurn):
         self.teacher_source, dtype = described_source(teacher), check_stored(teacher_dtype, self.reads, r1_weight)
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
         self.guidance_facts = guidance_facts(guidance, guidance_interval, guide)
-        self.fake_guidance, self.fake_label_dropout = fake_guidance, fake_label_dropout
+        self.fake_guidance, self.fake_label_dropout, self.start = fake_guidance, fake_label_dropout, check_start(start)
         self.discriminator_lr, self.imitation, self.reuse_generated = discriminator_lr, imitation, reuse_generated
         self.r1_weight, self.r1_step, self.instance_noise = r1_weight, r1_step, instance_noise
         with start_at_rank_0(self, meta_start):
             loaded = teacher_model(teacher)
-            self.teacher = copy.deepcopy(loaded.denoiser).requires_grad_(False).eval().hold_in(dtype)
-            self._teacher_grid, self._teacher_sampler, self._decoder = loaded.sigmas, loaded.sampler, loaded.decoder
+            self._keep_teacher(loaded, dtype)
             with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
             self.student, self.fake_score = learners(loaded.denoiser, student, fake_score, with_fake)
             check_guidance(guidance, fake_guidance, fake_label_dropout, self.fake_score)
@@ -186,6 +191,11 @@ class DistillationModule(DistillationTurn):
             self._keep_to_path(noise_levels, fake_noise_levels)
             self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)
             self.ratio = self._ratio(ratio_bins, ratio_decay) if needs.discriminator else None
+
+    def _keep_teacher(self, loaded: GenerativeModel, dtype: torch.dtype) -> None:
+        self.teacher = copy.deepcopy(loaded.denoiser).requires_grad_(False).eval().hold_in(dtype)
+        self._teacher_grid, self._teacher_sampler = loaded.sigmas, loaded.sampler
+        self._decoder, self._teacher_start = loaded.decoder, loaded.start
 
     def _keep_to_path(self, noise_levels: NoiseLevels, fake_noise_levels: NoiseLevels | None) -> None:
         check_on_path(self.levels, self.student)
@@ -205,14 +215,16 @@ class DistillationModule(DistillationTurn):
             "teacher": self.teacher_source,
             "turn": self.turn_schedule.turn,
             **self.guidance_facts,
+            **{name: self.teacher_facts[name] for name in (PIPELINE,) if name in self.teacher_facts},
         }
-        model = GenerativeModel.student(self.ema.average, self.levels, facts)
+        model = GenerativeModel.student(self.ema.average, self.levels, facts, self.start)
         model.decoder = self._decoder
         return model
 
     def teacher_model(self) -> GenerativeModel:
         """The frozen teacher with its sampler, at the guidance that the student learns."""
         how: dict[str, Any] = {"guidance": self.guidance, "sampler": self._teacher_sampler, "decoder": self._decoder}
+        how["start"] = self._teacher_start
         return GenerativeModel(self.teacher, "teacher", self._teacher_grid, **how)
 
     def setup(self, stage: str) -> None:

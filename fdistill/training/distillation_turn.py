@@ -15,6 +15,7 @@ from fdistill.models.guidance import Guidance
 from fdistill.objectives import Needs, NoisedSamples, Objective, Regression, denoising_loss, discriminator_loss
 from fdistill.objectives.base import PredictionLevel, expand, required
 from fdistill.objectives.log_ratio import RatioEstimator
+from fdistill.sampling import Start
 from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.paths import NoiseRange
 from fdistill.theory.schedules import Schedule, value_at
@@ -50,6 +51,7 @@ class DistillationTurn(GenerativeModule):
     fake_noise_levels: NoiseLevels
     known: NoiseRange
     levels: tuple[float, ...]
+    start: Start
     turn_schedule: TurnSchedule
     reads: Reads
     teacher: Denoiser
@@ -142,7 +144,7 @@ class DistillationTurn(GenerativeModule):
         if latents is None:
             x = cast(Tensor, old)[rows]
         else:
-            x = simulate(self.student, latents, self.levels, condition, student_learns)
+            x = simulate(self.student, latents, self.levels, condition, student_learns, self.start)
         leaf = x.detach().requires_grad_(student_learns)
         x_t = (leaf if input_gradient else leaf.detach()) + expand(sigma, x) * noise
         return NoisedBatch(part, x, leaf, x_t, sigma, condition, dropped, latents[0] if latents else None)
@@ -186,7 +188,7 @@ class DistillationTurn(GenerativeModule):
         regression_x = None
         if objective.needs.pairs:
             latents, target, condition = cast(TeacherPairs, self.pairs).draw(len(at.x), noised.part.own)
-            regression_x = simulate(self.student, [latents], self.levels, condition, True)
+            regression_x = simulate(self.student, [latents], self.levels, condition, True, self.start)
             at = at._replace(regression=Regression(regression_x.detach().requires_grad_(), target))
         loss = objective.loss(at)
         gradient = student_gradient(loss, at)

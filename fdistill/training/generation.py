@@ -9,7 +9,7 @@ from torch import Tensor
 from fdistill.core.random import generator_for
 from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
-from fdistill.sampling import renoise
+from fdistill.sampling import Start, renoise
 from fdistill.training.base import MicroBatch
 from fdistill.training.discrimination import NoisedInput, Prediction
 from fdistill.training.guard import TurnValues
@@ -46,7 +46,12 @@ def drawn_steps(seed: int, turn: int, most: int) -> int:
 
 
 def simulate(
-    student: Denoiser, latents: Sequence[Tensor], levels: Sequence[float], condition: Condition, learns: bool
+    student: Denoiser,
+    latents: Sequence[Tensor],
+    levels: Sequence[float],
+    condition: Condition,
+    learns: bool,
+    start: Start = "sigma",
 ) -> Tensor:
     """The student's sample after len(latents) steps; the last one with a graph where it learns.
 
@@ -59,11 +64,12 @@ def simulate(
         levels: noise level of each step.
         condition: of B samples, or empty.
         learns: whether the last step keeps its graph.
+        start: what the first step makes of noise.
     """
     x = None
     last = len(latents) - 1
     for step, (latent, level) in enumerate(zip(latents, levels, strict=False)):
         sigma = torch.full((len(latent),), level, device=latent.device)
         with torch.set_grad_enabled(learns and step == last):
-            x = student(renoise(x, latent, level), sigma, condition)
+            x = student(renoise(x, latent, level, start), sigma, condition)
     return cast(Tensor, x)

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch.testing import assert_close
 
 from fdistill.core.spec import Described
-from fdistill.theory.paths import DDPMPath
+from fdistill.theory.paths import NOISE_ALONE, DDPMPath
 from fdistill.theory.preconditioning import VPrediction
 
 SCHEDULES = {
@@ -105,3 +105,13 @@ def test_a_network_that_predicts_v_knows_that_the_path_preserves_variance():
 def test_bad_arguments(arguments, words):
     with pytest.raises(ValueError, match=words):
         DDPMPath(**arguments)
+
+
+def test_zero_terminal_snr_leaves_noise_alone_at_the_end_and_the_first_level_as_it_was():
+    plain = DDPMPath(0.00085, 0.012, 1000, "scaled_linear")
+    path = DDPMPath(0.00085, 0.012, 1000, "scaled_linear", zero_terminal_snr=True)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert_close(path.noise_ratio(ends), torch.tensor([float(plain.noise_ratio(ends[:1])), NOISE_ALONE]).double())
+    stock = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear", rescale_betas_zero_snr=True)
+    t = torch.arange(999, dtype=torch.float64) / 999
+    assert_close(path.alpha(t).square(), stock.alphas_cumprod[:-1].double(), rtol=0, atol=1e-6)

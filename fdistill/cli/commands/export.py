@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from fdistill.cli.commands.sampling import resampled
 from fdistill.core.places import require_replaceable
@@ -30,6 +32,7 @@ def export(
     guide: str | None = None,
     onnx: bool = False,
     torch_export: bool = False,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
 ) -> None:
     """Write a folder that diffusers loads: the averaged weights as safetensors, configuration and model card.
 
@@ -45,6 +48,7 @@ def export(
         guide: a worse teacher of the same samples, for autoguidance; the folder then holds it too.
         onnx: of a student, also write generator.onnx: latents and labels to samples, for any batch size.
         torch_export: of a student, also write generator.pt2, the same for torch.export.load.
+        dtype: of the network's weights, of a text-to-image student.
     """
     require_replaceable(Path(folder), *_inputs(checkpoint, report, guide))
     loaded = load_model(checkpoint)
@@ -56,10 +60,10 @@ def export(
     numbers = None if report is None else _numbers(Path(report), model, checkpoint)
     wishes: tuple[tuple[Program, bool], ...] = (("onnx", onnx), ("torch_export", torch_export))
     programs = [program for program, wanted in wishes if wanted]
-    target = export_folder(model, folder, numbers, programs)
+    target = export_folder(model, folder, numbers, programs, dtype=getattr(torch, dtype))
     if numbers is not None and model.kind == "student":
         print_table(numbers)
-    loader = "stock diffusers (ConsistencyModelPipeline)" if loads_in_stock_diffusers(model) else "fdistill"
+    loader = "stock diffusers" if loads_in_stock_diffusers(model) else "fdistill"
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
     print(f"wrote {target}: a {model.kind} of {evaluations} per sample, loaded by {loader}")
     for program in programs:

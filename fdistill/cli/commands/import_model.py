@@ -9,6 +9,8 @@ from fdistill.io.export import export_folder
 from fdistill.io.importing import Options
 from fdistill.io.importing import import_model as read_model
 from fdistill.io.importing.diffusers_folder import scheduler_of
+from fdistill.io.stock_pipeline import PIPELINE
+from fdistill.models.networks import TextToImageNetwork
 from fdistill.sampling.generator import GenerativeModel
 
 _START = 5.0  # sigma_init in units of sigma_data: 2.5 for images (SiD, arXiv 2404.04057)
@@ -24,6 +26,8 @@ def import_model(
     guidance: float | None = None,
     sigma_data: float | None = None,
     last_class_is_none: bool = False,
+    resolution: int | list[int] | None = None,
+    lora: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Make a teacher of a diffusers folder, a .safetensors file or EDM's pickle; none of them is executed.
@@ -38,6 +42,8 @@ def import_model(
         guidance: classifier-free guidance scale of the teacher's samples; none where not given.
         sigma_data: standard deviation of the data; 0.5 for images, 1 for latents, where not given and not known.
         last_class_is_none: the last class of a UNet2DModel means "no class".
+        resolution: side in pixels of a text-to-image teacher's images, or [height, width]; its own where not given.
+        lora: .safetensors file of an adapter that is merged, in float32, into the network of a text-to-image pipeline.
         overwrite: replace the folder that is there.
     """
     origin, folder = Path(source), Path(target)
@@ -46,14 +52,20 @@ def import_model(
         raise NotADirectoryError(f"cannot write {folder}: it is a file; name a folder")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} is there already: name another folder, or give --overwrite")
-    given = [None if file is None else Path(file) for file in (scheduler, vae, config)]
+    given = [None if file is None else Path(file) for file in (scheduler, vae, config, lora)]
+    sides = (resolution,) if isinstance(resolution, int) else None if resolution is None else tuple(resolution)
     _check_apart(folder, [origin, *(file for file in given if file is not None), *_beside(origin)])
-    options = Options(given[0], given[1], given[2], num_steps, guidance, sigma_data, last_class_is_none)
+    options = Options(
+        given[0], given[1], given[2], num_steps, guidance, sigma_data, last_class_is_none, sides, given[3]
+    )
     model = read_model(origin, options)
     print("\n".join(_found(model, origin)))
     export_folder(model, folder, overwrite=True)  # the target has been checked
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
     print(f"wrote {folder}: a teacher of {evaluations} per sample")
+    if PIPELINE in model.facts:
+        print(f"its prompts are read by the text encoders in {model.facts[PIPELINE]}, which is to stay where it is")
+        return
     print(f"to see it:    fdistill sample --checkpoint {shlex.quote(str(folder))}")
     print(f"to distil it: {_distils(model, folder)}")
 
@@ -86,16 +98,20 @@ def _found(model: GenerativeModel, source: Path) -> list[str]:
     prediction = type(preconditioning).__name__ + (f" on {type(path).__name__}" if path is not None else "")
     shape = "x".join(map(str, model.sample_shape))
     samples = f"samples {shape}"
-    if model.decoder is not None:
+    if isinstance(network, TextToImageNetwork):
+        side = "x".join(str(length * network.image_factor) for length in model.sample_shape[1:])
+        samples = f"latents {shape} of images of {side} pixels"
+    elif model.decoder is not None:
         decoded = "x".join(map(str, model.image_shape))
         samples = f"latents {shape}, which {type(model.decoder.vae).__name__} decodes to {decoded}"
     classes = "none"
     if model.num_classes:
         classes = f"{model.num_classes:,}" + (' and "no class"' if network.knows_no_class else ', no "no class"')
+    taken = ", ".join(network.takes) if isinstance(network, TextToImageNetwork) else ""
     return [
         f"{source}: {model.facts['format']}, {type(network).__name__} of {parameters:,} parameters",
         f"predicts: {prediction}({arguments})",
-        f"makes: {samples}; classes: {classes}",
+        f"makes: {samples}; " + (f"takes: {taken}" if taken else f"classes: {classes}"),
     ]
 
 

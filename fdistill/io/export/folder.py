@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from fdistill.core.atomic_files import replace_folder
@@ -19,6 +20,7 @@ from fdistill.io.checkpoints import OWN_WEIGHTS, RECORD, model_record, model_wei
 from fdistill.io.export.model_card import model_card
 from fdistill.io.export.program import Program, check_program, write_program
 from fdistill.io.export.stock_levels import stock_levels
+from fdistill.io.export.stock_text import card_lines, is_text_student, scheduled, write_text_pipeline
 from fdistill.models.networks import DiffusersUNet
 from fdistill.sampling.draw import require_model
 from fdistill.sampling.generator import GenerativeModel
@@ -43,6 +45,7 @@ def export_folder(
     report: dict[str, Any] | None = None,
     programs: Sequence[Program] = (),
     overwrite: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write the model as a folder; an exported model that is there is replaced only once the new one is whole.
 
@@ -51,6 +54,7 @@ def export_folder(
         target: the folder.
         report: an evaluation report, for the model card.
         programs: artefacts of a student's map that the folder holds beside its weights.
+        dtype: of the network's weights, of a text-to-image student; others are float32.
         overwrite: whether a folder that holds something else is replaced too.
 
     Returns:
@@ -65,21 +69,28 @@ def export_folder(
         require_replaceable(target)
     for program in programs:
         check_program(model, program)
+    made = scheduled(model) if is_text_student(model) else None
+    if made is None and dtype != torch.float32:
+        raise ValueError(f"a text-to-image student may be written in half precision, others in float32: got {dtype}")
     stock = loads_in_stock_diffusers(model)
     with replace_folder(target) as folder:
-        if stock:
+        if made is not None:
+            write_text_pipeline(model, folder, made, dtype)
+        elif stock:
             _write_stock(model, folder)
         else:
             _write_own(model, folder)
         record = model_record(model)
         if model.decoder is not None:
-            model.decoder.save(folder / _DECODER)
+            if made is None:
+                model.decoder.save(folder / _DECODER)
             record["decoder"] = _DECODER
         (folder / f"{RECORD}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         for program in programs:
             write_program(model, program, folder)
         card = folder / "README.md"
-        card.write_text(model_card(model, target.name, stock, report), encoding="utf-8")
+        lines = None if made is None else card_lines(model, target.name, made, dtype)
+        card.write_text(model_card(model, target.name, stock, report, lines), encoding="utf-8")
         for weights in folder.rglob("*.safetensors"):  # safetensors writes for the owner only
             weights.chmod(card.stat().st_mode)
     return target
@@ -88,7 +99,7 @@ def export_folder(
 def loads_in_stock_diffusers(model: GenerativeModel) -> bool:
     """Whether diffusers alone can load and run the exported folder."""
     denoiser = model.denoiser
-    return (
+    return is_text_student(model) or (
         model.kind == "student"
         and isinstance(denoiser.network, DiffusersUNet)
         and type(denoiser.preconditioning) is EDM

@@ -38,16 +38,27 @@ _FACTS = {
 }
 
 
-def model_card(model: GenerativeModel, name: str, stock: bool, report: dict[str, Any] | None) -> str:
+def model_card(
+    model: GenerativeModel,
+    name: str,
+    stock: bool,
+    report: dict[str, Any] | None,
+    text: tuple[list[str], str] | None = None,
+) -> str:
     """Markdown with the front matter that model hubs read; it states only what the record and the report hold."""
     steps = "one-step" if model.evaluations == 1 else "few-step"
     tags = [f"{steps}-generation", "distillation"] if model.kind == "student" else ["diffusion"]
-    front = ["---", *(["library_name: diffusers"] if stock else []), "tags:", *(f"- {tag}" for tag in tags), "---"]
+    front = [
+        "---",
+        *(text[0] if text else ["library_name: diffusers"] if stock else []),
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        "---",
+    ]
     parts = [
         "\n".join(front),
         f"# {name}",
-        _summary(model),
-        _usage(model, name, stock),
+        *((text[1], _summary(model)) if text else (_summary(model), _usage(model, name, stock))),
         _measured(model, report),
         _origin(model),
     ]
@@ -58,7 +69,13 @@ def _summary(model: GenerativeModel) -> str:
     steps = "one" if len(model.sigmas) == 1 else len(model.sigmas)
     what = f"A {steps}-step generator" if model.kind == "student" else "A diffusion model"
     shape = "x".join(map(str, model.sample_shape))
-    classes = f"of {model.num_classes} classes" if model.num_classes else "without classes"
+    classes = (
+        f"of {model.num_classes} classes"
+        if model.num_classes
+        else "of prompts"
+        if model.denoiser.takes
+        else "without classes"
+    )
     parameters = sum(value.numel() for value in model.denoiser.parameters())
     plural = "s" if model.evaluations > 1 else ""
     made = "samples" if model.decoder is None else "latents for the VAE beside it,"
@@ -122,7 +139,7 @@ def _origin(model: GenerativeModel) -> str:
     if guidance.scale != 1:
         start["guidance when sampled"] = str(guidance)
     known = {title: model.facts.get(name) for name, title in _FACTS.items()}
-    others = {name: value for name, value in model.facts.items() if name not in _FACTS}
+    others = {name: value for name, value in model.facts.items() if name not in (*_FACTS, "pipeline")}
     lines = [f"- {name}: {_words(value)}" for name, value in {**known, **start, **others}.items() if value is not None]
     return "\n".join(["## Origin", "", f"- made with: fdistill {version('fdistill')}", *lines])
 

@@ -39,14 +39,14 @@ class Generator(nn.Module):
         model: a student.
         """
         super().__init__()
-        self.denoiser, self.levels = model.denoiser, model.sigmas.tolist()
+        self.denoiser, self.levels, self.start = model.denoiser, model.sigmas.tolist(), model.start
 
     def forward(self, latents: Tensor, *condition: Tensor) -> Tensor:
         named = Condition(dict(zip(self.denoiser.takes, condition, strict=True)))
         steps = [latents] if len(self.levels) == 1 else latents.unbind(1)
         x: Any = None  # until the first step
         for latent, level in zip(steps, self.levels, strict=True):
-            x = self.denoiser(renoise(x, latent, level), latent.new_full(latent.shape[:1], level), named)
+            x = self.denoiser(renoise(x, latent, level, self.start), latent.new_full(latent.shape[:1], level), named)
         return x
 
 

@@ -21,6 +21,7 @@ from fdistill.io.importing.options import NUM_STEPS, Options
 from fdistill.io.importing.schedule import Schedule, read_schedule
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import StockDiT, StockUNet
+from fdistill.models.networks.text import family_of
 from fdistill.models.vae import Decoder
 from fdistill.sampling.generator import GenerativeModel
 
@@ -30,6 +31,12 @@ _SUPPORTED = (
     "the latents of a VAE (DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline ...)"
 )
 _PIXEL_STD, _LATENT_STD = 0.5, 1.0  # of images in [-1, 1] (arXiv 2206.00364); of latents times their scaling_factor
+
+
+def reads_text(source: Path) -> bool:
+    """Whether the pipeline in a folder has a text encoder, or is of a family that needs one."""
+    index = read_json(source / "model_index.json", "the index of a diffusers pipeline")
+    return family_of(index.get("_class_name")) is not None or "text_encoder" in index
 
 
 def read_pipeline(source: Path, options: Options) -> GenerativeModel:

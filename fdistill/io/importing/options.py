@@ -21,6 +21,8 @@ class Options(NamedTuple):
         num_steps: steps of the teacher's sampler, 1 to 10,000.
         guidance: classifier-free guidance scale of the teacher's samples.
         sigma_data: standard deviation of pixels or latents, > 0.
+        resolution: side of a text-to-image teacher's images in pixels, or height and width.
+        lora: file of an adapter that is merged into the network of a text-to-image pipeline.
         last_class_is_none: whether a UNet2DModel's last class means "no class".
     """
 
@@ -31,6 +33,8 @@ class Options(NamedTuple):
     guidance: float | None = None
     sigma_data: float | None = None
     last_class_is_none: bool = False
+    resolution: tuple[int, ...] | None = None
+    lora: Path | None = None
 
     def check_used(self, source: Path, what: str, used: set[str]) -> None:
         """Raises ValueError where an option is given that a source of this kind has no use for."""
@@ -49,6 +53,8 @@ class Options(NamedTuple):
             )
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ValueError(f"guidance is a finite scale: got {self.guidance}")
+        if self.resolution is not None and not (len(self.resolution) in (1, 2) and min(self.resolution) > 0):
+            raise ValueError(f"resolution is a side in pixels, or height and width: got {list(self.resolution)}")
         if self.sigma_data is not None and not 0 < self.sigma_data < math.inf:
             raise ValueError(f"sigma_data is a standard deviation, finite and positive: got {self.sigma_data}")
 

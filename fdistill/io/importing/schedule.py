@@ -52,11 +52,6 @@ def read_schedule(file: Path) -> Schedule:
         file = file / "scheduler_config.json"
     given = read_json(file, "the scheduler of this network (--scheduler FILE names another)")
     config = _with_defaults(given, file)
-    if config.get("rescale_betas_zero_snr"):
-        raise CheckpointError(
-            f"{file}: rescale_betas_zero_snr leaves no signal at the last timestep, whose noise level is infinite: "
-            "expected a scheduler without it"
-        )
     prediction = config.get("prediction_type")
     if config["_class_name"] in _FLOWS or (prediction == "flow_prediction" and config.get("use_flow_sigmas")):
         return _flow(config, file)
@@ -70,10 +65,17 @@ def read_schedule(file: Path) -> Schedule:
     if not isinstance(prediction, str) or prediction not in _PREDICTIONS:
         known = ", ".join(_PREDICTIONS)
         raise CheckpointError(f"{file}: prediction_type is one of {known}, got {brief(prediction)}")
+    noise_alone = bool(config.get("rescale_betas_zero_snr"))
+    if noise_alone and prediction == "epsilon":
+        raise CheckpointError(
+            f"{file}: rescale_betas_zero_snr leaves no signal at the last timestep, where noise predicts nothing: "
+            "expected a prediction of v or of the sample"
+        )
     with as_one_line(file):
         timesteps = checked_number(config["num_train_timesteps"], "num_train_timesteps", 2, _MOST_TIMESTEPS, True)
         first, last = (checked_number(config[name], name, 0, 1) for name in ("beta_start", "beta_end"))
-        path = DDPMPath(first, last, timesteps, config["beta_schedule"], _trained_betas(config.get("trained_betas")))
+        betas = _trained_betas(config.get("trained_betas"))
+        path = DDPMPath(first, last, timesteps, config["beta_schedule"], betas, noise_alone)
     return Schedule(_PREDICTIONS[prediction](path, timesteps - 1.0))
 
 

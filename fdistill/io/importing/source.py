@@ -7,7 +7,7 @@ from typing import Any
 from fdistill.core.weight_files import CheckpointError, file_size, shown
 from fdistill.io.checkpoints import RECORD, read_run_checkpoint
 from fdistill.io.importing.configured import read_configured
-from fdistill.io.importing.diffusers_folder import read_network, read_pipeline
+from fdistill.io.importing.diffusers_folder import read_network, read_pipeline, reads_text
 from fdistill.io.importing.options import Options
 from fdistill.io.strangers import what_lies_at
 from fdistill.models.vae import Decoder
@@ -41,6 +41,12 @@ def _read(source: Path, options: Options) -> GenerativeModel:
     if (source / "fdistill.json").is_file():
         raise CheckpointError(f"{source} was exported by fdistill: it is a teacher or student already, use it as it is")
     if (source / "model_index.json").is_file():
+        if reads_text(source):
+            from fdistill.io.importing.text_pipeline import read_text_pipeline
+
+            used = {"num_steps", "guidance", "sigma_data", "resolution", "lora"}
+            options.check_used(source, "a text-to-image pipeline", used)
+            return read_text_pipeline(source, options)
         options.check_used(source, "a pipeline", {"num_steps", "guidance", "sigma_data", "last_class_is_none"})
         return read_pipeline(source, options)
     if (source / "config.json").is_file():

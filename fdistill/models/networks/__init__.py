@@ -9,6 +9,7 @@ from fdistill.models.networks.small_unet import SmallUNet
 from fdistill.models.networks.song_unet import SongUNet
 from fdistill.models.networks.stock_dit import StockDiT
 from fdistill.models.networks.stock_unet import StockUNet
+from fdistill.models.networks.text import TextToImageNetwork
 from fdistill.models.networks.two_experts import TwoExperts
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "SongUNet",
     "StockDiT",
     "StockUNet",
+    "TextToImageNetwork",
     "TwoExperts",
     "train_without_dropout",
 ]

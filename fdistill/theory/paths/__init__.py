@@ -4,7 +4,7 @@ Inside the package everything lives in variance-exploding coordinates x = x_t / 
 (Karras et al. 2022, arXiv 2206.00364); a path is needed only where a network speaks its own language.
 """
 
-from fdistill.theory.paths.base import FromRate, NoiseRange, Path, VariancePreserving
+from fdistill.theory.paths.base import NOISE_ALONE, FromRate, NoiseRange, Path, VariancePreserving
 from fdistill.theory.paths.cosine import VPCosine
 from fdistill.theory.paths.ddpm import DDPMPath
 from fdistill.theory.paths.exploding import VarianceExploding
@@ -15,6 +15,7 @@ from fdistill.theory.paths.scaled_linear import ScaledLinear
 from fdistill.theory.paths.trig_flow import TrigFlow
 
 __all__ = [
+    "NOISE_ALONE",
     "DDPMPath",
     "FromRate",
     "KineticOptimal",

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from fdistill.core.spec import Described
 
+NOISE_ALONE = 1e8
+"""A noise level that stands for infinity: in single precision the time of a straight path is 1 there."""
+
 _NO_SIGNAL = 1e12  # noise ratio of a path that ends without signal, but for rounding
 _ROUNDING = 1e-5  # relative, at both ends: a level that was printed with six digits may be typed again
 
@@ -57,6 +60,11 @@ class Path(Described, ABC):
     def noise_ratio(self, t: Tensor) -> Tensor:
         """sigma(t) / alpha(t): the noise level in variance-exploding coordinates."""
         return self.sigma(t) / self.alpha(t)
+
+    def scales(self, noise_ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma where sigma / alpha = noise_ratio."""
+        t = self.time(noise_ratio)
+        return self.alpha(t), self.sigma(t)
 
     @property
     def noise_range(self) -> NoiseRange:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fdistill.theory.paths.base import VariancePreserving
+from fdistill.theory.paths.base import NOISE_ALONE, VariancePreserving
 
 _SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _OFFSET, _LARGEST_BETA = 0.008, 0.999  # of the cosine schedule (arXiv 2102.09672)
@@ -26,6 +26,7 @@ class DDPMPath(VariancePreserving):
         num_timesteps: int = 1000,
         beta_schedule: str = "linear",
         trained_betas: Sequence[float] | None = None,
+        zero_terminal_snr: bool = False,
     ) -> None:
         """Args:
         beta_start: of the first timestep, in (0, 1).
@@ -33,6 +34,8 @@ class DDPMPath(VariancePreserving):
         num_timesteps: >= 2.
         beta_schedule: linear, scaled_linear (linear square roots) or squaredcos_cap_v2 (cosine, reads neither end).
         trained_betas: num_timesteps numbers in (0, 1), instead of a schedule.
+        zero_terminal_snr: shift and scale alpha so that the last timestep is noise alone and the first one as it was
+            (arXiv 2305.08891, algorithm 1); its noise ratio is `NOISE_ALONE`.
         """
         if num_timesteps < 2:
             raise ValueError(f"a path of timesteps has at least two: got {num_timesteps}")
@@ -49,8 +52,12 @@ class DDPMPath(VariancePreserving):
                 f"got {float(betas.min()):g} to {float(betas.max()):g}"
             )
         log_variance = torch.log1p(-betas).cumsum(0)  # ln alpha^2
+        if zero_terminal_snr:
+            alpha = (log_variance / 2).exp()
+            log_variance = 2 * ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).log()
+        log_ratios = (-torch.expm1(log_variance)).log() / 2 - log_variance / 2
         self.num_timesteps = num_timesteps
-        self._log_ratios = {("cpu", torch.float64): (-torch.expm1(log_variance)).log() / 2 - log_variance / 2}
+        self._log_ratios = {("cpu", torch.float64): log_ratios.clamp_max(math.log(NOISE_ALONE))}
 
     def alpha(self, t: Tensor) -> Tensor:
         ratio = self.noise_ratio(t)

@@ -18,5 +18,9 @@ class RectifiedFlow(Path):
     def time(self, noise_ratio: Tensor) -> Tensor:
         return noise_ratio / (1 + noise_ratio)
 
+    def scales(self, noise_ratio: Tensor) -> tuple[Tensor, Tensor]:
+        total = 1 + noise_ratio  # 1 - t would lose all digits of a small alpha
+        return 1 / total, noise_ratio / total
+
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return -torch.ones_like(t), torch.ones_like(t)

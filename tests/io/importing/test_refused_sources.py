@@ -37,7 +37,7 @@ def rewrite(file, **changes):
     [
         (
             {"_class_name": "StableDiffusionPipeline", "text_encoder": ["transformers", "CLIPTextModel"]},
-            "holds a StableDiffusionPipeline with text_encoder: expected an unconditional or class-conditional UNet",
+            "has no text_encoder, which its prompts or pictures need",
         ),
         ({"controlnet": ["diffusers", "ControlNetModel"]}, "with controlnet: expected"),
         ({"transformer": ["diffusers", "DiTTransformer2DModel"]}, "one of scheduler, transformer, unet: expected"),
