@@ -61,7 +61,7 @@ class StockPipeline:
         """
         self.folder = Path(folder)
         index = read_json(self.folder / "model_index.json", "the index of a diffusers pipeline")
-        self.name, self.index = index.get("_class_name"), index
+        self.name, self.index = str(index.get("_class_name")), index
         self.kind = family_of(self.name)
         if self.kind is None:
             known = ", ".join(name for family in FAMILIES.values() for name in family.pipelines)
@@ -82,7 +82,7 @@ class StockPipeline:
         plain = {name: value for name, value in config.items() if name[:1] != "_"}
         self.config = known_config(self.network_class, plain, file)
         self.calls: list[dict[str, Any]] = []
-        self.network = self._network()
+        self.network: Any = self._network()
         try:
             self.pipeline = self._loaded(getattr(diffusers, self.name))
         except (*BUILD_ERRORS, OSError) as error:

@@ -150,7 +150,7 @@ class Decoder:
         images = images.to(self._device)
         coded = self.vae.to(self._device).encode(images[:, :, None] if kind == _OF_VIDEO else images)
         posterior = getattr(coded, "latent_dist", None)
-        raw = (coded[0],) if posterior is None else (posterior.mean, posterior.std)
+        raw: tuple[Any, ...] = (coded[0],) if posterior is None else (posterior.mean, posterior.std)
         if kind == _PACKED:
             raw = tuple(functional.pixel_unshuffle(each, 2) for each in raw)
         raw = tuple((each[:, :, 0] if kind == _OF_VIDEO else each).float().cpu() for each in raw)

@@ -70,7 +70,7 @@ def read_text_pipeline(source: Path, options: Options) -> GenerativeModel:
     levels = noise_levels(asked.times, preconditioning)
     sampler = Renoising() if stock.kind == "sana-sprint" else DDIM()
     decoder = Decoder(source / "vae")
-    how = {"sampler": sampler, "decoder": decoder, "start": "unit"}  # as stock pipelines start
+    how: dict[str, Any] = {"sampler": sampler, "decoder": decoder, "start": "unit"}  # as stock pipelines start
     return GenerativeModel(Denoiser(network, preconditioning).eval(), "teacher", levels, scale, facts, **how)
 
 

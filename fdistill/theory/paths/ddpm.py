@@ -56,8 +56,10 @@ class DDPMPath(VariancePreserving):
             alpha = (log_variance / 2).exp()
             log_variance = 2 * ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).log()
         log_ratios = (-torch.expm1(log_variance)).log() / 2 - log_variance / 2
+        if zero_terminal_snr:
+            log_ratios[-1] = math.log(NOISE_ALONE)
         self.num_timesteps = num_timesteps
-        self._log_ratios = {("cpu", torch.float64): log_ratios.clamp_max(math.log(NOISE_ALONE))}
+        self._log_ratios = {("cpu", torch.float64): log_ratios}
 
     def alpha(self, t: Tensor) -> Tensor:
         ratio = self.noise_ratio(t)

@@ -149,7 +149,7 @@ class TextToImageNetwork(Network):
     def from_stock_names(self, weights: dict[str, Tensor], null: Condition | None = None) -> dict[str, Tensor]:
         """A stock network's tensors, and a null condition of one sample, as this network's state."""
         state = {f"stock.{name}": value for name, value in weights.items()}
-        return state | {buffer: (null or {})[name][0] for name, buffer in self._null.items()}
+        return state | {buffer: null[name][0] for name, buffer in self._null.items() if null is not None}
 
 
 class _ReachedError(Exception):
