@@ -154,7 +154,7 @@ def test_guidance_needs_a_class_and_its_absence(pipeline, tmp_path):
 def test_a_teacher_without_no_class_cannot_be_guided_later(pipeline):
     denoiser = import_model(pipeline).denoiser
     with pytest.raises(ValueError, match="guidance"):
-        denoiser.no_class(torch.zeros(1, 3, 8, 8))
+        denoiser.null(1)
 
 
 def test_options_that_a_source_has_no_use_for(pipeline, tmp_path):
