@@ -73,7 +73,8 @@ def student_checkpoint(student_run):
 def evaluation(tmp_path_factory, student_checkpoint):
     """Folder of fdistill evaluate: student beside teacher, 60 samples, 2 draws."""
     folder = tmp_path_factory.mktemp("evaluation") / "out"
-    succeeds("evaluate", "--checkpoint", student_checkpoint, "--n", 60, "--repeats", 2, "--bootstrap", 4, "--out", folder)
+    counts = ["--n", 60, "--repeats", 2, "--bootstrap", 4]
+    succeeds("evaluate", "--checkpoint", student_checkpoint, *counts, "--out", folder)
     return folder
 
 
