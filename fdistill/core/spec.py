@@ -52,8 +52,9 @@ def build(base: type, spec: Spec) -> Any:
     found = {path: sub for path, sub in found.items() if not inspect.isabstract(sub)}
     path = todays_name(spec["class_path"])
     if path not in found:
+        known = ", ".join(sorted(name.rpartition(".")[2] for name in found))
         raise ValueError(
-            f"{spec['class_path']!r} is no {base.__name__} that is imported here: expected one of {sorted(found)}; "
+            f"{spec['class_path']!r} is no {base.__name__} that is imported here: expected one of {known}; "
             "import the module that defines it first (--import MODULE)"
         )
     arguments = {name: _built(value) for name, value in spec["init_args"].items()}

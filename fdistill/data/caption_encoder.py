@@ -30,16 +30,15 @@ def caption_tokenizer(captions: Sequence[str]) -> Any:
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
     learner.train_from_iterator(words, trainer)
-    merges = [
-        pair if isinstance(pair, list) else pair.split() for pair in json.loads(learner.to_str())["model"]["merges"]
-    ]
+    pairs = json.loads(learner.to_str())["model"]["merges"]
+    merges: list[Any] = [tuple(pair) if isinstance(pair, list) else tuple(pair.split()) for pair in pairs]
     for first, second in merges:
         for piece in (first, second, first + second):
             vocabulary.setdefault(piece, len(vocabulary))
     for special in (_BEGIN, _END):
         vocabulary[special] = len(vocabulary)
     longest = max(len(caption.split()) for caption in captions) + 2  # begin and end
-    return CLIPTokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in merges], model_max_length=longest)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=longest)
 
 
 def caption_text_model(tokenizer: Any, seed: int = 0) -> Any:

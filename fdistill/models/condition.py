@@ -199,7 +199,8 @@ def check_classes(numbers: Tensor, count: int, name: str = LABELS) -> None:
     """Raises ValueError where a class number is outside [0, count)."""
     outside = numbers[(numbers < 0) | (numbers >= count)]
     if len(outside):
-        raise ValueError(f"a class label ({name}) lies in [0, {count}): got {int(outside[0])}")
+        what = "a class label" if name == LABELS else f"{name}, a class number,"
+        raise ValueError(f"{what} lies in [0, {count}): got {int(outside[0])}")
 
 
 def declared(takes: Takes) -> str:

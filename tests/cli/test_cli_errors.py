@@ -68,7 +68,7 @@ TEACHER = {  # what a configuration file says wrongly, and words of the line tha
     ),
     "classes that are not the data's": (
         {"model": {"init_args": {"network": {"init_args": {"num_classes": 7}}}}},
-        "denoiser has 7 classes, the data has 10",
+        "denoiser takes labels (7 classes), the data has labels (10 classes)",
     ),
     "batch of nothing": ({"data": {"init_args": {"batch_size": 0}}}, "expected batch_size >= 1, got 0"),
     "no such accelerator": ({"trainer": {"accelerator": "abacus"}}, "`accelerator='abacus'`"),

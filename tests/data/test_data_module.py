@@ -10,7 +10,7 @@ from latent_folders import latents
 from PIL import Image
 
 import fdistill.data
-from fdistill.data import Batch, Digits, GenerativeDataModule, IdxFolder, InMemorySplit, LatentFolder
+from fdistill.data import Batch, Digits, GenerativeDataModule, IdxFolder, InMemorySplit, LatentFolder, PromptedLatents
 from fdistill.sampling.grids import GivenGrid, KarrasGrid
 from fdistill.theory.paths import VPLinear
 
@@ -18,7 +18,9 @@ MODULES = sorted(
     (c for c in vars(fdistill.data).values() if inspect.isclass(c) and issubclass(c, GenerativeDataModule)),
     key=lambda c: c.__name__,
 )
-CONCRETE = [c for c in MODULES if not inspect.isabstract(c) and c.has_real]
+CONCRETE = [
+    c for c in MODULES if not inspect.isabstract(c) and c.has_real and c is not PromptedLatents
+]  # tests/data/test_prompts.py has that of prompts
 
 
 class Given(GenerativeDataModule):

@@ -49,9 +49,9 @@ class OneClass(GaussianMixture):
         super().__init__([MEAN], [STD])
         self.num_classes = 2
 
-    def encode(self, x, noise, labels):
-        encoding = super().encode(x, noise, None)
-        return encoding._replace(state=(*encoding.state, labels))
+    def encode(self, x, noise, condition):
+        encoding = super().encode(x, noise, condition)
+        return encoding._replace(state=(*encoding.state, condition["labels"]))
 
     def decode(self, encoding):
         x, sigma, labels = encoding.state

@@ -61,7 +61,7 @@ def report_on(source, data, extractor, teacher=None, n=300, repeats=1, bootstrap
 
 def test_held_out_samples_have_no_fault_but_that_they_are_few(digits, extractor):
     held_out = digits.held_out_samples.copied()
-    report = report_on(Resampled(held_out.x, held_out.labels, num_classes=10), digits, extractor)
+    report = report_on(Resampled(held_out.x, held_out.classes, num_classes=10), digits, extractor)
     assert report["verdict"].startswith("Nothing is wrong")
     assert report["student"]["missing_modes"] == []
     assert report["student"]["mode_coverage"] == 1
@@ -71,7 +71,7 @@ def test_held_out_samples_have_no_fault_but_that_they_are_few(digits, extractor)
 
 def test_dropped_classes_are_named(digits, extractor):
     held_out = digits.held_out_samples.copied()
-    kept = (held_out.labels != 3) & (held_out.labels != 8)
+    kept = (held_out.classes != 3) & (held_out.classes != 8)
     report = report_on(Resampled(held_out.x[kept]), digits, extractor, repeats=2)
     assert set(report["student"]["missing_modes"] + report["student"]["rare_modes"]) == {3, 8}
     assert report["student"]["mode_coverage"] == pytest.approx(0.8)

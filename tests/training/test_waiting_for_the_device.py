@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fdistill.data import Batch
 from fdistill.data.teacher_pairs import TeacherPairs
+from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import SmallUNet, TwoExperts
 from fdistill.objectives import (
@@ -78,7 +79,8 @@ def assert_turn_reads_nothing(module, turn):
     """One training step on tensors that hold nothing, as on a device whose numbers nobody has asked for."""
     dry = _dry(module, turn).to("meta")
     shape = next(iter(dry.denoisers().values())).sample_shape
-    batch = Batch(torch.zeros(B, *shape, device="meta"), torch.zeros(B, dtype=torch.int64, device="meta"))
+    labels = torch.zeros(B, dtype=torch.int64, device="meta")
+    batch = Batch(torch.zeros(B, *shape, device="meta"), labels, Condition({"labels": labels}))
     with NothingCopied():
         dry.training_step(batch, 0)
     assert all(weight.is_meta for network in dry.denoisers().values() for weight in network.parameters())
@@ -108,7 +110,8 @@ def test_a_turn_reads_no_number_of_its_device(kind, turns):
 def test_nor_does_one_with_dropped_labels_or_reused_samples(how):
     module = distillation(denoiser(), DMD2(), **TURNS["alternating"], **how)
     if "reuse_generated" in how:
-        module.last_generated = (torch.zeros(B, 1, 8, 8, device="meta"), torch.zeros(B, device="meta").long())
+        condition = Condition({"labels": torch.zeros(B, device="meta").long()})
+        module.last_generated = (torch.zeros(B, 1, 8, 8, device="meta"), condition)
         module.cpu = module.to  # meta tensors have no copy on another device
     for turn in range(2):
         assert_turn_reads_nothing(module, turn)

@@ -1,10 +1,10 @@
 """fdistill evaluate: from a .ckpt or a folder, with a teacher or without, on the run's data or other data."""
 
-import html
 import json
 
 import pytest
 from cli_runs import fdistill, one_error_line, succeeds, write_yaml
+from markupsafe import escape
 
 from fdistill.evaluation.features import PixelFeatures
 from fdistill.io.export import export_folder
@@ -36,7 +36,7 @@ def test_page_and_pictures_lie_beside_the_report(evaluation):
     assert names == pictures | {"report.json", "index.html"}
     page = (evaluation / "index.html").read_text()
     assert page.count("data:image/png;base64,") == len(pictures)
-    assert html.escape(report_of(evaluation)["verdict"]) in page
+    assert str(escape(report_of(evaluation)["verdict"])) in page
 
 
 def test_folder_measures_like_its_checkpoint(exported, evaluation, tmp_path):
@@ -113,7 +113,7 @@ def test_mistake(flags, words, student_checkpoint, tmp_path):
         ("model: {}", "is no YAML file with a data section"),
         ("data: 3", "is no YAML file with a data section"),
         ("data: {class_path: '${nothing}'}", "has a reference that does not resolve"),
-        ("data: {class_path: Digist}", "'fdistill.data.DecodedLatents', 'fdistill.data.Digits', 'fdistill"),
+        ("data: {class_path: Digist}", "DecodedLatents, Digits, "),
         ("data: {class_path: os.system, init_args: {command: ls}}", "no GenerativeDataModule that is imported"),
         ("data: {class_path: Digits, init_args: {colour: red}}", "unexpected keyword argument 'colour'"),
         (

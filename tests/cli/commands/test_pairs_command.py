@@ -7,6 +7,7 @@ from cli_runs import fdistill, one_error_line, succeeds
 from fdistill.data.teacher_pairs import TeacherPairs
 from fdistill.io.export import export_folder
 from fdistill.io.load import load_model
+from fdistill.models.condition import takes_classes
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +30,10 @@ def test_pairs_are_what_the_teacher_makes_of_the_latents(made, teacher_checkpoin
     assert out == f"wrote 12 pairs of 35 network evaluations each to {path}\n"
     pairs, model = TeacherPairs.load(path), load_model(teacher_checkpoint)
     assert torch.equal(pairs.latents, model.noise(12, 3))
-    assert pairs.labels.tolist() == [i % 10 for i in range(12)]
-    torch.testing.assert_close(pairs.samples, model.sample(pairs.latents, pairs.labels))
+    assert pairs.condition["labels"].tolist() == [i % 10 for i in range(12)]
+    torch.testing.assert_close(pairs.samples, model.sample(pairs.latents, pairs.condition))
     assert (pairs.facts["teacher"], pairs.facts["evaluations"]) == (str(teacher_checkpoint), "35")
-    pairs.check_fits((1, 8, 8), 10)
+    pairs.check_fits((1, 8, 8), takes_classes(10))
 
 
 def test_the_same_pairs_are_found_and_not_computed_again(made, teacher_checkpoint, monkeypatch):

@@ -97,7 +97,11 @@ def test_what_is_not_given_stays(folders):
         ("teacher", "--guidance 2 --guidance_interval 0.1 2 3", "two noise levels, low and high: got [0.1, 2.0, 3.0]"),
         ("teacher", "--guidance 2 --guide STUDENT", "a guide denoises at every noise level"),
         ("teacher", "--guidance 2 --guide nowhere", "no checkpoint at nowhere"),
-        ("unconditional", "--guidance 2 --guide TEACHER", "a guide sees the samples and classes of what it guides"),
+        (
+            "unconditional",
+            "--guidance 2 --guide TEACHER",
+            "a guide sees the samples and the condition of what it guides",
+        ),
         ("unconditional", "--guidance 2", "needs a worse teacher: give --guide, or leave it out"),
         (
             "teacher",
