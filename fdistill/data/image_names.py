@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fdistill.core.file_suffixes import IMAGE_FORMATS
-from fdistill.core.weight_files import shown
+from fdistill.core.weight_files import brief, shown
 
 LABELS = "dataset.json"
 """Where EDM's dataset_tool writes the class of each image (arXiv 2206.00364)."""
@@ -102,10 +102,11 @@ def by_labels_file(names: Sequence[str], content: bytes, where: str) -> Arranged
     try:
         labels = json.loads(content)["labels"]
         pairs = [(name, number) for name, number in labels or ()]
-        if not all(type(name) is str and type(number) is int and 0 <= number < MOST_CLASSES for name, number in pairs):
-            raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{form}, numbers from 0 to {MOST_CLASSES:,}, got other content; {remedy}") from error
+    for name, number in pairs:
+        if not (type(name) is str and type(number) is int and 0 <= number < MOST_CLASSES):
+            raise ValueError(f"{form}, numbers from 0 to {MOST_CLASSES:,}, got {brief([name, number])}; {remedy}")
     if labels is None:
         return by_numbers(names, [None] * len(names))
     number_of = dict(pairs)

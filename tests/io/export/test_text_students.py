@@ -3,6 +3,7 @@
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file
 from text_pipelines import built
 from torch.testing import assert_close
 
@@ -123,9 +124,11 @@ def test_half_precision_by_choice(teachers, tmp_path):
     _, teacher = teachers("sd3")
     model = student(teacher)
     export_folder(model, tmp_path / "student", dtype=torch.bfloat16)
+    stored = load_file(tmp_path / "student" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.bfloat16}
     pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "student", torch_dtype=torch.bfloat16)
     for name, value in pipeline.transformer.state_dict().items():
-        assert_close(value, model.denoiser.network.stock.state_dict()[name].bfloat16(), rtol=0, atol=0)
+        assert_close(value.bfloat16(), model.denoiser.network.stock.state_dict()[name].bfloat16(), rtol=0, atol=0)
 
 
 def test_the_card_says_the_call_the_license_and_the_base(teachers, tmp_path):
