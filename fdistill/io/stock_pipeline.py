@@ -19,6 +19,7 @@ from fdistill.core.build import build_stock, known_config
 from fdistill.core.weight_files import BUILD_ERRORS, CheckpointError, read_config, read_json, reason, shown
 from fdistill.models.condition import Condition
 from fdistill.models.networks.text import FAMILIES, Family, family_of
+from fdistill.sampling.generator import GenerativeModel
 
 PIPELINE = "pipeline"
 """Name of the fact that says in which folder a model's tokenizers and text encoders lie."""
@@ -80,6 +81,8 @@ class StockPipeline:
         if config.get("_class_name") != self.family.stock:
             raise CheckpointError(f"{file} is of a {shown(config.get('_class_name'))}: expected {self.family.stock}")
         plain = {name: value for name, value in config.items() if name[:1] != "_"}
+        if (self.folder / NULL_WEIGHTS).is_file():  # a student of ours, whose weight for its guidance is zero
+            plain.pop("time_cond_proj_dim", None)
         self.config = known_config(self.network_class, plain, file)
         self.calls: list[dict[str, Any]] = []
         self.network: Any = self._network()
@@ -222,6 +225,22 @@ class StockPipeline:
             angles = scheduler.timesteps.double().clamp(0, math.pi / 2)
             return angles.sin() / (angles.sin() + angles.cos())
         return scheduler.sigmas.double().cpu()
+
+
+def prompt_condition(model: GenerativeModel, prompts: Sequence[str], n: int) -> Condition:
+    """The conditions of n samples of a model that takes prompts, which are repeated up to n.
+
+    Raises:
+        ValueError: where it takes none, or its pipeline refuses them.
+        CheckpointError: where the folder of its text encoders is no longer there.
+    """
+    if PIPELINE not in model.facts:
+        raise ValueError("this model takes no prompts: leave --prompt out")
+    factor: Any = model.denoiser.network.image_factor
+    height, width = (int(length * factor) for length in model.sample_shape[1:])
+    # no condition depends on the number of steps, and exported schedulers refuse all but few
+    asked = StockPipeline(model.facts[PIPELINE]).ask(prompts, (height, width), null=False, num_steps=1)
+    return asked.condition.rows(torch.arange(n) % len(prompts))
 
 
 class _StepError(Exception):

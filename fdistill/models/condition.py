@@ -42,6 +42,23 @@ def takes_classes(num_classes: int | Mapping[str, int]) -> dict[str, Entry]:
     return {name: Entry(classes=count) for name, count in named.items() if count}
 
 
+def fits(takes: Takes, given: Takes) -> bool:
+    """Whether a network that takes this can be given that: nothing at all, or the same names, classes and kinds.
+
+    A length that one of them leaves open fits every length.
+    """
+    if not takes:
+        return True
+    return takes.keys() == given.keys() and all(_same(entry, given[name]) for name, entry in takes.items())
+
+
+def _same(one: Entry, other: Entry) -> bool:
+    kind = (one.classes, len(one.shape), one.dtype.is_floating_point)
+    return kind == (other.classes, len(other.shape), other.dtype.is_floating_point) and all(
+        a == b or None in (a, b) for a, b in zip(one.shape, other.shape, strict=True)
+    )
+
+
 class Condition(Mapping[str, Tensor]):
     """Named tensors of one batch, each [B, ...]; immutable. The empty condition, of no names, fits every batch.
 

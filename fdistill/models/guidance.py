@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdistill.models.condition import Conditioned, declared
+from fdistill.models.condition import Conditioned, declared, fits
 from fdistill.models.denoiser import Denoiser
 
 
@@ -122,7 +122,7 @@ class Guidance:
             if self._acts_on(denoiser):
                 denoiser.null(0)  # which says why not
             return
-        if guide.sample_shape != denoiser.sample_shape or guide.takes not in ({}, denoiser.takes):
+        if guide.sample_shape != denoiser.sample_shape or not fits(guide.takes, denoiser.takes):
             raise ValueError(
                 f"a guide sees the samples and the condition of what it guides: expected shape {denoiser.sample_shape} "
                 f"and {declared(denoiser.takes)} (or none), got {guide.sample_shape} and {declared(guide.takes)}"

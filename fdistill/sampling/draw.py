@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fdistill.models.condition import check_classes, declared
+from fdistill.models.condition import Condition, check_classes, declared
 from fdistill.sampling.generator import GenerativeModel
 
 Labels = int | Sequence[int] | Mapping[str, int | Sequence[int]] | None
+"""Class numbers, also by the names of several sets of classes; None for all classes in turn."""
 
 
-def draw(model: GenerativeModel, n: int, seed: int = 0, labels: Labels = None) -> Tensor:
+def draw(model: GenerativeModel, n: int, seed: int = 0, labels: Labels | Condition = None) -> Tensor:
     """n samples of a seed, float32 [n, *image_shape] on the CPU, images in [-1, 1].
 
     They are those of `fdistill sample` but for rounding.
@@ -21,7 +22,8 @@ def draw(model: GenerativeModel, n: int, seed: int = 0, labels: Labels = None) -
         n: how many, >= 1.
         seed: of the noise, which is drawn on the CPU whatever the device.
         labels: the class, or several that are repeated up to n; all classes in turn where not given. Of a model of
-            several sets of classes either the number of a combination or {name: class or classes}.
+            several sets of classes either the number of a combination or {name: class or classes}; of a model that
+            takes other tensors their `Condition`, of n samples.
 
     Raises:
         ValueError: for an n or labels out of range, or samples that are not finite.
@@ -29,7 +31,8 @@ def draw(model: GenerativeModel, n: int, seed: int = 0, labels: Labels = None) -
     model = require_model(model)
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n is a number of samples and positive: got {n!r}")
-    samples = model.decode(model.sample(model.noise(n, seed), chosen_labels(model, n, labels)))
+    given = labels if isinstance(labels, Condition) else chosen_labels(model, n, labels)
+    samples = model.decode(model.sample(model.noise(n, seed), given))
     broken = int((~samples.flatten(1).isfinite().all(1)).sum())
     if broken:
         raise ValueError(f"{broken} of {n} samples are not finite: nothing was written; check the weights and the grid")

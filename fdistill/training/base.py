@@ -19,7 +19,7 @@ from fdistill.core.random import fold_seed, generator_for
 from fdistill.core.weight_files import CheckpointError
 from fdistill.data import GenerativeDataModule
 from fdistill.io.checkpoints import RECORD, model_record
-from fdistill.models.condition import declared
+from fdistill.models.condition import declared, fits
 from fdistill.models.denoiser import Denoiser
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.training.averaging.ema import EMA
@@ -328,7 +328,7 @@ def check_fits(name: str, denoiser: Denoiser, data: GenerativeDataModule) -> Non
             f"{name} makes samples of {denoiser.sample_shape}, the data has {tuple(data.sample_shape)}: "
             f"{mending_options(name, denoiser, data)}"
         )
-    if denoiser.takes not in ({}, data.takes):
+    if not fits(denoiser.takes, data.takes):
         raise ValueError(
             f"{name} takes {declared(denoiser.takes)}, the data has {declared(data.takes)}: "
             "expected the same, or an unconditional network"

@@ -8,10 +8,12 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from fdistill.core.distributed import warn_on_rank_0
 from fdistill.core.random import VALIDATION, generator_for
 from fdistill.data import Batch, GenerativeDataModule
 from fdistill.evaluation.metrics.frechet_distance import Moments
 from fdistill.evaluation.metrics.pixel_distance import PixelMoments, pixel_frechet_distance
+from fdistill.io.export.stock_text import is_text_student, scheduled
 from fdistill.io.stock_pipeline import PIPELINE
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
@@ -240,6 +242,12 @@ class DistillationModule(DistillationTurn):
 
         A checkpoint is read before its networks have moved; pairs that stayed behind would be copied in every turn.
         """
+        made = self.generative_model()
+        if is_text_student(made):
+            try:
+                scheduled(made)
+            except ValueError as error:  # it can be trained, and sampled here
+                warn_on_rank_0(f"fdistill export would refuse this student: {error}")
         self.pairs = None if self.pairs is None else self.pairs.to(self.device)
         if self.last_generated is not None:
             x, condition = self.last_generated

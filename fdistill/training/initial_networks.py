@@ -13,7 +13,7 @@ from torch import nn
 from fdistill.core.meta_device import drop_weights, without_weights
 from fdistill.data.teacher_pairs import TeacherPairs
 from fdistill.io.load import load_model
-from fdistill.models.condition import declared
+from fdistill.models.condition import declared, fits
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
 from fdistill.models.networks import train_without_dropout
@@ -110,7 +110,7 @@ def learners(
     for name, other in (("teacher", teacher), ("fake_score", fake_score)):
         if other is None:
             continue
-        if other.sample_shape != student.sample_shape or other.takes not in ({}, student.takes):
+        if other.sample_shape != student.sample_shape or not fits(other.takes, student.takes):
             raise ValueError(
                 f"{name} and student see the same samples and conditions: expected shape {student.sample_shape} and "
                 f"{declared(student.takes)} (or none), got {other.sample_shape} and {declared(other.takes)}"

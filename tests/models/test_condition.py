@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from fdistill.models.condition import Condition, Entry, takes_classes
+from fdistill.models.condition import Condition, Entry, fits, takes_classes
 
 
 @pytest.fixture
@@ -76,9 +76,29 @@ def test_a_condition_that_does_not_fit_is_named(condition, takes, length, word):
         condition.check(takes, length)
 
 
-def test_what_fits_passes_and_other_names_are_not_read(condition):
-    condition.check({"digit": Entry(classes=10)}, 5)
-    condition.check({"text": Entry((None, 2), torch.float32)}, 5)
+@pytest.mark.parametrize("takes", [{"digit": Entry(classes=10)}, {"text": Entry((None, 2), torch.float32)}])
+def test_what_fits_passes_and_other_names_are_not_read(condition, takes):
+    assert condition.check(takes, 5) is None
+
+
+TEXT = {"text": Entry((None, 4), torch.float32)}
+
+
+@pytest.mark.parametrize(
+    ("takes", "given", "expected"),
+    [
+        ({}, TEXT, True),
+        (TEXT, {"text": Entry((7, 4), torch.float32)}, True),
+        ({"text": Entry((7, 4), torch.float32)}, TEXT, True),
+        (TEXT, {"text": Entry((7, 5), torch.float32)}, False),
+        (TEXT, {"text": Entry((4,), torch.float32)}, False),
+        (TEXT, {"text": Entry((7, 4))}, False),
+        (TEXT, {}, False),
+        (takes_classes(3), takes_classes(4), False),
+    ],
+)
+def test_an_open_length_fits_every_length_and_nothing_else_is_open(takes, given, expected):
+    assert fits(takes, given) is expected
 
 
 def test_tensors_of_different_batches_are_refused():

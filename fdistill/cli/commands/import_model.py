@@ -4,14 +4,18 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fdistill.core.places import require_writable
 from fdistill.io.export import export_folder
 from fdistill.io.importing import Options
 from fdistill.io.importing import import_model as read_model
 from fdistill.io.importing.diffusers_folder import scheduler_of
 from fdistill.io.stock_pipeline import PIPELINE
+from fdistill.models.guidance import Guidance
 from fdistill.models.networks import TextToImageNetwork
 from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.paths import NOISE_ALONE, DDPMPath
 
 _START = 5.0  # sigma_init in units of sigma_data: 2.5 for images (SiD, arXiv 2404.04057)
 
@@ -65,6 +69,8 @@ def import_model(
     print(f"wrote {folder}: a teacher of {evaluations} per sample")
     if PIPELINE in model.facts:
         print(f"its prompts are read by the text encoders in {model.facts[PIPELINE]}, which is to stay where it is")
+        print(f"to see it:    fdistill sample --checkpoint {shlex.quote(str(folder))} --prompt 'TEXT'")
+        print(f"to distil it: {_distils_prompts(model, folder)}")
         return
     print(f"to see it:    fdistill sample --checkpoint {shlex.quote(str(folder))}")
     print(f"to distil it: {_distils(model, folder)}")
@@ -129,4 +135,19 @@ def _distils(model: GenerativeModel, folder: Path) -> str:
         f"--model.teacher {shlex.quote(str(folder))} "
         f"--model.sigma_init {_START * sigma_data:g} --data.sample_shape '[{shape}]' "
         f"--data.num_classes {model.num_classes}"
+    )
+
+
+def _distils_prompts(model: GenerativeModel, folder: Path) -> str:
+    """The two commands that distil it on prompts, from the level where a stock pipeline starts."""
+    path: Any = getattr(model.denoiser.preconditioning, "path", None)
+    last = float(path.noise_ratio(torch.ones(1, dtype=torch.float64))) if isinstance(path, DDPMPath) else NOISE_ALONE
+    shape, pipeline = ",".join(map(str, model.sample_shape)), shlex.quote(model.facts[PIPELINE])
+    scale = Guidance.of(model.guidance).scale
+    guided = "" if scale == 1 else f"--model.guidance {scale:g} "
+    return (
+        f"fdistill encode-prompts PROMPTS.txt --pipeline {pipeline} --out prompts && "
+        "fdistill fit --config configs/trainer.yaml --config configs/imported.yaml "
+        f"--model.teacher {shlex.quote(str(folder))} --model.sigma_init {last:g} --model.start unit {guided}"
+        f"--data Prompts --data.folder prompts --data.sample_shape '[{shape}]' --data.pipeline {pipeline}"
     )

@@ -11,6 +11,7 @@ from fdistill.cli.commands.sampling import resampled
 from fdistill.core.atomic_files import atomic_write
 from fdistill.core.places import require_writable
 from fdistill.io.load import load_model
+from fdistill.io.stock_pipeline import PIPELINE, prompt_condition
 from fdistill.sampling import Sampler
 from fdistill.sampling.draw import chosen_labels, draw
 from fdistill.sampling.grids import SamplingGrid
@@ -23,6 +24,7 @@ def sample(
     seed: int = 0,
     out: str = "samples.png",
     labels: int | list[int] | dict[str, int | list[int]] | None = None,
+    prompt: str | list[str] | None = None,
     device: str = "cpu",
     sampler: Sampler | None = None,
     steps: int | None = None,
@@ -40,6 +42,7 @@ def sample(
         out: file to write: a .png picture of all samples in a grid, or a .npz file of the arrays samples and labels.
         labels: the class to draw, or several like '[0,1,2]', repeated up to n; all classes in turn where not given.
             Those of several sets of classes by name: '{"digit": 7, "ground": [0, 1]}'.
+        prompt: of a text-to-image model, or several like '["a cat","a dog"]', repeated up to n.
         device: where to compute: cpu, cuda, cuda:1, mps.
         sampler: of a teacher, in place of its own: Heun, Euler, DDIM, GDDIM, PredictorCorrector, Renoising, Restart.
         steps: of a teacher, on EDM's grid between its own first and last noise levels.
@@ -56,8 +59,14 @@ def sample(
     require_writable(path)
     model = resampled(load_model(checkpoint), sampler, steps, grid, guidance, guidance_interval, guide)
     model.sampling_on(usable_device(device))
-    wanted = chosen_labels(model, n, labels)
-    samples = draw(model, n, seed, labels)
+    if prompt is None and PIPELINE in model.facts:
+        raise ValueError("this model makes pictures of prompts: expected --prompt 'TEXT', got none")
+    if prompt is None:
+        wanted = chosen_labels(model, n, labels)
+        samples = draw(model, n, seed, labels)
+    else:
+        wanted = None
+        samples = draw(model, n, seed, prompt_condition(model, [prompt] if isinstance(prompt, str) else prompt, n))
     if path.suffix == ".npz":
         atomic_write(path, _npz(samples, wanted))
     elif samples.ndim == 4:

@@ -69,7 +69,12 @@ def _on_timesteps(model: GenerativeModel, path: DDPMPath) -> Scheduled:
     last, times = path.num_timesteps - 1, path.time(model.sigmas) * (path.num_timesteps - 1)
     steps = [int(step) for step in times.round().tolist()]
     if (times - times.round()).abs().max() > _WHOLE:
-        raise ValueError(f"stock schedulers step at whole timesteps: got a student's at {times.tolist()}")
+        whole = path.noise_ratio(times.round() / last).tolist()
+        levels = ", ".join(f"{level:g}" for level in whole)
+        raise ValueError(
+            f"stock schedulers step at whole timesteps: got a student's at {times.tolist()}; train it at noise levels "
+            f"(sigma_init, renoise_levels) {levels}, those of {steps}"
+        )
     if model.start == "sigma" and steps != [last]:
         raise ValueError(
             "stock pipelines of several steps, or below the last timestep, start from noise of unit variance: got a "

@@ -1,7 +1,7 @@
 """Pictures of the EMA generator while it trains, always from the same latents, above what they should look like."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as L
 import torch
@@ -11,6 +11,7 @@ from fdistill.core.distributed import on_rank_0
 from fdistill.core.random import generator_for
 from fdistill.data import GenerativeDataModule, InMemorySplit
 from fdistill.evaluation.report.grid import compared_grid_figure, sample_grid_figure
+from fdistill.models.condition import Conditioned
 from fdistill.models.vae import Decoder
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.training import DistillationModule
@@ -73,7 +74,11 @@ class SampleGrid(L.Callback):
         name = f"{model.kind}\n{model.evaluations} evaluation{'s' * (model.evaluations > 1)}"
 
         def drawn() -> _Row:
-            samples = model.sample(model.noise(self.num_samples, self.seed), model.labels(self.num_samples))
+            condition: Conditioned = model.labels(self.num_samples)
+            if condition is None and model.denoiser.takes:  # no classes, as of prompts: those of the data, repeated
+                named, _ = data_of(trainer).named_conditions(self.num_samples)
+                condition = named.rows(torch.arange(self.num_samples) % cast(int, named.length))
+            samples = model.sample(model.noise(self.num_samples, self.seed), condition)
             return _row(samples, decoder, trainer)
 
         with model.whole():
