@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -17,7 +16,6 @@ from tqdm import tqdm
 from fdistill.core.atomic_files import atomic_write, replace_folder
 from fdistill.core.fingerprints import fingerprint
 from fdistill.core.random import generator_for
-from fdistill.core.weight_files import CheckpointError
 from fdistill.data import Batch, ImageFolder
 from fdistill.data.image_folder import ImageSplit
 from fdistill.data.latent_files import (
@@ -31,6 +29,7 @@ from fdistill.data.latent_files import (
     LatentDescription,
     LatentFiles,
 )
+from fdistill.data.resumed_folder import check_begun, held
 from fdistill.models.vae import Decoder
 
 FILE_BYTES = 256 * 2**20  # of latents in a file; an interrupted command loses at most one
@@ -79,7 +78,8 @@ def encode_folder(asked: Encoding, target: Path, overwrite: bool = False) -> tup
     """
     images, names = _images(asked)
     request = _request(asked, images, names)
-    if not overwrite and _holds(target, request):
+    if not overwrite and (target / DESCRIPTION).exists():
+        held(target, lambda folder: LatentFiles(folder).description, request, "latents")
         return len(images), 0
     _make_room(target, request, overwrite)
     mean, std = asked.vae.encode(images[0].x[None])
@@ -126,19 +126,6 @@ def _request(asked: Encoding, images: ImageSplit, names: list[str]) -> str:
     return fingerprint([*plain, images.files_fingerprint()], {LABELS: images.labels})
 
 
-def _holds(target: Path, request: str) -> bool:
-    """True for a folder of these latents; ValueError for other ones."""
-    if not (target / DESCRIPTION).exists():
-        return False
-    try:
-        found = LatentFiles(target).description.request
-    except CheckpointError as error:
-        raise ValueError(f"{target} holds broken latents ({error}): give --overwrite, or name another folder") from None
-    if found != request:
-        raise ValueError(f"{target} holds other latents: name another folder, or give --overwrite")
-    return True
-
-
 def _make_room(target: Path, request: str, overwrite: bool) -> None:
     """Leave nothing but the files of an interrupted command for the same request.
 
@@ -157,17 +144,7 @@ def _make_room(target: Path, request: str, overwrite: bool) -> None:
         left_over = [name for name in (DESCRIPTION, DECODER) if name in present] + begun
     for name in left_over:
         shutil.rmtree(target / name) if (target / name).is_dir() else (target / name).unlink()
-    for path in target.glob("latents-*.safetensors"):
-        if _request_of(path) != request:
-            raise ValueError(f"{path} is of other latents: name another folder, or give --overwrite")
-
-
-def _request_of(path: Path) -> str | None:
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return (opened.metadata() or {}).get("request")
-    except (SafetensorError, OSError):
-        return None
+    check_begun(target, request, "latents")
 
 
 def _batches(asked: Encoding, images: ImageSplit, part: range) -> Iterable[Batch]:

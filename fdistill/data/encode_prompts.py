@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from fdistill.core.atomic_files import atomic_write
 from fdistill.core.fingerprints import fingerprint
-from fdistill.core.weight_files import CheckpointError
 from fdistill.data.prompt_encoders import PromptEncoder
 from fdistill.data.prompt_files import (
     DESCRIPTION,
@@ -27,6 +25,7 @@ from fdistill.data.prompt_files import (
     PromptDescription,
     PromptFiles,
 )
+from fdistill.data.resumed_folder import check_begun, held
 
 FILE_BYTES = 256 * 2**20  # of embeddings in a file, at most; an interrupted command loses at most one
 NUMBERS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -90,8 +89,9 @@ def encode_prompts(asked: PromptEncoding, target: Path, overwrite: bool = False)
     identity = asked.encoder.identity()
     told = [identity, asked.encoder.settings, asked.encoder.dtype, asked.numbers, asked.batch_size, FILE_BYTES]
     request = fingerprint([*told, list(asked.prompts)])
-    if not overwrite and (held := _held(target, request)) is not None:
-        return Encoded(len(asked.prompts), 0, sum(file["bytes"] for file in held.files), held.made["cut"])
+    if not overwrite and (target / DESCRIPTION).exists():
+        there = held(target, lambda folder: PromptFiles(folder).description, request, "prompts")
+        return Encoded(len(asked.prompts), 0, sum(file["bytes"] for file in there.files), there.made["cut"])
     _make_room(target, request, overwrite)
     cut = _cut(asked)
     null = _checked(asked.encoder.null(), NUMBERS[asked.numbers])
@@ -122,21 +122,6 @@ def encode_prompts(asked: PromptEncoding, target: Path, overwrite: bool = False)
     return Encoded(len(asked.prompts), now, sum(file["bytes"] for file in files), cut)
 
 
-def _held(target: Path, request: str) -> PromptDescription | None:
-    """What says that these prompts are there already; ValueError for other ones."""
-    if not (target / DESCRIPTION).exists():
-        return None
-    try:
-        found = PromptFiles(target).description
-    except CheckpointError as error:
-        raise ValueError(f"{target} holds broken prompts ({error}): give --overwrite, or name another folder") from None
-    if found.request != request:
-        raise ValueError(
-            f"{target} holds other prompts, or of another encoder: name another folder, or give --overwrite"
-        )
-    return found
-
-
 def _make_room(target: Path, request: str, overwrite: bool) -> None:
     """Leave nothing but the files of an interrupted command for the same request.
 
@@ -152,17 +137,7 @@ def _make_room(target: Path, request: str, overwrite: bool) -> None:
     going = [DESCRIPTION, *present] if overwrite else [name for name in present if name[0] == "."]
     for name in going:  # the description first: it never tells of files that are gone
         (target / name).unlink(missing_ok=True)
-    for path in target.glob("*.safetensors"):
-        if _request_of(path) != request:
-            raise ValueError(f"{path} is of other prompts: name another folder, or give --overwrite")
-
-
-def _request_of(path: Path) -> str | None:
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return (opened.metadata() or {}).get("request")
-    except (SafetensorError, OSError):
-        return None
+    check_begun(target, request, "prompts")
 
 
 def _cut(asked: PromptEncoding) -> dict[str, int]:

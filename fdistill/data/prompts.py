@@ -15,7 +15,30 @@ from fdistill.data.prompt_files import PromptFiles
 from fdistill.models.condition import Condition, Takes
 
 
-class Prompts(LatentsOnly):
+class _PromptConditions:
+    """What data whose conditions are encoded prompts tells of them."""
+
+    @property
+    def files(self) -> PromptFiles:
+        """The prompts, opened on first use."""
+        raise NotImplementedError
+
+    @property
+    def takes(self) -> Takes:
+        """What the encoders give."""
+        return self.files.takes
+
+    def null(self) -> Condition:
+        """The condition of one sample that means "no prompt"."""
+        return self.files.null()
+
+    def named_conditions(self, most: int) -> tuple[Condition, list[str]]:
+        """Up to `most` prompts, evenly over all, as conditions and as texts."""
+        chosen = torch.linspace(0, len(self.files) - 1, min(most, len(self.files))).round().long().tolist()
+        return self.files.condition(chosen), self.files.texts(chosen)
+
+
+class Prompts(_PromptConditions, LatentsOnly):
     """Prompts that ``fdistill encode-prompts`` wrote, and no images: to distil with objectives that need no real data.
 
     Batches are as those of `LatentsOnly`, with a prompt's embedding as the condition of each sample. A batch is read
@@ -62,19 +85,6 @@ class Prompts(LatentsOnly):
             self._files = checked_prompts(self.folder, self.pipeline)
         return self._files
 
-    @property
-    def takes(self) -> Takes:
-        """What the encoders give."""
-        return self.files.takes
-
-    def null(self) -> Condition:
-        """The condition of one sample that means "no prompt"."""
-        return self.files.null()
-
-    def named_conditions(self, most: int) -> tuple[Condition, list[str]]:
-        """Up to `most` prompts, evenly over all, as conditions and as texts."""
-        return _named(self.files, most)
-
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
         """Return all prompts, twice."""
         split = _PromptSplit(self.sample_shape, self.files)
@@ -93,7 +103,7 @@ class _PromptSplit(NoSamples):
         return Batch(self.x[index], self.labels[index], self.files.condition(index.tolist()))
 
 
-class PromptedLatents(LatentFolder):
+class PromptedLatents(_PromptConditions, LatentFolder):
     """Latents of images that ``fdistill encode`` wrote, with the captions that ``fdistill encode-prompts`` wrote.
 
     Caption i is that of image i. Both commands take the same folder of images, with a text file beside each image; or
@@ -139,19 +149,6 @@ class PromptedLatents(LatentFolder):
             self._prompt_files = files
         return self._prompt_files
 
-    @property
-    def takes(self) -> Takes:
-        """What the encoders give."""
-        return self.files.takes
-
-    def null(self) -> Condition:
-        """The condition of one sample that means "no prompt"."""
-        return self.files.null()
-
-    def named_conditions(self, most: int) -> tuple[Condition, list[str]]:
-        """Up to `most` captions, evenly over all, as conditions and as texts."""
-        return _named(self.files, most)
-
     def _split(self, files: LatentFiles, chosen: Tensor, flips: bool) -> Split:
         return _CaptionedLatents(files, chosen, flips, self.sample, self.seed, self.metric_samples, self.files)
 
@@ -191,8 +188,3 @@ def checked_prompts(folder: str, pipeline: str | None) -> PromptFiles:
             f"{pipeline}; run fdistill encode-prompts with --pipeline {pipeline}"
         )
     return files
-
-
-def _named(files: PromptFiles, most: int) -> tuple[Condition, list[str]]:
-    chosen = torch.linspace(0, len(files) - 1, min(most, len(files))).round().long().tolist()
-    return files.condition(chosen), files.texts(chosen)

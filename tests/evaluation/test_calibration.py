@@ -6,33 +6,13 @@ from itertools import pairwise
 import pytest
 import torch
 from torch.testing import assert_close
+from two_mixtures import LEVELS, STUDENT, both_sides, generator
 
 from fdistill.evaluation.ratio_calibration import (
     noised_logits,
     reliability,
     reliability_by_noise,
 )
-from fdistill.models.networks import GaussianMixture
-from fdistill.objectives.log_ratio import ExactRatio
-from fdistill.theory.noise_levels import LogUniform
-
-TEACHER, STUDENT = GaussianMixture([[0.6, 0.0]], [0.8]), GaussianMixture([[-0.6, 0.0]], [0.8])
-LEVELS = LogUniform(0.2, 2.0)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def exact(x_t, sigma, labels=None):
-    return ExactRatio(TEACHER, STUDENT)(x_t, sigma)
-
-
-def both_sides(n=20_000, m=30_000, seed=0):
-    """Student and teacher samples with their exact log ratios."""
-    source = generator(seed)
-    clean = STUDENT.sample(n, source)[0].double(), TEACHER.sample(m, source)[0].double()
-    return [noised_logits(exact, x_0, None, LEVELS, source) for x_0 in clean]
 
 
 def logits(n, m, distance, seed):

@@ -66,7 +66,7 @@ def difference(ours, theirs):
 
 
 def exported(name, teachers, model, folder):
-    """Latents of one seed from the model, from stock diffusers on the folder of its export, and from fdistill on that."""
+    """Latents of one seed from the model, from stock diffusers on the folder of its export, and from fdistill on it."""
     source, _ = teachers(name)
     condition = StockPipeline(source).ask([PROMPT], (SIDES.get(name, 16),) * 2, null=False).condition
     noise = model.noise(1, seed=3)
