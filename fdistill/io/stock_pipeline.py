@@ -75,7 +75,9 @@ class StockPipeline:
             raise CheckpointError(f"prompts need {' and '.join(missing)}, not found here: pip install 'fdistill[text]'")
         import diffusers
 
-        self.network_class: type[nn.Module] = getattr(diffusers, self.family.stock)
+        with _quiet():  # their modules are read here, and some warn that torchvision is absent
+            self.network_class: type[nn.Module] = getattr(diffusers, self.family.stock)
+            pipeline_class = getattr(diffusers, self.name)
         file = self.folder / self.family.part / "config.json"
         config = read_config(file, "the configuration of a text-to-image network")
         if config.get("_class_name") != self.family.stock:
@@ -87,7 +89,7 @@ class StockPipeline:
         self.calls: list[dict[str, Any]] = []
         self.network: Any = self._network()
         try:
-            self.pipeline = self._loaded(getattr(diffusers, self.name))
+            self.pipeline = self._loaded(pipeline_class)
         except (*BUILD_ERRORS, OSError) as error:
             raise CheckpointError(f"{folder}: diffusers loads no {self.name} of it: {reason(error)}") from error
 
@@ -98,7 +100,7 @@ class StockPipeline:
         given = {self.family.part: self.network, **left_out}
         with _quiet():
             pipeline = cls.from_pretrained(
-                self.folder, local_files_only=True, variant=_variant(self.folder), torch_dtype=torch.float32, **given
+                self.folder, local_files_only=True, variant=_variant(self.folder), dtype=torch.float32, **given
             )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline

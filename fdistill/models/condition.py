@@ -37,8 +37,15 @@ def count_classes(takes: Takes) -> int:
 
 
 def takes_classes(num_classes: int | Mapping[str, int]) -> dict[str, Entry]:
-    """The declaration of a network of classes: one set named "labels", several by their names, none for 0."""
+    """The declaration of a network of classes: one set named "labels", several by their names, none for 0.
+
+    Raises:
+        ValueError: for a negative count, or a name that is no word.
+    """
     named = {LABELS: num_classes} if isinstance(num_classes, int) else num_classes
+    wrong = {name: count for name, count in named.items() if count < 0 or not name.isidentifier()}
+    if wrong:
+        raise ValueError(f"sets of classes have a word for their name and a number of classes >= 0: got {wrong}")
     return {name: Entry(classes=count) for name, count in named.items() if count}
 
 

@@ -109,4 +109,7 @@ def test_tensors_of_different_batches_are_refused():
 def test_classes_declare_themselves():
     assert takes_classes(10) == {"labels": Entry(classes=10)}
     assert takes_classes(0) == {}
+    for wrong in (-1, {"digit": -3}, {"digit.colour": 3}):
+        with pytest.raises(ValueError, match="classes"):
+            takes_classes(wrong)
     assert takes_classes({"digit": 10, "ground": 4}) == {"digit": Entry(classes=10), "ground": Entry(classes=4)}

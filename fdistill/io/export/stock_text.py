@@ -178,7 +178,7 @@ def card_lines(model: GenerativeModel, name: str, made: Scheduled, dtype: torch.
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         front.append(f"base_model: {base}")
     arguments = ", ".join(f"{key}={value!r}" for key, value in made.call.items())
-    kind = "" if dtype == torch.float32 else f", torch_dtype={dtype}"
+    kind = "" if dtype == torch.float32 else f", dtype={dtype}"
     seed = "torch.manual_seed(0)" if made.global_noise else "torch.Generator().manual_seed(0)"
     code = (
         f"import torch\nfrom diffusers import DiffusionPipeline\n\n"

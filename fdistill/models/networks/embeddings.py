@@ -56,11 +56,11 @@ class ConditionEmbedding(nn.Module):
 def class_tables(channels: int, takes: Takes) -> nn.Embedding | nn.ModuleDict | None:
     """A table of vectors [classes + 1, channels] for each set of classes, the last row for "no class".
 
-    They are kept by name, but for "labels", which is alone; None where there is no set.
+    They are kept by name, but for "labels" alone; None where there is no set.
     """
     counts = {name: entry.classes for name, entry in takes.items() if entry.classes}
     tables = {name: nn.Embedding(count + 1, channels) for name, count in counts.items()}
-    return tables[LABELS] if LABELS in tables else nn.ModuleDict(tables) if tables else None
+    return tables[LABELS] if tables.keys() == {LABELS} else nn.ModuleDict(tables) if tables else None
 
 
 def class_embedding(tables: nn.Embedding | nn.ModuleDict, condition: Condition) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import MLP
 from fdistill.sampling import one_step
@@ -87,3 +88,13 @@ def test_fourier_features_tell_points_apart_at_the_width_of_their_frequencies():
 def test_impossible_frequencies_are_refused(bad):
     with pytest.raises(ValueError, match="frequencies"):
         MLP(width=16, depth=2, **bad)
+
+
+@pytest.mark.parametrize("names", [("digit", "ground"), ("labels", "ground")])
+def test_each_set_of_classes_reaches_the_network(names):
+    network = MLP(width=8, depth=2, num_classes=dict.fromkeys(names, 3))
+    x, noise, ones = torch.randn(4, 2), torch.zeros(4), torch.ones(4, dtype=torch.int64)
+    output = network(x, noise, Condition(dict.fromkeys(names, ones)))
+    for name in names:
+        other = network(x, noise, Condition({**dict.fromkeys(names, ones), name: 2 * ones}))
+        assert (other - output).abs().amax(1).min() > 0
