@@ -157,6 +157,10 @@ class StockPipeline:
         """The scale that the pipeline tells a network with embedded guidance by itself."""
         return inspect.signature(self.pipeline.__call__).parameters["guidance_scale"].default
 
+    def takes(self, name: str) -> bool:
+        """Whether the pipeline's call has an argument of that name."""
+        return name in inspect.signature(self.pipeline.__call__).parameters
+
     def ask(
         self,
         prompts: Sequence[str],

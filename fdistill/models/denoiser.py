@@ -111,6 +111,10 @@ class Denoiser(nn.Module, Described):
         skip, out = (_expand(value, half.x) for value in half.coefficients[:2])
         return _rounded(skip * half.x + out * output.to(half.x.dtype), half.x)
 
+    def carried(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """skip x, of D = skip x + out F: what of D is not the network's prediction; [B, *sample_shape]."""
+        return _expand(self.preconditioning.coefficients(sigma).skip, x).to(x.dtype) * x
+
     def hold_in(self, dtype: torch.dtype) -> Self:
         """Keep the matrices and kernels of a network that does not learn in bfloat16, or in float32 again; in place.
 

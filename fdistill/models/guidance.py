@@ -3,18 +3,26 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fdistill.models.condition import Conditioned, declared, fits
 from fdistill.models.denoiser import Denoiser
 
+Norm = Literal["sample", "row", "token"]
+"""What is rescaled by itself: a sample by its standard deviation (arXiv 2305.08891, section 3.4; SD and SDXL), each row
+of each channel by its norm (Lumina 2), each token of 2 x 2 latents with their channels by its norm (Qwen-Image)."""
+
 
 @dataclass(frozen=True)
 class Guidance:
     """D_worse + scale (D - D_worse) at noise levels in (sigma_low, sigma_high], D itself outside (arXiv 2404.07724).
+
+    With rescale, the guided prediction of the network (noise, v, velocity) is brought to the size that it has without
+    guidance: F_guided (1 - rescale + rescale |F| / |F_guided|).
 
     Attributes:
         scale: 1 is no guidance, and costs one evaluation; all others two.
@@ -22,12 +30,16 @@ class Guidance:
         sigma_high: noise level up to which it acts, > sigma_low.
         guide: the worse denoiser (autoguidance, arXiv 2406.02507); None evaluates the denoiser itself without its
             condition (classifier-free guidance), which changes nothing where it takes none.
+        rescale: share of the rescaled prediction, in [0, 1].
+        norm: what is rescaled by itself.
     """
 
     scale: float
     sigma_low: float = 0.0
     sigma_high: float = math.inf
     guide: Denoiser | None = None
+    rescale: float = 0.0
+    norm: Norm = "sample"
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
@@ -37,6 +49,11 @@ class Guidance:
                 "guidance acts between noise levels 0 <= sigma_low < sigma_high: "
                 f"got {self.sigma_low} and {self.sigma_high}"
             )
+        if not 0 <= self.rescale <= 1 or self.norm not in get_args(Norm):
+            raise ValueError(
+                f"a guided prediction is rescaled by a share in [0, 1] over one of {', '.join(get_args(Norm))}: got "
+                f"{self.rescale} and {self.norm!r}"
+            )
 
     @classmethod
     def of(cls, guidance: "float | Guidance") -> "Guidance":
@@ -44,20 +61,27 @@ class Guidance:
         return guidance if isinstance(guidance, Guidance) else cls(float(guidance))
 
     @classmethod
-    def limited(cls, scale: float, interval: Sequence[float] | None, guide: Denoiser | None) -> "float | Guidance":
+    def limited(
+        cls,
+        scale: float,
+        interval: Sequence[float] | None,
+        guide: Denoiser | None,
+        rescale: float = 0.0,
+        norm: Norm = "sample",
+    ) -> "float | Guidance":
         """From settings: the scale alone where there is nothing beside it.
 
         Raises:
             ValueError: for an interval that is none, or settings that a scale of 1 would leave without effect.
         """
-        if interval is None and guide is None:
+        if interval is None and guide is None and not rescale:
             return cls.of(scale).scale
-        if scale == 1:
+        if scale == 1 and not (interval is None and guide is None):
             raise ValueError("an interval or a guide acts at a guidance scale other than 1: give guidance too")
         if interval is not None and len(interval) != 2:
             raise ValueError(f"a guidance interval is two noise levels, low and high: got {list(interval)}")
         low, high = interval or (0.0, math.inf)
-        return cls(float(scale), float(low), float(high), guide)
+        return cls(float(scale), float(low), float(high), guide, rescale, norm)
 
     @classmethod
     def from_plain(cls, value: float | dict[str, Any]) -> "float | Guidance":
@@ -70,15 +94,17 @@ class Guidance:
             return cls.of(value).scale
         low, high = value["interval"]
         guide = None if value["guide"] is None else Denoiser.from_spec(value["guide"]).requires_grad_(False).eval()
-        return cls(value["scale"], low, math.inf if high is None else high, guide)
+        rescaled = {name: value[name] for name in ("rescale", "norm") if name in value}
+        return cls(value["scale"], low, math.inf if high is None else high, guide, **rescaled)
 
     def plain(self) -> float | dict[str, Any]:
-        """The scale alone where that says all, else scale, interval (None for no end) and the guide's description."""
-        if self.interval is None and self.guide is None:
+        """The scale alone where that says all, else all settings: None for no end, the guide's description."""
+        if self.interval is None and self.guide is None and not self.rescale:
             return self.scale
         high = None if self.sigma_high == math.inf else self.sigma_high
         guide = None if self.guide is None else self.guide.spec()
-        return {"scale": self.scale, "interval": [self.sigma_low, high], "guide": guide}
+        rescaled = {"rescale": self.rescale, "norm": self.norm} if self.rescale else {}
+        return {"scale": self.scale, "interval": [self.sigma_low, high], "guide": guide, **rescaled}
 
     def __call__(self, denoiser: Denoiser, x: Tensor, sigma: Tensor | float, condition: Conditioned = None) -> Tensor:
         """The guided denoised sample, [B, *sample_shape].
@@ -104,9 +130,19 @@ class Guidance:
         else:
             worse = self.guide(x, sigma, condition)
         pushed = worse + self.scale * (denoised - worse)
+        if self.rescale:
+            pushed = self._rescaled(pushed, denoised, denoiser.carried(x, sigma))
         if self.interval is None:
             return pushed
         return torch.where(self._inside(sigma).reshape(-1, *[1] * (x.ndim - 1)), pushed, denoised)
+
+    def _rescaled(self, pushed: Tensor, denoised: Tensor, carried: Tensor) -> Tensor:
+        """D is `carried` and a number times F, so that both have the same ratio of sizes."""
+        guided = pushed - carried
+        ratio = _size(denoised - carried, self.norm) / _size(guided, self.norm)
+        if self.norm == "token":
+            ratio = ratio.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return pushed + self.rescale * (ratio - 1) * guided
 
     def cost(self, denoiser: Denoiser, sigma: float) -> int:
         """Evaluations at one noise level: 2 where guidance acts, 1 where it does not."""
@@ -117,7 +153,9 @@ class Guidance:
 
         So it does where the denoiser would have to be its own guide, and knows no "no class".
         """
-        guide = self.guide
+        guide, shape = self.guide, denoiser.sample_shape
+        if self.rescale and self.norm == "token" and (len(shape) != 3 or shape[1] % 2 or shape[2] % 2):
+            raise ValueError(f"tokens are of 2 x 2 latents: expected samples of even height and width, got {shape}")
         if guide is None:
             if self._acts_on(denoiser):
                 denoiser.null(0)  # which says why not
@@ -135,7 +173,8 @@ class Guidance:
 
     def __str__(self) -> str:
         where = "" if self.interval is None else f" in ({float(self.sigma_low)}, {float(self.sigma_high)}]"
-        return f"{float(self.scale)}{where}{'' if self.guide is None else ' by a guide'}"
+        rescaled = f" rescaled by {float(self.rescale)} over each {self.norm}" if self.rescale else ""
+        return f"{float(self.scale)}{where}{'' if self.guide is None else ' by a guide'}{rescaled}"
 
     def _acts_on(self, denoiser: Denoiser) -> bool:
         return self.scale != 1 and (self.guide is not None or bool(denoiser.takes))
@@ -144,3 +183,12 @@ class Guidance:
         """Decided in single precision, so that a level on the border is counted as it is sampled."""
         sigma = sigma.float()
         return (sigma > self.sigma_low) & (sigma <= self.sigma_high)
+
+
+def _size(prediction: Tensor, norm: Norm) -> Tensor:
+    """Of each sample, row or token, to be multiplied with; of tokens [B, 1, H/2, W/2]."""
+    if norm == "sample":
+        return prediction.std(dim=tuple(range(1, prediction.ndim)), keepdim=True)
+    if norm == "row":
+        return prediction.norm(dim=-1, keepdim=True)
+    return (4 * F.avg_pool2d(prediction.square().sum(1, keepdim=True), 2)).sqrt()

@@ -91,6 +91,8 @@ class DistillationModule(DistillationTurn):
         guidance: scale of the teacher's guidance; classifier-free where there is no guide.
         guidance_interval: the noise levels, low and high, between which the teacher is guided; None for all.
         guide: a weaker denoiser or a checkpoint of one, away from which the teacher is guided.
+        guidance_rescale: share in [0, 1] of guided predictions brought to the size of unguided ones, see `Guidance`;
+            None for the imported teacher's own.
         fake_guidance: the same of the fake score while the student learns; needs fake_label_dropout.
         fake_label_dropout: share of samples that the fake score learns without their class. Alternating only.
         gradient_clip: largest gradient norm of each network.
@@ -147,6 +149,7 @@ class DistillationModule(DistillationTurn):
         guidance: float = 1.0,
         guidance_interval: Sequence[float] | None = None,
         guide: Denoiser | str | None = None,
+        guidance_rescale: float | None = None,
         fake_guidance: float = 1.0,
         fake_label_dropout: float = 0.0,
         gradient_clip: float = 1.0,
@@ -174,7 +177,7 @@ class DistillationModule(DistillationTurn):
         self.reads = discriminator if needs.discriminator else "none"
         self.teacher_source, dtype = described_source(teacher), check_stored(teacher_dtype, self.reads, r1_weight)
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
-        self.guidance_facts = guidance_facts(guidance, guidance_interval, guide)
+        self.guidance_facts = guidance_facts(guidance, guidance_interval, guide, guidance_rescale)
         self.fake_guidance, self.fake_label_dropout, self.start = fake_guidance, fake_label_dropout, check_start(start)
         self.discriminator_lr, self.imitation, self.reuse_generated = discriminator_lr, imitation, reuse_generated
         self.r1_weight, self.r1_step, self.instance_noise = r1_weight, r1_step, instance_noise
@@ -188,7 +191,8 @@ class DistillationModule(DistillationTurn):
             self.frozen = nn.ModuleList(objective.networks()).requires_grad_(False).eval()
             self.ema, self.teacher_facts = EMA(self.student, ema_decay), loaded.facts
             self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.student, loaded.facts)
-            self.guidance = teacher_guidance(guidance, guidance_interval, guide, self.teacher, dtype)
+            guided_by = (guidance, guidance_interval, guide, guidance_rescale)
+            self.guidance = teacher_guidance(*guided_by, loaded, dtype)
             self.guide = Guidance.of(self.guidance).guide
             self._keep_to_path(noise_levels, fake_noise_levels)
             self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)

@@ -56,28 +56,36 @@ def teacher_guidance(
     scale: float,
     interval: Sequence[float] | None,
     guide: Denoiser | str | Path | None,
-    teacher: Denoiser,
+    rescale: float | None,
+    teacher: GenerativeModel,
     dtype: torch.dtype,
 ) -> float | Guidance:
     """What guides the teacher; its guide is a frozen copy of a denoiser, or that of a teacher's checkpoint, in dtype.
 
+    It is rescaled as the teacher's own guidance is, unless another share is given.
+
     Raises:
         CheckpointError: if the guide's file cannot be used.
-        ValueError: for an interval or a guide that does not fit, or that a scale of 1 would leave without effect.
+        ValueError: for an interval, a guide or a share that does not fit, or that a scale of 1 would leave without
+            effect.
     """
+    own = Guidance.of(teacher.guidance)
+    if rescale is not None and scale == 1:
+        raise ValueError(f"guidance_rescale acts at a guidance scale other than 1: give guidance too, got {rescale}")
     worse = None if guide is None else copy.deepcopy(teacher_model(guide).denoiser).requires_grad_(False).eval()
     if worse is not None:
         worse.hold_in(dtype)
-    guidance = Guidance.limited(scale, interval, worse)
-    Guidance.of(guidance).check_fits(teacher)
+    guidance = Guidance.limited(scale, interval, worse, own.rescale if rescale is None else rescale, own.norm)
+    Guidance.of(guidance).check_fits(teacher.denoiser)
     return guidance
 
 
 def guidance_facts(
-    scale: float, interval: Sequence[float] | None, guide: Denoiser | str | Path | None
+    scale: float, interval: Sequence[float] | None, guide: Denoiser | str | Path | None, rescale: float | None
 ) -> dict[str, Any]:
     """How the teacher was guided, as plain values for the model card."""
     facts = {"guidance": scale, "guidance_interval": None if interval is None else list(interval)}
+    facts["guidance_rescale"] = rescale
     facts["guide"] = None if guide is None else described_source(guide)
     return {name: value for name, value in facts.items() if value is not None}
 

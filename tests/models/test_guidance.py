@@ -13,9 +13,13 @@ from fdistill.data.teacher_pairs import TeacherPairs, facts_of
 from fdistill.io.checkpoints import model_from_record, model_record, model_weights
 from fdistill.io.export import export_folder
 from fdistill.io.load import load_model
+from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
+from fdistill.models.networks import Encoding, Network
 from fdistill.sampling import GDDIM, Euler, Heun, PredictorCorrector, Restart
 from fdistill.sampling.generator import GenerativeModel
+from fdistill.theory.paths import DDPMPath
+from fdistill.theory.preconditioning import EpsPrediction
 from fdistill.training.discrimination import NoisedInput, evaluate
 
 MODEL = exact([[-1.0, 0.3], [1.0, 0.0]], [0.3, 0.2])
@@ -23,6 +27,26 @@ WORSE = exact([[0.1, 0.2]], [1.1])
 X = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LEVELS = torch.logspace(-1, 1, 64, dtype=torch.float64)
 LABELS = torch.arange(64) % 3
+
+
+def gaussian_images():
+    """Denoisers of images by their prediction of the noise, of which each entry has another direction."""
+    path = DDPMPath()
+
+    class Noise(Network):
+        sample_shape, num_classes, feature_channels = (3, 4, 6), 0, (3,)
+
+        def __init__(self, slope: float):
+            super().__init__()
+            self.slope = slope
+
+        def encode(self, x, noise, condition):
+            return Encoding((x,), x)
+
+        def decode(self, encoding):
+            return (self.slope * encoding.state).sin() + self.slope
+
+    return lambda slope: Denoiser(Noise(slope), EpsPrediction(path, 999.0))
 
 
 def conditional(seed=0):
@@ -123,8 +147,29 @@ def test_an_autoguided_ode_ends_on_the_tilted_gaussian_between_the_two():
     assert samples.std().item() == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.parametrize("norm", ["sample", "row", "token"])
+def test_a_rescaled_prediction_has_the_size_of_the_unguided_one_in_its_direction(norm):
+    """Of D = x - sigma F, which the noise-predicting preconditioning of a path is."""
+    images = gaussian_images()
+    x, levels = torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(1)), torch.linspace(0.1, 8.0, 5)
+    predictions = {}
+    for share in (0.0, 0.5, 1.0):
+        guided = Guidance(4.0, guide=images(0.2), rescale=share, norm=norm)(images(1.0), x, levels)
+        predictions[share] = (x - guided) / levels.reshape(-1, 1, 1, 1)
+    own = (x - images(1.0)(x, levels)) / levels.reshape(-1, 1, 1, 1)
+    parts = {
+        "sample": lambda f: (f - f.mean((1, 2, 3), keepdim=True)).flatten(1),
+        "row": lambda f: f,
+        "token": lambda f: f.unflatten(3, (3, 2)).unflatten(2, (2, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3),
+    }[norm]
+    assert_close(parts(predictions[1.0]).norm(dim=-1), parts(own).norm(dim=-1), rtol=1e-4, atol=1e-5)
+    cosine = torch.nn.functional.cosine_similarity(parts(predictions[1.0]), parts(predictions[0.0]), dim=-1)
+    assert_close(cosine, torch.ones_like(cosine))
+    assert_close(predictions[0.5], (predictions[0.0] + predictions[1.0]) / 2, rtol=1e-4, atol=1e-5)
+
+
 def test_a_record_keeps_interval_guide_and_sampler(tmp_path):
-    guidance = Guidance(2.0, 0.3, math.inf, mlp(num_classes=3, seed=1).eval())
+    guidance = Guidance(2.0, 0.3, math.inf, mlp(num_classes=3, seed=1).eval(), 0.5, "row")
     made = GenerativeModel.teacher(mlp(num_classes=3), 4, 0.1, 9.0, guidance, {"a": 1}, GDDIM(1.2))
     record = json.loads(json.dumps(model_record(made), allow_nan=False))
     found = model_from_record(record, model_weights(made), "somewhere")
@@ -133,7 +178,7 @@ def test_a_record_keeps_interval_guide_and_sampler(tmp_path):
     noise, labels = made.noise(6, 0), made.labels(6)
     for model in (found, read, again):
         assert model.sampler.spec() == made.sampler.spec()
-        assert model.guidance.interval == (0.3, math.inf)
+        assert (model.guidance.interval, model.guidance.rescale, model.guidance.norm) == ((0.3, math.inf), 0.5, "row")
         assert not model.guidance.guide.training
         assert model.evaluations == made.evaluations
         assert torch.equal(model.sample(noise, labels), made.sample(noise, labels))

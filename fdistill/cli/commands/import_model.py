@@ -32,6 +32,7 @@ def import_model(
     last_class_is_none: bool = False,
     resolution: int | list[int] | None = None,
     lora: str | None = None,
+    guidance_rescale: float | None = None,
     overwrite: bool = False,
 ) -> None:
     """Make a teacher of a diffusers folder, a .safetensors file or EDM's pickle; none of them is executed.
@@ -48,6 +49,8 @@ def import_model(
         last_class_is_none: the last class of a UNet2DModel means "no class".
         resolution: side in pixels of a text-to-image teacher's images, or [height, width]; its own where not given.
         lora: .safetensors file of an adapter that is merged, in float32, into the network of a text-to-image pipeline.
+        guidance_rescale: share, in [0, 1], of guided predictions that are rescaled to the standard deviation of the
+            unguided ones; of pipelines that take such a number.
         overwrite: replace the folder that is there.
     """
     origin, folder = Path(source), Path(target)
@@ -59,9 +62,8 @@ def import_model(
     given = [None if file is None else Path(file) for file in (scheduler, vae, config, lora)]
     sides = (resolution,) if isinstance(resolution, int) else None if resolution is None else tuple(resolution)
     _check_apart(folder, [origin, *(file for file in given if file is not None), *_beside(origin)])
-    options = Options(
-        given[0], given[1], given[2], num_steps, guidance, sigma_data, last_class_is_none, sides, given[3]
-    )
+    numbers = (num_steps, guidance, sigma_data, last_class_is_none)
+    options = Options(*given[:3], *numbers, sides, given[3], guidance_rescale)
     model = read_model(origin, options)
     print("\n".join(_found(model, origin)))
     export_folder(model, folder, overwrite=True)  # the target has been checked

@@ -81,9 +81,10 @@ def _guidance(
     if scale == 1 and interval is None and guide is None:
         return 1.0
     worse = own.guide if guide is None else _teacher(guide)
-    if worse is None and not model.num_classes:
-        raise ValueError("guidance of a model without classes needs a worse teacher: give --guide, or leave it out")
-    return Guidance.limited(own.scale if scale is None else scale, interval or own.interval, worse)
+    if worse is None and not model.denoiser.takes:
+        raise ValueError("guidance of a model without condition needs a worse teacher: give --guide, or leave it out")
+    size: Any = (own.rescale, own.norm)
+    return Guidance.limited(own.scale if scale is None else scale, interval or own.interval, worse, *size)
 
 
 def _teacher(guide: str) -> Denoiser:

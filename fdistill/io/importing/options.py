@@ -24,6 +24,7 @@ class Options(NamedTuple):
         resolution: side of a text-to-image teacher's images in pixels, or height and width.
         lora: file of an adapter that is merged into the network of a text-to-image pipeline.
         last_class_is_none: whether a UNet2DModel's last class means "no class".
+        guidance_rescale: share in [0, 1] of a guided prediction rescaled as the pipeline does under that name.
     """
 
     scheduler: Path | None = None
@@ -35,6 +36,7 @@ class Options(NamedTuple):
     last_class_is_none: bool = False
     resolution: tuple[int, ...] | None = None
     lora: Path | None = None
+    guidance_rescale: float | None = None
 
     def check_used(self, source: Path, what: str, used: set[str]) -> None:
         """Raises ValueError where an option is given that a source of this kind has no use for."""
@@ -53,6 +55,8 @@ class Options(NamedTuple):
             )
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ValueError(f"guidance is a finite scale: got {self.guidance}")
+        if self.guidance_rescale is not None and not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale is a share in [0, 1]: got {self.guidance_rescale}")
         if self.resolution is not None and not (len(self.resolution) in (1, 2) and min(self.resolution) > 0):
             raise ValueError(f"resolution is a side in pixels, or height and width: got {list(self.resolution)}")
         if self.sigma_data is not None and not 0 < self.sigma_data < math.inf:

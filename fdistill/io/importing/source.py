@@ -44,7 +44,7 @@ def _read(source: Path, options: Options) -> GenerativeModel:
         if reads_text(source):
             from fdistill.io.importing.text_pipeline import read_text_pipeline
 
-            used = {"num_steps", "guidance", "sigma_data", "resolution", "lora"}
+            used = {"num_steps", "guidance", "sigma_data", "resolution", "lora", "guidance_rescale"}
             options.check_used(source, "a text-to-image pipeline", used)
             return read_text_pipeline(source, options)
         options.check_used(source, "a pipeline", {"num_steps", "guidance", "sigma_data", "last_class_is_none"})

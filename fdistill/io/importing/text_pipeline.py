@@ -22,6 +22,7 @@ from fdistill.io.importing.schedule import read_schedule
 from fdistill.io.stock_pipeline import PIPELINE, StockPipeline
 from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
+from fdistill.models.guidance import Guidance, Norm
 from fdistill.models.networks.text import TextToImageNetwork
 from fdistill.models.vae import Decoder
 from fdistill.sampling import DDIM, Renoising
@@ -71,7 +72,8 @@ def read_text_pipeline(source: Path, options: Options) -> GenerativeModel:
     sampler = Renoising() if stock.kind == "sana-sprint" else DDIM()
     decoder = Decoder(source / "vae")
     how: dict[str, Any] = {"sampler": sampler, "decoder": decoder, "start": "unit"}  # as stock pipelines start
-    return GenerativeModel(Denoiser(network, preconditioning).eval(), "teacher", levels, scale, facts, **how)
+    guidance = Guidance.limited(scale, None, None, *_rescaling(stock, options))
+    return GenerativeModel(Denoiser(network, preconditioning).eval(), "teacher", levels, guidance, facts, **how)
 
 
 def noise_levels(times: Tensor, preconditioning: Any) -> Tensor:
@@ -111,6 +113,15 @@ def _guidance(stock: StockPipeline, options: Options, source: Path) -> tuple[flo
             "--guidance out"
         )
     return None, 1.0 if options.guidance is None else options.guidance
+
+
+def _rescaling(stock: StockPipeline, options: Options) -> tuple[float, Norm]:
+    """How the pipeline brings a guided prediction to the size of an unguided one."""
+    if options.guidance_rescale is None:
+        return (0.0, "sample") if stock.family.norm is None else (1.0, stock.family.norm)
+    if not stock.takes("guidance_rescale"):
+        raise CheckpointError(f"a {stock.name} takes no guidance_rescale: leave --guidance_rescale out")
+    return options.guidance_rescale, "sample"
 
 
 def _network(

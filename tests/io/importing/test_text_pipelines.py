@@ -1,5 +1,6 @@
 """An imported text-to-image teacher is the stock pipeline: its denoised latents, its samples, its pictures."""
 
+import dataclasses
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from fdistill.io.importing import Options, import_model
 from fdistill.io.load import load_model
 from fdistill.io.stock_pipeline import StockPipeline
 from fdistill.models.condition import Condition
+from fdistill.models.guidance import Guidance
 from fdistill.theory.paths import DDPMPath
 
 PROMPTS = ["a red seven", "a blue ground"]
@@ -26,7 +28,7 @@ STEPPED = [name for name in PIPELINES if name not in ("sana", "sana-sprint")] + 
 GUIDED = {  # at which argument of a pipeline the guided denoiser is D_null + 5 (D - D_null)
     "flux": {"true_cfg_scale": 5.0},
     "z-image": {"guidance_scale": 4.0},
-    "lumina2": {"guidance_scale": 5.0, "cfg_normalization": False},
+    "qwen-image": {"true_cfg_scale": 5.0, "negative_prompt": [""] * 2},
 }
 UNGUIDED = {"flux": {}, "flux-schnell": {}, "qwen-image": {}, "z-image": {"guidance_scale": 0.0}}
 
@@ -116,7 +118,7 @@ def test_pictures_are_those_of_the_vae(name, folders):
     assert_close(model.decode(latents), images.reshape(model.decode(latents).shape).clamp(-1, 1))
 
 
-@pytest.mark.parametrize("name", [name for name in STEPPED if name not in ("flux-schnell", "qwen-image")])
+@pytest.mark.parametrize("name", [name for name in STEPPED if name != "flux-schnell"])
 def test_guided_samples_are_those_of_the_pipeline_with_its_own_and_with_a_negative_prompt(name, folders):
     folder, pipeline = folders(name)
     model = imported(folder, name, num_steps=STEPS, **({} if name == "flux" else {"guidance": 5.0}))
@@ -127,10 +129,32 @@ def test_guided_samples_are_those_of_the_pipeline_with_its_own_and_with_a_negati
         asked = stock.ask(PROMPTS, (side_of(name),) * 2, negative=negative)
         if negative is not None:
             model.denoiser.network.set_null(asked.null.rows(slice(1)))
-            model.guidance = 5.0
+            model.guidance = dataclasses.replace(Guidance.of(model.guidance), scale=5.0)
             told = {**told, "negative_prompt": [negative] * 2}
         theirs = stock_latents(pipeline, model, noise, num_inference_steps=STEPS, **told)
         assert difference(model.sample(noise, asked.condition), theirs) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["sd-v", "sdxl"])
+def test_guidance_rescaled_by_a_share_is_the_pipelines(name, folders):
+    folder, pipeline = folders(name)
+    model = imported(folder, name, num_steps=STEPS, guidance=5.0, guidance_rescale=0.7)
+    noise, condition = model.noise(2, seed=3), StockPipeline(folder).ask(PROMPTS, (16, 16)).condition
+    told = {"guidance_scale": 5.0, "guidance_rescale": 0.7}
+    theirs = stock_latents(pipeline, model, noise, num_inference_steps=STEPS, **told)
+    assert difference(model.sample(noise, condition), theirs) < 1e-5
+
+
+def test_guidance_of_some_steps_is_the_pipelines_that_ends_early(folders):
+    folder, pipeline = folders("lumina2")
+    model = imported(folder, "lumina2", num_steps=STEPS, guidance=5.0)
+    assert model.guidance == Guidance(5.0, rescale=1.0, norm="row")
+    model.guidance = dataclasses.replace(model.guidance, sigma_low=float(model.sigmas[1:3].mean()))
+    noise, condition = model.noise(2, seed=3), StockPipeline(folder).ask(PROMPTS, (64, 64)).condition
+    told = {"guidance_scale": 5.0, "cfg_trunc_ratio": 0.5}
+    theirs = stock_latents(pipeline, model, noise, num_inference_steps=STEPS, **told)
+    assert difference(model.sample(noise, condition), theirs) < 1e-5
+    assert model.evaluations == STEPS + 2
 
 
 def denoised_by(scheduler, output, x_t, step):
@@ -290,6 +314,8 @@ def test_bad_input_is_refused_in_one_line(folders, tmp_path):
     sd, _ = folders("sd")
     schnell, _ = folders("flux-schnell")
     assert "guidance" in refusal(schnell, guidance=5.0, resolution=(16,))
+    assert "share" in refusal(sd, guidance_rescale=2.0)
+    assert "takes no guidance_rescale" in refusal(schnell, guidance_rescale=0.5)
     assert "multiple of 2" in refusal(sd, resolution=(17,))
     assert "multiple of 4" in refusal(sd, resolution=(18,))
     shutil.copytree(sd, tmp_path / "mute")

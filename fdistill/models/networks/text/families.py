@@ -154,6 +154,7 @@ class Lumina2(Family):
     stock = "Lumina2Transformer2DModel"
     pipelines = ("Lumina2Pipeline",)
     time_scale = 1.0
+    norm = "row"
 
     @property
     def takes(self) -> Takes:

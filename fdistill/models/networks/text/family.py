@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class Family(ABC):
         null_first: whether a pipeline that evaluates both prompts in one batch has the negative one first.
         hands_on_generator: whether a pipeline hands its generator to the steps of its scheduler.
         has_null: whether its networks were trained without a prompt, and not only at embedded guidance.
+        norm: of what its pipeline brings a guided prediction to the size of the unguided one, see `Guidance`; None
+            where it does not.
     """
 
     stock: ClassVar[str]
@@ -49,6 +51,7 @@ class Family(ABC):
     null_first: ClassVar[bool] = True
     hands_on_generator: ClassVar[bool] = False
     has_null: ClassVar[bool] = True
+    norm: ClassVar[Literal["row", "token"] | None] = None
 
     def __init__(
         self, config: Mapping[str, Any], sample_shape: Sequence[int], vae_factor: int, guidance: float | None

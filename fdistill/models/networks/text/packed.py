@@ -120,10 +120,11 @@ class Flux2(_Packed):
 
 
 class QwenImage(_Packed):
-    """Qwen-Image. Its pipeline rescales a guided velocity to the norm of the unguided one; guidance here does not."""
+    """Qwen-Image."""
 
     stock = "QwenImageTransformer2DModel"
     pipelines = ("QwenImagePipeline",)
+    norm = "token"
     guided = {"true_cfg_scale": 2.0, "negative_prompt": ""}
 
     @property
