@@ -84,3 +84,19 @@ def exported(tmp_path_factory, student_checkpoint, evaluation):
     folder = tmp_path_factory.mktemp("exported") / "student"
     succeeds("export", student_checkpoint, folder, "--report", evaluation / "report.json")
     return folder
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Each tiny text-to-image pipeline by name, saved once by whoever asks first: its folder, and itself."""
+    from text_pipelines import built  # diffusers' pipelines and transformers take seconds to import
+
+    root, saved = tmp_path_factory.mktemp("pipelines"), {}
+
+    def folder(name):
+        if name not in saved:
+            saved[name] = built(name)
+            saved[name].save_pretrained(root / name)
+        return root / name, saved[name]
+
+    return folder

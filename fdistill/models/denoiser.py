@@ -85,8 +85,10 @@ class Denoiser(nn.Module, Described):
         cls = type(self)  # a sharded denoiser gathers its weights around each half, and here once around both
         return cls.finish(self, cls.encode(self, x, sigma, condition))
 
-    def encode(self, x: Tensor, sigma: Tensor, condition: Conditioned = None) -> HalfDenoised:
-        """The encoder half, for its features."""
+    def encode(
+        self, x: Tensor, sigma: Tensor, condition: Conditioned = None, features_alone: bool = False
+    ) -> HalfDenoised:
+        """The encoder half, for its features; where these are all, `finish` knows nothing to go on with."""
         if sigma.shape != x.shape[:1]:
             raise ValueError(
                 f"sigma holds one noise level per sample: expected {tuple(x.shape[:1])}, got {tuple(sigma.shape)}"
@@ -99,7 +101,10 @@ class Denoiser(nn.Module, Described):
         coefficients = self.preconditioning.coefficients(sigma.to(torch.promote_types(sigma.dtype, torch.float32)))
         with self._arithmetic(x):
             scaled = _rounded(_expand(coefficients.input, x) * x, x)
-            encoding = self.network.encode(scaled, coefficients.noise, condition)
+            if features_alone:
+                encoding = Encoding(self.network.features(scaled, coefficients.noise, condition), None)
+            else:
+                encoding = self.network.encode(scaled, coefficients.noise, condition)
         if self.halved and not torch.is_autocast_enabled(x.device.type):
             encoding = encoding._replace(features=tuple(tap.to(x.dtype) for tap in encoding.features))
         return HalfDenoised(encoding, x, coefficients)

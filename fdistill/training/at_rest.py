@@ -1,8 +1,8 @@
 """Networks that are differentiated by their input alone keep nothing that only a gradient of weights would read."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,39 @@ def weights_at_rest(network: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
+def at_rest_as_now(network: nn.Module) -> AbstractContextManager[None]:
+    """What is entered later, so that the weights of a network rest there if they rest now.
+
+    It may be entered several times.
+    """
+    return _Again(network) if _LeanConvolutions.entered else nullcontext()
+
+
+class _Again(AbstractContextManager[None]):
+    """Each time anew, for backward passes that keep their graph."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.inside = network, ExitStack()
+
+    def __enter__(self) -> None:
+        self.inside.enter_context(weights_at_rest(self.network))
+
+    def __exit__(self, *_: object) -> None:
+        self.inside.close()
+
+
 class _LeanConvolutions(TorchFunctionMode):
     """Convolutions by weights that need no gradient keep the weight and the shape of their input."""
+
+    entered: ClassVar[int] = 0
+
+    def __enter__(self) -> "_LeanConvolutions":
+        _LeanConvolutions.entered += 1
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        _LeanConvolutions.entered -= 1
+        super().__exit__(*error)
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -90,7 +90,7 @@ def evaluate(
             with torch.set_grad_enabled(learns or value == "gradient"):
                 return Prediction(None, Guidance.of(guidance)(denoiser, x_t, sigma, condition))
         with torch.set_grad_enabled(learns or "gradient" in (value, features)):
-            half = denoiser.encode(x_t, sigma, condition)
+            half = denoiser.encode(x_t, sigma, condition, features_alone=value == "nothing")
         if value == "nothing":
             return Prediction(half)
         with torch.set_grad_enabled(learns or value == "gradient"):

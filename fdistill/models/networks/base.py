@@ -1,7 +1,8 @@
 """What a raw network F is: it sees a scaled sample, a number that stands for the noise level, and a condition."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +64,29 @@ class Network(nn.Module, Described, ABC):
     @abstractmethod
     def decode(self, encoding: Encoding) -> Tensor:
         """Second half; [B, *sample_shape]."""
+
+    def features(self, x: Tensor, noise: Tensor, condition: Condition) -> tuple[Tensor, ...]:
+        """The feature taps alone."""
+        return self.encode(x, noise, condition).features
+
+    def read_features_at(self, blocks: Sequence[int]) -> None:
+        """Take the features behind these blocks, of networks that leave a choice.
+
+        Raises:
+            ValueError: where it leaves none, or for numbers of no blocks.
+        """
+        raise ValueError(f"features of {type(self).__name__} are its encoder's: leave feature_blocks out")
+
+    def checkpoint_gradients(self, again: Callable[[nn.Module], AbstractContextManager[None]]) -> None:
+        """Keep no activations inside of blocks: the backward pass computes them again.
+
+        Args:
+            again: called with a block in the forward pass; what is entered when the block is computed again.
+
+        Raises:
+            ValueError: where it cannot.
+        """
+        raise ValueError(f"{type(self).__name__} has no gradient checkpointing: leave gradient_checkpointing out")
 
     def units(self) -> list[nn.Module]:
         """Blocks that are only ever asked as modules, inner ones first; what is sharded is gathered one at a time.

@@ -1,5 +1,6 @@
 """An imported text-to-image teacher is the stock pipeline: its denoised latents, its samples, its pictures."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -8,7 +9,7 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
-from text_pipelines import PIPELINES, built
+from text_pipelines import PIPELINES, built, side_of
 from torch.testing import assert_close
 
 from fdistill.io.export import export_folder
@@ -31,31 +32,6 @@ GUIDED = {  # at which argument of a pipeline the guided denoiser is D_null + 5 
     "qwen-image": {"true_cfg_scale": 5.0, "negative_prompt": [""] * 2},
 }
 UNGUIDED = {"flux": {}, "flux-schnell": {}, "qwen-image": {}, "z-image": {"guidance_scale": 0.0}}
-
-
-def side_of(name):
-    return {"sana": 32, "sana-euler": 32, "sana-sprint": 32, "lumina2": 64}.get(name, 16)
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    """Each tiny pipeline, saved once by whoever asks first."""
-    root, saved = tmp_path_factory.mktemp("pipelines"), {}
-
-    def folder(name):
-        if name not in saved:
-            saved[name] = pipeline_of(name)
-            saved[name].save_pretrained(root / name)
-        return root / name, saved[name]
-
-    return folder
-
-
-def pipeline_of(name):
-    pipeline = built(name.removesuffix("-euler"))
-    if name == "sana-euler":
-        pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return pipeline
 
 
 def imported(folder, name, **options):
@@ -201,31 +177,55 @@ def test_one_step_of_sana_sprint_is_its_pipelines(folders):
     assert difference(model.sample(noise, condition), theirs) < 1e-5
 
 
-@pytest.mark.parametrize("name", PIPELINES)
-@torch.no_grad()
-def test_features_stop_early_and_are_those_of_the_whole_pass(name, folders):
-    folder, _ = folders(name)
-    network = imported(folder, name, num_steps=1).denoiser.network
-    condition = StockPipeline(folder).ask(PROMPTS, (side_of(name),) * 2, null=False).condition
-    x, time = (
-        torch.randn(2, *network.sample_shape, generator=torch.Generator().manual_seed(0)),
-        torch.tensor([0.2, 0.7]),
-    )
-    blocks = []
-    hooks = [
-        module.register_forward_hook(lambda module, *_: blocks.append(module))
-        for module in network.stock.modules()
-        if not list(module.children())
-    ]
-    (early,) = network.features(x, time, condition)
-    stopped = len(blocks)
-    (features,), output = network.forward_with_features(x, time, condition)
+def read_in(network, blocks, features, x, time, condition):
+    """Features behind blocks, gradients of a number made of them, and the blocks that were evaluated."""
+    network.read_features_at(blocks)
+    known, called = network.family.blocks(network.stock), []
+    hooks = [block.register_forward_hook(lambda block, *_: called.append(known.index(block))) for block in known]
+    x = x.clone().requires_grad_()
+    taps = features(network, x, time, condition)
     for hook in hooks:
         hook.remove()
-    assert stopped < len(blocks) - stopped
-    assert_close(early, features, rtol=0, atol=0)
-    assert features.shape[:2] == (2, network.feature_channels[0])
-    assert output.shape == x.shape
+    value = sum((tap * (1 + index) / 7).sin().sum() for index, tap in enumerate(taps))
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    return taps, torch.autograd.grad(value, [x, *weights], allow_unused=True), called
+
+
+def alone(network, *given):
+    return network.features(*given)
+
+
+def beside_the_output(network, *given):
+    return network.forward_with_features(*given)[0]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_features_of_chosen_blocks_stop_early_with_values_and_gradients_of_the_whole_pass(name, folders):
+    folder, _ = folders(name)
+    network = imported(folder, name, num_steps=1).denoiser.network
+    given = torch.randn(2, *network.sample_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([0.2, 0.7])
+    given = *given, StockPipeline(folder).ask(PROMPTS, (side_of(name),) * 2, null=False).condition
+    every = list(range(len(network.family.blocks(network.stock))))
+    for blocks in ([0], every):
+        early, its, called = read_in(network, blocks, alone, *given)
+        assert called == list(range(blocks[-1] + 1))
+        features, truth, whole = read_in(network, blocks, beside_the_output, *given)
+        assert whole == every
+        assert [tap.shape[:2] for tap in early] == [(2, channels) for channels in network.feature_channels]
+        assert_close(early, features, rtol=0, atol=0)
+        assert_close(its, truth, rtol=0, atol=0)
+    network.checkpoint_gradients(lambda block: contextlib.nullcontext())
+    for features in (alone, beside_the_output):
+        again, recomputed, _ = read_in(network, every, features, *given)
+        assert_close(again, early, rtol=0, atol=0)
+        assert_close(recomputed, truth, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_of_no_blocks_are_refused(folders):
+    network = imported(folders("sd3")[0], "sd3", num_steps=1).denoiser.network
+    for blocks in ([], [2], [1, 0], [-1], [0, 0]):
+        with pytest.raises(ValueError, match="feature_blocks"):
+            network.read_features_at(blocks)
 
 
 def test_features_of_samples_with_prompts_of_different_lengths_are_those_of_each_alone(folders):
@@ -260,7 +260,7 @@ def test_a_teacher_in_a_folder_is_the_same_again(folders, tmp_path):
 
 def test_half_weights_in_shards_and_a_variant_are_read(folders, tmp_path):
     _, pipeline = folders("sd3")
-    half = pipeline_of("sd3")
+    half = built("sd3")
     half.transformer.to(torch.float16)
     half.save_pretrained(tmp_path, variant="fp16", max_shard_size="20KB")
     assert len(list((tmp_path / "transformer").glob("*-of-*"))) > 1

@@ -41,9 +41,9 @@ class StableDiffusion(Family):
     def feature_channels(self) -> int:
         return self.config["block_out_channels"][-1]
 
-    def tapped(self, net: nn.Module) -> nn.Module:
+    def blocks(self, net: nn.Module) -> list[nn.Module]:
         middle: Any = net.mid_block
-        return middle
+        return [middle]
 
     def tap(self, output: Any, condition: Condition) -> Tensor:
         return output
@@ -169,9 +169,9 @@ class Lumina2(Family):
     def feature_channels(self) -> int:
         return self.config["hidden_size"]
 
-    def tapped(self, net: nn.Module) -> nn.Module:
+    def blocks(self, net: nn.Module) -> list[nn.Module]:
         layers: Any = net.layers
-        return layers[(len(layers) - 1) // 2]
+        return list(layers)
 
     def tap(self, output: Any, condition: Condition) -> Tensor:
         count = self.height * self.width // self.patch**2
@@ -207,9 +207,9 @@ class ZImage(Family):
     def feature_channels(self) -> int:
         return self.config["dim"]
 
-    def tapped(self, net: nn.Module) -> nn.Module:
+    def blocks(self, net: nn.Module) -> list[nn.Module]:
         layers: Any = net.layers
-        return layers[(len(layers) - 1) // 2]
+        return list(layers)
 
     def tap(self, output: Any, condition: Condition) -> Tensor:
         return self.laid_out(output[:, : self.height * self.width // 4])  # before their padding and the text

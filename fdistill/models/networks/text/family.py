@@ -161,10 +161,14 @@ class Family(ABC):
         """F of what the network returns: without a variance."""
         return output[:, : self.channels]
 
-    def tapped(self, net: nn.Module) -> nn.Module:
-        """The module whose output holds the features: the middle one of its blocks."""
+    def blocks(self, net: nn.Module) -> list[nn.Module]:
+        """What features may be taken behind, in the order of evaluation."""
         blocks: Any = net.transformer_blocks
-        return blocks[(len(blocks) - 1) // 2]
+        return list(blocks)
+
+    def middle(self, net: nn.Module) -> int:
+        """The number of the block behind which they are taken where nobody names one."""
+        return (len(self.blocks(net)) - 1) // 2
 
     def tap(self, output: Any, condition: Condition) -> Tensor:
         """The features [B, C, h', w'] of that output: of image tokens at their places."""

@@ -1,11 +1,13 @@
 """A stock text-to-image network of diffusers, rebuilt from its plain configuration, as a raw network."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fdistill.core.build import build_stock
 from fdistill.models.condition import Condition, Takes
@@ -61,7 +63,7 @@ class TextToImageNetwork(Network):
         self.stock = build_stock(getattr(diffusers, kind.stock), config)
         self.family = kind(self.stock.config, sample_shape, vae_factor, guidance)
         self.sample_shape = tuple(sample_shape)
-        self.feature_channels = (self.family.feature_channels(),)
+        self.read_features_at([self.family.middle(self.stock)])
         self._null = {} if null is None else {name: f"null_{index}" for index, name in enumerate(self.takes)}
         if null is not None and null.keys() != self.takes.keys():
             raise ValueError(f"a null condition has the tensors {list(self.takes)}: got {list(null)}")
@@ -118,33 +120,51 @@ class TextToImageNetwork(Network):
     def decode(self, encoding: Encoding) -> Tensor:
         return encoding.state
 
+    def read_features_at(self, blocks: Sequence[int]) -> None:
+        """Take the features behind these blocks, rising, in the order of evaluation; behind the middle at first."""
+        count = len(self.family.blocks(self.stock))
+        if not blocks or sorted({*blocks}) != list(blocks) or not 0 <= blocks[0] <= blocks[-1] < count:
+            raise ValueError(
+                f"feature_blocks are numbers of blocks of this {self.family.stock}, rising, from 0 to {count - 1}: "
+                f"got {list(blocks)}"
+            )
+        self._read, self.feature_channels = tuple(blocks), (self.family.feature_channels(),) * len(blocks)
+
+    def checkpoint_gradients(self, again: Callable[[nn.Module], AbstractContextManager[None]]) -> None:
+        stock: Any = self.stock
+        stock.enable_gradient_checkpointing(partial(_checkpointed, again))
+
     def features(self, x: Tensor, noise: Tensor, condition: Condition) -> tuple[Tensor, ...]:
-        """The feature taps alone, each [B, C, h', w']; the forward pass ends where they are."""
-        with suppress(_ReachedError), self._tapped(_stop) as found:
+        """The feature taps alone, each [B, C, h', w']; the forward pass ends behind the last one."""
+        with suppress(_ReachedError), self._tapped(stops=True) as found:
             self.family(self.stock, x, noise, condition)
-        return (self.family.tap(found[0], condition),)
+        return tuple(self.family.tap(found[index], condition) for index in self._read)
 
     def forward_with_features(
         self, x: Tensor, noise: Tensor, condition: Condition
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """The feature taps, and F [B, *sample_shape]."""
-        with self._tapped() as found:
+        with self._tapped(stops=False) as found:
             output = self.family(self.stock, x, noise, condition)
-        return (self.family.tap(found[0], condition),), output
+        return tuple(self.family.tap(found[index], condition) for index in self._read), output
 
     @contextmanager
-    def _tapped(self, then: Callable[[], None] = lambda: None) -> Iterator[list[Any]]:
-        found: list[Any] = []
+    def _tapped(self, stops: bool) -> Iterator[dict[int, Any]]:
+        """Collects what the blocks return whose features are read; the last one may end the pass."""
+        found: dict[int, Any] = {}
 
-        def keep(module: Any, given: Any, output: Any) -> None:
-            found.append(output)
-            then()
+        def keep(index: int, block: Any, given: Any, output: Any) -> None:
+            found[index] = output
+            if stops and index == self._read[-1]:
+                raise _ReachedError
 
-        handle = self.family.tapped(self.stock).register_forward_hook(keep)
+        blocks = self.family.blocks(self.stock)
+        handles = [blocks[index].register_forward_hook(partial(keep, index)) for index in self._read]
         try:
             yield found
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def from_stock_names(self, weights: dict[str, Tensor], null: Condition | None = None) -> dict[str, Tensor]:
         """A stock network's tensors, and a null condition of one sample, as this network's state."""
@@ -156,8 +176,25 @@ class _ReachedError(Exception):
     """The features are there, and the rest of a forward pass is not wanted."""
 
 
-def _stop() -> None:
-    raise _ReachedError
+def _checkpointed(again: Callable[[nn.Module], AbstractContextManager[None]], block: nn.Module, *given: Any) -> Any:
+    """What a block returns, to be computed again in the backward pass, in the context of now.
+
+    A pass that ends in the block leaves the checkpoint as if it went on: what is computed again does not end.
+    """
+    ended = False
+
+    def run(*given: Any) -> Any:
+        nonlocal ended
+        try:
+            return block(*given)
+        except _ReachedError:
+            ended = True
+
+    contexts = {"context_fn": lambda: (nullcontext(), again(block))}
+    output = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False, **contexts)
+    if ended:
+        raise _ReachedError
+    return output
 
 
 def _unknown(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -50,7 +50,8 @@ class _Packed(Family):
         return self.config["num_attention_heads"] * self.config["attention_head_dim"]
 
     def tap(self, output: Any, condition: Condition) -> Tensor:
-        return self.laid_out(output[1])  # after the text
+        count = self.height * self.width // self.patch**2
+        return self.laid_out(output[1] if isinstance(output, tuple) else output[:, -count:])  # after the text
 
     def places(self, x: Tensor, width: int) -> Tensor:
         """Row and column of every token in entries 1 and 2 of its identity, [S, width]."""
@@ -61,8 +62,19 @@ class _Packed(Family):
         return ids.flatten(0, 1)
 
 
-class Flux(_Packed):
-    """FLUX.1: dev, whose guidance is embedded, and schnell, which has none. Features after its last double block."""
+class _TwoStreams(_Packed):
+    """Base of FLUX.1 and FLUX.2: blocks of two streams, then of one. Features behind the last one of two."""
+
+    def blocks(self, net: nn.Module) -> list[nn.Module]:
+        single: Any = net.single_transformer_blocks
+        return [*super().blocks(net), *single]
+
+    def middle(self, net: nn.Module) -> int:
+        return len(super().blocks(net)) - 1
+
+
+class Flux(_TwoStreams):
+    """FLUX.1: dev, whose guidance is embedded, and schnell, which has none."""
 
     stock = "FluxTransformer2DModel"
     pipelines = ("FluxPipeline",)
@@ -80,12 +92,8 @@ class Flux(_Packed):
         text = torch.zeros(condition[TEXT].shape[1], 3, device=x.device, dtype=x.dtype)
         return {**super().constants(x, noise, condition), "img_ids": self.places(x, 3), "txt_ids": text}
 
-    def tapped(self, net: nn.Module) -> nn.Module:
-        blocks: Any = net.transformer_blocks
-        return blocks[-1]
 
-
-class Flux2(_Packed):
+class Flux2(_TwoStreams):
     """FLUX.2: its latents are packed before they are normalised, so that a sample is [4 C, h/2, w/2] already."""
 
     stock = "Flux2Transformer2DModel"
@@ -113,10 +121,6 @@ class Flux2(_Packed):
 
     def prediction(self, output: Any) -> Tensor:
         return self.laid_out(output)
-
-    def tapped(self, net: nn.Module) -> nn.Module:
-        blocks: Any = net.transformer_blocks
-        return blocks[-1]
 
 
 class QwenImage(_Packed):
