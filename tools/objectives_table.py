@@ -250,9 +250,9 @@ def recipe_tables() -> dict[str, str]:
                 " / ".join(f"{rate:.0e}".replace("e-0", "e-") for rate in dict.fromkeys(rates)),
                 f"{model['fake_updates_per_student']} : 1",
                 f"{trainer['max_steps']:,}",
-                f"{model['sigma_init']:g}",
-                "no" if data["class_path"] == "LatentsOnly" else "yes",
-                re.search(r"FID (\d+\.\d+)", comment)[1],
+                levels_of(model),
+                "no" if data["class_path"] in ("LatentsOnly", "Prompts") else "yes",
+                next(iter(re.findall(r"FID (\d+\.\d+)", comment)), "-"),
             ]
         )
     heads = (
@@ -262,11 +262,18 @@ def recipe_tables() -> dict[str, str]:
         "rate",
         "fake : student",
         "turns",
-        "`sigma_init`",
+        "starts at",
         "real data",
         "their FID",
     )
     return {"recipes": table(heads, rows)}
+
+
+def levels_of(model: dict[str, Any]) -> str:
+    """Where a student's steps start: a noise level, or times of its teacher's path."""
+    if "sigma_init" in model:
+        return f"{model['sigma_init']:g}"
+    return "t = " + ", ".join(f"{time:g}" for time in model["student_times"])
 
 
 def spelled(value: Any) -> str:

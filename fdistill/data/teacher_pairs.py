@@ -56,15 +56,24 @@ class TeacherPairs:
         self.facts = dict(facts or {})
 
     @classmethod
-    def make(cls, model: GenerativeModel, n: int, seed: int, source: str = "", batch_size: int = 500) -> "TeacherPairs":
+    def make(
+        cls,
+        model: GenerativeModel,
+        n: int,
+        seed: int,
+        source: str = "",
+        batch_size: int = 500,
+        condition: Condition | None = None,
+    ) -> "TeacherPairs":
         """Run a teacher's own sampler, on its device, with a progress bar; the pairs are on the CPU.
 
         Args:
             model: a teacher.
-            n: number of pairs, >= 1; their conditions are the classes in turn.
+            n: number of pairs, >= 1.
             seed: of the latents: those of `fdistill sample` for the same seed.
             source: where the teacher is from, for the facts.
             batch_size: latents at once, >= 1.
+            condition: of the pairs, in turn; None for the classes.
 
         Raises:
             ValueError: for a student, a number out of range, or a teacher that makes numbers which are not finite.
@@ -72,7 +81,9 @@ class TeacherPairs:
         facts = facts_of(model, n, seed, source)
         if batch_size < 1:
             raise ValueError(f"batch_size is a number of latents at once: expected >= 1, got {batch_size}")
-        latents, condition, parts = model.noise(n, seed), model.condition(model.labels(n), n), []
+        latents, parts = model.noise(n, seed), []
+        given = model.labels(n) if condition is None else condition.rows(torch.arange(n) % (condition.length or 1))
+        condition = model.condition(given, n)
         with tqdm(total=n, desc="pairs", unit="sample", leave=False) as bar:
             for part in torch.arange(n).split(batch_size):
                 parts.append(model.sample(latents[part], condition.rows(part), batch_size))

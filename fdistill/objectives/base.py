@@ -75,6 +75,7 @@ class NoisedSamples(NamedTuple):
     update: int = 0  # updates of the student so far, for schedules
     generator: torch.Generator | None = None  # for random draws of the objective, on the samples' device
     latents: Tensor | None = None  # of x, standard normal [B, *sample_shape]
+    projected: Tensor | None = None  # D_q in the score projection, where its guidance is another there
 
 
 class Term(NamedTuple):

@@ -18,7 +18,7 @@ from fdistill.theory.schedules import Schedule, value_at
 
 def sim(direction: Tensor, at: NoisedSamples) -> Tensor:
     """<direction, D_q - x>, [B], the sum over entries; `direction` keeps its graph to x_t."""
-    return inner(direction, required(at.fake_score) - at.x)
+    return inner(direction, required(at.fake_score if at.projected is None else at.projected) - at.x)
 
 
 class SiD(Objective):

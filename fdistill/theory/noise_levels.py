@@ -134,6 +134,28 @@ class UniformTime(NoiseLevels):
         return ((self.path.time(sigma) - self.t_min) / (self.t_max - self.t_min)).clamp(0, 1)
 
 
+class Shifted(NoiseLevels):
+    """Another distribution with every noise level times a number.
+
+    Along a flow that is the shift of its times, t -> s t / (1 + (s - 1) t) (arXiv 2403.03206): t / (1 - t) is sigma.
+    """
+
+    def __init__(self, noise_levels: NoiseLevels, shift: float) -> None:
+        """Args:
+        noise_levels: what is shifted.
+        shift: > 0, above 1 towards noise.
+        """
+        if not 0 < shift < math.inf:
+            raise ValueError(f"shift is positive and finite: got {shift}")
+        self.noise_levels, self.shift = noise_levels, shift
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self.shift * self.noise_levels.quantile(u)
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        return self.noise_levels.cdf(sigma / self.shift)
+
+
 class Truncated(NoiseLevels):
     """Another distribution, given that sigma lies in a range: its density there, over its mass there."""
 

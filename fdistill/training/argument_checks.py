@@ -50,6 +50,27 @@ def check_numbers(fake_updates: int, warmup: int, **shares: float) -> None:
             raise ValueError(f"{name} lies in [0, 1]: got {share}")
 
 
+def check_arguments(
+    objective: Objective,
+    turn: str,
+    discriminator: str,
+    fake_noise_levels: NoiseLevels | None,
+    fake_dropout: float,
+    reuse_generated: bool,
+    fake_updates: int,
+    warmup: int,
+    pairs: str | Path | None,
+    r1_weight: float,
+    r1_step: float,
+    instance_noise: float | Schedule,
+) -> None:
+    """Raises ValueError where arguments of `DistillationModule` break a rule that needs no network to be known."""
+    check_choices(turn, discriminator, fake_noise_levels, fake_dropout, reuse_generated)
+    check_numbers(fake_updates, warmup, fake_label_dropout=fake_dropout)
+    check_needs(objective, discriminator, pairs, r1_weight, r1_step)
+    check_instance_noise(instance_noise, objective)
+
+
 def check_choices(
     turn: str, discriminator: str, fake_noise_levels: NoiseLevels | None, fake_dropout: float, reuse_generated: bool
 ) -> None:
@@ -158,25 +179,41 @@ def _numbers(values: Tensor) -> str:
     return ", ".join(f"{value:.4g}" for value in values.flatten().tolist())
 
 
-def check_guidance(guidance: float, fake_guidance: float, fake_dropout: float, fake_score: Denoiser | None) -> None:
+def check_guidance(
+    objective: Objective,
+    guidance: float,
+    fake_guidance: float,
+    fake_training_guidance: float,
+    projection_guidance: float | None,
+    fake_dropout: float,
+    fake_score: Denoiser | None,
+) -> None:
     """Raises ValueError for scales that are not finite, or guidance of a fake score that knows no "no class"."""
-    if not (math.isfinite(guidance) and math.isfinite(fake_guidance)):
-        raise ValueError(f"guidance and fake_guidance are finite: got {guidance} and {fake_guidance}")
+    scales = {"fake_guidance": fake_guidance, "fake_training_guidance": fake_training_guidance}
+    if projection_guidance is not None:
+        scales["projection_guidance"] = projection_guidance
+        if objective.needs.fake_score != "gradient":
+            raise ValueError(
+                f"projection_guidance is of objectives with a score projection, as SiD: {type(objective).__name__} has "
+                f"none; leave it out, got {projection_guidance}"
+            )
+    if not all(map(math.isfinite, (guidance, *scales.values()))):
+        raise ValueError(f"guidance and fake_guidance are finite: got {guidance} and {scales}")
     conditional = fake_score is not None and bool(fake_score.takes)
-    if fake_guidance != 1 and not conditional:
-        raise ValueError(f"fake_guidance needs a conditional fake score: leave it 1, got {fake_guidance}")
+    guiding = {name: scale for name, scale in scales.items() if scale != 1}
+    if guiding and not conditional:
+        raise ValueError(f"{'/'.join(guiding)} needs a conditional fake score: leave it 1, got {guiding}")
     if fake_dropout and not conditional:
         raise ValueError(f"fake_label_dropout needs a conditional fake score: leave it 0, got {fake_dropout}")
-    guided = fake_dropout or fake_guidance != 1
-    if guided and fake_score is not None and not fake_score.network.knows_no_class:
+    if (fake_dropout or guiding) and fake_score is not None and not fake_score.network.knows_no_class:
         raise ValueError(
             f'{type(fake_score.network).__name__} has no weights for "no class": expected fake_label_dropout 0 and '
-            f"fake_guidance 1, got {fake_dropout} and {fake_guidance}"
+            f"no guidance of the fake score, got {fake_dropout} and {guiding}"
         )
-    if fake_guidance != 1 and not fake_dropout:
+    if guiding and not fake_dropout:
         raise ValueError(
             "a guided fake score has to learn samples without their class too: set fake_label_dropout (0.1, say) "
-            f"for fake_guidance {fake_guidance}"
+            f"for {guiding}"
         )
 
 

@@ -6,13 +6,10 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor, nn
+from torch import nn
 
 from fdistill.core.distributed import warn_on_rank_0
-from fdistill.core.random import VALIDATION, generator_for
-from fdistill.data import Batch, GenerativeDataModule
-from fdistill.evaluation.metrics.frechet_distance import Moments
-from fdistill.evaluation.metrics.pixel_distance import PixelMoments, pixel_frechet_distance
+from fdistill.data import GenerativeDataModule
 from fdistill.io.export.stock_text import is_text_student, scheduled
 from fdistill.io.stock_pipeline import PIPELINE
 from fdistill.models.denoiser import Denoiser
@@ -27,14 +24,10 @@ from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.schedules import Schedule
 from fdistill.training.argument_checks import (
     Stored,
-    check_choices,
+    check_arguments,
     check_guidance,
     check_imitation,
-    check_instance_noise,
     check_latents,
-    check_levels,
-    check_needs,
-    check_numbers,
     check_one_step,
     check_real,
     check_stored,
@@ -43,7 +36,9 @@ from fdistill.training.averaging.ema import EMA
 from fdistill.training.discrimination import Reads, build_discriminator
 from fdistill.training.distillation_turn import DistillationTurn
 from fdistill.training.initial_networks import (
+    compute_as_told,
     described_source,
+    fake_guidance_like,
     fitting_pairs,
     guidance_facts,
     known_sigma_data,
@@ -52,11 +47,12 @@ from fdistill.training.initial_networks import (
     teacher_guidance,
     teacher_model,
 )
-from fdistill.training.noise_range import check_on_path, known_by, levels_on_path
+from fdistill.training.noise_range import check_on_path, known_by, levels_on_path, student_levels
+from fdistill.training.student_validation import StudentValidation
 from fdistill.training.turn_schedule import Turn, TurnSchedule
 
 
-class DistillationModule(DistillationTurn):
+class DistillationModule(DistillationTurn, StudentValidation):
     """Distillation of a teacher into a student by an objective: which distributions are matched, and how.
 
     The student descends its objective at its own noised samples; the fake score learns their score, a discriminator
@@ -69,8 +65,9 @@ class DistillationModule(DistillationTurn):
         noise_levels: noise at which the student is matched.
         student_optimizer: class_path and init_args.
         fake_score_optimizer: class_path and init_args, of fake score and discriminator; usually the faster one.
-        sigma_init: noise level the student starts from, > 0.
+        sigma_init: noise level the student starts from, > 0; None where there are student_times.
         renoise_levels: noise levels of its further steps, falling; none for a one-step student.
+        student_times: all its levels by times of the teacher's path, falling: timesteps, or t in (0, 1] along a flow.
         start: what its first step makes of noise z: "sigma" for sigma_init z, "unit" for sqrt(1 + sigma_init^2) z,
             where stock pipelines start.
         student: initial student, a denoiser or a checkpoint of one; None copies the teacher.
@@ -93,7 +90,10 @@ class DistillationModule(DistillationTurn):
         guide: a weaker denoiser or a checkpoint of one, away from which the teacher is guided.
         guidance_rescale: share in [0, 1] of guided predictions brought to the size of unguided ones, see `Guidance`;
             None for the imported teacher's own.
-        fake_guidance: the same of the fake score while the student learns; needs fake_label_dropout.
+        fake_guidance: scale of the fake score while the student learns; needs fake_label_dropout.
+        fake_training_guidance: its scale while it learns itself (long and short guidance, arXiv 2406.01561: kappa 1
+            beside fake_guidance, kappa 2, and guidance, kappa 4).
+        projection_guidance: kappa 3, its scale in the score projection of SiD and its like; None for fake_guidance.
         fake_label_dropout: share of samples that the fake score learns without their class. Alternating only.
         gradient_clip: largest gradient norm of each network.
         ema_decay: of the student's moving average.
@@ -113,6 +113,10 @@ class DistillationModule(DistillationTurn):
         skip_nonfinite: turns in a row with a NaN or an infinity that are skipped and counted; 0 stops at the first.
         teacher_dtype: of the matrices and kernels of teacher and guide; bfloat16 halves their memory, and they compute
             in it whatever the run's precision. Student and fake score start from the weights before they are rounded.
+        feature_blocks: numbers of the blocks of a text-to-image transformer behind which the discriminator reads
+            features of teacher or fake score; None for the middle.
+        gradient_checkpointing: whether activations inside of blocks are computed again in the backward pass, by
+            networks that can.
         meta_start: whether rank 0 alone gets the weights of all networks on the CPU when they are built. The others
             get their copies, or their parts of them, from it when the run starts.
         seed: of all noise; set by seed_everything on the command line.
@@ -123,7 +127,6 @@ class DistillationModule(DistillationTurn):
     """
 
     frozen_prefixes = ("teacher.", "guide.", "frozen.")
-    _real_side: tuple[Any, Moments] | None = None  # the held-out data that it is of, and its moments
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class DistillationModule(DistillationTurn):
         noise_levels: NoiseLevels,
         student_optimizer: OptimizerCallable,
         fake_score_optimizer: OptimizerCallable,
-        sigma_init: float,
+        sigma_init: float | None = None,
         renoise_levels: Sequence[float] = (),
         student: Denoiser | str | None = None,
         fake_score: Denoiser | str | None = None,
@@ -151,6 +154,8 @@ class DistillationModule(DistillationTurn):
         guide: Denoiser | str | None = None,
         guidance_rescale: float | None = None,
         fake_guidance: float = 1.0,
+        fake_training_guidance: float = 1.0,
+        projection_guidance: float | None = None,
         fake_label_dropout: float = 0.0,
         gradient_clip: float = 1.0,
         ema_decay: float = 0.999,
@@ -163,45 +168,66 @@ class DistillationModule(DistillationTurn):
         skip_nonfinite: int = 0,
         teacher_dtype: Stored = "float32",
         meta_start: bool = False,
+        student_times: Sequence[float] = (),
+        feature_blocks: Sequence[int] | None = None,
+        gradient_checkpointing: bool = False,
         start: Start = "sigma",
         seed: int = 0,
     ) -> None:
         super().__init__(seed, gradient_clip, accumulate, skip_nonfinite)
-        check_choices(turn, discriminator, fake_noise_levels, fake_label_dropout, reuse_generated)
-        check_numbers(fake_updates_per_student, fake_score_warmup, fake_label_dropout=fake_label_dropout)
-        check_needs(objective, discriminator, pairs, r1_weight, r1_step)
-        check_instance_noise(instance_noise, objective)
-        self.objective, self.levels, needs = objective, check_levels(sigma_init, renoise_levels), objective.needs
-        check_one_step(objective, self.levels)
-        self.turn_schedule = TurnSchedule(turn, fake_updates_per_student, fake_score_warmup)
+        counts, guided = (fake_updates_per_student, fake_score_warmup), (guidance, guidance_interval, guide)
+        choices = (turn, discriminator, fake_noise_levels, fake_label_dropout, reuse_generated)
+        check_arguments(objective, *choices, *counts, pairs, r1_weight, r1_step, instance_noise)
+        self.objective, self.start, needs = objective, check_start(start), objective.needs
+        self.turn_schedule, self.teacher_source = TurnSchedule(turn, *counts), described_source(teacher)
         self.reads = discriminator if needs.discriminator else "none"
-        self.teacher_source, dtype = described_source(teacher), check_stored(teacher_dtype, self.reads, r1_weight)
+        self.guidance_facts = guidance_facts(*guided, guidance_rescale)
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
-        self.guidance_facts = guidance_facts(guidance, guidance_interval, guide, guidance_rescale)
-        self.fake_guidance, self.fake_label_dropout, self.start = fake_guidance, fake_label_dropout, check_start(start)
         self.discriminator_lr, self.imitation, self.reuse_generated = discriminator_lr, imitation, reuse_generated
         self.r1_weight, self.r1_step, self.instance_noise = r1_weight, r1_step, instance_noise
+        self.fake_label_dropout, dtype = fake_label_dropout, check_stored(teacher_dtype, self.reads, r1_weight)
         with start_at_rank_0(self, meta_start):
-            loaded = teacher_model(teacher)
-            self._keep_teacher(loaded, dtype)
-            with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
-            self.student, self.fake_score = learners(loaded.denoiser, student, fake_score, with_fake)
-            check_guidance(guidance, fake_guidance, fake_label_dropout, self.fake_score)
-            check_imitation(imitation, self.fake_score, self.student)
-            self.frozen = nn.ModuleList(objective.networks()).requires_grad_(False).eval()
-            self.ema, self.teacher_facts = EMA(self.student, ema_decay), loaded.facts
+            loaded = self._keep_teacher(teacher_model(teacher), dtype)
+            self.levels = student_levels(sigma_init, renoise_levels, student_times, loaded.denoiser)
+            self._start_learners(loaded, student, fake_score, ema_decay)
             self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.student, loaded.facts)
-            guided_by = (guidance, guidance_interval, guide, guidance_rescale)
-            self.guidance = teacher_guidance(*guided_by, loaded, dtype)
-            self.guide = Guidance.of(self.guidance).guide
+            self.guidance = teacher_guidance(*guided, guidance_rescale, loaded, dtype)
+            self._guide_fake(guidance, fake_guidance, fake_training_guidance, projection_guidance)
+            read, others = (self.teacher, self.fake_score), (self.student, self.guide)
+            compute_as_told(read, others, feature_blocks, gradient_checkpointing)
             self._keep_to_path(noise_levels, fake_noise_levels)
             self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)
             self.ratio = self._ratio(ratio_bins, ratio_decay) if needs.discriminator else None
 
-    def _keep_teacher(self, loaded: GenerativeModel, dtype: torch.dtype) -> None:
+    def _keep_teacher(self, loaded: GenerativeModel, dtype: torch.dtype) -> GenerativeModel:
         self.teacher = copy.deepcopy(loaded.denoiser).requires_grad_(False).eval().hold_in(dtype)
         self._teacher_grid, self._teacher_sampler = loaded.sigmas, loaded.sampler
         self._decoder, self._teacher_start = loaded.decoder, loaded.start
+        return loaded
+
+    def _start_learners(
+        self,
+        loaded: GenerativeModel,
+        student: Denoiser | str | None,
+        fake_score: Denoiser | str | None,
+        ema_decay: float,
+    ) -> None:
+        needs = self.objective.needs
+        check_one_step(self.objective, self.levels)
+        with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
+        self.student, self.fake_score = learners(loaded.denoiser, student, fake_score, with_fake)
+        check_imitation(self.imitation, self.fake_score, self.student)
+        self.frozen = nn.ModuleList(self.objective.networks()).requires_grad_(False).eval()
+        self.ema, self.teacher_facts = EMA(self.student, ema_decay), loaded.facts
+
+    def _guide_fake(self, teacher: float, scale: float, training: float, projection: float | None) -> None:
+        scales = (scale, training, projection)
+        check_guidance(self.objective, teacher, *scales, self.fake_label_dropout, self.fake_score)
+        self.guide = Guidance.of(self.guidance).guide
+        self.fake_guidance = fake_guidance_like(self.guidance, scale)
+        self.fake_training_guidance = fake_guidance_like(self.guidance, training)
+        other = projection is not None and projection != scale
+        self.projection_guidance = fake_guidance_like(self.guidance, cast(float, projection)) if other else None
 
     def _keep_to_path(self, noise_levels: NoiseLevels, fake_noise_levels: NoiseLevels | None) -> None:
         check_on_path(self.levels, self.student)
@@ -287,41 +313,3 @@ class DistillationModule(DistillationTurn):
             self.guide.eval()
         self.frozen.eval()
         return self
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin the moments of both sides, which add over batches and ranks; those of the same real side are kept."""
-        shape = self.generative_model().sample_shape
-        self._sides = PixelMoments(shape, self.device), PixelMoments(shape, self.device)
-        self._knows_real = self._real_side is not None and self._real_side[0] == self._validated()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """As many EMA student samples as held-out ones, with their conditions."""
-        generated, real = self._sides
-        generated.add(self.predict_step(batch, batch_idx))
-        if not self._knows_real:
-            real.add(batch.x)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log a Frechet distance of pixels, without any feature network."""
-        generated, real = self._sides
-        if not self._knows_real or self._real_side is None:
-            self._real_side = self._validated(), real.total()
-        distance = pixel_frechet_distance(generated.total(), self._real_side[1], generated.sample_shape)
-        self.log("validation/pixel_frechet_distance", distance.float().to(self.device), prog_bar=True, sync_dist=True)
-
-    on_test_epoch_start = on_validation_epoch_start
-    test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """As many samples as the batch has, with its conditions."""
-        generator = generator_for(self.seed, VALIDATION, batch_idx, self.global_rank)
-        model = self.generative_model()
-        return model.sample(model.latents(len(batch.x), generator), batch.condition)
-
-    def _validated(self) -> tuple[Any, tuple[int | float, ...]]:
-        """What the real side is of: the data, and how many batches of it."""
-        run = self.trainer
-        evaluated = run.num_test_batches if run.testing else run.num_val_batches
-        batches = run.num_sanity_val_batches if run.sanity_checking else evaluated
-        return getattr(run, "datamodule", None), tuple(batches)

@@ -62,7 +62,9 @@ class DistillationTurn(GenerativeModule):
     pairs: TeacherPairs | None
     sigma_data: float
     guidance: float | Guidance
-    fake_guidance: float
+    fake_guidance: float | Guidance
+    fake_training_guidance: float | Guidance
+    projection_guidance: float | Guidance | None
     fake_label_dropout: float
     imitation: float
     reuse_generated: bool
@@ -159,7 +161,7 @@ class DistillationTurn(GenerativeModule):
         """
         at = NoisedInput(noised.x_t, noised.sigma, noised.condition)
         at_fake = at._replace(condition=self._without_dropped(noised.condition, noised.dropped))
-        teacher = fake_score = Prediction()
+        teacher = fake_score = projected = Prediction()
         discriminated, features = None, dict.fromkeys(("teacher", "fake_score"), _NOTHING)
         if self.ratio is not None and (needs.discriminator or learners.fake):
             discriminated = self._discriminated(at_fake if self.reads == "fake_score" else at, noised.part)
@@ -170,11 +172,15 @@ class DistillationTurn(GenerativeModule):
             )
         if self.fake_score is not None:
             value: PredictionLevel = "value" if learners.fake and needs.fake_score == "nothing" else needs.fake_score
-            guidance = 1.0 if learners.fake else self.fake_guidance
+            guidance = self.fake_training_guidance if learners.fake else self.fake_guidance
             fake_score = evaluate(
                 self.fake_score, at_fake, value, features["fake_score"], guidance, learners.fake, discriminated
             )
-        return noised._replace(discriminated=discriminated, teacher=teacher, fake_score=fake_score)
+            if self.projection_guidance is not None and needs.fake_score != "nothing":
+                projected = evaluate(self.fake_score, at_fake, needs.fake_score, guidance=self.projection_guidance)
+        return noised._replace(
+            discriminated=discriminated, teacher=teacher, fake_score=fake_score, projected=projected.denoised
+        )
 
     def _discriminated(self, at: NoisedInput, part: MicroBatch) -> NoisedInput:
         """What the discriminator sees: the input with the instance noise of this update."""
@@ -208,6 +214,7 @@ class DistillationTurn(GenerativeModule):
         if needs.fake_score != "nothing":
             value = required(noised.fake_score.denoised)
             at = at._replace(fake_score=value if needs.fake_score == "gradient" else value.detach())
+            at = at._replace(projected=noised.projected)
         if needs.latents:
             at = at._replace(latents=noised.latents)
         log: dict[str, Tensor] = {}

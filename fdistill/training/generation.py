@@ -31,6 +31,7 @@ class NoisedBatch(NamedTuple):
     discriminated: NoisedInput | None = None  # what the discriminator sees
     teacher: Prediction = Prediction()
     fake_score: Prediction = Prediction()
+    projected: Tensor | None = None  # what the fake score predicts at its guidance in the score projection
 
     def values(self) -> TurnValues:
         """What was computed of each sample, without graphs."""

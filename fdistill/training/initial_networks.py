@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -19,6 +19,7 @@ from fdistill.models.guidance import Guidance
 from fdistill.models.networks import train_without_dropout
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.preconditioning import EDM
+from fdistill.training.at_rest import at_rest_as_now
 
 
 @contextmanager
@@ -80,6 +81,11 @@ def teacher_guidance(
     return guidance
 
 
+def fake_guidance_like(teacher: float | Guidance, scale: float) -> float | Guidance:
+    """Classifier-free guidance of the fake score, rescaled as the teacher's is."""
+    return Guidance.limited(scale, None, None, Guidance.of(teacher).rescale, Guidance.of(teacher).norm)
+
+
 def guidance_facts(
     scale: float, interval: Sequence[float] | None, guide: Denoiser | str | Path | None, rescale: float | None
 ) -> dict[str, Any]:
@@ -124,6 +130,25 @@ def learners(
                 f"{declared(student.takes)} (or none), got {other.sample_shape} and {declared(other.takes)}"
             )
     return student, fake_score
+
+
+def compute_as_told(
+    read: Sequence[Denoiser | None],
+    others: Sequence[Denoiser | None],
+    feature_blocks: Sequence[int] | None,
+    gradient_checkpointing: bool,
+) -> None:
+    """Read features of `read` behind these blocks, and keep no activations inside of any blocks; in place.
+
+    Raises:
+        ValueError: where a network cannot.
+    """
+    for denoiser in read if feature_blocks is not None else ():
+        if denoiser is not None:
+            denoiser.network.read_features_at(cast("Sequence[int]", feature_blocks))
+    for denoiser in (*read, *others) if gradient_checkpointing else ():
+        if denoiser is not None:
+            denoiser.network.checkpoint_gradients(at_rest_as_now)
 
 
 def _denoiser(source: Denoiser | str | Path | None) -> Denoiser | None:

@@ -1,10 +1,14 @@
 """Noise levels of a run held against those that its networks know: a number outside is an error, a tail is cut off."""
 
+from collections.abc import Sequence
+
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from fdistill.models.denoiser import Denoiser
 from fdistill.theory.noise_levels import NoiseLevels, Truncated, cut_to
-from fdistill.theory.paths import NoiseRange
+from fdistill.theory.paths import NOISE_ALONE, DDPMPath, NoiseRange
+from fdistill.training.argument_checks import check_levels
 
 
 def known_by(*denoisers: Denoiser | None) -> NoiseRange:
@@ -20,6 +24,45 @@ def known_by(*denoisers: Denoiser | None) -> NoiseRange:
             f"none above {known.low:.6g} and below {known.high:.6g}"
         )
     return known
+
+
+def student_levels(
+    sigma_init: float | None, renoise_levels: Sequence[float], times: Sequence[float], teacher: Denoiser
+) -> tuple[float, ...]:
+    """All noise levels of a student, falling, from noise levels or from times of its teacher's path.
+
+    Args:
+        sigma_init: the first level; None where there are times.
+        renoise_levels: the others.
+        times: timesteps from 0 to N - 1, on a path that counts them; else t in (0, 1], where noise alone is
+            `NOISE_ALONE`.
+        teacher: whose path it is.
+
+    Raises:
+        ValueError: for both or neither, times outside of the path or of a teacher without one, or what `check_levels`
+            refuses.
+    """
+    if not times:
+        if sigma_init is None:
+            raise ValueError("a student starts from sigma_init, or from the first of student_times: got neither")
+        return check_levels(sigma_init, renoise_levels)
+    if sigma_init is not None or renoise_levels:
+        raise ValueError(
+            "student_times name all levels of a student: leave sigma_init and renoise_levels out beside them, got "
+            f"{sigma_init} and {list(renoise_levels)}"
+        )
+    path = getattr(teacher.preconditioning, "path", None)
+    if path is None:
+        raise ValueError(
+            f"student_times are of a path: the teacher's {type(teacher.preconditioning).__name__} has none; give "
+            "sigma_init"
+        )
+    last = path.num_timesteps - 1 if isinstance(path, DDPMPath) else 1
+    if not all(0 <= time <= last for time in times):
+        raise ValueError(f"student_times of a {type(path).__name__} lie between 0 and {last}: got {list(times)}")
+    ratios = path.noise_ratio(torch.tensor(times, dtype=torch.float64) / last).nan_to_num(NOISE_ALONE)
+    first, *others = ratios.clamp_max(NOISE_ALONE).tolist()
+    return check_levels(first, others)
 
 
 def check_on_path(levels: tuple[float, ...], student: Denoiser) -> None:

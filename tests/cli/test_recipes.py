@@ -1,5 +1,7 @@
 """Published recipes as configurations: each says where it is from, builds on a tiny teacher and makes both turns."""
 
+import functools
+
 import pytest
 import torch
 import yaml
@@ -7,10 +9,25 @@ from cli_runs import CONFIGS
 
 from fdistill.cli.fit import run_trainer
 from fdistill.data.teacher_pairs import TeacherPairs
+from fdistill.io.export import export_folder
+from fdistill.io.export.stock_text import scheduled
 from fdistill.io.load import load_model
 from fdistill.training import DistillationModule
 
 RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
+OF_TEXT = {  # the tiny pipeline that stands for its teacher
+    "flux_dmd2": "flux",
+    "pixart_dmd": "pixart",
+    "qwen_image_dmd2": "qwen-image",
+    "sana_sprint_like": "sana",
+    "sd15_dmd2": "sd",
+    "sd15_f_distill": "sd",
+    "sd15_sid_lsg": "sd",
+    "sd35m_dmd": "sd3",
+    "sdxl_dmd2_1step": "sdxl",
+    "sdxl_dmd2_4step": "sdxl",
+}
+OF_CLASSES = [path for path in RECIPES if path.stem not in OF_TEXT]
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +41,17 @@ def pairs(teacher_checkpoint, tmp_path_factory):
 def tiny(recipe, teacher, pairs, folder):
     """Arguments that fit a recipe to the tiny teacher of digits, two turns of four samples."""
     text = recipe.read_text(encoding="utf-8")
-    flags = ["--config", CONFIGS / "trainer.yaml", "--config", recipe, f"--model.teacher={teacher}"]
-    flags += ["--data=Digits"] if "ImageFolder" in text else ["--data.sample_shape=[1,8,8]", "--data.num_classes=10"]
+    flags = ["--data=Digits"] if "ImageFolder" in text else ["--data.sample_shape=[1,8,8]", "--data.num_classes=10"]
     flags += [f"--model.pairs={pairs}"] if "pairs" in text else []
+    return [*short(recipe, teacher, folder, 2), *flags, "--data.batch_size=4"]
+
+
+def short(recipe, teacher, folder, turns):
+    """Arguments of a recipe with a teacher, in a few turns of either side."""
+    flags = ["--config", CONFIGS / "trainer.yaml", "--config", recipe, f"--model.teacher={teacher}"]
     trainer = {
         "accelerator": "cpu",
-        "max_steps": 2,
+        "max_steps": turns,
         "limit_val_batches": 0,
         "log_every_n_steps": 1,
         "logger": "false",
@@ -39,19 +61,66 @@ def tiny(recipe, teacher, pairs, folder):
         "default_root_dir": folder,
     }
     flags += [f"--trainer.{name}={value}" for name, value in trainer.items()]
-    return [str(flag) for flag in [*flags, "--model.fake_updates_per_student=1", "--data.batch_size=4"]]
+    return [str(flag) for flag in [*flags, "--model.fake_updates_per_student=1"]]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def run_and_compare(cli, data):
+    """Train; the roles of which some weight moved."""
+    before = {name: p.detach().clone() for name, p in cli.model.named_parameters()}
+    cli.trainer.fit(cli.model, data)
+    assert all(bool(p.isfinite().all()) for p in cli.model.parameters())
+    return {name.split(".")[0] for name, p in cli.model.named_parameters() if not torch.equal(p, before[name])}
+
+
+@pytest.mark.parametrize("recipe", OF_CLASSES, ids=lambda path: path.stem)
 def test_recipe_makes_a_turn_of_each_side_with_a_tiny_teacher(recipe, teacher_checkpoint, pairs, tmp_path):
     cli = run_trainer(tiny(recipe, teacher_checkpoint, pairs, tmp_path), run=False)
     assert isinstance(cli.model, DistillationModule)
-    before = {name: p.detach().clone() for name, p in cli.model.named_parameters()}
-    cli.trainer.fit(cli.model, cli.datamodule)
-    moved = {name.split(".")[0] for name, p in cli.model.named_parameters() if not torch.equal(p, before[name])}
-    sides = {"student", "fake_score", "ema"} | ({"ratio"} if cli.model.objective.needs.discriminator else set())
-    assert moved == sides
+    assert run_and_compare(cli, cli.datamodule) == sides_of(cli.model)
     assert cli.model.updates == 1
+
+
+def sides_of(module):
+    """What a run of both sides moves."""
+    return {"student", "fake_score", "ema"} | ({"ratio"} if module.objective.needs.discriminator else set())
+
+
+@pytest.fixture(scope="module")
+def text_teachers(folders, tmp_path_factory):
+    """By family: the folder of a tiny teacher, a file of its pairs, and data of its prompts."""
+    from text_teachers import teacher_and_prompts  # imports diffusers' pipelines
+
+    def made(name):
+        root = tmp_path_factory.mktemp(name)
+        teacher, prompts = teacher_and_prompts(folders(name)[0], name)
+        teacher.guidance = 8.0 if name == "sdxl" else teacher.guidance  # of its recipe, which its pairs are for
+        pairs = root / "pairs.safetensors"
+        if name == "sdxl":
+            TeacherPairs.make(teacher, 4, 0, condition=prompts.condition).save(pairs)
+        return export_folder(teacher, root / "teacher"), pairs, prompts
+
+    return functools.cache(made)
+
+
+QUICK = ("qwen_image_dmd2", "sd15_sid_lsg", "sdxl_dmd2_1step")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OF_TEXT]
+)
+def test_recipe_of_text_makes_three_turns_with_the_tiny_pipeline_of_its_family(name, text_teachers, tmp_path):
+    teacher, pairs, prompts = text_teachers(OF_TEXT[name])
+    recipe = CONFIGS / "recipes" / f"{name}.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    flags = short(recipe, teacher, tmp_path, 3)
+    flags += [f"--data.{given}=nowhere" for given in ("folder", "prompts") if given == "folder" or "Prompted" in text]
+    flags += ["--model.feature_blocks=[0,1]"] if "feature_blocks" in text else []
+    flags += [f"--model.pairs={pairs}"] if "--model.pairs" in text else []
+    cli = run_trainer(flags, run=False)
+    assert type(cli.datamodule).__name__ == ("PromptedLatents" if cli.model.objective.needs.real else "Prompts")
+    assert run_and_compare(cli, prompts) == sides_of(cli.model)
+    assert cli.model.updates == 1
+    assert scheduled(cli.model.generative_model()).name  # a stock scheduler makes its steps
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

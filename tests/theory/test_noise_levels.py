@@ -12,6 +12,7 @@ from fdistill.theory.noise_levels import (
     LogNormal,
     LogUniform,
     NoiseLevels,
+    Shifted,
     Truncated,
     UniformTime,
     karras_grid,
@@ -20,6 +21,7 @@ from fdistill.theory.paths import RectifiedFlow, VarianceExploding, VPCosine, VP
 
 ARGUMENTS = {
     UniformTime: {"path": VPLinear()},
+    Shifted: {"noise_levels": LogNormal(-0.8, 1.6), "shift": 3.0},
     Truncated: {"noise_levels": LogNormal(-0.8, 1.6), "sigma_min": 0.03, "sigma_max": 14.6},
 }
 
@@ -201,3 +203,10 @@ def test_rho_one_is_the_even_grid_and_rho_infinity_the_geometric_one():
 def test_impossible_levels_are_refused(build, match):
     with pytest.raises(ValueError, match=match):
         build()
+
+
+def test_shifted_levels_of_a_flow_are_its_shifted_times():
+    flow, u = RectifiedFlow(), torch.linspace(0.001, 0.999, 99, dtype=torch.float64)
+    times, shifted = (flow.time(law.quantile(u)) for law in (UniformTime(flow), Shifted(UniformTime(flow), 3.0)))
+    assert_close(shifted, 3 * times / (1 + 2 * times))
+    assert_close(Shifted(LogNormal(0.2, 1.6), 3.0).quantile(u), LogNormal(0.2 + math.log(3), 1.6).quantile(u))

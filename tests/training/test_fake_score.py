@@ -8,6 +8,7 @@ from objective_runs import Asking, learning_by
 from tiny_runs import Recorded, fit, mlp, moved, ring, weights
 
 from fdistill.models.denoiser import Denoiser
+from fdistill.models.guidance import Guidance
 from fdistill.objectives import DMD2, Adversarial, DiffInstruct, FDistill, SiD
 from fdistill.theory.divergences import JensenShannon
 from fdistill.theory.preconditioning import EDM
@@ -46,6 +47,30 @@ def test_the_guided_fake_score_goes_from_no_class_through_its_class(objective, d
         without = module.fake_score(at.x_t, at.sigma, torch.full((len(at.x),), 2))
     torch.testing.assert_close(at.fake_score.detach(), without + 2.5 * (with_class - without))
     assert at.fake_score.requires_grad == (objective.needs.fake_score == "gradient")
+
+
+def test_each_of_the_four_scales_of_long_and_short_guidance_acts_where_it_belongs():
+    """kappa 1 where the fake score learns, 2 and 3 in the two factors of SiD's loss, 4 of the teacher."""
+    scales = {"guidance": 4.0, "fake_guidance": 2.5, "projection_guidance": 3.0, "fake_training_guidance": 1.5}
+    still = {"student_optimizer": STILL, "fake_score_optimizer": STILL}
+    module = conditional(SiD(1.0, "uniform"), **scales, **still, fake_label_dropout=0.01)
+    learnt = []
+    step, asking = module._fake_losses, Asking(module.objective)
+    module._fake_losses = lambda batch, noised: learnt.append(noised) or step(batch, noised)
+    fit(module, 2)
+    (at,), (noised,) = asking.seen, learnt
+
+    def guided(denoiser, scale, at):
+        return Guidance(scale)(denoiser, at.x_t, at.sigma, at.condition)
+
+    teacher, fake, projected = (
+        guided(net, scale, at) for net, scale in ((module.teacher, 4), (module.fake_score, 2.5), (module.fake_score, 3))
+    )
+    truth = ((teacher - fake) * (projected - at.x)).flatten(1).mean(1)  # alpha = 1
+    torch.testing.assert_close(module.objective.loss(at).terms["student"].value, truth)
+    kept = ~noised.dropped
+    learning = guided(module.fake_score, 1.5, noised)
+    torch.testing.assert_close(noised.fake_score.denoised[kept], learning[kept])
 
 
 def test_guidance_of_the_fake_score_does_not_change_what_it_learns():
@@ -131,6 +156,8 @@ def unlike(preconditioning):
     [
         ({"fake_guidance": 2.0}, "fake_label_drop"),
         ({"fake_guidance": float("inf")}, "guidance"),
+        ({"fake_training_guidance": 2.0}, "fake_label_drop"),
+        ({"projection_guidance": 2.0}, "projection"),
         ({"fake_label_dropout": 0.1, "turn": "fused"}, "alternating"),
         ({"fake_label_dropout": 1.5}, "fake_label_dropout"),
         ({"fake_score": mlp(), "fake_label_dropout": 0.1}, "fake_label_dropout"),

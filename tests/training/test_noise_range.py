@@ -127,9 +127,9 @@ def test_no_network_of_a_run_is_evaluated_outside_with_instance_noise_and_severa
 ):
     asked, encode = [], Denoiser.encode
 
-    def watched(self, x, sigma, labels=None):
+    def watched(self, x, sigma, labels=None, **how):
         asked.extend(sigma.tolist())
-        return encode(self, x, sigma, labels)
+        return encode(self, x, sigma, labels, **how)
 
     monkeypatch.setattr(Denoiser, "encode", watched)
     turns = {"turn": turn, "fake_updates_per_student": 1}

@@ -10,6 +10,8 @@ from cli_runs import CONFIGS, fdistill, last, one_error_line, succeeds
 from text_pipelines import built
 
 from fdistill import load
+from fdistill.data.prompt_files import PromptFiles
+from fdistill.data.teacher_pairs import TeacherPairs
 
 PROMPTS = ["a red seven", "a blue two", "a white one", "a green four"]
 SMALL = ("--trainer.accelerator", "cpu", "--trainer.max_steps", 3, "--data.batch_size", 4)
@@ -61,6 +63,16 @@ def test_a_checkpoint_draws_prompts_in_turn(distilled, tmp_path):
     succeeds("sample", "--checkpoint", distilled[1], *alone)
     four, one = (np.load(tmp_path / f"{name}.npz")["samples"] for name in ("four", "one"))
     np.testing.assert_allclose(four[:1], one, atol=1e-5)
+
+
+def test_pairs_are_what_the_teacher_makes_of_prompts_in_turn(distilled, tmp_path):
+    teacher, folder = load(distilled[0]), distilled[0].parent / "prompts"
+    succeeds("pairs", distilled[0], tmp_path / "p.safetensors", "--n", 6, "--prompts", folder)
+    pairs = TeacherPairs.load(tmp_path / "p.safetensors")
+    condition = PromptFiles(folder).condition([0, 1, 2, 3, 0, 1])
+    torch.testing.assert_close(pairs.samples, teacher.sample(teacher.noise(6, 0), condition), rtol=1e-5, atol=1e-5)
+    assert "already" in succeeds("pairs", distilled[0], tmp_path / "p.safetensors", "--n", 6, "--prompts", folder)
+    assert "--prompts" in one_error_line(fdistill("pairs", distilled[0], tmp_path / "q.safetensors"))
 
 
 def test_what_a_user_forgets_is_one_line(distilled, tmp_path):

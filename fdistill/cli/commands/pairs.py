@@ -4,8 +4,10 @@ from pathlib import Path
 
 from fdistill.cli.commands.checked import usable_device
 from fdistill.core.places import require_writable
+from fdistill.data.prompts import checked_prompts
 from fdistill.data.teacher_pairs import Facts, TeacherPairs, facts_of, read_facts
 from fdistill.io.load import load_model
+from fdistill.io.stock_pipeline import PIPELINE
 
 
 def pairs(
@@ -15,6 +17,7 @@ def pairs(
     seed: int = 0,
     batch_size: int = 500,
     device: str = "cpu",
+    prompts: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Sample a teacher with its own sampler and keep the latents; a file that holds these pairs is left as it is.
@@ -25,6 +28,7 @@ def pairs(
         n: how many pairs.
         seed: seed of the latents, which are drawn on the CPU whatever the device.
         batch_size: latents at once.
+        prompts: folder of fdistill encode-prompts, whose prompts a text-to-image teacher is given, in turn.
         device: where to compute: cpu, cuda, cuda:1, mps.
         overwrite: make them again and replace whatever file is there.
     """
@@ -34,11 +38,19 @@ def pairs(
     if require_writable(path).is_dir():
         raise ValueError(f"pairs are written to a file: {out} is a folder; name a file in it")
     model = load_model(teacher)
-    wanted = facts_of(model, n, seed, teacher)
+    wanted, condition = facts_of(model, n, seed, teacher), None
+    if (PIPELINE in model.facts) != (prompts is not None):
+        got = "none" if prompts is None else prompts
+        raise ValueError(f"pairs of a text-to-image teacher, and no others, have --prompts FOLDER: got {got}")
+    if prompts is not None:
+        files = checked_prompts(prompts, model.facts[PIPELINE])
+        wanted, condition = wanted | {"prompts": files.description.request}, files.condition(range(min(n, len(files))))
     if path.exists() and not overwrite and _holds(path, wanted):
         print(f"{path} holds these {n} pairs already; nothing was computed")
         return
-    TeacherPairs.make(model.sampling_on(usable_device(device)), n, seed, teacher, batch_size).save(path)
+    made = TeacherPairs.make(model.sampling_on(usable_device(device)), n, seed, teacher, batch_size, condition)
+    made.facts |= wanted
+    made.save(path)
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
     print(f"wrote {n} pair{'s' * (n > 1)} of {evaluations} each to {path}")
 
