@@ -59,8 +59,7 @@ def test_every_objective_moves_student_and_fake_score_of_a_text_teacher(name, kn
     assert not moved(before, module, "teacher")
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("name", ["sd", "flux"])
+@pytest.mark.parametrize(("name", "precision"), [("sd", "32-true"), ("flux", "bf16-mixed")])
 def test_recomputed_activations_change_neither_gradients_nor_what_is_learnt(name, precision, known):
     """SiDA differentiates the fake score, whose weights rest then, and the teacher by their inputs."""
     teacher, prompts = known(name)
@@ -69,14 +68,14 @@ def test_recomputed_activations_change_neither_gradients_nor_what_is_learnt(name
         objective = SiDA(0.1)
         module = distilling(teacher, objective, discriminator="fake_score", gradient_checkpointing=recomputes)
         calls = []
-        module.student.network.family.blocks(module.student.network.stock)[0].register_forward_hook(
+        module.student.network.family.blocks(module.student.network.stock)[0].register_forward_pre_hook(
             lambda *_, calls=calls: calls.append(1)
         )
         run = fit(module, 4, prompts, precision=precision)
         ends.append((weights(module), len(calls)))
         norms.append([optimizer.norms for optimizer in run.optimizers])
     (plain, once), (recomputed, twice) = ends
-    if name == "flux":  # of a UNet, what lies inside its middle block is computed again
+    if name == "flux":  # of a UNet, blocks inside of its middle one are computed again
         assert twice == once + module.updates
     torch.testing.assert_close(norms[1], norms[0], rtol=1e-4, atol=1e-6)
     for key, value in plain.items():
@@ -96,7 +95,7 @@ def test_a_discriminator_at_an_early_block_asks_no_later_one_where_features_are_
     assert set(called[1]) == {1}
 
 
-@pytest.mark.parametrize("name", ["sd", "sd3", "qwen-image"])
+@pytest.mark.parametrize("name", ["sd", "qwen-image"])
 def test_a_teacher_in_bfloat16_denoises_as_in_float32_up_to_rounding(name, known):
     teacher, prompts = known(name)
     module = distilling(teacher, DiffInstruct(), teacher_dtype="bfloat16")
