@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,50 +11,19 @@ from torch import Tensor
 
 from fdistill.core.fingerprints import fingerprint
 from fdistill.core.weight_files import BUILD_ERRORS, CheckpointError, brief, read_json, reason
+from fdistill.models.networks.text import FAMILIES, Encoded, StableDiffusion
 
-_TEXT, _POOLED = "encoder_hidden_states", "pooled_projections"
 _OF_OTHERS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "_commit_hash")
 """Entries of a configuration that do not change what an encoder computes."""
 _SETTINGS = ("max_sequence_length", "complex_human_instruction", "system_prompt")
 """Arguments of `encode_prompt` that a pipeline's call passes on, by its own defaults."""
 
 
-class Family(NamedTuple):
-    """What `encode_prompt` of a pipeline returns.
-
-    Attributes:
-        outputs: place of each tensor in what it returns, by the network's argument.
-        null: the same for the negative prompt that a user did not give; empty where '' is encoded in its place.
-        mask: argument that tells the tokens of a prompt; the network reads no others, so that none are stored. None
-            where it reads the padding too.
-    """
-
-    outputs: Mapping[str, int]
-    null: Mapping[str, int] = {}
-    mask: str | None = None
-
-
-def _masked(name: str, mask: str, with_null: bool = True) -> Family:
-    return Family({name: 0, mask: 1}, {name: 2, mask: 3} if with_null else {}, mask)
-
-
-_SDXL, _MASK = "added_cond_kwargs.text_embeds", "encoder_attention_mask"
-FAMILIES: Mapping[str, Family] = {
-    "StableDiffusionPipeline": Family({_TEXT: 0}, {_TEXT: 1}),
-    "LatentConsistencyModelPipeline": Family({_TEXT: 0}, {_TEXT: 1}),
-    "StableDiffusionXLPipeline": Family({_TEXT: 0, _SDXL: 2}, {_TEXT: 1, _SDXL: 3}),
-    "PixArtAlphaPipeline": _masked(_TEXT, _MASK),
-    "PixArtSigmaPipeline": _masked(_TEXT, _MASK),
-    "SanaPipeline": _masked(_TEXT, _MASK),
-    "SanaSprintPipeline": _masked(_TEXT, _MASK, with_null=False),
-    "StableDiffusion3Pipeline": Family({_TEXT: 0, _POOLED: 2}, {_TEXT: 1, _POOLED: 3}),
-    "FluxPipeline": Family({_TEXT: 0, _POOLED: 1}),
-    "Flux2KleinPipeline": Family({_TEXT: 0}),
-    "QwenImagePipeline": _masked(_TEXT, f"{_TEXT}_mask", with_null=False),
-    "Lumina2Pipeline": _masked(_TEXT, _MASK),
-    "ZImagePipeline": Family({"cap_feats": 0}, {"cap_feats": 1}, "cap_mask"),
+ENCODED: Mapping[str, Encoded] = {
+    **{name: family.encoded for family in FAMILIES.values() for name in family.pipelines},
+    "LatentConsistencyModelPipeline": StableDiffusion.encoded,
 }
-"""By the class of the pipeline, with the argument names of its network."""
+"""What pipelines make of a prompt, by their class."""
 
 
 class PromptEncoder:
@@ -81,7 +50,7 @@ class PromptEncoder:
         index = _index(folder)
         self.folder, self.name, self.device = folder, str(index["_class_name"]), torch.device(device)
         self.dtype = str(dtype)
-        self.family = FAMILIES[self.name]
+        self.family = ENCODED[self.name]
         self._pipeline = _loaded(folder, index, dtype)
         self._pipeline.to(self.device)
         self.settings = self._called_with()
@@ -199,9 +168,9 @@ def _parts(index: Mapping[str, Any]) -> list[str]:
 def _index(folder: Path) -> dict[str, Any]:
     index = read_json(folder / "model_index.json", "the index of a pipeline as diffusers saves it")
     name = index.get("_class_name")
-    if name not in FAMILIES:
+    if name not in ENCODED:
         raise CheckpointError(
-            f"{folder} is a {brief(name)}: prompts are encoded for {', '.join(FAMILIES)}; name one of these pipelines"
+            f"{folder} is a {brief(name)}: prompts are encoded for {', '.join(ENCODED)}; name one of these pipelines"
         )
     parts = _parts(index)
     for kind in ("tokenizer", "text_encoder"):

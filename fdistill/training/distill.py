@@ -66,7 +66,9 @@ def distill(
     preset, common = (read_yaml(configurations()[name]) for name in ("quickstart/student", "trainer"))
     _check(steps, data, batch_size, out, settings)
     arguments: dict[str, Any] = preset["model"]["init_args"] | settings
-    arguments |= {"teacher": teacher, "seed": seed} | ({} if sigma_init is None else {"sigma_init": sigma_init})
+    arguments |= {"teacher": teacher, "seed": seed} | (
+        {} if sigma_init is None and not settings.get("student_times") else {"sigma_init": sigma_init}
+    )
     arguments["objective"] = _objective(objective, divergence, preset["model"]["init_args"]["objective"])
     if isinstance(arguments["noise_levels"], dict):
         levels = arguments["noise_levels"]

@@ -48,7 +48,7 @@ def student_levels(
         return check_levels(sigma_init, renoise_levels)
     if sigma_init is not None or renoise_levels:
         raise ValueError(
-            "student_times name all levels of a student: leave sigma_init and renoise_levels out beside them, got "
+            "student_times name all levels of a student: leave sigma_init (null) and renoise_levels out, got "
             f"{sigma_init} and {list(renoise_levels)}"
         )
     path = getattr(teacher.preconditioning, "path", None)

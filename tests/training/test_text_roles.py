@@ -12,6 +12,7 @@ from fdistill.objectives import DMD2, DiffInstruct, FDistill, SiD, SiDA, UniInst
 from fdistill.theory.divergences import ForwardKL, JensenShannon
 from fdistill.theory.noise_levels import LogNormal
 from fdistill.training import DistillationModule
+from fdistill.training.generation import simulate
 
 MOVES = functools.partial(Recorded, lr=1e-2)
 
@@ -129,6 +130,17 @@ def test_a_run_rescales_guidance_as_its_teacher_does(known):
 def test_times_of_a_student_are_noise_levels_of_its_teachers_path(name, times, levels, known):
     module = distilling(known(name)[0], DiffInstruct(), student_times=times)
     assert module.levels == pytest.approx(levels, rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "times"), [("sd", [999, 749, 499, 249]), ("sd3", [1.0, 0.75, 0.5, 0.25])])
+def test_what_the_last_step_learns_from_is_what_sampling_gives_it(name, times, known):
+    teacher, prompts = known(name)
+    module = distilling(teacher, DiffInstruct(), student_times=times)
+    condition, model = prompts.condition.rows(slice(2)), module.generative_model()
+    noise = model.noise(2, 0)
+    x = simulate(module.student, noise.unbind(1), module.levels, condition, True, module.start)
+    torch.testing.assert_close(x.detach(), model.sample(noise, condition), rtol=1e-5, atol=1e-5)
+    assert x.requires_grad
 
 
 @pytest.mark.parametrize(

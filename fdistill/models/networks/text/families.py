@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fdistill.models.condition import Condition, Takes
-from fdistill.models.networks.text.family import MASK, POOLED, TEXT, Family, tokens, vector
+from fdistill.models.networks.text.family import MASK, POOLED, TEXT, Encoded, Family, tokens, vector
 from fdistill.models.networks.text.packed import Flux, Flux2, QwenImage
+
+_POOLED_XL, _MASK = "added_cond_kwargs.text_embeds", "encoder_attention_mask"
 
 
 class StableDiffusion(Family):
@@ -17,6 +19,7 @@ class StableDiffusion(Family):
 
     stock, part = "UNet2DConditionModel", "unet"
     pipelines = ("StableDiffusionPipeline",)
+    encoded = Encoded({TEXT: 0}, {TEXT: 1})
     hands_on_generator = True
     embedding: str | None = None
     """The addition_embed_type of its configuration."""
@@ -53,13 +56,14 @@ class StableDiffusionXL(StableDiffusion):
     """SDXL: the pooled prompt too, and sizes, which are those of the image, uncropped."""
 
     pipelines = ("StableDiffusionXLPipeline",)
+    encoded = Encoded({TEXT: 0, _POOLED_XL: 2}, {TEXT: 1, _POOLED_XL: 3})
     embedding = "text_time"
 
     @property
     def takes(self) -> Takes:
         sizes = 6 * self.config["addition_time_embed_dim"]
         pooled = vector(self.config["projection_class_embeddings_input_dim"] - sizes)
-        return {**super().takes, "added_cond_kwargs.text_embeds": pooled}
+        return {**super().takes, _POOLED_XL: pooled}
 
     def constants(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> dict[str, Any]:
         size = [self.height * self.vae_factor, self.width * self.vae_factor]
@@ -72,11 +76,12 @@ class PixArt(Family):
 
     stock = "PixArtTransformer2DModel"
     pipelines = ("PixArtSigmaPipeline", "PixArtAlphaPipeline")
+    encoded = Encoded.masked(_MASK)
     hands_on_generator = True
 
     @property
     def takes(self) -> Takes:
-        return {TEXT: tokens(self.config["caption_channels"]), "encoder_attention_mask": MASK}
+        return {TEXT: tokens(self.config["caption_channels"]), _MASK: MASK}
 
     def constants(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> dict[str, Any]:
         resolution = ratio = None
@@ -95,6 +100,7 @@ class Sana(Family):
 
     stock = "SanaTransformer2DModel"
     pipelines = ("SanaPipeline",)
+    encoded = Encoded.masked(_MASK)
     hands_on_generator = True
 
     @property
@@ -103,7 +109,7 @@ class Sana(Family):
 
     @property
     def takes(self) -> Takes:
-        return {TEXT: tokens(self.config["caption_channels"]), "encoder_attention_mask": MASK}
+        return {TEXT: tokens(self.config["caption_channels"]), _MASK: MASK}
 
     def constants(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> dict[str, Any]:
         guidance = self.told_guidance(x)
@@ -122,6 +128,7 @@ class SanaSprint(Sana):
     """
 
     pipelines = ("SanaSprintPipeline",)
+    encoded = Encoded.masked(_MASK, with_null=False)
     time_scale = 1.0
     guided = None
     has_null = False
@@ -132,6 +139,7 @@ class StableDiffusion3(Family):
 
     stock = "SD3Transformer2DModel"
     pipelines = ("StableDiffusion3Pipeline",)
+    encoded = Encoded({TEXT: 0, POOLED: 2}, {TEXT: 1, POOLED: 3})
     time_scale = 1000.0
 
     @property
@@ -153,12 +161,13 @@ class Lumina2(Family):
 
     stock = "Lumina2Transformer2DModel"
     pipelines = ("Lumina2Pipeline",)
+    encoded = Encoded.masked(_MASK)
     time_scale = 1.0
     norm = "row"
 
     @property
     def takes(self) -> Takes:
-        return {TEXT: tokens(self.config["cap_feat_dim"]), "encoder_attention_mask": MASK}
+        return {TEXT: tokens(self.config["cap_feat_dim"]), _MASK: MASK}
 
     def constants(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> dict[str, Any]:
         return super().constants(x, 1 - noise, condition)
@@ -175,7 +184,7 @@ class Lumina2(Family):
 
     def tap(self, output: Any, condition: Condition) -> Tensor:
         count = self.height * self.width // self.patch**2
-        starts = condition["encoder_attention_mask"].sum(1, keepdim=True)  # after the text
+        starts = condition[_MASK].sum(1, keepdim=True)  # after the text
         index = (starts + torch.arange(count, device=starts.device))[:, :, None].expand(-1, -1, output.shape[2])
         return self.laid_out(output.gather(1, index))
 
@@ -185,6 +194,7 @@ class ZImage(Family):
 
     stock = "ZImageTransformer2DModel"
     pipelines = ("ZImagePipeline",)
+    encoded = Encoded({"cap_feats": 0}, {"cap_feats": 1}, "cap_mask")
     time_scale = 1.0
     null_first = False
     patch = 2

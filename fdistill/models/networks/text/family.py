@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,26 @@ def vector(width: int) -> Entry:
     return Entry((width,), torch.float32)
 
 
+class Encoded(NamedTuple):
+    """What `encode_prompt` of a pipeline returns.
+
+    Attributes:
+        outputs: place of each tensor in what it returns, by the network's argument.
+        null: the same for the negative prompt that a user did not give; empty where '' is encoded in its place.
+        mask: argument that tells the tokens of a prompt; the network reads no others, so that none are stored. None
+            where it reads the padding too.
+    """
+
+    outputs: Mapping[str, int]
+    null: Mapping[str, int] = {}
+    mask: str | None = None
+
+    @classmethod
+    def masked(cls, mask: str, with_null: bool = True) -> "Encoded":
+        """Embeddings of tokens and their mask, then those of the negative prompt."""
+        return cls({TEXT: 0, mask: 1}, {TEXT: 2, mask: 3} if with_null else {}, mask)
+
+
 class Family(ABC):
     """One family of stock networks, in the words of diffusers.
 
@@ -33,6 +53,7 @@ class Family(ABC):
         stock: name of the network's class.
         part: its folder in a pipeline.
         pipelines: names of the pipelines whose network is called so.
+        encoded: what these make of a prompt.
         time_scale: of a flow, the network's time input at t = 1; None on a path of timesteps.
         guided: arguments of the pipeline's call under which it evaluates the negative prompt too; None where there is
             no negative prompt.
@@ -46,6 +67,7 @@ class Family(ABC):
     stock: ClassVar[str]
     part: ClassVar[str] = "transformer"
     pipelines: ClassVar[tuple[str, ...]]
+    encoded: ClassVar[Encoded]
     time_scale: float | None = None
     guided: ClassVar[Mapping[str, Any] | None] = {"guidance_scale": 2.0}
     null_first: ClassVar[bool] = True

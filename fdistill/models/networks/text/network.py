@@ -190,7 +190,7 @@ def _checkpointed(again: Callable[[nn.Module], AbstractContextManager[None]], bl
         except _ReachedError:
             ended = True
 
-    contexts = {"context_fn": lambda: (nullcontext(), again(block))}
+    contexts: dict[str, Any] = {"context_fn": lambda: (nullcontext(), again(block))}
     output = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False, **contexts)
     if ended:
         raise _ReachedError
