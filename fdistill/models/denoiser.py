@@ -1,7 +1,7 @@
 """A network, whatever it predicts, becomes D(x, sigma, condition) in variance-exploding coordinates."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from fdistill.models.condition import Condition, Conditioned, Takes
 from fdistill.models.networks import Encoding, Network
 from fdistill.theory.paths import NoiseRange
 from fdistill.theory.preconditioning import Coefficients, Preconditioning
+
+Behind = Literal["graph", "value", "nothing"]
+"""What is made of an encoder half: a denoised sample with a graph, one without, or none."""
 
 
 class HalfDenoised(NamedTuple):
@@ -85,10 +88,8 @@ class Denoiser(nn.Module, Described):
         cls = type(self)  # a sharded denoiser gathers its weights around each half, and here once around both
         return cls.finish(self, cls.encode(self, x, sigma, condition))
 
-    def encode(
-        self, x: Tensor, sigma: Tensor, condition: Conditioned = None, features_alone: bool = False
-    ) -> HalfDenoised:
-        """The encoder half, for its features; where these are all, `finish` knows nothing to go on with."""
+    def encode(self, x: Tensor, sigma: Tensor, condition: Conditioned = None, behind: Behind = "graph") -> HalfDenoised:
+        """The encoder half, for its features; `behind` says what comes of it after these."""
         if sigma.shape != x.shape[:1]:
             raise ValueError(
                 f"sigma holds one noise level per sample: expected {tuple(x.shape[:1])}, got {tuple(sigma.shape)}"
@@ -101,10 +102,12 @@ class Denoiser(nn.Module, Described):
         coefficients = self.preconditioning.coefficients(sigma.to(torch.promote_types(sigma.dtype, torch.float32)))
         with self._arithmetic(x):
             scaled = _rounded(_expand(coefficients.input, x) * x, x)
-            if features_alone:
-                encoding = Encoding(self.network.features(scaled, coefficients.noise, condition), None)
+            given = scaled, coefficients.noise, condition
+            if behind == "nothing":
+                encoding = Encoding(self.network.features(*given), None)
             else:
-                encoding = self.network.encode(scaled, coefficients.noise, condition)
+                network = self.network
+                encoding = (network.encode if behind == "graph" else network.encode_without_graph_behind)(*given)
         if self.halved and not torch.is_autocast_enabled(x.device.type):
             encoding = encoding._replace(features=tuple(tap.to(x.dtype) for tap in encoding.features))
         return HalfDenoised(encoding, x, coefficients)

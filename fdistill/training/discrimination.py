@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fdistill.models.condition import Condition
-from fdistill.models.denoiser import Denoiser, HalfDenoised
+from fdistill.models.denoiser import Behind, Denoiser, HalfDenoised
 from fdistill.models.guidance import Guidance
 from fdistill.objectives.base import PredictionLevel, expand
 from fdistill.objectives.log_ratio import FeatureDiscriminator, RatioEstimator, SampleDiscriminator, gradient_penalty
@@ -17,6 +17,9 @@ from fdistill.training.at_rest import weights_at_rest
 
 Reads = Literal["teacher", "fake_score", "sample", "none"]
 """Encoder features of a network, the noised sample itself (small data), or no discriminator at all."""
+
+
+_BEHIND: dict[PredictionLevel, Behind] = {"nothing": "nothing", "value": "value", "gradient": "graph"}
 
 
 class NoisedInput(NamedTuple):
@@ -90,7 +93,8 @@ def evaluate(
             with torch.set_grad_enabled(learns or value == "gradient"):
                 return Prediction(None, Guidance.of(guidance)(denoiser, x_t, sigma, condition))
         with torch.set_grad_enabled(learns or "gradient" in (value, features)):
-            half = denoiser.encode(x_t, sigma, condition, features_alone=value == "nothing")
+            behind: Behind = "graph" if learns and value == "value" else _BEHIND[value]
+            half = denoiser.encode(x_t, sigma, condition, behind=behind)
         if value == "nothing":
             return Prediction(half)
         with torch.set_grad_enabled(learns or value == "gradient"):

@@ -69,6 +69,10 @@ class Network(nn.Module, Described, ABC):
         """The feature taps alone."""
         return self.encode(x, noise, condition).features
 
+    def encode_without_graph_behind(self, x: Tensor, noise: Tensor, condition: Condition) -> Encoding:
+        """As `encode`, where nothing but the features is differentiated: what computes more needs no graph for it."""
+        return self.encode(x, noise, condition)
+
     def read_features_at(self, blocks: Sequence[int]) -> None:
         """Take the features behind these blocks, of networks that leave a choice.
 

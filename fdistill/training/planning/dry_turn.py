@@ -65,9 +65,7 @@ def forward_flops(denoiser: Denoiser, batch_size: int) -> tuple[int, int]:
     """(F, E): FLOPs of a forward pass, and of its encoder half alone."""
     meta = copy.deepcopy(denoiser).to("meta")
     x, sigma, condition = _batch_of(denoiser, batch_size, "meta")
-    return _flops(lambda: meta(x, sigma, condition)), _flops(
-        lambda: meta.encode(x, sigma, condition, features_alone=True)
-    )
+    return _flops(lambda: meta(x, sigma, condition)), _flops(lambda: meta.encode(x, sigma, condition, behind="nothing"))
 
 
 class Meter(TorchDispatchMode):

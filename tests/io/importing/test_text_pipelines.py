@@ -199,6 +199,15 @@ def beside_the_output(network, *given):
     return network.forward_with_features(*given)[0]
 
 
+def without_its_graph(network, *given):
+    encoding = network.encode_without_graph_behind(*given)
+    assert torch.is_grad_enabled()
+    assert not encoding.state.requires_grad
+    with torch.no_grad():
+        assert_close(encoding.state, network(*given), rtol=0, atol=0)
+    return encoding.features
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_features_of_chosen_blocks_stop_early_with_values_and_gradients_of_the_whole_pass(name, folders):
     folder, _ = folders(name)
@@ -215,7 +224,7 @@ def test_features_of_chosen_blocks_stop_early_with_values_and_gradients_of_the_w
         assert_close(early, features, rtol=0, atol=0)
         assert_close(its, truth, rtol=0, atol=0)
     network.checkpoint_gradients(lambda block: contextlib.nullcontext())
-    for features in (alone, beside_the_output):
+    for features in (alone, beside_the_output, without_its_graph):
         again, recomputed, _ = read_in(network, every, features, *given)
         assert_close(again, early, rtol=0, atol=0)
         assert_close(recomputed, truth, rtol=1e-5, atol=1e-6)

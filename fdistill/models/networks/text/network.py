@@ -117,6 +117,9 @@ class TextToImageNetwork(Network):
     def encode(self, x: Tensor, noise: Tensor, condition: Condition) -> Encoding:
         return Encoding(*self.forward_with_features(x, noise, condition))
 
+    def encode_without_graph_behind(self, x: Tensor, noise: Tensor, condition: Condition) -> Encoding:
+        return Encoding(*self.forward_with_features(x, noise, condition, lambda: torch.set_grad_enabled(False)))
+
     def decode(self, encoding: Encoding) -> Tensor:
         return encoding.state
 
@@ -136,27 +139,27 @@ class TextToImageNetwork(Network):
 
     def features(self, x: Tensor, noise: Tensor, condition: Condition) -> tuple[Tensor, ...]:
         """The feature taps alone, each [B, C, h', w']; the forward pass ends behind the last one."""
-        with suppress(_ReachedError), self._tapped(stops=True) as found:
+        with suppress(_ReachedError), self._tapped(_stop) as found:
             self.family(self.stock, x, noise, condition)
         return tuple(self.family.tap(found[index], condition) for index in self._read)
 
     def forward_with_features(
-        self, x: Tensor, noise: Tensor, condition: Condition
+        self, x: Tensor, noise: Tensor, condition: Condition, then: Callable[[], object] = lambda: None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The feature taps, and F [B, *sample_shape]."""
-        with self._tapped(stops=False) as found:
+        """The feature taps, and F [B, *sample_shape]; `then` is called at the last of them."""
+        with torch.set_grad_enabled(torch.is_grad_enabled()), self._tapped(then) as found:  # whatever `then` changes
             output = self.family(self.stock, x, noise, condition)
         return tuple(self.family.tap(found[index], condition) for index in self._read), output
 
     @contextmanager
-    def _tapped(self, stops: bool) -> Iterator[dict[int, Any]]:
-        """Collects what the blocks return whose features are read; the last one may end the pass."""
+    def _tapped(self, then: Callable[[], object]) -> Iterator[dict[int, Any]]:
+        """Collects what the blocks return whose features are read; `then` is called at the last one."""
         found: dict[int, Any] = {}
 
         def keep(index: int, block: Any, given: Any, output: Any) -> None:
             found[index] = output
-            if stops and index == self._read[-1]:
-                raise _ReachedError
+            if index == self._read[-1]:
+                then()
 
         blocks = self.family.blocks(self.stock)
         handles = [blocks[index].register_forward_hook(partial(keep, index)) for index in self._read]
@@ -174,6 +177,10 @@ class TextToImageNetwork(Network):
 
 class _ReachedError(Exception):
     """The features are there, and the rest of a forward pass is not wanted."""
+
+
+def _stop() -> None:
+    raise _ReachedError
 
 
 def _checkpointed(again: Callable[[nn.Module], AbstractContextManager[None]], block: nn.Module, *given: Any) -> Any:
