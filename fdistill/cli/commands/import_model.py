@@ -62,8 +62,9 @@ def import_model(
     given = [None if file is None else Path(file) for file in (scheduler, vae, config, lora)]
     sides = (resolution,) if isinstance(resolution, int) else None if resolution is None else tuple(resolution)
     _check_apart(folder, [origin, *(file for file in given if file is not None), *_beside(origin)])
-    numbers = (num_steps, guidance, sigma_data, last_class_is_none)
-    options = Options(*given[:3], *numbers, sides, given[3], guidance_rescale)
+    options = Options(
+        given[0], given[1], given[2], num_steps, guidance, sigma_data, last_class_is_none, sides, given[3]
+    )._replace(guidance_rescale=guidance_rescale)
     model = read_model(origin, options)
     print("\n".join(_found(model, origin)))
     export_folder(model, folder, overwrite=True)  # the target has been checked
