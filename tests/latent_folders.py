@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 from stock_models import save, tiny_vae, vae, vq
 
-from fdistill.data.encode_latents import Encoding, encode_folder
+from fdistill.data.encode_latents import EncodingSettings, encode_folder
 from fdistill.models.vae import Decoder
 
 VAES = {
@@ -28,5 +28,5 @@ def latents(folder, kind="AutoencoderKL", images=None, count=20, classes=0, **as
     """A folder of latents, beside its VAE (`own_vae`) and its images."""
     images = pictures(folder / "images", count, classes) if images is None else images
     save(VAES[kind](), folder / "own_vae")
-    encode_folder(Encoding(images, Decoder(folder / "own_vae"), 8, **asked), folder / "latents")
+    encode_folder(EncodingSettings(images, Decoder(folder / "own_vae"), 8, **asked), folder / "latents")
     return folder / "latents"

@@ -111,19 +111,19 @@ def on_rank_0(compute: Callable[[], T]) -> T:
         finally:
             _alone = False
     with patient(), in_touch():
-        sent: list[tuple[Any, tuple[str, str] | None]] = [(result, None if raised is None else _told(raised))]
+        sent: list[tuple[Any, tuple[str, str] | None]] = [(result, None if raised is None else _named(raised))]
         dist.broadcast_object_list(sent, src=0)
     if raised is not None:
         raised.add_note("this is rank 0, which worked alone; the others were told")
         raise raised
-    received, told = sent[0]
-    if told is not None:
-        kind, message = told
+    received, failure = sent[0]
+    if failure is not None:
+        kind, message = failure
         raise getattr(builtins, kind)(message)
     return received
 
 
-def _told(error: BaseException) -> tuple[str, str]:
+def _named(error: BaseException) -> tuple[str, str]:
     """Name of the nearest built-in kind of an exception that a message makes, and its message for other ranks."""
     kinds = [kind.__name__ for kind in type(error).__mro__ if kind in (ValueError, KeyError, OSError, TypeError)]
     message = str(error) if isinstance(error, ValueError) else f"rank 0 failed with {type(error).__name__}: {error}"

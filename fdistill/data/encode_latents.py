@@ -37,8 +37,8 @@ _NAME = "latents-{:05}.safetensors"
 _OURS = re.compile(FILE_NAME.pattern + r"|\.latents.*\.tmp|\.vae\.[0-9a-f]{12}\.(tmp|old)")
 
 
-class Encoding(NamedTuple):
-    """What is asked for.
+class EncodingSettings(NamedTuple):
+    """What is encoded, and how.
 
     Attributes:
         images: their folder.
@@ -59,13 +59,13 @@ class Encoding(NamedTuple):
     num_workers: int = 0
 
 
-def encode_folder(asked: Encoding, target: Path, overwrite: bool = False) -> tuple[int, int]:
+def encode_folder(settings: EncodingSettings, target: Path, overwrite: bool = False) -> tuple[int, int]:
     """Write the latents of a folder of images, then a copy of the VAE, and last the description.
 
     What was interrupted goes on with the next file; files of latents are whole or not there.
 
     Args:
-        asked: what to encode, and how.
+        settings: what to encode, and how.
         target: folder to write into: new, empty, or of latents.
         overwrite: replace whatever latents are there.
 
@@ -76,15 +76,15 @@ def encode_folder(asked: Encoding, target: Path, overwrite: bool = False) -> tup
         ValueError: where the target holds other things, or the images or the VAE cannot be used.
         OSError: where it cannot be written.
     """
-    images, names = _images(asked)
-    request = _request(asked, images, names)
+    images, names = _images(settings)
+    request = _request(settings, images, names)
     if not overwrite and (target / DESCRIPTION).exists():
         held(target, lambda folder: LatentFiles(folder).description, request, "latents")
         return len(images), 0
     _make_room(target, request, overwrite)
-    mean, std = asked.vae.encode(images[0].x[None])
-    numbers = mean.numel() * (1 + (std is not None)) * (1 + asked.flips)
-    per_file = max(1, FILE_BYTES // (numbers * (2 if asked.half else 4)))
+    mean, std = settings.vae.encode(images[0].x[None])
+    numbers = mean.numel() * (1 + (std is not None)) * (1 + settings.flips)
+    per_file = max(1, FILE_BYTES // (numbers * (2 if settings.half else 4)))
     files, encoded = [], 0
     with tqdm(total=len(images), desc="encoding", unit="image") as bar:
         for number, first in enumerate(range(0, len(images), per_file)):
@@ -92,37 +92,46 @@ def encode_folder(asked: Encoding, target: Path, overwrite: bool = False) -> tup
             if path.is_file():
                 bar.update(len(part))
             else:
-                atomic_write(path, save(_encoded(asked, _batches(asked, images, part), bar), {"request": request}))
+                latents = _encoded(settings, _batches(settings, images, part), bar)
+                atomic_write(path, save(latents, {"request": request}))
                 encoded += len(part)
             files.append({"name": path.name, "images": len(part), "bytes": path.stat().st_size})
     with replace_folder(target / DECODER) as copy:
-        asked.vae.save(copy)
+        settings.vae.save(copy)
     shape = list(mean.shape[1:])
-    text = LatentDescription(shape, std is not None, asked.flips, names, files, _made(asked), request)
+    text = LatentDescription(shape, std is not None, settings.flips, names, files, _made(settings), request)
     atomic_write(target / DESCRIPTION, json.dumps(text._asdict(), indent=1))
     return len(images), encoded
 
 
-def _images(asked: Encoding) -> tuple[ImageSplit, list[str]]:
+def _images(settings: EncodingSettings) -> tuple[ImageSplit, list[str]]:
     """All images and the names of their classes; what cannot be used is refused before any work."""
-    if asked.batch_size < 1:
-        raise ValueError(f"batch_size is a number of images at once: expected >= 1, got {asked.batch_size}")
-    config, factor = asked.vae.vae.config, asked.vae.factor
-    if asked.resolution < 1 or asked.resolution % factor:
+    if settings.batch_size < 1:
+        raise ValueError(f"batch_size is a number of images at once: expected >= 1, got {settings.batch_size}")
+    config, factor = settings.vae.vae.config, settings.vae.factor
+    if settings.resolution < 1 or settings.resolution % factor:
         raise ValueError(
             f"this VAE makes one latent pixel of {factor} x {factor}: expected a resolution that {factor} divides, "
-            f"got {asked.resolution}"
+            f"got {settings.resolution}"
         )
     data = ImageFolder(
-        str(asked.images), asked.resolution, config.in_channels, num_workers=asked.num_workers, in_memory=False
+        str(settings.images), settings.resolution, config.in_channels, num_workers=settings.num_workers, in_memory=False
     )
     data.load_splits()
     return data.everything(), data.class_names
 
 
-def _request(asked: Encoding, images: ImageSplit, names: list[str]) -> str:
+def _request(settings: EncodingSettings, images: ImageSplit, names: list[str]) -> str:
     """A fingerprint of all that decides what the files hold; of the images it sees names and sizes."""
-    plain = [asked.vae.fingerprint, asked.resolution, asked.flips, asked.half, asked.batch_size, FILE_BYTES, names]
+    plain = [
+        settings.vae.fingerprint,
+        settings.resolution,
+        settings.flips,
+        settings.half,
+        settings.batch_size,
+        FILE_BYTES,
+        names,
+    ]
     return fingerprint([*plain, images.files_fingerprint()], {LABELS: images.labels})
 
 
@@ -147,11 +156,11 @@ def _make_room(target: Path, request: str, overwrite: bool) -> None:
     check_begun(target, request, "latents")
 
 
-def _batches(asked: Encoding, images: ImageSplit, part: range) -> Iterable[Batch]:
+def _batches(settings: EncodingSettings, images: ImageSplit, part: range) -> Iterable[Batch]:
     return DataLoader(
         Subset(images, part),
-        asked.batch_size,
-        num_workers=asked.num_workers,
+        settings.batch_size,
+        num_workers=settings.num_workers,
         collate_fn=_as_it_is,
         generator=generator_for(0),  # nothing is drawn, but a loader takes a number from the global one
     )
@@ -161,15 +170,15 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _encoded(asked: Encoding, batches: Iterable[Batch], bar: tqdm) -> dict[str, Tensor]:
+def _encoded(settings: EncodingSettings, batches: Iterable[Batch], bar: tqdm) -> dict[str, Tensor]:
     """The tensors of one file."""
     parts: dict[str, list[Tensor]] = {}
     for batch in batches:
         parts.setdefault(LABELS, []).append(batch.classes)
-        for prefix, x in {"": batch.x, **({FLIPPED: batch.x.flip(-1)} if asked.flips else {})}.items():
-            for name, value in zip((MEAN, STD), asked.vae.encode(x), strict=True):
+        for prefix, x in {"": batch.x, **({FLIPPED: batch.x.flip(-1)} if settings.flips else {})}.items():
+            for name, value in zip((MEAN, STD), settings.vae.encode(x), strict=True):
                 if value is not None:
-                    parts.setdefault(prefix + name, []).append(value.half() if asked.half else value)
+                    parts.setdefault(prefix + name, []).append(value.half() if settings.half else value)
         bar.update(len(batch.classes))
     tensors = {name: torch.cat(values).contiguous() for name, values in parts.items()}
     if not all(value.isfinite().all() for value in tensors.values()):
@@ -177,15 +186,15 @@ def _encoded(asked: Encoding, batches: Iterable[Batch], bar: tqdm) -> dict[str, 
     return tensors
 
 
-def _made(asked: Encoding) -> dict[str, Any]:
+def _made(settings: EncodingSettings) -> dict[str, Any]:
     """What people want to know of the latents later."""
-    config = asked.vae.vae.config
+    config = settings.vae.vae.config
     scaling = {name: config.get(name) for name in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")}
     return {
-        "images": str(asked.images),
-        "resolution": asked.resolution,
-        "vae": type(asked.vae.vae).__name__,
-        "vae_fingerprint": asked.vae.fingerprint,
-        "numbers": "float16" if asked.half else "float32",
+        "images": str(settings.images),
+        "resolution": settings.resolution,
+        "vae": type(settings.vae.vae).__name__,
+        "vae_fingerprint": settings.vae.fingerprint,
+        "numbers": "float16" if settings.half else "float32",
         **{name: value for name, value in scaling.items() if value is not None},
     }

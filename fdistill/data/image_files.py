@@ -40,7 +40,7 @@ class Images(ABC):
         """The bytes of its file."""
 
     @abstractmethod
-    def told(self, index: int) -> tuple[str, int]:
+    def identity(self, index: int) -> tuple[str, int]:
         """Its name, without the folder that they all lie in, and its size in bytes."""
 
     def read(self, index: int, resolution: int, channels: int) -> Tensor:
@@ -72,7 +72,7 @@ class ImageFiles(Images):
     def name(self, index: int) -> str:
         return str(self._folder / os.fsdecode(self._names[index]))
 
-    def told(self, index: int) -> tuple[str, int]:
+    def identity(self, index: int) -> tuple[str, int]:
         return os.fsdecode(self._names[index]), Path(self.name(index)).stat().st_size
 
     def open(self, index: int) -> BinaryIO:

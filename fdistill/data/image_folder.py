@@ -139,7 +139,7 @@ class ImageSplit(ReadSplit):
 
     def files_fingerprint(self) -> str:
         """Of names and sizes of the files."""
-        return fingerprint([self.images.told(i) for i in self.chosen.tolist()])
+        return fingerprint([self.images.identity(i) for i in self.chosen.tolist()])
 
     def read(self, indices: Sequence[int]) -> Tensor:
         channels, resolution, _ = self.sample_shape

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from fdistill.core.weight_files import CheckpointError
 
 
-class Described(Protocol):
+class Description(Protocol):
     """The description that is written last.
 
     Attributes:
@@ -20,7 +20,7 @@ class Described(Protocol):
     def request(self) -> str: ...
 
 
-D = TypeVar("D", bound=Described)
+D = TypeVar("D", bound=Description)
 
 
 def held(target: Path, read: Callable[[Path], D], request: str, what: str) -> D:

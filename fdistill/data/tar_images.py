@@ -32,7 +32,7 @@ class TarImages(Images):
     def name(self, index: int) -> str:
         return f"{os.fsdecode(self._names[index])} in {self._shards[int(self._places[index, 0])]}"
 
-    def told(self, index: int) -> tuple[str, int]:
+    def identity(self, index: int) -> tuple[str, int]:
         return os.fsdecode(self._names[index]), int(self._places[index, 2])
 
     def open(self, index: int) -> BinaryIO:

@@ -148,7 +148,7 @@ def better(metric: str) -> int:
     Raises:
         ValueError: for a metric that has no such side, or that reports of this kind do not hold.
     """
-    sides = {name: {"↓": -1, "↑": 1}.get(told.better[0]) for name, told in METRICS.items()}
+    sides = {name: {"↓": -1, "↑": 1}.get(entry.better[0]) for name, entry in METRICS.items()}
     others = ("paired_distance", "memorized_fraction", *PUBLISHED)  # the last are measured by evaluate alone
     known = {name: side for name, side in sides.items() if side and name not in others}
     if metric not in known:

@@ -98,8 +98,8 @@ class HeldOutComparison(Comparison):
 
         parts = [model.denoiser, model.guidance, model.sampler, model.sigmas, model.decoder, model.autocast]
         data = {name: value for name, value in self.data.spec()["init_args"].items() if name not in OF_THE_STREAM}
-        told = [type(model), parts, type(self.data), data, self.n, seed, labels]
-        found = self.extractor.kept("teacher's draw", told, tensors)
+        inputs = [type(model), parts, type(self.data), data, self.n, seed, labels]
+        found = self.extractor.kept("teacher's draw", inputs, tensors)
         classes = (found.get("modes"), labels if self.data.num_classes > 1 else None)
         device = self.reference.features.device
         read = (None if tensor is None else tensor.to(device) for tensor in classes)

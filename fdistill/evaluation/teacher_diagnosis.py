@@ -183,12 +183,12 @@ def _curves(
     model: GenerativeModel, data: GenerativeDataModule, x_0: Tensor, labels: Tensor, seed: int
 ) -> tuple[SeeSawCurve, SeeSawCurve | None]:
     """The teacher's, and the exact denoiser's where the data knows it and the teacher is told no class."""
-    device, told = model.device, model.num_classes > 0
+    device, classes = model.device, model.num_classes > 0
     generator = generator_for(seed, 2, device=device)
     linear = LinearDenoiser.fit(
-        data.train_samples, generator, data.train_samples.labels if told else None, model.num_classes
+        data.train_samples, generator, data.train_samples.labels if classes else None, model.num_classes
     )
-    network = None if told else data.exact_network()
+    network = None if classes else data.exact_network()
     exact = None if network is None else Denoiser(network, X0Prediction(VarianceExploding())).to(device)
     positive = model.sigmas[model.sigmas > 0]
     levels = LogUniform(float(positive.min()), float(positive.max()))

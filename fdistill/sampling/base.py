@@ -24,7 +24,7 @@ Draw = Callable[[], Tensor]
 class Sampler(Described, ABC):
     """Follows a grid of noise levels down to samples; a sample is a function of its own latent and condition.
 
-    A subclass says what one move down does (`step`) and at which levels it evaluates the denoiser for it (`asks`);
+    A subclass gives one move down (`step`) and the levels at which it evaluates the denoiser (`evaluated_levels`);
     where it also adds noise back, `moves` tells the way. Noise levels are Python floats: no device is waited for.
     """
 
@@ -75,7 +75,7 @@ class Sampler(Described, ABC):
         """From x at the level `here` > 0 to `there` in [0, here)."""
 
     @abstractmethod
-    def asks(self, here: float, there: float) -> list[float]:
+    def evaluated_levels(self, here: float, there: float) -> list[float]:
         """The levels > 0 at which `step` evaluates the denoiser, in order."""
 
     def moves(self, levels: list[float]) -> Iterable[tuple[float, float]]:
@@ -85,7 +85,7 @@ class Sampler(Described, ABC):
     def visits(self, sigmas: Tensor) -> list[float]:
         """Every level at which the denoiser is evaluated on this grid, in order."""
         down = [(here, there) for here, there in self.moves(check_grid(sigmas)) if there < here]
-        return [sigma for here, there in down for sigma in self.asks(here, there)]
+        return [sigma for here, there in down for sigma in self.evaluated_levels(here, there)]
 
     def evaluations(self, sigmas: Tensor) -> int:
         """Evaluations of an unguided denoiser for one sample on this grid."""

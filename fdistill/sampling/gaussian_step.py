@@ -27,7 +27,7 @@ class GaussianStep(Sampler):
         x = denoised + there * rho / here * (x - denoised)
         return x + there * math.sqrt((1 - rho) * (1 + rho)) * draw() if self.is_stochastic else x
 
-    def asks(self, here: float, there: float) -> list[float]:
+    def evaluated_levels(self, here: float, there: float) -> list[float]:
         return [here]
 
 

@@ -57,5 +57,5 @@ class Heun(Sampler):
             return ahead
         return x + (there - here) / 2 * (first + slope(denoise, ahead, there))
 
-    def asks(self, here: float, there: float) -> list[float]:
+    def evaluated_levels(self, here: float, there: float) -> list[float]:
         return [here, there] if there > 0 else [here]

@@ -68,8 +68,8 @@ class PredictorCorrector(Sampler):
             return min(2 * (self.signal_to_noise * sigma) ** 2, sigma**2)
         return (2 * (self.signal_to_noise * _norm(z) / _norm(score)).square()).clamp(max=sigma**2)
 
-    def asks(self, here: float, there: float) -> list[float]:
-        return [*self.predictor.asks(here, there), *[there] * (self.corrections if there > 0 else 0)]
+    def evaluated_levels(self, here: float, there: float) -> list[float]:
+        return [*self.predictor.evaluated_levels(here, there), *[there] * (self.corrections if there > 0 else 0)]
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 from fdistill.cli.commands.checked import usable_device
 from fdistill.core.places import require_writable
 from fdistill.data import LatentFolder
-from fdistill.data.encode_latents import Encoding, encode_folder
+from fdistill.data.encode_latents import EncodingSettings, encode_folder
 from fdistill.models.vae import Decoder
 
 
@@ -45,8 +45,8 @@ def encode(
     if Path(images).resolve() in (target.resolve(), *target.resolve().parents):
         raise ValueError(f"{target} lies in the folder of images: name a folder outside of {images}")
     coder = Decoder(vae).to(usable_device(device))
-    asked = Encoding(Path(images), coder, resolution, flips, half, batch_size, num_workers)
-    count, encoded = encode_folder(asked, target, overwrite)
+    settings = EncodingSettings(Path(images), coder, resolution, flips, half, batch_size, num_workers)
+    count, encoded = encode_folder(settings, target, overwrite)
     if not encoded:
         print(f"{target} holds the latents of these {count:,} images already; nothing was computed")
         return

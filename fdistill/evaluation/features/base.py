@@ -133,9 +133,9 @@ class FeatureExtractor(nn.Module, Described, ABC):
             raise ValueError(f"a feature space needs real samples [N, ...] with N >= 2, got N = {len(x)}")
         self._sample_shape = None  # what fails below leaves nothing half prepared
         fitted = (x, labels, num_classes, seed)
-        told = {"x": x.x, "labels": labels}
+        inputs = {"x": x.x, "labels": labels}
         cache = self._cache if self._keeps_fitted() else None
-        key = None if cache is None else cache.key("fitted", self, told, *fitted[2:])
+        key = None if cache is None else cache.key("fitted", self, inputs, *fitted[2:])
         kept = None if cache is None or key is None else cache.read(key)
         if kept is None:
             self.fit(*fitted)
@@ -179,9 +179,9 @@ class FeatureExtractor(nn.Module, Described, ABC):
             )
         if isinstance(x, Tensor):
             _require_finite(x)  # a split has looked
-        told = {"x": values, "rows": rows}
+        inputs = {"x": values, "rows": rows}
         cache = self._cache if keep and self._keeps_features else None
-        key = None if cache is None else cache.key("features", self, told, batch_size)
+        key = None if cache is None else cache.key("features", self, inputs, batch_size)
         kept = None if cache is None or key is None else cache.read(key)
         if kept is not None:
             return kept["features"].to(self.device)
@@ -190,20 +190,20 @@ class FeatureExtractor(nn.Module, Described, ABC):
             cache.write(key, {"features": features})
         return features
 
-    def kept(self, what: str, told: Any, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    def kept(self, what: str, inputs: Any, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """What `make` computes with these features, or what it gave before where `keep_in` or `keep_learned` keeps it.
 
         Where it cannot be told from others there is a warning, and it is computed anew.
 
         Args:
             what: kind of it.
-            told: all that it depends on beside this extractor, of the kinds that `told_of` takes.
+            inputs: all that it depends on beside this extractor, of the kinds that `plain_form` takes.
             make: gives tensors by name.
         """
         if self._cache is None:
             return make()
         try:
-            key = self._cache.key(what, self, {}, told)
+            key = self._cache.key(what, self, {}, inputs)
         except ValueError as error:
             warnings.warn(f"the {what} is not kept: {error}", stacklevel=2)
             return make()

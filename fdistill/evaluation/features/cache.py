@@ -56,18 +56,18 @@ class FeatureCache:
             what: kind of what is kept.
             extractor: a module.
             samples: by name.
-            settings: what else it depends on, of the kinds that `told_of` takes.
+            settings: what else it depends on, of the kinds that `plain_form` takes.
 
         Raises:
-            ValueError: in one line, as `told_of`.
+            ValueError: in one line, as `plain_form`.
         """
         device = next((tensor.device for tensor in extractor.buffers()), torch.device("cpu"))
         place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         rounding = [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.get_default_dtype()]
         machine = [torch.__version__, place, torch.get_num_threads(), *map(str, rounding)]
         tensors = {f"samples.{name}": value for name, value in samples.items() if value is not None}
-        told = [told_of(extractor, "extractor", tensors), told_of(settings, "settings", tensors)]
-        return f"{what}-{fingerprint([_FORMAT, what, machine, told], tensors, 64)}"
+        parts = [plain_form(extractor, "extractor", tensors), plain_form(settings, "settings", tensors)]
+        return f"{what}-{fingerprint([_FORMAT, what, machine, parts], tensors, 64)}"
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """What is kept under a key, on the CPU; None where nothing is.
@@ -80,10 +80,10 @@ class FeatureCache:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                told, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} keeps features and cannot be read: {_REMEDY}") from error
-        if told != {"key": key, "content": fingerprint(key, tensors, 64)}:
+        if header != {"key": key, "content": fingerprint(key, tensors, 64)}:
             raise ValueError(f"{path} keeps features that changed since they were written: {_REMEDY}")
         return tensors
 
@@ -100,7 +100,7 @@ class FeatureCache:
         return self.folder / f"{key}.safetensors"
 
 
-def told_of(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+def plain_form(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """What json writes of an object, so that different ones differ: its class, its arguments, and its weights apart.
 
     Args:
@@ -120,13 +120,13 @@ def told_of(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, torch.dtype | torch.device | Path):
         return str(value)
     if isinstance(value, Mapping):
-        return [[str(key), told_of(each, f"{name}.{key}", tensors)] for key, each in value.items()]
+        return [[str(key), plain_form(each, f"{name}.{key}", tensors)] for key, each in value.items()]
     if isinstance(value, list | tuple):
-        return [told_of(each, f"{name}.{place}", tensors) for place, each in enumerate(value)]
+        return [plain_form(each, f"{name}.{place}", tensors) for place, each in enumerate(value)]
     if isinstance(value, type | FunctionType | BuiltinFunctionType) and "<" not in value.__qualname__:
         return [value.__module__, value.__qualname__, _code(value)]
     if isinstance(value, Decoder):
-        return told_of(value.vae, name, tensors)
+        return plain_form(value.vae, name, tensors)
     if isinstance(value, nn.Module):
         own, known = [*value.named_parameters(), *value.named_buffers()], set(map(id, tensors.values()))
         tensors |= {f"{name}.{key}": tensor for key, tensor in own if id(tensor) not in known}
@@ -145,7 +145,7 @@ def told_of(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
             f"functions, modules of these and what is Described, got {type(value).__name__} at {shown(name)}; leave "
             "feature_cache out"
         )
-    return [told_of(type(value), name, tensors), told_of(kept, name, tensors)]
+    return [plain_form(type(value), name, tensors), plain_form(kept, name, tensors)]
 
 
 def _code(defined: Any) -> list[str]:

@@ -47,9 +47,9 @@ class Group:
     panels: tuple[Panel, ...]
 
 
-_TOLD = read_yaml(Path(__file__).with_name("panels.yaml"))
-PICTURES = Panel(**_TOLD["pictures"])
-GROUPS = tuple(Group(title, tuple(Panel(**told) for told in panels)) for title, panels in _TOLD["groups"].items())
+_PANELS = read_yaml(Path(__file__).with_name("panels.yaml"))
+PICTURES = Panel(**_PANELS["pictures"])
+GROUPS = tuple(Group(title, tuple(Panel(**panel) for panel in panels)) for title, panels in _PANELS["groups"].items())
 
 
 def beside(name: str) -> dict[str, str]:

@@ -36,7 +36,7 @@ class Explained(NamedTuple):
     what: str
 
 
-METRICS = {name: Explained(*told) for name, told in read_yaml(Path(__file__).with_name("metrics.yaml")).items()}
+METRICS = {name: Explained(*entry) for name, entry in read_yaml(Path(__file__).with_name("metrics.yaml")).items()}
 PUBLISHED = ("fid", "kid", "inception_score", "fd_dinov2", "clip_score")
 """Those by standard networks."""
 

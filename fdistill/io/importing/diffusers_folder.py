@@ -18,7 +18,7 @@ from fdistill.core.weight_files import (
     shown,
 )
 from fdistill.io.importing.options import NUM_STEPS, Options
-from fdistill.io.importing.schedule import Schedule, read_schedule
+from fdistill.io.importing.schedule import StockSchedule, read_schedule
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import StockDiT, StockUNet
 from fdistill.models.networks.text import family_of
@@ -87,7 +87,7 @@ def scheduler_of(network: Path) -> Path:
 
 
 def _teacher(
-    source: Path, folder: Path, schedule: Schedule, vae: Path | None, options: Options, pipeline: str | None
+    source: Path, folder: Path, schedule: StockSchedule, vae: Path | None, options: Options, pipeline: str | None
 ) -> GenerativeModel:
     network = _network(folder, options)
     denoiser = Denoiser(network, schedule.preconditioning)

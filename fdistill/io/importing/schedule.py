@@ -21,7 +21,7 @@ _MOST_TIMESTEPS, _LARGEST_SHIFT = 2**20, 1000.0
 _LAST_FLOW_TIME = 1 - 1e-3  # at 1 the noise ratio is infinite
 
 
-class Schedule(NamedTuple):
+class StockSchedule(NamedTuple):
     """What a network learned, and the shift that its sampler gives to the times of a flow."""
 
     preconditioning: _Prediction
@@ -42,7 +42,7 @@ class Schedule(NamedTuple):
         return path.noise_ratio(self.shift * u / (1 + (self.shift - 1) * u))
 
 
-def read_schedule(file: Path) -> Schedule:
+def read_schedule(file: Path) -> StockSchedule:
     """What scheduler_config.json says.
 
     Raises:
@@ -76,7 +76,7 @@ def read_schedule(file: Path) -> Schedule:
         first, last = (checked_number(config[name], name, 0, 1) for name in ("beta_start", "beta_end"))
         betas = _trained_betas(config.get("trained_betas"))
         path = DDPMPath(first, last, timesteps, config["beta_schedule"], betas, noise_alone)
-    return Schedule(_PREDICTIONS[prediction](path, timesteps - 1.0))
+    return StockSchedule(_PREDICTIONS[prediction](path, timesteps - 1.0))
 
 
 def _trained_betas(values: Any) -> list[float] | None:
@@ -85,7 +85,7 @@ def _trained_betas(values: Any) -> list[float] | None:
     return None if values is None else [checked_number(value, "each of trained_betas", 0, 1) for value in values]
 
 
-def _flow(config: dict[str, Any], file: Path) -> Schedule:
+def _flow(config: dict[str, Any], file: Path) -> StockSchedule:
     shift = config.get("flow_shift", config.get("shift", 1.0))
     known = type(shift) in (int, float) and 0 < shift <= _LARGEST_SHIFT
     if config.get("invert_sigmas") or not known:
@@ -95,7 +95,7 @@ def _flow(config: dict[str, Any], file: Path) -> Schedule:
         )
     with as_one_line(file):
         timesteps = checked_number(config["num_train_timesteps"], "num_train_timesteps", 1, _MOST_TIMESTEPS)
-    return Schedule(VelocityPrediction(float(timesteps)), float(shift))
+    return StockSchedule(VelocityPrediction(float(timesteps)), float(shift))
 
 
 def _with_defaults(config: dict[str, Any], file: Path) -> dict[str, Any]:
