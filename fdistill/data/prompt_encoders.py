@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fdistill.core.fingerprints import fingerprint
 from fdistill.core.weight_files import BUILD_ERRORS, CheckpointError, brief, read_json, reason
-from fdistill.models.networks.text import FAMILIES, Encoded, StableDiffusion
+from fdistill.models.networks.text import FAMILIES, PromptOutputs, StableDiffusion
 
 _OF_OTHERS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "_commit_hash")
 """Entries of a configuration that do not change what an encoder computes."""
@@ -19,7 +19,7 @@ _SETTINGS = ("max_sequence_length", "complex_human_instruction", "system_prompt"
 """Arguments of `encode_prompt` that a pipeline's call passes on, by its own defaults."""
 
 
-ENCODED: Mapping[str, Encoded] = {
+OUTPUTS: Mapping[str, PromptOutputs] = {
     **{name: family.encoded for family in FAMILIES.values() for name in family.pipelines},
     "LatentConsistencyModelPipeline": StableDiffusion.encoded,
 }
@@ -50,7 +50,7 @@ class PromptEncoder:
         index = _index(folder)
         self.folder, self.name, self.device = folder, str(index["_class_name"]), torch.device(device)
         self.dtype = str(dtype)
-        self.family = ENCODED[self.name]
+        self.family = OUTPUTS[self.name]
         self._pipeline = _loaded(folder, index, dtype)
         self._pipeline.to(self.device)
         self.settings = self._called_with()
@@ -168,9 +168,9 @@ def _parts(index: Mapping[str, Any]) -> list[str]:
 def _index(folder: Path) -> dict[str, Any]:
     index = read_json(folder / "model_index.json", "the index of a pipeline as diffusers saves it")
     name = index.get("_class_name")
-    if name not in ENCODED:
+    if name not in OUTPUTS:
         raise CheckpointError(
-            f"{folder} is a {brief(name)}: prompts are encoded for {', '.join(ENCODED)}; name one of these pipelines"
+            f"{folder} is a {brief(name)}: prompts are encoded for {', '.join(OUTPUTS)}; name one of these pipelines"
         )
     parts = _parts(index)
     for kind in ("tokenizer", "text_encoder"):

@@ -1,11 +1,11 @@
-"""Encoded prompts without a text encoder: what a prompt gives is a function of its letters."""
+"""PromptOutputs prompts without a text encoder: what a prompt gives is a function of its letters."""
 
 import torch
 
 from fdistill.core.fingerprints import fingerprint
 from fdistill.core.random import generator_for
 from fdistill.data.encode_prompts import PromptEncoding, encode_prompts
-from fdistill.models.networks.text import Encoded
+from fdistill.models.networks.text import PromptOutputs
 
 PROMPTS = [f"{'very ' * (n % 4)}prompt {n}" for n in range(10)]
 LONGEST, WIDTH = 8, 6
@@ -17,7 +17,7 @@ class LetterEncoder:
     name, settings, dtype, folder = "LetterPipeline", {"max_sequence_length": LONGEST}, "torch.float32", None
 
     def __init__(self, masked=True, broken=None, scale=1.0):
-        self.family = Encoded({"text": 0}, {}, "mask" if masked else None)
+        self.family = PromptOutputs({"text": 0}, {}, "mask" if masked else None)
         self.broken, self.scale, self.asked = broken, scale, []
 
     def identity(self):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fdistill.models.condition import Condition, Takes
-from fdistill.models.networks.text.family import MASK, POOLED, TEXT, Encoded, Family, tokens, vector
+from fdistill.models.networks.text.family import MASK, POOLED, TEXT, Family, PromptOutputs, tokens, vector
 from fdistill.models.networks.text.packed import Flux, Flux2, QwenImage
 
 _POOLED_XL, _MASK = "added_cond_kwargs.text_embeds", "encoder_attention_mask"
@@ -19,7 +19,7 @@ class StableDiffusion(Family):
 
     stock, part = "UNet2DConditionModel", "unet"
     pipelines = ("StableDiffusionPipeline",)
-    encoded = Encoded({TEXT: 0}, {TEXT: 1})
+    encoded = PromptOutputs({TEXT: 0}, {TEXT: 1})
     hands_on_generator = True
     embedding: str | None = None
     """The addition_embed_type of its configuration."""
@@ -56,7 +56,7 @@ class StableDiffusionXL(StableDiffusion):
     """SDXL: the pooled prompt too, and sizes, which are those of the image, uncropped."""
 
     pipelines = ("StableDiffusionXLPipeline",)
-    encoded = Encoded({TEXT: 0, _POOLED_XL: 2}, {TEXT: 1, _POOLED_XL: 3})
+    encoded = PromptOutputs({TEXT: 0, _POOLED_XL: 2}, {TEXT: 1, _POOLED_XL: 3})
     embedding = "text_time"
 
     @property
@@ -76,7 +76,7 @@ class PixArt(Family):
 
     stock = "PixArtTransformer2DModel"
     pipelines = ("PixArtSigmaPipeline", "PixArtAlphaPipeline")
-    encoded = Encoded.masked(_MASK)
+    encoded = PromptOutputs.masked(_MASK)
     hands_on_generator = True
 
     @property
@@ -100,7 +100,7 @@ class Sana(Family):
 
     stock = "SanaTransformer2DModel"
     pipelines = ("SanaPipeline",)
-    encoded = Encoded.masked(_MASK)
+    encoded = PromptOutputs.masked(_MASK)
     hands_on_generator = True
 
     @property
@@ -128,7 +128,7 @@ class SanaSprint(Sana):
     """
 
     pipelines = ("SanaSprintPipeline",)
-    encoded = Encoded.masked(_MASK, with_null=False)
+    encoded = PromptOutputs.masked(_MASK, with_null=False)
     time_scale = 1.0
     guided = None
     has_null = False
@@ -139,7 +139,7 @@ class StableDiffusion3(Family):
 
     stock = "SD3Transformer2DModel"
     pipelines = ("StableDiffusion3Pipeline",)
-    encoded = Encoded({TEXT: 0, POOLED: 2}, {TEXT: 1, POOLED: 3})
+    encoded = PromptOutputs({TEXT: 0, POOLED: 2}, {TEXT: 1, POOLED: 3})
     time_scale = 1000.0
 
     @property
@@ -161,7 +161,7 @@ class Lumina2(Family):
 
     stock = "Lumina2Transformer2DModel"
     pipelines = ("Lumina2Pipeline",)
-    encoded = Encoded.masked(_MASK)
+    encoded = PromptOutputs.masked(_MASK)
     time_scale = 1.0
     norm = "row"
 
@@ -194,7 +194,7 @@ class ZImage(Family):
 
     stock = "ZImageTransformer2DModel"
     pipelines = ("ZImagePipeline",)
-    encoded = Encoded({"cap_feats": 0}, {"cap_feats": 1}, "cap_mask")
+    encoded = PromptOutputs({"cap_feats": 0}, {"cap_feats": 1}, "cap_mask")
     time_scale = 1.0
     null_first = False
     patch = 2

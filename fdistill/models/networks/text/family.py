@@ -26,7 +26,7 @@ def vector(width: int) -> Entry:
     return Entry((width,), torch.float32)
 
 
-class Encoded(NamedTuple):
+class PromptOutputs(NamedTuple):
     """What `encode_prompt` of a pipeline returns.
 
     Attributes:
@@ -41,7 +41,7 @@ class Encoded(NamedTuple):
     mask: str | None = None
 
     @classmethod
-    def masked(cls, mask: str, with_null: bool = True) -> "Encoded":
+    def masked(cls, mask: str, with_null: bool = True) -> "PromptOutputs":
         """Embeddings of tokens and their mask, then those of the negative prompt."""
         return cls({TEXT: 0, mask: 1}, {TEXT: 2, mask: 3} if with_null else {}, mask)
 
@@ -67,7 +67,7 @@ class Family(ABC):
     stock: ClassVar[str]
     part: ClassVar[str] = "transformer"
     pipelines: ClassVar[tuple[str, ...]]
-    encoded: ClassVar[Encoded]
+    encoded: ClassVar[PromptOutputs]
     time_scale: float | None = None
     guided: ClassVar[Mapping[str, Any] | None] = {"guidance_scale": 2.0}
     null_first: ClassVar[bool] = True

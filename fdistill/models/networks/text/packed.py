@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fdistill.models.condition import Condition, Takes
-from fdistill.models.networks.text.family import MASK, POOLED, TEXT, Encoded, Family, tokens, vector
+from fdistill.models.networks.text.family import MASK, POOLED, TEXT, Family, PromptOutputs, tokens, vector
 
 
 class _Packed(Family):
@@ -78,7 +78,7 @@ class Flux(_TwoStreams):
 
     stock = "FluxTransformer2DModel"
     pipelines = ("FluxPipeline",)
-    encoded = Encoded({TEXT: 0, POOLED: 1})
+    encoded = PromptOutputs({TEXT: 0, POOLED: 1})
     guided = {"true_cfg_scale": 2.0, "negative_prompt": ""}
     has_null = False
 
@@ -99,7 +99,7 @@ class Flux2(_TwoStreams):
 
     stock = "Flux2Transformer2DModel"
     pipelines = ("Flux2KleinPipeline",)
-    encoded = Encoded({TEXT: 0})
+    encoded = PromptOutputs({TEXT: 0})
     patch = 1
 
     @classmethod
@@ -130,7 +130,7 @@ class QwenImage(_Packed):
 
     stock = "QwenImageTransformer2DModel"
     pipelines = ("QwenImagePipeline",)
-    encoded = Encoded.masked(f"{TEXT}_mask", with_null=False)
+    encoded = PromptOutputs.masked(f"{TEXT}_mask", with_null=False)
     norm = "token"
     guided = {"true_cfg_scale": 2.0, "negative_prompt": ""}
 
