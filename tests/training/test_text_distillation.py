@@ -12,6 +12,8 @@ from text_pipelines import built
 from fdistill import load
 from fdistill.data.prompt_files import PromptFiles
 from fdistill.data.teacher_pairs import TeacherPairs
+from fdistill.io.stock_pipeline import prompt_condition
+from fdistill.models.guidance import Guidance
 
 PROMPTS = ["a red seven", "a blue two", "a white one", "a green four"]
 SMALL = ("--trainer.accelerator", "cpu", "--trainer.max_steps", 3, "--data.batch_size", 4)
@@ -73,6 +75,15 @@ def test_pairs_are_what_the_teacher_makes_of_prompts_in_turn(distilled, tmp_path
     torch.testing.assert_close(pairs.samples, teacher.sample(teacher.noise(6, 0), condition), rtol=1e-5, atol=1e-5)
     assert "already" in succeeds("pairs", distilled[0], tmp_path / "p.safetensors", "--n", 6, "--prompts", folder)
     assert "--prompts" in one_error_line(fdistill("pairs", distilled[0], tmp_path / "q.safetensors"))
+
+
+def test_a_teacher_of_prompts_is_guided_as_asked(distilled, tmp_path):
+    told = ("--n", 1, "--prompt", PROMPTS[0], "--guidance", 1.5, "--guidance_interval", 0.1, 5)
+    succeeds("sample", "--checkpoint", distilled[0], *told, "--out", tmp_path / "x.npz")
+    teacher = load(distilled[0])
+    teacher.guidance = Guidance(1.5, 0.1, 5.0)
+    samples = teacher.decode(teacher.sample(teacher.noise(1, 0), prompt_condition(teacher, PROMPTS[:1], 1)))
+    np.testing.assert_allclose(np.load(tmp_path / "x.npz")["samples"], samples, atol=1e-5)
 
 
 def test_what_a_user_forgets_is_one_line(distilled, tmp_path):
