@@ -16,10 +16,12 @@ from system_tests import starts_something
 
 def pytest_collection_modifyitems(items):
     """Mark as system each test that starts something itself, by a helper or by a fixture."""
-    known = {}
+    known, answers = {}, {}
     for item in items:
-        fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
-        if any(starts_something(part, known) for part in (item.function, *fixtures)):
+        parts = (item.function, *(found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()))
+        if parts not in answers:  # a test of a hundred parameters is looked at once
+            answers[parts] = any(starts_something(part, known) for part in parts)
+        if answers[parts]:
             item.add_marker("system")
 
 
