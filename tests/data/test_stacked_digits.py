@@ -8,6 +8,8 @@ import torch
 from fdistill.data import Batch, Digits, StackedDigits
 from fdistill.evaluation.metrics import ModeCoverage
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 PLACES = torch.tensor([100, 10, 1])
 
 

@@ -21,6 +21,8 @@ from fdistill.theory.noise_levels import KarrasUniform, LogNormal, LogUniform
 from fdistill.theory.paths import VarianceExploding
 from fdistill.theory.preconditioning import EDM, X0Prediction
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 TEACHER, STUDENT = GaussianMixture([[0.6, 0.0]], [0.8]), GaussianMixture([[-0.6, 0.0]], [0.8])
 LEVELS = LogUniform(0.2, 2.0)
 

@@ -17,6 +17,8 @@ from fdistill.io.stock_pipeline import StockPipeline
 from fdistill.models.condition import Condition
 from fdistill.theory.paths import DDPMPath
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 PROMPTS = ["a red seven", "a blue ground"]
 NEGATIVE = "ugly"
 STEPS = 4  # which divides 1000: DDIM of diffusers steps to other timesteps than it evaluates where it does not
