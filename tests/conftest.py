@@ -15,6 +15,8 @@ from system_tests import starts_something
 
 from fdistill.evaluation.report.figure_file import DPI, png
 
+PNG = "fdistill.evaluation.report.figure_file.png"
+
 
 def pytest_collection_modifyitems(items):
     """Mark as system each test that starts something itself, by a helper or by a fixture.
@@ -54,9 +56,9 @@ def _short_classifiers():
 
 @pytest.fixture(scope="session", autouse=True)
 def _white_pictures():
-    """Leave figures white: to draw one takes longer than to find what it shows. tests/evaluation/report draws all."""
+    """Leave figures white: to draw one takes longer than to find what it shows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fdistill.evaluation.report.figure_file.png", white)
+        patch.setattr(PNG, white)
         yield
 
 
@@ -65,6 +67,14 @@ def white(figure, dpi=DPI):
     buffer = io.BytesIO()
     Image.new("L", [round(side * dpi) for side in figure.get_size_inches()], 255).save(buffer, "png")
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Figures as users see them, from here to the end of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PNG, png)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +112,7 @@ def evaluation(tmp_path_factory, student_checkpoint):
     folder = tmp_path_factory.mktemp("evaluation") / "out"
     few = ("--n", 60, "--repeats", 2, "--bootstrap", 4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fdistill.evaluation.report.figure_file.png", png)
+        patch.setattr(PNG, png)
         succeeds("evaluate", "--checkpoint", student_checkpoint, *few, "--out", folder)
     return folder
 
