@@ -49,7 +49,6 @@ WAYS = {
 """Changes of a distillation, and the strategy that shards it."""
 
 NETWORKS = {
-    "MLP": lambda: MLP(width=8, depth=3, num_classes=3, frequencies=4),
     "SmallUNet": lambda: SmallUNet(4, 1, (4, 4), num_classes=3),
     "SongUNet": lambda: SongUNet(4, 1, 3, 8, (1, 1), 2, 2, 1, (), embedding="fourier", encoder="residual"),
     "DiffusersUNet": lambda: DiffusersUNet(4, 1, (8,), num_classes=3),
@@ -60,6 +59,7 @@ NETWORKS = {
     "EDM2UNet": lambda: EDM2UNet(4, 1, 3, 8, (1,), blocks_per_level=1, attention_resolutions=(), channels_per_head=8),
     "TwoExperts": lambda: TwoExperts(MLP(width=8, depth=2), MLP(width=8, depth=2), 0.0),
 }
+STARTED = ("SongUNet", "DiffusersUNet", "StockDiT", "EDM2UNet", "TwoExperts")  # an MLP is among the ways
 REPLICATED = ("EDM2UNet", "TwoExperts")  # which the other strategy refuses
 
 
@@ -248,7 +248,7 @@ def sharded(rank, folder):
         "resumed": whole_weights(resumed),
         "resumed averages": averages,
         "saved": whole_weights(first),
-        "starts": {name: starts(name, rank) for name in NETWORKS},
+        "starts": {name: starts(name, rank) for name in STARTED},
         "watched": watched(),
         "averaged": averaged(folder),
         "measured": {strategy: measured(strategy, folder / "measured") for strategy in ("replicated", "sharded")},

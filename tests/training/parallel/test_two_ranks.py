@@ -7,7 +7,7 @@ import torch
 import two_ranks
 from compressed_ranks import KINDS
 from forked import ended, fork_ranks
-from sharded_ranks import NETWORKS, REPLICATED, SHARDED, WAYS, network
+from sharded_ranks import REPLICATED, SHARDED, STARTED, WAYS, network
 from tiny_runs import fit, ring, weights
 from torch.testing import assert_close
 
@@ -241,7 +241,7 @@ def test_in_whatever_way_networks_are_sharded_they_learn_the_same(ranks, name):
         assert found["devices"] == {"cpu"}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", STARTED)
 def test_ranks_without_numbers_start_and_learn_like_all_others(ranks, name):
     starts = [found[name] for found in both(ranks, "sharded", "starts")]
     for found in starts:
