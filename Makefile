@@ -31,7 +31,8 @@ demonstrations: $(STAMP)
 	$(BIN)/python tools/demonstrate.py configs/quickstart/mode_dropping.yaml --out runs/demonstrations/mode_dropping
 
 # All tests in two processes, since a small machine has two cores: those of some rooms, and those of all others.
-HALF = tests/core tests/theory tests/models tests/sampling tests/objectives tests/training tests/data
+HALF = tests/core tests/theory tests/models tests/sampling tests/objectives tests/training tests/data \
+	tests/evaluation/metrics tests/evaluation/features
 CHECKS = --jobs 2 --keep-going --output-sync types lint this-half other-half
 
 test: $(STAMP)

@@ -61,12 +61,10 @@ class CountedTurns(L.Callback):
 
 
 RUNS = {
-    "f-distill, fused": {"objective": FDistill(JensenShannon(), 0.1), "turn": "fused"},
     "reverse KL, warm-up": {"objective": FDistill(ReverseKL()), "turn": "alternating", "fake_score_warmup": 1},
     "DMD2, fake score's features": {"objective": DMD2(), "turn": "alternating", "discriminator": "fake_score"},
     "DMD2, R1": {"objective": DMD2(), "turn": "alternating", "r1_weight": 1.0},
     "DMD2, guided, instance noise": {"objective": DMD2(), "turn": "fused", "guidance": 2.0, "instance_noise": 0.1},
-    "SiD": {"objective": SiD(), "turn": "fused"},
     "several steps": {"objective": DMD2(), "turn": "alternating", "renoise_levels": [1.0, 0.5]},
 }
 
