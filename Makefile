@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 RUN := runs/quickstart
 FIT := $(BIN)/fdistill fit --config configs/trainer.yaml
 STAMP := $(VENV)/.installed
+# else every process compiles the package and the tests anew
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart demonstrations check unit test coverage slow gpu lint types docs clean
+.PHONY: quickstart demonstrations check test this-half other-half coverage slow gpu lint types docs clean
 
 # torch comes first and exactly: a range would pull another build.
 $(STAMP): pyproject.toml constraints.txt
@@ -28,24 +30,26 @@ demonstrations: $(STAMP)
 	$(FIT) --config configs/quickstart/teacher_unconditional.yaml --ckpt_path last
 	$(BIN)/python tools/demonstrate.py configs/quickstart/mode_dropping.yaml --out runs/demonstrations/mode_dropping
 
-# mypy holds one core for a part of the time that the tests need
+# All tests in two processes, since a small machine has two cores: those of some rooms, and those of all others.
+HALF = tests/core tests/theory tests/models tests/sampling tests/objectives tests/training tests/data \
+	tests/evaluation/metrics tests/evaluation/features
+CHECKS = --jobs 2 --keep-going --output-sync types lint this-half other-half
+
+test: $(STAMP)
+	$(MAKE) $(CHECKS)
+
 check: $(STAMP)
-	$(MAKE) --jobs 3 --keep-going lint types unit
+	$(MAKE) $(CHECKS) MARKED='-m "not slow and not gpu and not system"'
 
-unit: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not system"
+this-half: $(STAMP)
+	$(BIN)/python -m pytest $(MARKED) $(HALF)
 
-# their processes are forked, which a test process with threads of its own must not do
-FORKING = tests/training/parallel tests/training/test_interrupted_runs.py tests/training/test_checkpoint_io.py tests/io/test_rank_parts.py
-
-test: $(STAMP) lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(FORKING:%=--ignore=%)
-	$(BIN)/python -m pytest $(FORKING)
+other-half: $(STAMP)
+	$(BIN)/python -m pytest $(MARKED) tests $(HALF:%=--ignore=%)
 
 # the same tests, and which lines they run; counting these takes a third more time
 coverage: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(FORKING:%=--ignore=%) --cov=fdistill --cov-report=
-	$(BIN)/python -m pytest $(FORKING) --cov=fdistill --cov-append --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest --cov=fdistill --cov-report=term --cov-fail-under=90
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -1,32 +1,46 @@
 """One tiny teacher and one tiny student, trained once through the command line and shared by all tests."""
 
+import io
 import os
 import shutil
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of such small work mostly wait for each other
-# nobody's own cache is read or written; the processes of one session share theirs
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fdistill-tests-")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fdistill-tests-")  # nobody's own cache is read or written
 
 import pytest
 from cli_runs import last, student_arguments, succeeds, teacher_arguments
+from PIL import Image
 from system_tests import starts_something
+
+from fdistill.evaluation.report.figure_file import DPI, png
+
+PNG = "fdistill.evaluation.report.figure_file.png"
 
 
 def pytest_collection_modifyitems(items):
-    """Mark as system each test that starts something itself, by a helper or by a fixture."""
-    known = {}
+    """Mark as system each test that starts something itself, by a helper or by a fixture.
+
+    Files that fork come first: they must not run in a process that has threads.
+    """
+    forking = {module for module in {item.module for item in items} if any(map(is_in_forked, vars(module).values()))}
+    items.sort(key=lambda item: item.module not in forking)
+    known, answers = {}, {}
     for item in items:
-        fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
-        if any(starts_something(part, known) for part in (item.function, *fixtures)):
+        parts = (item.function, *(found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()))
+        if parts not in answers:  # a test of a hundred parameters is looked at once
+            answers[parts] = any(starts_something(part, known) for part in parts)
+        if answers[parts]:
             item.add_marker("system")
+
+
+def is_in_forked(value):
+    """Whether a name of a test file is of forked.py."""
+    return getattr(value, "__module__", None) == "forked"
 
 
 def pytest_sessionfinish():
     """Remove the cache of the session."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        return
     shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
@@ -37,6 +51,29 @@ def _short_classifiers():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "IMAGES_SEEN", classifier.IMAGES_SEEN // 10)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _white_pictures():
+    """Leave figures white: to draw one takes longer than to find what it shows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PNG, white)
+        yield
+
+
+def white(figure, dpi=DPI):
+    """A PNG of the figure's size with nothing in it."""
+    buffer = io.BytesIO()
+    Image.new("L", [round(side * dpi) for side in figure.get_size_inches()], 255).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Figures as users see them, from here to the end of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PNG, png)
         yield
 
 
@@ -71,10 +108,12 @@ def student_checkpoint(student_run):
 
 @pytest.fixture(scope="session")
 def evaluation(tmp_path_factory, student_checkpoint):
-    """Folder of fdistill evaluate: student beside teacher, 60 samples, 2 draws."""
+    """Folder of fdistill evaluate: student beside teacher, 60 samples, 2 draws, all figures drawn."""
     folder = tmp_path_factory.mktemp("evaluation") / "out"
     few = ("--n", 60, "--repeats", 2, "--bootstrap", 4)
-    succeeds("evaluate", "--checkpoint", student_checkpoint, *few, "--out", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PNG, png)
+        succeeds("evaluate", "--checkpoint", student_checkpoint, *few, "--out", folder)
     return folder
 
 

@@ -12,15 +12,11 @@ from fdistill.objectives import DiffInstruct
 from fdistill.sampling.generator import GenerativeModel
 
 
-def test_importing_it_imports_nothing_heavy():
+def test_importing_it_imports_nothing_heavy_and_loading_no_lightning():
     heavy = "{'torch', 'lightning', 'diffusers', 'numpy', 'scipy'}"
-    outcome = python_process(f"import sys, fdistill; dir(fdistill); print({heavy} & sys.modules.keys())")
-    assert outcome.out == "set()\n"
-
-
-def test_loading_needs_no_lightning():
-    outcome = python_process("import sys, fdistill; fdistill.load; print('lightning' in sys.modules)")
-    assert outcome.out == "False\n"
+    code = f"import sys, fdistill; dir(fdistill); print({heavy} & sys.modules.keys()); fdistill.load; "
+    outcome = python_process(code + "print('lightning' in sys.modules)")
+    assert outcome.out == "set()\nFalse\n"
 
 
 def test_everything_that_it_names_is_there():
@@ -99,6 +95,8 @@ def test_a_path_is_no_model_and_a_model_is_no_picture():
         fdistill.show(fdistill.load("digits-student"))
 
 
+@pytest.mark.system
 def test_it_is_evaluated_beside_its_teacher():
-    report = fdistill.evaluate(fdistill.load("digits-student"), teacher="digits-teacher", n=20, repeats=1).report
+    few = {"n": 20, "repeats": 1, "bootstrap": 2}
+    report = fdistill.evaluate(fdistill.load("digits-student"), teacher="digits-teacher", **few).report
     assert (report["n"], report["student_evaluations"], report["teacher_evaluations"]) == (20, 1, 35)

@@ -9,7 +9,6 @@ from cli_runs import (
     fdistill_process,
     last,
     one_error_line,
-    python_process,
     student_arguments,
     teacher_arguments,
     write_yaml,
@@ -131,19 +130,20 @@ def test_mistake_in_an_option(mistake, teacher_checkpoint, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_divergence_may_be_a_users_own_as_soon_as_it_is_imported(teacher_checkpoint, tmp_path):
+def test_divergence_may_be_a_users_own_as_soon_as_it_is_imported(teacher_checkpoint, tmp_path, monkeypatch):
     (tmp_path / "my_divergences.py").write_text(
         "from fdistill.theory.divergences import FDivergence\n\n"
         "class Bhattacharyya(FDivergence):\n    def f(self, r):\n        return -r.sqrt().log()\n"
     )
     fit = student_arguments(tmp_path / "run", teacher_checkpoint, "--print_config")
-    arguments = ["--import", "my_divergences", *fit]
-    flags = [f"--model.objective.divergence={name}" for name in ("Bhattacharya", "Bhattacharyya")]
-    code = "import sys; from fdistill.cli.main import main; [main(sys.argv[3:] + [flag]) for flag in sys.argv[1:3]]"
-    outcome = python_process(code, *flags, *arguments, PYTHONPATH=str(tmp_path))
-    assert "did you mean Bhattacharyya? expected one of AlphaDivergence, AnnealedAlpha, Bhattacharyya," in outcome.err
-    assert len(outcome.err.splitlines()) == 1
-    objective = yaml.safe_load(outcome.out)["model"]["init_args"]["objective"]
+    monkeypatch.syspath_prepend(tmp_path)
+    wrong, right = (
+        fdistill("--import", "my_divergences", *fit, f"--model.objective.divergence={name}")
+        for name in ("Bhattacharya", "Bhattacharyya")
+    )
+    assert "did you mean Bhattacharyya? expected one of AlphaDivergence, AnnealedAlpha, Bhattacharyya," in wrong.err
+    assert len(wrong.err.splitlines()) == 1
+    objective = yaml.safe_load(right.out)["model"]["init_args"]["objective"]
     assert objective["init_args"]["divergence"] == {"class_path": "my_divergences.Bhattacharyya"}
 
 
@@ -265,7 +265,8 @@ def test_no_network_moves_when_one_loss_is_not_finite(teacher_checkpoint, tmp_pa
     assert all(torch.equal(p, seen[-1][n]) for n, p in cli.model.named_parameters())
 
 
-def test_data_with_nan_in_a_users_module(tmp_path):
+def test_data_with_nan_in_a_users_module(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "nan_data.py").write_text(
         "import torch\nfrom fdistill.data import GenerativeDataModule, InMemorySplit\n\n"
         "class Holes(GenerativeDataModule):\n    sample_shape, num_classes = (1, 8, 8), 10\n\n"
@@ -276,7 +277,7 @@ def test_data_with_nan_in_a_users_module(tmp_path):
     )
     config = write_yaml(tmp_path / "data.yaml", data={"class_path": "nan_data.Holes"})
     arguments = teacher_arguments(tmp_path / "run", "--config", config)
-    line = one_error_line(fdistill_process("--import", "nan_data", *arguments, PYTHONPATH=str(tmp_path)))
+    line = one_error_line(fdistill("--import", "nan_data", *arguments))
     assert "data is finite: expected no NaN or infinity, got 64 such values in 1 samples, the first in sample 3" in line
 
 

@@ -159,8 +159,10 @@ def test_print_config_prints_yaml_and_runs_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
-@pytest.mark.parametrize("run", ["teacher_run", "student_run"])
+@pytest.mark.parametrize(
+    ("verb", "run"),
+    [("validate", "student_run"), ("test", "teacher_run"), ("predict", "student_run"), ("predict", "teacher_run")],
+)
 def test_other_trainer_commands_run_and_leave_the_run_folder_alone(verb, run, request):
     folder = request.getfixturevalue(run)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

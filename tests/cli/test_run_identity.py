@@ -32,8 +32,6 @@ def run(teacher_run, tmp_path):
     "flag",
     [
         "--model.ema_decay=0.9",
-        "--model.noise_levels.mean=0.3",
-        "--model.label_dropout=0.5",
         "--model.optimizer=torch.optim.Adam",
         "--model.optimizer.amsgrad=true",
         "--data.batch_size=8",

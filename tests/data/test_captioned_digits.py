@@ -8,6 +8,8 @@ from fdistill.data.captioned_digits import caption_numbers, caption_parts, capti
 from fdistill.evaluation.features import CaptionFeatures
 from fdistill.evaluation.features import captions as judge
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 
 @pytest.fixture(scope="module")
 def data():

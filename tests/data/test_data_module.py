@@ -14,6 +14,8 @@ from fdistill.data import Batch, Digits, GenerativeDataModule, IdxFolder, InMemo
 from fdistill.sampling.grids import GivenGrid, KarrasGrid
 from fdistill.theory.paths import VPLinear
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 MODULES = sorted(
     (c for c in vars(fdistill.data).values() if inspect.isclass(c) and issubclass(c, GenerativeDataModule)),
     key=lambda c: c.__name__,

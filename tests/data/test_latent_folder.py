@@ -17,6 +17,8 @@ from fdistill.data import DecodedLatents, ImageFolder, LatentFolder
 from fdistill.models.vae import Decoder
 from fdistill.training.argument_checks import check_latents
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):

@@ -14,6 +14,8 @@ from fdistill.models.networks import MLP
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.preconditioning import EDM
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 
 class Resampled:
     """Samples drawn from a given set, and spoiled."""

@@ -32,6 +32,8 @@ from fdistill.models.networks import MLP
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.preconditioning import EDM
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 
 def unet(channels=1, **options):
     with torch.random.fork_rng(devices=[]):

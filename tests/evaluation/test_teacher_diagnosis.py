@@ -12,6 +12,8 @@ from fdistill.sampling import DDIM, GDDIM, Euler, Heun
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.noise_levels import karras_grid
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 GRID = karras_grid(6, 0.02, 20.0)
 QUICK = {"n": 100, "repeats": 1}
 

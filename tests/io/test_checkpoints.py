@@ -49,9 +49,12 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("how", BROKEN)
+USES = ("evaluate", "evaluate --teacher", "export", "fit --model.teacher", "fit --ckpt_path")
+
+
 @pytest.mark.parametrize(
-    "use", ["sample", "evaluate", "evaluate --teacher", "export", "fit --model.teacher", "fit --ckpt_path"]
+    ("use", "how"),
+    [*(("sample", how) for how in BROKEN), *((use, how) for use in USES for how in ("truncated", "mischief"))],
 )
 def test_broken_checkpoint(how, use, teacher_checkpoint, student_checkpoint, tmp_path):
     path = tmp_path / "broken.ckpt"

@@ -8,6 +8,8 @@ from fdistill.data import Digits
 from fdistill.evaluation.features import ClassifierFeatures
 from fdistill.io.load import load_model
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 FOLDERS = {name: ROOT / "checkpoints" / f"digits-{name}" for name in ("student", "teacher")}
 
 

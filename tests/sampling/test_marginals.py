@@ -14,6 +14,8 @@ from fdistill.theory.noise_levels import karras_grid
 from fdistill.theory.paths import VarianceExploding
 from fdistill.theory.preconditioning import X0Prediction
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 MEANS, STD, SHARES = (-1.0, 0.6), 0.25, (0.3, 0.7)
 MEAN = sum(share * mean for share, mean in zip(SHARES, MEANS, strict=True))
 VARIANCE = STD**2 + sum(share * (mean - MEAN) ** 2 for share, mean in zip(SHARES, MEANS, strict=True))

@@ -10,6 +10,8 @@ from torch.testing import assert_close
 from fdistill.sampling import DDIM, GDDIM, Euler, Heun, Renoising, Restart, Sampler, one_step
 from fdistill.theory.noise_levels import karras_grid
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 SIGMA_MIN, SIGMA_MAX, STD = 0.05, 20.0, 0.5
 
 

@@ -14,6 +14,8 @@ from fdistill.data.batches import Batch
 from fdistill.evaluation.features import ClassifierFeatures
 from fdistill.evaluation.see_saw import LinearDenoiser
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 MOST = 1024  # samples that anyone may ask for at once
 
 

@@ -7,6 +7,8 @@ from cli_runs import teacher_arguments
 
 from fdistill.models.denoiser import Denoiser
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 16, 100, 1000, 4095])
 def test_the_largest_is_found_to_within_a_sixteenth(limit):

@@ -13,6 +13,8 @@ from fdistill.evaluation.report.panels import GROUPS, all_groups
 from fdistill.training.loggers import DashboardLogger, log_histogram, log_words
 from fdistill.training.loggers.dashboard import SUMMARIES
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 TURN = "trainer/global_step"
 
 

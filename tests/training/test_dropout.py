@@ -30,7 +30,6 @@ NETWORKS = {
     "two experts": lambda p: TwoExperts(edm2(p), edm2(p), split=0.0),
 }
 PLAIN = [name for name in NETWORKS if name not in ("EDM2UNet", "two experts")]  # these scale their weights first
-EDM2 = ("EDM2UNet", DiffInstruct(), "teacher")
 
 
 def denoiser(name, p=P, seed=0):
@@ -68,7 +67,11 @@ def test_equal_weights_have_a_matching_loss_of_exactly_0(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "objective", "reads"),
-    [("DiffusersUNet", DMD2(0.1), "teacher"), *((name, SiDA(0.1), "fake_score") for name in PLAIN), EDM2],
+    [
+        ("DiffusersUNet", DMD2(0.1), "teacher"),
+        ("SongUNet", SiDA(0.1), "fake_score"),
+        ("EDM2UNet", DiffInstruct(), "teacher"),
+    ],
 )
 def test_a_distillation_is_that_of_networks_without_dropout(name, objective, reads):
     ends = []
@@ -78,7 +81,7 @@ def test_a_distillation_is_that_of_networks_without_dropout(name, objective, rea
         turns = {"turn": "alternating", "fake_updates_per_student": 1}
         module = distillation(denoiser(name, p), objective, discriminator=reads, **networks, **turns)
         before = torch.get_rng_state()
-        validated(module, 3)
+        validated(module, 2)
         assert torch.equal(before, torch.get_rng_state()), "something was drawn from the global generator"
         ends.append(weights(module))
     assert [key for key in ends[0] if not torch.equal(ends[0][key], ends[1][key])] == []

@@ -16,6 +16,8 @@ from fdistill.training.discrimination import NoisedInput, logit_of, logits_of_bo
 from fdistill.training.planning import dry_turn
 from fdistill.training.turn_schedule import Learners
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 B = 3
 STOCK = {
     "sample_size": 8,

@@ -30,8 +30,10 @@ from fdistill.theory.schedules import Linear, Steps
 from fdistill.training import DistillationModule
 
 WITH_DISCRIMINATOR = sorted(name for name, build in OBJECTIVES.items() if build().needs.discriminator)
-CASES = [*itertools.product(WITH_DISCRIMINATOR, ["teacher", "fake_score", "sample"])]
-CASES += [(name, "none") for name in OBJECTIVES if name not in WITH_DISCRIMINATOR]
+TURNS = ("fused", "alternating")
+CASES = itertools.product(WITH_DISCRIMINATOR, ["teacher", "fake_score", "sample"])
+CASES = [(*case, turn) for case, turn in zip(CASES, itertools.cycle(TURNS))]  # each objective learns in both
+CASES += [(name, "none", turn) for name in OBJECTIVES if name not in WITH_DISCRIMINATOR for turn in TURNS]
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +73,7 @@ def test_every_objective_is_here():
     assert set(OBJECTIVES) == SHIPPED
 
 
-@pytest.mark.parametrize("turn", ["fused", "alternating"])
-@pytest.mark.parametrize(("name", "discriminator"), CASES, ids=map("-".join, CASES))
+@pytest.mark.parametrize(("name", "discriminator", "turn"), CASES, ids=map("-".join, CASES))
 def test_every_objective_moves_the_student_and_what_it_needs_and_never_the_teacher(name, discriminator, turn, pairs):
     objective = OBJECTIVES[name]()
     module = learning_by(

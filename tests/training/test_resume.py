@@ -45,9 +45,8 @@ def images():
 CASES = {
     "fused": (lambda: distillation(adversarial_weight=0.1), ring),
     "fused, sample discriminator": (lambda: distillation(discriminator="sample"), ring),
-    "alternating": (lambda: distillation(turn="alternating", fake_updates_per_student=2), ring),
     "alternating after a warm-up": (
-        lambda: distillation(turn="alternating", fake_updates_per_student=1, fake_score_warmup=3),
+        lambda: distillation(turn="alternating", fake_updates_per_student=1, fake_score_warmup=2),
         ring,
     ),
     "samples used again": (
@@ -66,7 +65,7 @@ CASES = {
     "random skews": (lambda: distillation(objective=ScoreOfMixture()), ring),
     "imitation": (lambda: distillation(objective=DiffInstruct(), imitation=0.9), ring),
     "warm start and schedule": (
-        lambda: distillation(objective=WarmStarted(DMD2(Linear(0.0, 1.0, 8)), DiffInstruct(), 6)),
+        lambda: distillation(objective=WarmStarted(DMD2(Linear(0.0, 1.0, 5)), DiffInstruct(), 4)),
         ring,
     ),
     "guided fake score": (
@@ -79,7 +78,6 @@ CASES = {
         ),
         ring,
     ),
-    "fused with dropout": (lambda: distillation(unet_with_dropout()), images),
     "weights of unit magnitude": (
         lambda: distillation(edm2(), objective=DiffInstruct(), turn="alternating", fake_updates_per_student=2),
         images,
@@ -91,12 +89,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_five_turns_and_five_more_equal_ten(case, tmp_path):
+def test_three_turns_and_three_more_equal_six(case, tmp_path):
     build, data = CASES[case]
     path = tmp_path / "half.ckpt"
     torch.manual_seed(0)
     whole = build()
-    uninterrupted = fit(whole, 10, data(), callbacks=[SaveAt(5, path)])
+    uninterrupted = fit(whole, 6, data(), callbacks=[SaveAt(3, path)])
 
     torch.manual_seed(99)  # a new process has another random state
     continued = build()
@@ -104,9 +102,9 @@ def test_five_turns_and_five_more_equal_ten(case, tmp_path):
         for name, parameter in continued.named_parameters():  # what is not restored would show
             if not name.startswith("teacher."):
                 parameter.add_(1.0)
-    resumed = fit(continued, 10, data(), resume_from=path)
+    resumed = fit(continued, 6, data(), resume_from=path)
 
-    assert resumed.global_step == uninterrupted.global_step == 10
+    assert resumed.global_step == uninterrupted.global_step == 6
     end, expected = weights(continued), weights(whole)
     assert end.keys() == expected.keys()
     assert [name for name in end if not torch.equal(end[name], expected[name])] == []

@@ -36,7 +36,7 @@ def pixels(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def chosen(teacher, pixels):
+def chosen(teacher, pixels, drawn):
     """What was printed, and the folder, of a choice among three lengths."""
     target = teacher.parent / "chosen"
     flags = ["--lengths", 0.2, 0.05, 0.1, "--n", 20, "--repeats", 2, "--features", pixels, "--out", target]

@@ -90,6 +90,7 @@ def test_a_student_is_refused_in_one_line_before_anything_is_written(student_che
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_pictures_are_diagnosed_as_pictures(teacher_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "fdistill.evaluation.teacher_diagnosis.default_extractor", lambda *_: PixelFeatures()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cli_runs import fdistill, fdistill_process, one_error_line, succeeds
+from cli_runs import fdistill, one_error_line, succeeds
 from PIL import Image
 
 from fdistill.io.export import export_folder
@@ -140,8 +140,3 @@ def test_output_that_is_a_folder(student_checkpoint, tmp_path):
     line = one_error_line(fdistill("sample", "--checkpoint", student_checkpoint, "--out", tmp_path / "out.png"))
     assert line.startswith(f"cannot write {tmp_path / 'out.png'}: ")
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
-
-
-def test_a_process_is_quiet(student_checkpoint, tmp_path):
-    outcome = fdistill_process("sample", "--checkpoint", student_checkpoint, "--out", tmp_path / "out.png")
-    assert (outcome.status, outcome.err) == (0, "")

@@ -8,7 +8,7 @@ import inspect
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import spawn
+from forked import ended, fork_ranks
 from torch.testing import assert_close
 
 import fdistill.evaluation.metrics
@@ -125,7 +125,7 @@ def on_rank(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(on_rank, (str(folder),), nprocs=RANKS)
+    assert ended(fork_ranks(lambda rank: on_rank(rank, folder), folder)) == [0, 0], (folder / "rank0.log").read_text()
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

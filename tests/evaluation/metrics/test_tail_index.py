@@ -16,6 +16,8 @@ from fdistill.evaluation.metrics import (
 )
 from fdistill.evaluation.metrics.tail_index import anchored_tail, tail_index, tail_threshold
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 N = 2000
 
 

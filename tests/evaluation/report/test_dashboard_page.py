@@ -11,6 +11,8 @@ from fdistill.evaluation.report import training_curves_figure
 from fdistill.evaluation.report.dashboard import dashboard_page, read_runs
 from fdistill.evaluation.report.panels import GROUPS, PICTURES, all_groups, beside
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 ROOMS = {
     "loss": "student fake_score discriminator adversarial teacher",
     "validation": "loss pixel_frechet_distance",

@@ -13,6 +13,8 @@ from fdistill.evaluation.report.evidence_figures import (
 )
 from fdistill.evaluation.report.figure_file import BLUE
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 
 def pixels(path):
     return np.asarray(Image.open(path).convert("RGB")).astype(int)

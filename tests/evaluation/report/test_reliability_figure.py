@@ -9,6 +9,8 @@ from fdistill.evaluation.ratio_calibration import NoiseGroup, reliability
 from fdistill.evaluation.report.figure_file import BLUE
 from fdistill.evaluation.report.reliability_figure import reliability_figure
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 
 def group(fake, real, num_bins):
     return NoiseGroup(0.1, 1.0, reliability(fake, real, num_bins), fake, real)

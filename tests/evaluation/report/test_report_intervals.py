@@ -8,6 +8,8 @@ import torch
 from fdistill.evaluation.report import Samples, average_rows, compare, intervals, measure
 from fdistill.evaluation.report.intervals import share_interval, standard_errors
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 N, D = 200, 6
 
 

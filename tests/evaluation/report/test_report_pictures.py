@@ -9,6 +9,8 @@ from PIL import Image
 
 from fdistill.evaluation.report import sample_grid_figure, training_curves_figure
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 
 def pixels(path):
     return np.asarray(Image.open(path).convert("RGB")).astype(int)

@@ -9,6 +9,8 @@ from sklearn.datasets import load_digits
 from fdistill.evaluation.features import ClassifierFeatures, PixelFeatures
 from fdistill.evaluation.report import Samples, average_rows, joined, measure, per_class, per_class_gaussian, write_json
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 
 @pytest.fixture(scope="module")
 def digits():

@@ -18,6 +18,8 @@ from fdistill.models.networks import MLP, DiffusersUNet
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.preconditioning import EDM
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 LEVELS = {2: [5.0, 0.8], 4: [80.0, 3.0, 0.9, 0.1]}
 UNRULY = [80 * math.exp(-k) for k in range(8)]  # no scheduler of diffusers has them
 NETWORKS = {

@@ -15,6 +15,8 @@ from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.paths import DDPMPath
 from fdistill.theory.preconditioning import EDM, EpsPrediction
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 NETWORKS = {
     "vectors": lambda: MLP(dim=3, width=8, depth=2),
     "vectors of classes": lambda: MLP(dim=2, width=8, depth=2, num_classes=4),

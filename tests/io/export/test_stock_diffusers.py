@@ -19,26 +19,43 @@ import sys
 sys.modules["fdistill"] = None  # an import of it raises ImportError
 import numpy as np, torch
 from diffusers import ConsistencyModelPipeline
-folder, out, n, seed, labels, latents = sys.argv[1:]
-pipeline = ConsistencyModelPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
-pipeline.set_progress_bar_config(disable=True)
-generator = torch.Generator().manual_seed(int(seed))
-labels = None if labels == "none" else eval(labels)
-images = pipeline(int(n), class_labels=labels, generator=generator, output_type="np").images
-if latents == "random":
-    for batch in range(4):  # the pipeline draws the classes itself
-        more = pipeline(64, generator=generator, output_type="np").images
-        assert np.isfinite(more).all()
-np.savez(out, images=images)
+
+def images(folder, n, seed, labels):
+    pipeline = ConsistencyModelPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(seed)
+    given = pipeline(n, class_labels=labels, generator=generator, output_type="np").images
+    drawn = pipeline(64, generator=generator, output_type="np").images  # the pipeline draws the classes itself
+    assert np.isfinite(drawn).all()
+    return given
+
+out, classes, colour = sys.argv[1:]
+np.savez(out, classes=images(classes, 12, 3, [i % 10 for i in range(12)]), colour=images(colour, 3, 11, None))
 assert not any(name.startswith("fdistill.") for name in sys.modules)
 """
 
 
-def stock_images(folder, out, n, seed, labels, check="given"):
-    outcome = python_process(STOCK, folder, out, n, seed, labels, check)
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory):
+    """An exported student of RGB images without classes."""
+    torch.manual_seed(0)
+    network = DiffusersUNet(
+        resolution=16, channels=3, widths=[8, 16], groups=4, attention_levels=[1], blocks_per_level=2
+    )
+    model = GenerativeModel.student(Denoiser(network, EDM(0.6)), 4.0)
+    return export_folder(model, tmp_path_factory.mktemp("colour") / "model")
+
+
+@pytest.fixture(scope="module")
+def stock(exported, colour, tmp_path_factory):
+    """What stock diffusers makes of both folders, and what the code of the first one's model card prints."""
+    out = tmp_path_factory.mktemp("stock") / "stock.npz"
+    code = (exported / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    card = f"import os; os.chdir({str(exported.parent)!r})\n{code}print(len(samples), samples[0].size, samples[0].mode)"
+    outcome = python_process(STOCK + card, out, exported, colour)
     assert "fdistill" not in outcome.err
     with np.load(out) as file:
-        return file["images"]
+        return dict(file) | {"printed": outcome.out}
 
 
 def own_images(checkpoint, out, *flags):
@@ -48,25 +65,16 @@ def own_images(checkpoint, out, *flags):
         return (file["samples"].transpose(0, 2, 3, 1) / 2 + 0.5).clip(0, 1)
 
 
-def test_class_conditional_student_makes_the_same_pixels(exported, student_checkpoint, tmp_path):
-    labels = [i % 10 for i in range(12)]
-    stock = stock_images(exported, tmp_path / "stock.npz", 12, 3, labels, check="random")
+def test_class_conditional_student_makes_the_same_pixels(stock, exported, student_checkpoint, tmp_path):
     for source in (student_checkpoint, exported):
         own = own_images(source, tmp_path / "own.npz", "--n", 12, "--seed", 3)
-        np.testing.assert_allclose(stock, own, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(stock["classes"], own, rtol=0, atol=1e-5)
     assert own.std() > 0.05
 
 
-def test_unconditional_colour_student_makes_the_same_pixels(tmp_path):
-    torch.manual_seed(0)
-    network = DiffusersUNet(
-        resolution=16, channels=3, widths=[8, 16], groups=4, attention_levels=[1], blocks_per_level=2
-    )
-    model = GenerativeModel.student(Denoiser(network, EDM(0.6)), 4.0)
-    folder = export_folder(model, tmp_path / "model")
-    stock = stock_images(folder, tmp_path / "stock.npz", 3, 11, "none")
-    own = own_images(folder, tmp_path / "own.npz", "--n", 3, "--seed", 11)
-    np.testing.assert_allclose(stock, own, rtol=0, atol=1e-5)
+def test_unconditional_colour_student_makes_the_same_pixels(stock, colour, tmp_path):
+    own = own_images(colour, tmp_path / "own.npz", "--n", 3, "--seed", 11)
+    np.testing.assert_allclose(stock["colour"], own, rtol=0, atol=1e-5)
     assert own.std() > 0.05
 
 
@@ -91,13 +99,8 @@ def test_folder_holds_safetensors_and_text_only(exported):
     }
 
 
-def test_code_of_the_model_card_runs(exported, tmp_path, monkeypatch):
-    card = (exported / "README.md").read_text()
-    code = card.split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(exported.parent)
-    check = "import sys; sys.modules['fdistill'] = None\n"
-    outcome = python_process(check + code + "print(len(samples), samples[0].size, samples[0].mode)")
-    assert outcome.out == "16 (8, 8) L\n"
+def test_code_of_the_model_card_runs(stock):
+    assert stock["printed"] == "16 (8, 8) L\n"
 
 
 @pytest.mark.parametrize("sigma_init", [0.5, 80.0])

@@ -14,6 +14,8 @@ from fdistill.io.load import load_model
 from fdistill.io.stock_pipeline import PIPELINE, StockPipeline
 from fdistill.sampling.generator import GenerativeModel
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 PROMPT = "a red seven"
 SIDES = {"sana": 32, "sana-sprint": 32, "lumina2": 64}
 FAMILIES = ("sd", "sd-v", "sd-zero-snr", "sdxl", "pixart", "sana", "sana-sprint", "sd3", "flux", "flux-schnell")

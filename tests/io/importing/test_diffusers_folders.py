@@ -22,6 +22,8 @@ from fdistill.io.load import read_folder
 from fdistill.models.networks import StockUNet
 from fdistill.sampling import DDIM, Euler
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 STEPS = 5
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 SCHEDULES = {

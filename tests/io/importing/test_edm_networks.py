@@ -12,6 +12,8 @@ from fdistill.io.importing.edm_adm import adm_weights
 from fdistill.io.importing.edm_pickle import read_edm
 from fdistill.models.denoiser import Denoiser
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 CASES = cases()
 
 

@@ -20,6 +20,8 @@ from fdistill.models.condition import Condition
 from fdistill.models.guidance import Guidance
 from fdistill.theory.paths import DDPMPath
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 PROMPTS = ["a red seven", "a blue ground"]
 NEGATIVE = "ugly"
 STEPS = 4  # which divides 1000: DDIM of diffusers steps to other timesteps than it evaluates where it does not

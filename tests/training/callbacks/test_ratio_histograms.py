@@ -85,6 +85,7 @@ def test_the_schedule_counts_student_updates(tmp_path):
     assert pictures == ["ratio_0000007.png", "ratio_0000013.png"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_bin_without_samples_has_no_numbers_and_the_picture_is_drawn_all_the_same(tmp_path):
     module, data = distillation(divergence=ForwardKL()), ring(batch_size=3)
     _, memory, witness = run(1, RatioHistograms(every_n_updates=1), tmp_path, module, data=data)

@@ -144,6 +144,7 @@ def test_a_distance_to_training_images_is_refused_without_them():
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_pictures_are_files_of_the_run_folder(tmp_path):
     module = teacher_training(unet().network, num_steps=2)
     grid, logger = SampleGrid(every_n_turns=2, num_samples=4), JsonlLogger(str(tmp_path))

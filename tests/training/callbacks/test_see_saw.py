@@ -70,6 +70,7 @@ def test_a_teacher_that_trains_is_looked_at_on_schedule_as_its_average_told_the_
     torch.testing.assert_close(columns(memory, 4, bins=3), expected.excess)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_an_exact_denoiser_beside_the_teacher_gives_the_error_of_eps(tmp_path):
     oracle = exact([[0.0, 0.0]], [1.0])
     memory = run(distillation(oracle, **GAUSSIAN), 1, SeeSaw(exact=oracle), tmp_path, gaussian_data())

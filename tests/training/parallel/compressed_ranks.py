@@ -103,9 +103,9 @@ def descent(rank, compression):
 
 
 def compressed_turns(name):
-    """Five turns of a run, and its weights."""
+    """Two turns of a run, and its weights."""
     module = distillation(adversarial_weight=0.1)
-    fit(module, 5, strategy=ReplicatedStrategy(KINDS[name]()), devices=dist.get_world_size())
+    fit(module, 2, strategy=ReplicatedStrategy(KINDS[name]()), devices=dist.get_world_size())
     return weights(module)
 
 

@@ -42,9 +42,9 @@ class TwoPlaces(TorchFunctionMode):
             return DEVICE if result == HOST and not is_on_host(args[0]) else result
         if function == _SET_DATA:
             _put(args[0], is_on_host(args[1]))
+        if not isinstance(result, torch.Tensor) and type(result) not in (list, tuple):
+            return result  # most calls: a shape, a number
         made = list(_tensors((result,)))
-        if not made:
-            return result
         given = [*_tensors(args), *_tensors(kwargs.values())]
         target = _asked(function, args, kwargs)
         if target is not None and function in _MOVES and result is args[0] and is_on_host(result) != target:

@@ -22,21 +22,21 @@ from fdistill.training.parallel import ShardedStrategy
 SHARDED = {
     "teacher": lambda: teacher_training(loss_weight=LearnedUncertainty(1.0)),
     "fused": lambda: distillation(adversarial_weight=0.1, student=mlp(seed=1), r1_weight=0.1, r1_step=0.1),
-    "alternating": lambda: distillation(adversarial_weight=0.1, turn="alternating", fake_updates_per_student=1),
+    "alternating, several steps": lambda: distillation(
+        adversarial_weight=0.1, turn="alternating", fake_updates_per_student=1, renoise_levels=[0.5]
+    ),
     "features of the fake score": lambda: distillation(
         adversarial_weight=0.1, discriminator="fake_score", r1_weight=0.1, r1_step=0.1
     ),
     "gradients of the networks": lambda: distillation(
         objective=Fisher(), student=mlp(seed=1), fake_score=mlp(seed=2), imitation=0.9
     ),
-    "two micro-batches": lambda: distillation(objective=DMD2(0.1, "sigma"), renoise_levels=[0.5], accumulate=2),
 }
 WAYS = {
     "exact penalty, whole teacher": (
         {"r1_weight": 0.1, "student": mlp(seed=1)},
         lambda: ShardedStrategy(shard_teacher=False),
     ),
-    "parts on the CPU": ({}, lambda: ShardedStrategy(cpu_offload=True)),
     "guided, held in bfloat16": (
         {"guide": mlp(seed=3), "guidance": 2.0, "teacher_dtype": "bfloat16"},
         lambda: "sharded",
@@ -49,7 +49,6 @@ WAYS = {
 """Changes of a distillation, and the strategy that shards it."""
 
 NETWORKS = {
-    "MLP": lambda: MLP(width=8, depth=3, num_classes=3, frequencies=4),
     "SmallUNet": lambda: SmallUNet(4, 1, (4, 4), num_classes=3),
     "SongUNet": lambda: SongUNet(4, 1, 3, 8, (1, 1), 2, 2, 1, (), embedding="fourier", encoder="residual"),
     "DiffusersUNet": lambda: DiffusersUNet(4, 1, (8,), num_classes=3),
@@ -60,6 +59,7 @@ NETWORKS = {
     "EDM2UNet": lambda: EDM2UNet(4, 1, 3, 8, (1,), blocks_per_level=1, attention_resolutions=(), channels_per_head=8),
     "TwoExperts": lambda: TwoExperts(MLP(width=8, depth=2), MLP(width=8, depth=2), 0.0),
 }
+STARTED = ("SongUNet", "DiffusersUNet", "StockDiT", "EDM2UNet", "TwoExperts")  # an MLP is among the ways
 REPLICATED = ("EDM2UNet", "TwoExperts")  # which the other strategy refuses
 
 
@@ -94,17 +94,22 @@ def given(name):
 def starts(name, rank):
     """What a run with numbers on rank 0 alone starts from, and what its turn then learns; and the same of another."""
     strategy = "replicated" if name in REPLICATED else "sharded"
-    module, plain = descends(network(name), meta_start=True), descends(network(name))
+    module, plain, watch = descends(network(name), meta_start=True), descends(network(name)), Start()
     bare = {parameter.is_meta for parameter in module.parameters()}
-    fit(module, 0, given(name), devices=2, strategy=strategy)
-    start, part = whole_weights(module), held(module)
-    expected, module = weights(plain), descends(network(name), meta_start=True)
-    fit(module, 1, given(name), devices=2, strategy=strategy)
+    expected = weights(plain)
+    fit(module, 1, given(name), devices=2, strategy=strategy, callbacks=[watch])
     fit(plain, 1, given(name), devices=2, strategy="replicated")
-    return {"bare": bare == {rank > 0}, "start": start, "expected": expected, "held": part} | {
+    return {"bare": bare == {rank > 0}, "start": watch.start, "expected": expected, "held": watch.held} | {
         "learnt": whole_weights(module),
         "replicated": weights(plain),
     }
+
+
+class Start(Callback):
+    """Whole weights before the first turn, and the share of them that is here."""
+
+    def on_train_start(self, trainer, module):
+        self.start, self.held = whole_weights(module), held(module)
 
 
 class Watch(Callback):
@@ -203,31 +208,31 @@ def skips(rank):
 
 
 def mixed():
-    """Three turns under bf16-mixed, sharded and not, and in float32."""
+    """Two turns under bf16-mixed, sharded and not, and in float32."""
     runs = {"sharded": ("sharded", "bf16-mixed"), "replicated": ("replicated", "bf16-mixed")}
     runs["float32"] = ("replicated", "32-true")
     found = {}
     for name, (strategy, precision) in runs.items():
         module = descends(network("SmallUNet"))
-        fit(module, 3, given("SmallUNet"), devices=2, strategy=strategy, precision=precision)
+        fit(module, 2, given("SmallUNet"), devices=2, strategy=strategy, precision=precision)
         found[name] = whole_weights(module)
     return found
 
 
 def sharded(rank, folder):
     devices = dist.get_world_size()
-    five = functools.partial(fit, turns=5, devices=devices)
     found = {}
     for name, build in SHARDED.items():
         replicated, parts = build(), build()
-        five(replicated, strategy="replicated")
-        five(parts, strategy="sharded")
+        turns = 5 if name == "fused" else 2  # that one is resumed below
+        fit(replicated, turns, devices=devices, strategy="replicated")
+        fit(parts, turns, devices=devices, strategy="sharded")
         found[name] = {"replicated": weights(replicated), "sharded": whole_weights(parts), "held": held(parts)}
     for name, (changes, strategy) in WAYS.items():
         plain = {key: value for key, value in changes.items() if key != "meta_start"}
         replicated, parts = descends(None, **plain), descends(None, **changes)
-        fit(replicated, 3, devices=devices, strategy="replicated")
-        fit(parts, 3, devices=devices, strategy=strategy())
+        fit(replicated, 2, devices=devices, strategy="replicated")
+        fit(parts, 2, devices=devices, strategy=strategy())
         devices_of = {p.device.type for p in parts.parameters()}
         found[name] = {"replicated": weights(replicated), "sharded": whole_weights(parts), "devices": devices_of}
     build, path = SHARDED["fused"], folder / "sharded.ckpt"
@@ -237,13 +242,13 @@ def sharded(rank, folder):
     run.save_checkpoint(path)
     resumed, again = build(), PowerAverages([0.1], every_n_updates=2)
     more = {"resume_from": path, "callbacks": [again], "folder": str(folder / "resumed")}
-    five(resumed, strategy=ShardedStrategy(cpu_offload=True), **more)
+    fit(resumed, 5, devices=devices, strategy=ShardedStrategy(cpu_offload=True), **more)
     averages = again.state_dict()["averages"][0]
     return found | {
         "resumed": whole_weights(resumed),
         "resumed averages": averages,
         "saved": whole_weights(first),
-        "starts": {name: starts(name, rank) for name in NETWORKS},
+        "starts": {name: starts(name, rank) for name in STARTED},
         "watched": watched(),
         "averaged": averaged(folder),
         "measured": {strategy: measured(strategy, folder / "measured") for strategy in ("replicated", "sharded")},

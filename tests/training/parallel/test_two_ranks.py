@@ -1,19 +1,13 @@
 """Two processes are one process with the batches of both: gradients, ratios, runs, checkpoints, callbacks."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 import two_ranks
 from compressed_ranks import KINDS
-from repository import ROOT
-from sharded_ranks import NETWORKS, REPLICATED, SHARDED, WAYS, network
+from forked import ended, fork_ranks
+from sharded_ranks import REPLICATED, SHARDED, STARTED, WAYS, network
 from tiny_runs import fit, ring, weights
 from torch.testing import assert_close
 
@@ -26,54 +20,14 @@ from fdistill.training.parallel.replicated import _own_memory
 SECONDS = 600
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What the two processes wrote down, and the folder they worked in."""
-    folder, here = tmp_path_factory.mktemp("ranks"), Path(__file__).parent
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(two_ranks.RANKS),
-        "LOCAL_WORLD_SIZE": str(two_ranks.RANKS),
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
-    }
+    folder = tmp_path_factory.mktemp("ranks")
     alone = two_ranks.with_the_batches_of_both(two_ranks.comparable(lr=0.1))
     fit(alone, 2, ring(batch_size=64)).save_checkpoint(folder / "one_process.ckpt")
-    logs = [(folder / f"rank{rank}.log").open("w+") for rank in range(two_ranks.RANKS)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(here / "two_ranks.py"), str(folder)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        deadline = time.monotonic() + SECONDS
-        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-            if any(process.poll() for process in processes):
-                break  # one has failed: the other would wait for it
-            time.sleep(0.1)
-        codes = [process.poll() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    for log in logs:
-        log.seek(0)
-    tails = "\n".join(log.read()[-4000:] for log in logs)
-    for log in logs:
-        log.close()
+    codes = ended(fork_ranks(lambda rank: two_ranks.main(folder), folder), SECONDS)
+    tails = "\n".join((folder / f"rank{rank}.log").read_text()[-4000:] for rank in range(two_ranks.RANKS))
     assert codes == [0] * two_ranks.RANKS, f"exit codes {codes} (None: still running after {SECONDS} s)\n{tails}"
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(two_ranks.RANKS)], folder
 
@@ -127,9 +81,9 @@ def test_rows_are_gathered_in_the_order_of_the_ranks_also_when_they_are_unequal(
 
 
 @pytest.mark.parametrize("turn", ["teacher", "fused", "alternating"])
-def test_ranks_hold_equal_networks_averages_and_ratios_after_fifty_turns(ranks, turn):
+def test_ranks_hold_equal_networks_averages_and_ratios_after_eight_turns(ranks, turn):
     first, second = both(ranks, turn, "weights")
-    assert both(ranks, turn, "global_step") == [50, 50]
+    assert both(ranks, turn, "global_step") == [two_ranks.TURNS] * 2
     assert first.keys() == second.keys()
     assert {name for name in first if not torch.equal(first[name], second[name])} == set()
 
@@ -287,7 +241,7 @@ def test_in_whatever_way_networks_are_sharded_they_learn_the_same(ranks, name):
         assert found["devices"] == {"cpu"}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", STARTED)
 def test_ranks_without_numbers_start_and_learn_like_all_others(ranks, name):
     starts = [found[name] for found in both(ranks, "sharded", "starts")]
     for found in starts:

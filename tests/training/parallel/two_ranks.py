@@ -1,10 +1,8 @@
-"""What each of two processes does and writes down; started by test_two_ranks.py with the variables of torchrun."""
+"""What each of two processes does and writes down; test_two_ranks.py forks them with the variables of torchrun."""
 
 import copy
 import functools
 import os
-import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -142,11 +140,11 @@ def refusal(collective):
         return str(error)
 
 
-TURNS = 50
+TURNS = 8
 
 
 def turns(rank, kind):
-    """Fifty turns from a start that differs between the ranks, until the strategy makes it the same."""
+    """Eight turns from a start that differs between the ranks, until the strategy makes it the same."""
     if kind == "teacher":
         module = teacher_training()
     else:
@@ -169,13 +167,13 @@ OBJECTIVES = {
 
 
 def objective_turns(rank, name):
-    """Six fused turns, the batch of the student's steps in each, and the weights."""
+    """Four fused turns, the batch of the student's steps in each, and the weights."""
     module = distillation(**OBJECTIVES[name]())
     steps, now = [], []
     module.student.register_forward_hook(lambda *_: now.append(1))
     watch = Callback()
     watch.on_train_batch_end = lambda *_: (steps.append(len(now)), now.clear())
-    fit(module, 6, callbacks=[watch], **REPLICATED)
+    fit(module, 4, callbacks=[watch], **REPLICATED)
     return {"weights": weights(module), "steps": steps}
 
 
@@ -320,7 +318,3 @@ def main(folder):
     torch.save(results, folder / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -10,11 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import SmallUNet, SongUNet
-from fdistill.objectives import DMD2, FDistill, SiD, UniInstruct
+from fdistill.objectives import DMD2, FDistill, SiD
 from fdistill.theory.divergences import JensenShannon, ReverseKL
 from fdistill.theory.preconditioning import EDM
 from fdistill.training.planning import dry_turn, forward_flops, turns_of_run
 from fdistill.training.planning.dry_turn import Meter
+
+pytestmark = pytest.mark.system  # seconds, too many for make check
 
 B = 4
 K = 5
@@ -59,15 +61,10 @@ class CountedTurns(L.Callback):
 
 
 RUNS = {
-    "f-distill, fused": {"objective": FDistill(JensenShannon(), 0.1), "turn": "fused"},
-    "f-distill, alternating": {"objective": FDistill(JensenShannon(), 0.1), "turn": "alternating"},
-    "f-distill on samples": {"objective": FDistill(JensenShannon()), "discriminator": "sample"},
     "reverse KL, warm-up": {"objective": FDistill(ReverseKL()), "turn": "alternating", "fake_score_warmup": 1},
     "DMD2, fake score's features": {"objective": DMD2(), "turn": "alternating", "discriminator": "fake_score"},
     "DMD2, R1": {"objective": DMD2(), "turn": "alternating", "r1_weight": 1.0},
     "DMD2, guided, instance noise": {"objective": DMD2(), "turn": "fused", "guidance": 2.0, "instance_noise": 0.1},
-    "SiD": {"objective": SiD(), "turn": "alternating"},
-    "Uni-Instruct, fused": {"objective": UniInstruct(JensenShannon()), "turn": "fused"},
     "several steps": {"objective": DMD2(), "turn": "alternating", "renoise_levels": [1.0, 0.5]},
 }
 

@@ -11,6 +11,8 @@ from fdistill.theory.divergences import ReverseKL
 from fdistill.training.parallel import ReplicatedStrategy, ShardedStrategy
 from fdistill.training.planning import GPUS, Gpu, plan_run, ring_seconds, turns_of_run
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 SLOW = Gpu(bf16=2e9, tf32=1e9, fp32=1e8, memory=1e9, bandwidth=1e9, link=1e6)
 
 

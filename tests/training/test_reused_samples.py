@@ -1,66 +1,14 @@
-"""What a cycle of turns costs, counted by torch in units of one forward pass F, and samples that serve twice."""
+"""Samples of the student's turn that serve the fake score's turns after it."""
 
 import lightning.pytorch as L
 import pytest
 import torch
-from tiny_runs import GivenData, distillation, fit, mlp
-from torch.utils.flop_counter import FlopCounterMode
-
-from fdistill.models.denoiser import Denoiser
-from fdistill.models.networks import DiffusersUNet
-from fdistill.theory.preconditioning import EDM
-
-BATCH = 8
+from tiny_runs import distillation, fit, mlp
 
 
-def unet():
-    """A network whose convolutions outweigh the discriminator's heads."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Denoiser(DiffusersUNet(resolution=8, widths=(32, 64), num_classes=2), EDM(1.0))
-
-
-def images():
-    return GivenData(torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 2, batch_size=BATCH)
-
-
-def alternating(denoiser=None, **changes):
+def alternating(denoiser, **changes):
     arguments = {"adversarial_weight": 0.1, "turn": "alternating", "fake_updates_per_student": 5}
-    return distillation(denoiser or unet(), **arguments | changes)
-
-
-def counted(run):
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-class Flops(L.Callback):
-    """Of each turn."""
-
-    def __init__(self):
-        self.turns = []
-
-    def on_train_batch_start(self, *_):
-        self.counter = FlopCounterMode(display=False)
-        self.counter.__enter__()
-
-    def on_train_batch_end(self, *_):
-        self.counter.__exit__(None, None, None)
-        self.turns.append(self.counter.get_total_flops())
-
-
-@pytest.mark.parametrize(("reuse_generated", "most"), [(True, 24), (False, 29)])
-def test_a_cycle_of_five_fake_turns_costs_at_most_so_many_forward_passes_and_the_heads(reuse_generated, most):
-    module = alternating(reuse_generated=reuse_generated)
-    fit(module, 12, images(), callbacks=[watch := Flops()])
-    x, sigma, labels = torch.zeros(BATCH, 1, 8, 8), torch.ones(BATCH), torch.zeros(BATCH, dtype=torch.int64)
-    with torch.no_grad():
-        half = module.teacher.encode(x, sigma, labels)
-        forward = counted(lambda: module.teacher(x, sigma, labels))
-        logit = counted(lambda: module.ratio.logit(half, x, sigma, labels))
-    heads = (5 * 2 * 3 + 3) * logit  # forward and backward: of generated and real samples, and in the student's turn
-    assert sum(watch.turns[6:]) <= most * forward + heads
+    return distillation(denoiser, **arguments | changes)
 
 
 class Generating(L.Callback):
