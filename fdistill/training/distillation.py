@@ -40,6 +40,7 @@ from fdistill.training.argument_checks import (
     check_stored,
 )
 from fdistill.training.averaging.ema import EMA
+from fdistill.training.checkpointed_blocks import checkpoint_blocks
 from fdistill.training.discrimination import Reads, build_discriminator
 from fdistill.training.distillation_turn import DistillationTurn
 from fdistill.training.initial_networks import (
@@ -113,6 +114,8 @@ class DistillationModule(DistillationTurn):
             in it whatever the run's precision. Student and fake score start from the weights before they are rounded.
         meta_start: whether rank 0 alone gets the weights of all networks on the CPU when they are built. The others
             get their copies, or their parts of them, from it when the run starts.
+        gradient_checkpointing: whether blocks keep no activations and are computed again in the backward pass: a third
+            more arithmetic in what is differentiated, for the memory of one block; networks of diffusers only.
         seed: of all noise; set by seed_everything on the command line.
 
     Raises:
@@ -160,6 +163,7 @@ class DistillationModule(DistillationTurn):
         skip_nonfinite: int = 0,
         teacher_dtype: Stored = "float32",
         meta_start: bool = False,
+        gradient_checkpointing: bool = False,
         start: Start = "sigma",
         seed: int = 0,
     ) -> None:
@@ -190,6 +194,9 @@ class DistillationModule(DistillationTurn):
             self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.student, loaded.facts)
             self.guidance = teacher_guidance(guidance, guidance_interval, guide, self.teacher, dtype)
             self.guide = Guidance.of(self.guidance).guide
+            for part in (self.teacher, self.student, self.fake_score) if gradient_checkpointing else ():
+                if part is not None:
+                    checkpoint_blocks(part)
             self._keep_to_path(noise_levels, fake_noise_levels)
             self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)
             self.ratio = self._ratio(ratio_bins, ratio_decay) if needs.discriminator else None

@@ -1,0 +1,51 @@
+"""Blocks of stock networks that keep nothing inside them for the backward pass, which computes them again."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from fdistill.models.denoiser import Denoiser
+from fdistill.training.at_rest import weights_at_rest
+
+
+def checkpoint_blocks(denoiser: Denoiser) -> None:
+    """Turn on gradient checkpointing in a network of diffusers, in place; gradients keep their bits.
+
+    Raises:
+        ValueError: for any other network.
+    """
+    stock: list[Any] = [part for part in denoiser.network.children() if hasattr(part, "enable_gradient_checkpointing")]
+    if not stock:
+        got = type(denoiser.network).__name__
+        raise ValueError(
+            f"gradient_checkpointing is for networks of diffusers: expected one, got {got}; leave it out, and set "
+            "accumulate to keep fewer activations"
+        )
+    for part in stock:
+        part.enable_gradient_checkpointing(_checkpointed)
+
+
+def _checkpointed(block: nn.Module, *args: Any) -> Any:
+    """What the block makes; weights at rest are so again while it is computed a second time."""
+    resting = not any(weight.requires_grad for weight in block.parameters())
+    second: AbstractContextManager[Any] = _AtRest(block) if resting else nullcontext()
+    # no network here draws random numbers
+    return checkpoint(
+        block.__call__, *args, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), second)
+    )
+
+
+class _AtRest(AbstractContextManager[None]):
+    """`weights_at_rest` that is entered for each backward pass through one graph, of which there may be several."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+
+    def __enter__(self) -> None:
+        self.inside = weights_at_rest(self.block)
+        self.inside.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.inside.__exit__(*error)
