@@ -25,6 +25,7 @@ from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.student_steps import check_start
 from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.schedules import Schedule
+from fdistill.training.anchor import Anchor
 from fdistill.training.argument_checks import (
     Stored,
     check_choices,
@@ -185,6 +186,7 @@ class DistillationModule(DistillationTurn):
         with start_at_rank_0(self, meta_start):
             loaded = teacher_model(teacher)
             self._keep_teacher(loaded, dtype)
+            self.anchor = Anchor.of(objective, loaded, self.levels, self.start)
             with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
             self.student, self.fake_score = learners(loaded.denoiser, student, fake_score, with_fake)
             check_guidance(guidance, fake_guidance, fake_label_dropout, self.fake_score)

@@ -199,7 +199,8 @@ def _steps_missing(module: GenerativeModule, batch_size: int, turn: int) -> int:
         return 0
     most = len(module.levels)
     forward, _ = forward_flops(module.student, batch_size)
-    return int(((most + 1) / 2 - drawn_steps(module.seed, turn, most)) * forward)
+    least = module.least_steps()
+    return int(((most + least) / 2 - drawn_steps(module.seed, turn, most, least)) * forward)
 
 
 def _batch_of(denoiser: Denoiser, n: int, device: torch.device | str) -> tuple[Tensor, Tensor, Condition]:
