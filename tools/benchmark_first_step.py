@@ -24,7 +24,7 @@ from fdistill.data import Digits
 from fdistill.evaluation.features import FeatureExtractor
 from fdistill.evaluation.metrics import precision_recall, vendi_score
 from fdistill.evaluation.report import write_json
-from fdistill.evaluation.seed_diversity import SeedProbe, default_spaces
+from fdistill.evaluation.seed_diversity import Found, SeedProbe, default_spaces
 from fdistill.io.load import load_model
 from fdistill.objectives import DMD2, DiversityPreserving, FDistill, Objective
 from fdistill.objectives.base import required
@@ -36,7 +36,7 @@ from fdistill.theory.noise_levels import LogNormal
 from fdistill.training import DistillationModule
 
 CONFIG = Path(__file__).parents[1] / "configs" / "benchmarks" / "digits_four_steps.yaml"
-ADVERSARIAL, TEACHER_STEPS, DRAWS, N = 0.1, 30, 3, 500
+ADVERSARIAL, TEACHER_STEPS, DRAWS, N = 0.1, 30, 2, 500
 OBJECTIVES: dict[str, Objective] = {
     "DMD2": DMD2(ADVERSARIAL),
     "f-distill": FDistill(JensenShannon(), ADVERSARIAL),
@@ -60,16 +60,16 @@ def trained(objective: Objective, seed: int, turns: int) -> tuple[DistillationMo
     return module, teacher
 
 
-def measured(model: GenerativeModel, teacher: GenerativeModel, probe: SeedProbe, judge: FeatureExtractor) -> dict:
-    """The numbers of a model; means over draws."""
+def measured(model: GenerativeModel, probe: SeedProbe, judge: FeatureExtractor, seeds: list[Found]) -> dict[str, float]:
+    """The numbers of a model, means over draws; `seeds` are the teacher's of the same draws."""
     held_out = Digits().held_out_samples.copied().x[:N]
     real, found = judge.extract(held_out), []
     for draw in range(DRAWS):
-        x = model.sample(model.noise(len(held_out), 100 + draw), labels := torch.arange(len(held_out)) % 10)
-        rows = judge.extract(x)
-        seeds = [probe.measure(probe.pictures(each, draw)) for each in (model, teacher)]
+        labels = torch.arange(len(held_out)) % 10
+        rows = judge.extract(model.sample(model.noise(len(held_out), 100 + draw), labels))
+        own = probe.measure(probe.pictures(model, draw))
         ratios = {
-            f"vendi_ratio_{space}": float((seeds[0][space].vendi.log() - seeds[1][space].vendi.log()).mean().exp())
+            f"vendi_ratio_{space}": float((own[space].vendi.log() - seeds[draw][space].vendi.log()).mean().exp())
             for space in probe.spaces
         }
         asked = float((required(judge.classify(rows)) == labels).double().mean())
@@ -115,12 +115,14 @@ def main() -> None:
     for extractor in probe.spaces.values():
         extractor.keep_learned()
     probe.prepare(data.train_samples, 10)
+    seeds: list[Found] = []
     for name in options.objectives:
         started = time.process_time()
         module, teacher = trained(OBJECTIVES[name], options.seed, options.turns)
         seconds, student = time.process_time() - started, module.generative_model()
+        seeds = seeds or [probe.measure(probe.pictures(teacher, draw)) for draw in range(DRAWS)]
         models = {"": student, ", first step of the teacher": with_first_step_of(student, teacher), "teacher": teacher}
-        rows: dict[str, Any] = {row: measured(model, teacher, probe, judge) for row, model in models.items()}
+        rows: dict[str, Any] = {row: measured(model, probe, judge, seeds) for row, model in models.items()}
         facts = {"objective": name, "seed": options.seed, "turns": options.turns, "cpu_seconds": seconds}
         write_json(options.out / f"{name}-{options.seed}.json", facts | {"torch": torch.__version__, "rows": rows})
         print(name, options.seed, json.dumps(rows), flush=True)

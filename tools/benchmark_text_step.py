@@ -4,7 +4,7 @@
     python tools/benchmark_text_step.py --teacher sd15 --small      # a tiny network, to try the command
 
 Diff-Instruct in alternating turns, one of the fake score for each of the student, on random conditions; the teacher's
-size is that of configs/teachers. Beside what was measured stands what `fdistill plan` counts. On a CPU there is no peak.
+size is that of configs/teachers. Beside what was measured stands what `fdistill plan` counts. A CPU has no peak.
 """
 
 import argparse
