@@ -38,7 +38,8 @@ def student_gradient(loss: StudentLoss, at: NoisedSamples) -> StudentGradient:
                 total[index] = scaled if total[index] is None else total[index] + scaled
         log[f"image_gradient/{_LOGGED_AS.get(name, name)}"] = weight * sum(g.norm() for g in gradients if g is not None)
     found = iter(total)
-    return StudentGradient(*(None if place is None else next(found) for place in places), losses, log)
+    at_places: list[Any] = [None if place is None else next(found) for place in places]
+    return StudentGradient(at_places[0], at_places[1], at_places[2], losses, log)
 
 
 def ratio_log(weight: Tensor, log_ratio: Tensor) -> dict[str, Tensor]:
