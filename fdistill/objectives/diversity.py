@@ -45,9 +45,8 @@ class DiversityPreserving(Objective):
         self.objective.prepare(data)
 
     def loss(self, at: NoisedSamples) -> StudentLoss:
-        matching = self.objective.loss(at)
-        if is_on(self.weight):
+        matching, weight = self.objective.loss(at), value_at(self.weight, at.update)
+        if weight != 0:
             first = required(at.first)
-            error = per_sample_mean((first.x - first.target).square())
-            matching.terms["anchor"] = Term(error, value_at(self.weight, at.update))
+            matching.terms["anchor"] = Term(per_sample_mean((first.x - first.target).square()), weight)
         return matching

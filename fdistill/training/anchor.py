@@ -13,6 +13,8 @@ from fdistill.sampling import Sampler, Start
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.student_steps import start_scale
 
+_SAME = 1e-6  # relative difference of two noise levels that are meant to be one
+
 
 class Anchor(NamedTuple):
     """A part of the teacher's grid, from the student's first level down, and how it is followed."""
@@ -41,7 +43,7 @@ class Anchor(NamedTuple):
                 f"{name} follows a trajectory of the teacher, and {type(sampler).__name__} draws noise: export the "
                 "teacher with --sampler DDIM or Heun"
             )
-        below = [level for level in teacher.sigmas.tolist() if level < levels[0]]
+        below = [level for level in teacher.sigmas.tolist() if level < levels[0] * (1 - _SAME)]
         if len(below) < after:
             raise ValueError(
                 f"{name} has its anchor after {after} steps of the teacher: expected at most {len(below)}, the levels "
