@@ -67,6 +67,11 @@ def parts(options: argparse.Namespace) -> dict[str, list[list[str]]]:
     commands["generation"] = [[*generation, f"{out / 'generation' / 'digits'}"]]
     if not small:
         commands["generation"].append([*generation, f"{out / 'generation' / 'cifar10'}", "--cifar"])
+    text = ["tools/benchmark_text_step.py", "--teacher", "sd15", *cuda, "--precision", "bf16-mixed"]
+    text += ["--small", "--batch", "2", "--turns", "2"] if small else ["--batch", "4", "--teacher-dtype", "bfloat16"]
+    commands["sd15"] = [[*text, "--out", f"{out / 'sd15'}"]]
+    more = ["--gradient-checkpointing", "--out", f"{out / 'sd15-checkpointed'}"]
+    commands["sd15-checkpointed"] = [[*text, *more]]
     brief = ["--batches", "2", "--batch", "4", "--workers", "0"] if small else []
     commands["loader"] = [["tools/benchmark_loader.py", *brief, "--out", f"{out / 'loader'}"]]
     return commands

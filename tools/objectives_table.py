@@ -61,6 +61,8 @@ MINIMISED = {  # words between ` are mathematics, in the order of the table
     "Adversarial": "`weight` times the softened reverse KL",
     "RewardAugmented": "what `objective` minimises, less `beta E[reward(x)]`",
     "MongeRegularised": "what `objective` minimises, and `weight` times the Monge gap of latents and samples",
+    "DiversityPreserving": "what `objective` minimises, by all steps but the first; by that, `weight` times the mean "
+    "squared error to the teacher's trajectory",
     "WarmStarted": "what `first` minimises for so many `updates`, from then on what `objective` minimises",
 }
 WEIGHTS = {  # of Python, with the arguments of the divergence as names

@@ -13,6 +13,7 @@ from fdistill.objectives.distribution_matching import (
     ScoreOfMixture,
     matching_direction,
 )
+from fdistill.objectives.diversity import DiversityPreserving
 from fdistill.objectives.monge import MongeRegularised
 from fdistill.objectives.normalisers import sample_normaliser, sigma_normaliser
 from fdistill.objectives.reward import RewardAugmented
@@ -28,6 +29,7 @@ __all__ = [
     "Adversarial",
     "BregmanMatching",
     "DiffInstruct",
+    "DiversityPreserving",
     "FDistill",
     "Fisher",
     "MongeRegularised",

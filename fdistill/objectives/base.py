@@ -24,6 +24,7 @@ class Needs(NamedTuple):
     logit: bool = False  # the discriminator's logit, with a graph to the generated sample
     pairs: bool = False  # latents with the samples that the teacher's ODE makes of them
     latents: bool = False  # what a one-step student made its samples of
+    anchor: int = 0  # steps of the teacher's trajectory to what a first step regresses to; 0 for no such regression
 
     @property
     def discriminator(self) -> bool:
@@ -49,7 +50,7 @@ class Needs(NamedTuple):
 
 
 class Regression(NamedTuple):
-    """The student's own samples for the latents of some teacher pairs, and what the teacher made of them."""
+    """The student's own samples for some latents, and what the teacher made of the same."""
 
     x: Tensor  # [P, *sample_shape], a leaf with gradient
     target: Tensor  # [P, *sample_shape]
@@ -76,12 +77,13 @@ class NoisedSamples(NamedTuple):
     generator: torch.Generator | None = None  # for random draws of the objective, on the samples' device
     latents: Tensor | None = None  # of x, standard normal [B, *sample_shape]
     projected: Tensor | None = None  # D_q in the score projection, where its guidance is another there
+    first: Regression | None = None  # what the student's first step made, and what the teacher's trajectory asks of it
 
 
 class Term(NamedTuple):
     """One term of the student's loss: the mean of `value` over the batch, times `weight`."""
 
-    value: Tensor  # [B], with a graph to x (or to regression.x)
+    value: Tensor  # [B], with a graph to x (or to regression.x, or first.x)
     weight: float = 1.0
 
 

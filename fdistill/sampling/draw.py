@@ -6,13 +6,20 @@ import torch
 from torch import Tensor
 
 from fdistill.models.condition import Condition, check_classes, declared
+from fdistill.sampling.first_step import with_first_step_of
 from fdistill.sampling.generator import GenerativeModel
 
 Labels = int | Sequence[int] | Mapping[str, int | Sequence[int]] | None
 """Class numbers, also by the names of several sets of classes; None for all classes in turn."""
 
 
-def draw(model: GenerativeModel, n: int, seed: int = 0, labels: Labels | Condition = None) -> Tensor:
+def draw(
+    model: GenerativeModel,
+    n: int,
+    seed: int = 0,
+    labels: Labels | Condition = None,
+    first_step: GenerativeModel | None = None,
+) -> Tensor:
     """n samples of a seed, float32 [n, *image_shape] on the CPU, images in [-1, 1].
 
     They are those of `fdistill sample` but for rounding.
@@ -24,11 +31,14 @@ def draw(model: GenerativeModel, n: int, seed: int = 0, labels: Labels | Conditi
         labels: the class, or several that are repeated up to n; all classes in turn where not given. Of a model of
             several sets of classes either the number of a combination or {name: class or classes}; of a model that
             takes other tensors their `Condition`, of n samples.
+        first_step: the teacher of a student of several steps, which makes the first of them.
 
     Raises:
-        ValueError: for an n or labels out of range, or samples that are not finite.
+        ValueError: for an n or labels out of range, a first step that cannot be, or samples that are not finite.
     """
     model = require_model(model)
+    if first_step is not None:
+        model = with_first_step_of(model, require_model(first_step))
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n is a number of samples and positive: got {n!r}")
     given = labels if isinstance(labels, Condition) else chosen_labels(model, n, labels)

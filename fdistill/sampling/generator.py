@@ -39,6 +39,7 @@ class GenerativeModel:
         sampler: a teacher's, Heun where none is given; None for a student.
         decoder: makes images of its samples, where they are latents.
         start: what its first step makes of noise, see `Start`.
+        first_step: of a student of several steps, what makes the first of them in its place, and its guidance.
         autocast: type in which its network computes while sampling, that of a run in mixed precision; None for its own.
     """
 
@@ -50,6 +51,7 @@ class GenerativeModel:
     sampler: Sampler | None = None
     decoder: Decoder | None = None
     start: Start = "sigma"
+    first_step: tuple[Denoiser, float | Guidance] | None = None
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
@@ -139,8 +141,10 @@ class GenerativeModel:
     def evaluations(self) -> int:
         """Network evaluations for one sample; two where guidance acts."""
         levels = _visited(self.sigmas, self.sampler)
-        guidance = Guidance.of(self.guidance)
-        return sum(guidance.cost(self.denoiser, level) for level in levels)
+        made_by = [(self.denoiser, self.guidance)] * len(levels)
+        if self.first_step is not None:
+            made_by[0] = self.first_step
+        return sum(Guidance.of(how).cost(by, level) for level, (by, how) in zip(levels, made_by, strict=True))
 
     @property
     def device(self) -> torch.device:
@@ -176,8 +180,8 @@ class GenerativeModel:
         return self
 
     def _denoisers(self) -> list[Denoiser]:
-        guide = Guidance.of(self.guidance).guide
-        return [self.denoiser] if guide is None else [self.denoiser, guide]
+        pairs = [(self.denoiser, self.guidance), *([] if self.first_step is None else [self.first_step])]
+        return [part for by, how in pairs for part in (by, Guidance.of(how).guide) if part is not None]
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -248,7 +252,9 @@ class GenerativeModel:
                 f"got {list(noise.shape)}; draw them by noise or latents of the model"
             )
         condition = self.condition(condition, len(noise)).to(self.device)
-        few_steps = functools.partial(one_step if self._blocks == 1 else multi_step, start=self.start)
+        few_steps = functools.partial(one_step, start=self.start)
+        if self._blocks > 1:
+            few_steps = functools.partial(multi_step, start=self.start, first=self.first_step)
         sampler = few_steps if self.sampler is None else self.sampler
         if self.sampler is not None and self.start != "sigma":
             noise = noise * (start_scale(float(self.sigmas[0]), self.start) / float(self.sigmas[0]))

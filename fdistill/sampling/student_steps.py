@@ -49,20 +49,23 @@ def multi_step(
     condition: Conditioned = None,
     guidance: float | Guidance = 1.0,
     start: Start = "sigma",
+    first: tuple[Denoiser, float | Guidance] | None = None,
 ) -> Tensor:
     """K evaluations, each of the last one's sample noised anew (arXiv 2303.01469, algorithm 1 at epsilon = 0).
 
     x = D(sigma_1 z_1, sigma_1), then x = D(x + sigma_k z_k, sigma_k) for k = 2 .. K, at sigmas that stay above 0.
-    noise holds every z_k, standard normal [B, K, *sample_shape]; a sample is a function of its own.
+    noise holds every z_k, standard normal [B, K, *sample_shape]; a sample is a function of its own. Where `first` is
+    given, that denoiser makes the first step with its guidance.
     """
     if len(sigmas) == 0 or sigmas[-1] <= 0 or noise.shape[1:2] != sigmas.shape:
         raise ValueError(
             "a student of several steps has one block of noise [B, K, ...] for each of its K positive levels: "
             f"got noise of shape {tuple(noise.shape)} and levels {sigmas.tolist()}"
         )
-    guidance, x = Guidance.of(guidance), None
-    for z, level in zip(noise.unbind(1), check_grid(sigmas), strict=True):
-        x = guidance(denoiser, renoise(x, z, level, start), level, condition)
+    x, levels = None, check_grid(sigmas)
+    made_by = [(denoiser, guidance) if first is None else first, *[(denoiser, guidance)] * (len(levels) - 1)]
+    for z, level, (by, how) in zip(noise.unbind(1), levels, made_by, strict=True):
+        x = Guidance.of(how)(by, renoise(x, z, level, start), level, condition)
     assert x is not None
     return x
 

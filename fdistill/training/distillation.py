@@ -22,6 +22,7 @@ from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.student_steps import check_start
 from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.schedules import Schedule
+from fdistill.training.anchor import Anchor
 from fdistill.training.argument_checks import (
     Stored,
     check_arguments,
@@ -36,7 +37,7 @@ from fdistill.training.averaging.ema import EMA
 from fdistill.training.discrimination import Reads, build_discriminator
 from fdistill.training.distillation_turn import DistillationTurn
 from fdistill.training.initial_networks import (
-    compute_as_told,
+    configure_blocks,
     described_source,
     fake_guidance_like,
     fitting_pairs,
@@ -115,10 +116,10 @@ class DistillationModule(DistillationTurn, StudentValidation):
             in it whatever the run's precision. Student and fake score start from the weights before they are rounded.
         feature_blocks: numbers of the blocks of a text-to-image transformer behind which the discriminator reads
             features of teacher or fake score; None for the middle.
-        gradient_checkpointing: whether activations inside of blocks are computed again in the backward pass, by
-            networks that can.
         meta_start: whether rank 0 alone gets the weights of all networks on the CPU when they are built. The others
             get their copies, or their parts of them, from it when the run starts.
+        gradient_checkpointing: whether blocks keep no activations and are computed again in the backward pass: a third
+            more arithmetic in what is differentiated, for the memory of one block; networks of diffusers only.
         seed: of all noise; set by seed_everything on the command line.
 
     Raises:
@@ -189,12 +190,13 @@ class DistillationModule(DistillationTurn, StudentValidation):
         with start_at_rank_0(self, meta_start):
             loaded = self._keep_teacher(teacher_model(teacher), dtype)
             self.levels = student_levels(sigma_init, renoise_levels, student_times, loaded.denoiser)
+            self.anchor = Anchor.of(objective, loaded, self.levels, self.start)
             self._start_learners(loaded, student, fake_score, ema_decay)
             self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.student, loaded.facts)
             self.guidance = teacher_guidance(*guided, guidance_rescale, loaded, dtype)
             self._guide_fake(guidance, fake_guidance, fake_training_guidance, projection_guidance)
             read, others = (self.teacher, self.fake_score), (self.student, self.guide)
-            compute_as_told(read, others, feature_blocks, gradient_checkpointing)
+            configure_blocks(read, others, feature_blocks, gradient_checkpointing)
             self._keep_to_path(noise_levels, fake_noise_levels)
             self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)
             self.ratio = self._ratio(ratio_bins, ratio_decay) if needs.discriminator else None

@@ -19,6 +19,7 @@ from fdistill.sampling import Start
 from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.paths import NoiseRange
 from fdistill.theory.schedules import Schedule, value_at
+from fdistill.training.anchor import Anchor
 from fdistill.training.at_rest import weights_at_rest
 from fdistill.training.averaging.ema import EMA
 from fdistill.training.base import GenerativeModule, MicroBatch, mean_of
@@ -60,6 +61,7 @@ class DistillationTurn(GenerativeModule):
     ratio: RatioEstimator | None
     ema: EMA
     pairs: TeacherPairs | None
+    anchor: Anchor | None
     sigma_data: float
     guidance: float | Guidance
     fake_guidance: float | Guidance
@@ -129,11 +131,11 @@ class DistillationTurn(GenerativeModule):
         """Samples of these rows, noised; the noise is drawn for all, so that no row's depends on how they are split."""
         rows, generator = part.rows, part.whole
         condition = batch.condition.only(self.student.takes)
-        latents = old = dropped = None
+        latents = old = dropped = first = None
         if not student_learns and self._can_reuse(len(batch.x)):
             old, condition = cast("tuple[Tensor, Condition]", self.last_generated)
         else:
-            steps = drawn_steps(self.seed, self.global_step, len(self.levels))
+            steps = drawn_steps(self.seed, self.global_step, len(self.levels), self.least_steps())
             latents = [self.normal(batch.x.shape, generator)[rows] for _ in range(steps)]
         levels = self.noise_levels if student_learns else self.fake_noise_levels
         sigma = levels.sample(len(batch.x), generator, self.device)[rows]
@@ -146,10 +148,18 @@ class DistillationTurn(GenerativeModule):
         if latents is None:
             x = cast(Tensor, old)[rows]
         else:
-            x = simulate(self.student, latents, self.levels, condition, student_learns, self.start)
+            alone = int(student_learns and self.least_steps() > 1)  # steps that learn by themselves
+            if alone:
+                first = simulate(self.student, latents[:1], self.levels, condition, True, self.start)
+            later = (latents[alone:], self.levels[alone:], condition, student_learns, self.start)
+            x = simulate(self.student, *later, None if first is None else first.detach())
         leaf = x.detach().requires_grad_(student_learns)
         x_t = (leaf if input_gradient else leaf.detach()) + expand(sigma, x) * noise
-        return NoisedBatch(part, x, leaf, x_t, sigma, condition, dropped, latents[0] if latents else None)
+        return NoisedBatch(part, x, leaf, x_t, sigma, condition, dropped, latents[0] if latents else None, first)
+
+    def least_steps(self) -> int:
+        """Of the student in a turn: 2 while its first one has a loss of its own."""
+        return 2 if self.objective.at(self.updates).needs.anchor else 1
 
     def _can_reuse(self, n: int) -> bool:
         return self.reuse_generated and self.last_generated is not None and len(self.last_generated[0]) == n
@@ -196,6 +206,10 @@ class DistillationTurn(GenerativeModule):
             latents, target, condition = cast(TeacherPairs, self.pairs).draw(len(at.x), noised.part.own)
             regression_x = simulate(self.student, [latents], self.levels, condition, True, self.start)
             at = at._replace(regression=Regression(regression_x.detach().requires_grad_(), target))
+        if noised.first is not None:
+            latents, anchor = required(noised.latents), required(self.anchor)
+            target = anchor(self.teacher, latents, noised.condition, self.guidance)
+            at = at._replace(first=Regression(noised.first.detach().requires_grad_(), target))
         loss = objective.loss(at)
         gradient = student_gradient(loss, at)
         log |= gradient.log
@@ -205,6 +219,7 @@ class DistillationTurn(GenerativeModule):
             self.last_ratio = (at.sigma, log_ratio, loss.sample_weight)
             log |= ratio_log(loss.sample_weight, log_ratio)
         descent = _descent(noised.x, gradient.x) + _descent(regression_x, gradient.regression)
+        descent = descent + _descent(noised.first, gradient.first)
         return cast(Tensor, descent), gradient.losses, log
 
     def _noised_samples(self, noised: NoisedBatch, needs: Needs) -> tuple[NoisedSamples, dict[str, Tensor]]:

@@ -28,6 +28,7 @@ class NoisedBatch(NamedTuple):
     condition: Condition  # of B samples, or empty
     dropped: Tensor | None  # bool [B], which of them the fake score sees without it, where it learns that
     latents: Tensor | None  # [B, *sample_shape], of the first step; None where the samples are not new
+    first: Tensor | None = None  # what that step made, with the student's graph, where it has a loss of its own
     discriminated: NoisedInput | None = None  # what the discriminator sees
     teacher: Prediction = Prediction()
     fake_score: Prediction = Prediction()
@@ -39,11 +40,11 @@ class NoisedBatch(NamedTuple):
         return TurnValues(self.sigma, [value.detach() for value in values if value is not None])
 
 
-def drawn_steps(seed: int, turn: int, most: int) -> int:
-    """How many steps the student makes in this turn, uniform in 1 .. most, the same on every rank."""
-    if most == 1:
-        return 1
-    return 1 + int(torch.randint(most, (), generator=generator_for(seed, turn, _STEP_STREAM)))
+def drawn_steps(seed: int, turn: int, most: int, least: int = 1) -> int:
+    """How many steps the student makes in this turn, uniform in least .. most, the same on every rank."""
+    if most == least:
+        return most
+    return least + int(torch.randint(most + 1 - least, (), generator=generator_for(seed, turn, _STEP_STREAM)))
 
 
 def simulate(
@@ -53,6 +54,7 @@ def simulate(
     condition: Condition,
     learns: bool,
     start: Start = "sigma",
+    x: Tensor | None = None,
 ) -> Tensor:
     """The student's sample after len(latents) steps; the last one with a graph where it learns.
 
@@ -66,8 +68,8 @@ def simulate(
         condition: of B samples, or empty.
         learns: whether the last step keeps its graph.
         start: what the first step makes of noise.
+        x: the sample of the step before these; None where they begin with noise alone.
     """
-    x = None
     last = len(latents) - 1
     for step, (latent, level) in enumerate(zip(latents, levels, strict=False)):
         sigma = torch.full((len(latent),), level, device=latent.device)

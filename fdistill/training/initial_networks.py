@@ -132,7 +132,7 @@ def learners(
     return student, fake_score
 
 
-def compute_as_told(
+def configure_blocks(
     read: Sequence[Denoiser | None],
     others: Sequence[Denoiser | None],
     feature_blocks: Sequence[int] | None,

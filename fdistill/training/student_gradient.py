@@ -15,14 +15,16 @@ class StudentGradient(NamedTuple):
 
     x: Tensor  # [B, *sample_shape]
     regression: Tensor | None  # [P, *sample_shape], at the samples of the pairs' latents
+    first: Tensor | None  # [B, *sample_shape], at what the first of several steps made
     losses: dict[str, Tensor]
     log: dict[str, Tensor]
 
 
 def student_gradient(loss: StudentLoss, at: NoisedSamples) -> StudentGradient:
     """The gradient of each term at the samples, summed; the student's own backward pass is made once, from it."""
-    leaves = [at.x] if at.regression is None else [at.x, at.regression.x]
-    total: list[Any] = [torch.zeros_like(at.x), None]
+    places = [at.x, *(None if part is None else part.x for part in (at.regression, at.first))]
+    leaves = [place for place in places if place is not None]
+    total: list[Any] = [torch.zeros_like(at.x), *[None] * (len(leaves) - 1)]
     losses, log = {}, {"image_gradient/matching": at.x.new_zeros(()), "image_gradient/adversarial": at.x.new_zeros(())}
     for name, (value, weight) in loss.terms.items():
         term = value.mean()
@@ -35,7 +37,9 @@ def student_gradient(loss: StudentLoss, at: NoisedSamples) -> StudentGradient:
                 scaled = gradient if weight == 1 else weight * gradient
                 total[index] = scaled if total[index] is None else total[index] + scaled
         log[f"image_gradient/{_LOGGED_AS.get(name, name)}"] = weight * sum(g.norm() for g in gradients if g is not None)
-    return StudentGradient(total[0], total[1], losses, log)
+    found = iter(total)
+    at_places: list[Any] = [None if place is None else next(found) for place in places]
+    return StudentGradient(at_places[0], at_places[1], at_places[2], losses, log)
 
 
 def ratio_log(weight: Tensor, log_ratio: Tensor) -> dict[str, Tensor]:

@@ -160,6 +160,7 @@ class Problem(NamedTuple):
             log_ratio=logit.detach(),
             logit=logit,
             regression=Regression(x, REGRESSION * nodes.z),
+            first=Regression(x, REGRESSION * nodes.z),
             update=UPDATE,
             generator=torch.Generator().manual_seed(0),
             latents=nodes.z,

@@ -30,6 +30,7 @@ from fdistill.objectives import (
     Adversarial,
     BregmanMatching,
     DiffInstruct,
+    DiversityPreserving,
     FDistill,
     Fisher,
     MongeRegularised,
@@ -250,6 +251,13 @@ def monge_regularised():
     yield Claim(OfAFew(DiffInstruct("uniform"), 0.3, EPSILON), terms)
 
 
+def diversity_preserving():
+    anchored = {"student": matching(ReverseKL(), "uniform"), "anchor": lambda *at: 0.05 * regression(*at)}
+    yield Claim(DiversityPreserving(DiffInstruct("uniform")), anchored)
+    gone = Linear(0.1, 0.0, UPDATE)
+    yield Claim(DiversityPreserving(DiffInstruct("uniform"), gone), {"student": matching(ReverseKL(), "uniform")})
+
+
 def warm_started():
     early, late = DiffInstruct("sigma"), SiD(1.2, "sigma")
     yield Claim(WarmStarted(late, early, UPDATE + 1), {"student": matching(ReverseKL(), "sigma")})
@@ -262,6 +270,7 @@ CLAIMS = {
     DMD: dmd,
     DMD2: dmd2,
     DiffInstruct: diff_instruct,
+    DiversityPreserving: diversity_preserving,
     FDistill: f_distill,
     Fisher: fisher_objective,
     MongeRegularised: monge_regularised,
@@ -309,6 +318,7 @@ def only_what_is_needed(samples, needs):
         logit=samples.logit if needs.logit else None,
         regression=samples.regression if needs.pairs else None,
         latents=samples.latents if needs.latents else None,
+        first=samples.first if needs.anchor else None,
     )
 
 

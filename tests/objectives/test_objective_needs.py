@@ -15,6 +15,7 @@ INPUTS = {
     "logit": "logit",
     "pairs": "regression",
     "latents": "latents",
+    "anchor": "first",
 }
 FIXED = [claim for claim in ALL if claim.objective.at(UPDATE) is claim.objective]
 

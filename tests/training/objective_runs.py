@@ -12,6 +12,7 @@ from fdistill.objectives import (
     Adversarial,
     BregmanMatching,
     DiffInstruct,
+    DiversityPreserving,
     FDistill,
     Fisher,
     MongeRegularised,
@@ -32,6 +33,7 @@ OBJECTIVES = {
     "DMD": DMD,
     "DMD2": lambda: DMD2(0.1),
     "DiffInstruct": DiffInstruct,
+    "DiversityPreserving": lambda: DiversityPreserving(DMD2(0.1), after=2),
     "FDistill": lambda: FDistill(JensenShannon(), 0.1, "sigma"),
     "Fisher": Fisher,
     "MongeRegularised": lambda: MongeRegularised(DiffInstruct(), 0.1),
@@ -55,8 +57,9 @@ SHIPPED = {found.__name__ for found in concrete(Objective) if found.__module__.s
 
 
 def learning_by(objective, **changes):
-    """A module whose student starts away from its teacher."""
-    return distillation(objective=objective, **{"student": mlp(seed=1)} | changes)
+    """A module whose student starts away from its teacher, of several steps where its objective is for these."""
+    several = {"renoise_levels": [0.8, 0.3]} if objective.needs.anchor else {}
+    return distillation(objective=objective, **{"student": mlp(seed=1)} | several | changes)
 
 
 class Asking:

@@ -14,6 +14,8 @@ from fdistill.io.load import load_model
 from fdistill.io.stock_pipeline import PIPELINE, prompt_condition
 from fdistill.sampling import Sampler
 from fdistill.sampling.draw import chosen_labels, draw
+from fdistill.sampling.first_step import with_first_step_of
+from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.grids import SamplingGrid
 from fdistill.sampling.pictures import show
 
@@ -32,6 +34,7 @@ def sample(
     guidance: float | None = None,
     guidance_interval: list[float] | None = None,
     guide: str | None = None,
+    first_step: str | None = None,
 ) -> None:
     """Generate samples; a seed gives the same ones from the .ckpt, the exported folder and its diffusers pipeline.
 
@@ -50,6 +53,8 @@ def sample(
         guidance: scale of a teacher's guidance; 1 for none.
         guidance_interval: two noise levels, low and high, between which guidance acts.
         guide: a worse teacher of the same samples, for autoguidance.
+        first_step: who makes the first step of a student of several: teacher for the one that it was distilled from, or
+            the .ckpt or folder of it.
     """
     if n < 1:
         raise ValueError(f"n is a number of samples and positive: got {n}")
@@ -58,6 +63,8 @@ def sample(
         raise ValueError(f"samples are written as .png or .npz: got {out!r}; name the file like that")
     require_writable(path)
     model = resampled(load_model(checkpoint), sampler, steps, grid, guidance, guidance_interval, guide)
+    if first_step is not None:
+        model = with_first_step_of(model, _teacher_of(model, first_step))
     model.sampling_on(usable_device(device))
     if prompt is None and PIPELINE in model.facts:
         raise ValueError("this model makes pictures of prompts: expected --prompt 'TEXT', got none")
@@ -77,6 +84,15 @@ def sample(
         sample_grid_figure({f"{model.kind}, {model.evaluations} evaluations": samples}, path)
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
     print(f"wrote {n} sample{'s' * (n > 1)} of {evaluations} each to {path}")
+
+
+def _teacher_of(student: GenerativeModel, given: str) -> GenerativeModel:
+    from fdistill.evaluation.evaluate import remembered_teacher  # seconds of imports that other samples do without
+
+    path = remembered_teacher(student.facts) if given == "teacher" else given
+    if path is None:
+        raise ValueError("this student does not tell where its teacher lies: give --first_step the teacher's path")
+    return load_model(path)
 
 
 def _png(samples: Tensor) -> bytes:

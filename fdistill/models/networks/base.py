@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fdistill.core.spec import Described
 from fdistill.models.condition import Condition, Conditioned, Takes, takes_classes
+from fdistill.models.networks.checkpointing import checkpointed
 
 LEAST_SHARE = 0.002
 """Of a network's weights, that a block has to have to be gathered by itself."""
@@ -82,15 +84,24 @@ class Network(nn.Module, Described, ABC):
         raise ValueError(f"features of {type(self).__name__} are its encoder's: leave feature_blocks out")
 
     def checkpoint_gradients(self, again: Callable[[nn.Module], AbstractContextManager[None]]) -> None:
-        """Keep no activations inside of blocks: the backward pass computes them again.
+        """Keep no activations inside of the blocks of a network of diffusers: the backward pass computes them again.
+
+        Gradients keep their bits.
 
         Args:
             again: called with a block in the forward pass; what is entered when the block is computed again.
 
         Raises:
-            ValueError: where it cannot.
+            ValueError: for any other network.
         """
-        raise ValueError(f"{type(self).__name__} has no gradient checkpointing: leave gradient_checkpointing out")
+        stock: list[Any] = [part for part in self.children() if hasattr(part, "enable_gradient_checkpointing")]
+        if not stock:
+            raise ValueError(
+                f"gradient_checkpointing is for networks of diffusers: expected one, got {type(self).__name__}; leave "
+                "it out, and set accumulate to keep fewer activations"
+            )
+        for part in stock:
+            part.enable_gradient_checkpointing(partial(checkpointed, again))
 
     def units(self) -> list[nn.Module]:
         """Blocks that are only ever asked as modules, inner ones first; what is sharded is gathered one at a time.

@@ -5,10 +5,12 @@ Nothing is modelled twice: what is counted is what `training_step` does, so the 
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -102,6 +104,38 @@ class Meter(TorchDispatchMode):
         del self._alive[key]
 
 
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Attention by a kernel that keeps no matrix of scores, as GPUs have; the meta device would take plain products.
+
+    It acts in the backward pass too, where checkpointed blocks are computed again and no mode of torch's is on.
+    """
+    kept = F.scaled_dot_product_attention
+    setattr(F, kept.__name__, _attention)
+    try:
+        yield
+    finally:
+        setattr(F, kept.__name__, kept)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if enable_gqa:
+        key, value = (part.repeat_interleave(query.shape[-3] // part.shape[-3], -3) for part in (key, value))
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+    kernel: Any = torch.ops.aten._scaled_dot_product_efficient_attention
+    return kernel(query, key, value, attn_mask, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale)[0]
+
+
 class _Dry:
     """The parts of a module that need a trainer or numbers, replaced: nothing is stepped, checked or logged."""
 
@@ -150,7 +184,7 @@ def _counted(module: GenerativeModule, batch_size: int) -> TurnCost:
     x, _, condition = _batch_of(next(iter(module.denoisers().values())), batch_size, module.device)
     if isinstance(module, DistillationModule) and module.reuse_generated:  # all cycles but the first have samples
         module.last_generated = (x, condition.only(module.student.takes))
-    with Meter() as meter:
+    with Meter() as meter, _fused_attention() if module.device.type == "meta" else nullcontext():
         module.training_step(Batch(x, torch.zeros(batch_size, dtype=torch.int64), condition), 0)
     gradients = {
         name: sum(p.grad.nbytes for p in network.parameters() if p.grad is not None)
@@ -165,7 +199,8 @@ def _steps_missing(module: GenerativeModule, batch_size: int, turn: int) -> int:
         return 0
     most = len(module.levels)
     forward, _ = forward_flops(module.student, batch_size)
-    return int(((most + 1) / 2 - drawn_steps(module.seed, turn, most)) * forward)
+    least = module.least_steps()
+    return int(((most + least) / 2 - drawn_steps(module.seed, turn, most, least)) * forward)
 
 
 def _batch_of(denoiser: Denoiser, n: int, device: torch.device | str) -> tuple[Tensor, Tensor, Condition]:
@@ -176,6 +211,6 @@ def _batch_of(denoiser: Denoiser, n: int, device: torch.device | str) -> tuple[T
 
 
 def _flops(run: Callable[[], Any]) -> int:
-    with Meter() as meter, torch.no_grad():
+    with Meter() as meter, torch.no_grad(), _fused_attention():
         run()
     return meter.flops

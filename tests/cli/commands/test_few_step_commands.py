@@ -1,17 +1,20 @@
 """Students of several steps on the command line: sample, export and evaluate, from a checkpoint and from a folder."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
 import torch
-from cli_runs import succeeds
+from cli_runs import fdistill, one_error_line, succeeds
 
 from fdistill.data import GaussianMixtureData
 from fdistill.evaluation.sources import open_source
 from fdistill.io.checkpoints import model_record
+from fdistill.io.export import export_folder
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import MLP, DiffusersUNet
+from fdistill.sampling.draw import draw
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.preconditioning import EDM
 
@@ -58,3 +61,22 @@ def test_evaluate_tells_the_evaluations(tmp_path):
     quick = ["--n", 20, "--repeats", 1, "--bootstrap", 0, "--out", tmp_path / "out"]
     succeeds("evaluate", "--checkpoint", tmp_path / "last.ckpt", *quick)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["student_evaluations"] == 4
+
+
+def test_the_first_step_is_its_teacher_s_where_there_is_one(tmp_path):
+    network = functools.partial(MLP, dim=2, width=8, depth=2)
+    student = checkpoint(tmp_path / "last.ckpt", network, LEVELS[2])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        teacher = GenerativeModel.teacher(Denoiser(network(), EDM(0.6)), 4, 0.002, 80.0)
+    export_folder(teacher, tmp_path / "teacher")
+    asked = ("sample", "--checkpoint", tmp_path / "last.ckpt", "--n", 3, "--out", tmp_path / "out.npz")
+    out = succeeds(*asked, "--first_step", tmp_path / "teacher")
+    assert out.startswith("wrote 3 samples of 2 network evaluations each")
+    with np.load(tmp_path / "out.npz") as file:
+        np.testing.assert_array_equal(file["samples"], draw(student, 3, first_step=teacher).numpy())
+    assert "first_step" in one_error_line(fdistill(*asked, "--first_step", "teacher"))
+    checkpoint(tmp_path / "one.ckpt", network, [5.0])
+    asked = ("sample", "--checkpoint", tmp_path / "one.ckpt", "--n", 3, "--out", tmp_path / "one.npz")
+    assert "one step" in one_error_line(fdistill(*asked, "--first_step", tmp_path / "teacher"))
+    assert not (tmp_path / "one.npz").exists()

@@ -1,20 +1,25 @@
 """Counted turns: a dry turn is a real one without its arithmetic, and a turn is so many forward passes."""
 
 import copy
+import itertools
 
 import lightning.pytorch as L
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_runs import GivenData, distillation, fit, teacher_training
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from fdistill.data import Batch
+from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
-from fdistill.models.networks import SmallUNet, SongUNet
-from fdistill.objectives import DMD2, FDistill, SiD
+from fdistill.models.networks import SmallUNet, SongUNet, StockUNet
+from fdistill.objectives import DMD2, FDistill, SiD, UniInstruct
 from fdistill.theory.divergences import JensenShannon, ReverseKL
 from fdistill.theory.preconditioning import EDM
 from fdistill.training.planning import dry_turn, forward_flops, turns_of_run
-from fdistill.training.planning.dry_turn import Meter
+from fdistill.training.planning.dry_turn import Meter, _dry, _fused_attention
 
 pytestmark = pytest.mark.system  # seconds, too many for make check
 
@@ -214,6 +219,45 @@ def test_attention_is_counted():
     cost = dry_turn(module, B, 0)
     fit(module, 1, images(teacher), callbacks=[counted])
     assert cost.flops == pytest.approx(counted.flops[0], rel=0.05)  # the kernel of attention depends on the device
+
+
+def allocated(module, batch):
+    """The most bytes that torch's allocator of the CPU held for a real turn, above those before it."""
+    copied = _dry(module, 0)
+    given = Batch(batch, torch.arange(len(batch)) % 3, Condition({"labels": torch.arange(len(batch)) % 3}))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        copied.training_step(given, 0)
+    events = sorted((e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=time_of)
+    return max(itertools.accumulate(event.nbytes() for event in events))
+
+
+def time_of(event):
+    return event.start_ns()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_bytes_of_a_turn_on_the_meta_device_are_those_that_a_real_one_allocates(checkpointed):
+    """Attention, convolutions and linear layers of a network of diffusers; what kernels use for themselves is above."""
+    blocks = {"down_block_types": ["AttnDownBlock2D"] * 2, "up_block_types": ["AttnUpBlock2D"] * 2}
+    sizes = {"sample_size": 16, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 16]}
+    more = {"layers_per_block": 2, "norm_num_groups": 4, "attention_head_dim": 8, "num_class_embeds": 4}
+    teacher = Denoiser(StockUNet({**sizes, **blocks, **more}, 1.0, True), EDM(0.5))
+    module = distillation(teacher, SiD(), turn="fused", gradient_checkpointing=checkpointed)
+    batch = 16
+    real = allocated(module, torch.zeros(batch, *teacher.sample_shape))
+    assert dry_turn(module, batch, 0).peak_bytes == pytest.approx(real, rel=0.1)
+
+
+def test_attention_keeps_no_matrix_of_scores():
+    """Four times the tokens, four times the bytes; a matrix of all pairs would take sixteen times as many."""
+    peaks = []
+    for side in (32, 64):
+        q, k, v = (torch.empty(1, 2, side * side, 8, device="meta", requires_grad=True) for _ in range(3))
+        mask = torch.ones(1, 1, 1, side * side, dtype=torch.bool, device="meta")
+        with Meter() as meter, _fused_attention():
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()
+        peaks.append(meter.peak)
+    assert peaks[1] == pytest.approx(4 * peaks[0], rel=0.01)
 
 
 def test_bad_input_is_refused_in_one_line():

@@ -1,17 +1,17 @@
 """A stock text-to-image network of diffusers, rebuilt from its plain configuration, as a raw network."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from fdistill.core.build import build_stock
 from fdistill.models.condition import Condition, Takes
 from fdistill.models.networks.base import Encoding, Network
+from fdistill.models.networks.checkpointing import ReachedError
 from fdistill.models.networks.text.families import FAMILIES
 
 _LARGEST_SIDE = 4096  # of latents; no weight depends on it
@@ -133,13 +133,9 @@ class TextToImageNetwork(Network):
             )
         self._read, self.feature_channels = tuple(blocks), (self.family.feature_channels(),) * len(blocks)
 
-    def checkpoint_gradients(self, again: Callable[[nn.Module], AbstractContextManager[None]]) -> None:
-        stock: Any = self.stock
-        stock.enable_gradient_checkpointing(partial(_checkpointed, again))
-
     def features(self, x: Tensor, noise: Tensor, condition: Condition) -> tuple[Tensor, ...]:
         """The feature taps alone, each [B, C, h', w']; the forward pass ends behind the last one."""
-        with suppress(_ReachedError), self._tapped(_stop) as found:
+        with suppress(ReachedError), self._tapped(_stop) as found:
             self.family(self.stock, x, noise, condition)
         return tuple(self.family.tap(found[index], condition) for index in self._read)
 
@@ -175,34 +171,5 @@ class TextToImageNetwork(Network):
         return state | {buffer: null[name][0] for name, buffer in self._null.items() if null is not None}
 
 
-class _ReachedError(Exception):
-    """The features are there, and the rest of a forward pass is not wanted."""
-
-
 def _stop() -> None:
-    raise _ReachedError
-
-
-def _checkpointed(again: Callable[[nn.Module], AbstractContextManager[None]], block: nn.Module, *given: Any) -> Any:
-    """What a block returns, to be computed again in the backward pass, in the context of now.
-
-    A pass that ends in the block leaves the checkpoint as if it went on: what is computed again does not end.
-    """
-    ended = False
-
-    def run(*given: Any) -> Any:
-        nonlocal ended
-        try:
-            return block(*given)
-        except _ReachedError:
-            ended = True
-
-    contexts: dict[str, Any] = {"context_fn": lambda: (nullcontext(), again(block))}
-    output = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False, **contexts)
-    if ended:
-        raise _ReachedError
-    return output
-
-
-def _unknown(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.full(shape, float("nan") if dtype.is_floating_point else 0, dtype=dtype)
+    raise ReachedError

@@ -1,0 +1,35 @@
+"""A few-step student whose first step the teacher makes (arXiv 2503.10637), which needs no training."""
+
+import dataclasses
+
+from fdistill.models.condition import declared, fits
+from fdistill.models.guidance import Guidance
+from fdistill.sampling.generator import GenerativeModel
+
+
+def with_first_step_of(student: GenerativeModel, teacher: GenerativeModel) -> GenerativeModel:
+    """The student with its teacher's D in place of its own at its first noise level.
+
+    It is guided as the student learned that it is, by scale and interval among its facts, or as the teacher is itself.
+
+    Raises:
+        ValueError: for a student of one step, another kind of model, or a teacher of other samples or conditions.
+    """
+    if student.kind != "student" or len(student.sigmas) < 2:
+        got = "a teacher" if student.kind == "teacher" else "one of one step"
+        raise ValueError(f"a teacher makes the first step of a student of several: got {got}; leave first_step out")
+    if teacher.kind != "teacher":
+        raise ValueError("a first step is made by a teacher: first_step holds a student")
+    one, other = student.denoiser, teacher.denoiser
+    if one.sample_shape != other.sample_shape or not fits(other.takes, one.takes):
+        raise ValueError(
+            f"a first step is of the student's samples and conditions: expected {one.sample_shape} and "
+            f"{declared(one.takes)}, got {other.sample_shape} and {declared(other.takes)}"
+        )
+    other.noise_range.check("the first noise level of a student", student.sigmas[:1].tolist())
+    guidance = teacher.guidance
+    if "guidance" in student.facts and "guide" not in student.facts:
+        interval = student.facts.get("guidance_interval")
+        guidance = Guidance.limited(student.facts["guidance"], interval, None)
+    Guidance.of(guidance).check_fits(other)
+    return dataclasses.replace(student, first_step=(other, guidance))
