@@ -6,9 +6,11 @@ from typing import Any
 import torch
 
 from fdistill.cli.commands.checked import usable_device
+from fdistill.cli.commands.evaluate_captions import measure_captions
 from fdistill.cli.commands.yaml_section import data_of_file, features_of_file
 from fdistill.core.places import require_writable
 from fdistill.data import GenerativeDataModule, remembered_data
+from fdistill.evaluation.caption_evaluation import takes_captions
 from fdistill.evaluation.evaluate import Evaluation, evaluate_models, remembered_teacher
 from fdistill.evaluation.features import default_extractor
 from fdistill.evaluation.fid import FidSuite, Measured, open_reference, training_reference
@@ -20,7 +22,7 @@ from fdistill.evaluation.report.evidence_figures import (
     intervals_figure,
     spectra_figure,
 )
-from fdistill.evaluation.sources import DiffusersSource, Source, open_source
+from fdistill.evaluation.sources import DiffusersSource, ModelSource, Source, open_source
 from fdistill.training.loggers import FILE_NAME
 
 _INTERVALS = """What overlaps
@@ -55,6 +57,8 @@ def evaluate(
     fid_samples: int = 50_000,
 ) -> None:
     """Measure a generator against held-out real data; writes report.json, index.html and its pictures.
+
+    A student of captioned digits is measured caption by caption; n is then a multiple of 30.
 
     Args:
         checkpoint: a run's .ckpt file, a folder written by fdistill export, a local diffusers pipeline (a folder with
@@ -91,6 +95,11 @@ def evaluate(
     given = None if data is None else data_of_file(data).in_pixels(place)
     extractor = None if features is None else features_of_file(features, place)
     student, teacher_source, real = _opened(checkpoint, teacher, given, steps, place)
+    if isinstance(student, ModelSource) and takes_captions(student.model, real):
+        unused = {"repeats": repeats, "features": features, "bootstrap": bootstrap, "feature_cache": feature_cache}
+        unused |= {"fid": fid, "dinov2": dinov2, "clip": clip, "fid_reference": fid_reference}
+        measure_captions(folder, student, teacher_source, real, n, seed, unused)
+        return
     extractor = extractor or default_extractor(real.sample_shape, real.num_classes)
     extractor = extractor.keep_learned() if feature_cache is None else extractor.keep_in(feature_cache)
     sources = {"student": student} | ({} if teacher_source is None else {"teacher": teacher_source})
