@@ -2,8 +2,8 @@
 
     make text-quickstart && python tools/text_seeds.py --out runs/text-seeds
 
-One teacher, that of `make text-quickstart`; the students differ in their noise, their batches and the samples that they
-are measured by. Finished runs found in --out are not repeated. Writes results.json and prints a Markdown table.
+One teacher, that of `make text-quickstart`, whose pictures are drawn once; the students differ in the noise and the
+batches that they learned from. Finished runs found in --out are not repeated. Writes results.json and prints a Markdown table.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def run_once(seed: int, out: Path, options: Sequence[str]) -> dict[str, Any]:
         configs = ["--config", "configs/trainer.yaml", "--config", "configs/text_quickstart/student.yaml"]
         _fdistill("fit", *configs, *run, "--ckpt_path", "last", *options)
         student = folder / "train-student" / "checkpoints" / "last.ckpt"
-        _fdistill("evaluate", "--checkpoint", str(student), "--seed", str(seed), "--out", str(folder))
+        _fdistill("evaluate", "--checkpoint", str(student), "--out", str(folder))
     return json.loads(report.read_text(encoding="utf-8"))
 
 

@@ -22,6 +22,7 @@ from fdistill.io.export.program import Program, check_program, write_program
 from fdistill.io.export.stock_levels import stock_levels
 from fdistill.io.export.stock_text import card_lines, is_text_student, scheduled, write_text_pipeline
 from fdistill.io.export.text_teacher import check_text_teacher, is_text_teacher, text_teacher_card, write_text_teacher
+from fdistill.io.stock_pipeline import PIPELINE
 from fdistill.models.networks import DiffusersUNet
 from fdistill.sampling.draw import require_model
 from fdistill.sampling.generator import GenerativeModel
@@ -79,8 +80,8 @@ def export_folder(
     with replace_folder(target) as folder:
         if is_text_teacher(model):  # a stock pipeline like those of others, which import reads: no record of ours
             write_text_teacher(model, folder)
-            card = model_card(model, target.name, stock, report, text_teacher_card(model, target.name))
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            told = model_card(model, target.name, stock, report, text_teacher_card(model, target.name))
+            (folder / "README.md").write_text(told, encoding="utf-8")
             return target
         if made is not None:
             write_text_pipeline(model, folder, made, dtype)
@@ -89,6 +90,8 @@ def export_folder(
         else:
             _write_own(model, folder)
         record = model_record(model)
+        if made is not None:  # its text encoders lie beside it now
+            record["facts"] = {name: value for name, value in record["facts"].items() if name != PIPELINE}
         if model.decoder is not None:
             if made is None:
                 model.decoder.save(folder / _DECODER)
