@@ -1,6 +1,6 @@
 """The report of a student of captions: every row of both sets as a table, report.json, a page and its pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ COLUMNS = {
     "vendi": "Vendi",
     "vendi_by_caption": "by caption",
 }
+_OTHERS = ("repeats", "features", "bootstrap", "feature_cache", "fid", "dinov2", "clip", "fid_reference")
 _ABOVE = {
     "shown": "Captions that training images have",
     "new": "Captions that no training image has",
@@ -40,14 +41,14 @@ def measure_captions(
     data: Any,
     n: int | None,
     seed: int,
-    unused: Mapping[str, Any],
+    others: Sequence[Any],
 ) -> None:
     """Measure, write everything into the folder and print the tables.
 
     Raises:
-        ValueError: for options of other reports, `unused`; or a teacher that is no model.
+        ValueError: for options of other reports, `others` by the order of `_OTHERS`; or a teacher that is no model.
     """
-    given = [f"--{name}" for name, value in unused.items() if value is not None]
+    given = [f"--{name}" for name, value in zip(_OTHERS, others, strict=True) if value is not None]
     if given:
         raise ValueError(f"a report on captions has its own features and draws: leave {', '.join(given)} out")
     if teacher is not None and not isinstance(teacher, ModelSource):
