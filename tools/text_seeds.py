@@ -3,7 +3,7 @@
     make text-quickstart && python tools/text_seeds.py --out runs/text-seeds
 
 One teacher, that of `make text-quickstart`, whose pictures are drawn once; the students differ in the noise and the
-batches that they learned from. Finished runs found in --out are not repeated. Writes results.json and prints a Markdown table.
+batches that they learned from. Finished runs found in --out are not repeated. Writes results.json and prints a table.
 """
 
 import argparse

@@ -30,7 +30,7 @@ def made(tmp_path_factory):
     (root / "captions.txt").write_text("\n".join(captions()))
     encode = ("encode-prompts", root / "captions.txt", "--pipeline", root / "pipeline", "--out", root / "prompts")
     succeeds(*encode, "--numbers", "float32")
-    run = ("--trainer.default_root_dir", root / "train-student", "--trainer.max_steps", 6)
+    run = ("--trainer.default_root_dir", root / "train-student", "--trainer.max_steps", 3)
     own = ("--model.teacher", root / "teacher", "--data.prompts", root / "prompts")
     succeeds(*fit, FILES / "student.yaml", *run, *own, *SMALL)
     with pytest.MonkeyPatch.context() as patch:
