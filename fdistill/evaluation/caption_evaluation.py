@@ -55,7 +55,6 @@ def evaluate_captions(
     data: CaptionedDigits,
     n: int | None = None,
     seed: int = 0,
-    judge: CaptionFeatures | None = None,
 ) -> CaptionEvaluation:
     """Pictures of 30 shown and 30 new captions, with as many seeds of each, beside held-out images of these captions.
 
@@ -65,7 +64,6 @@ def evaluate_captions(
         data: with a judge.
         n: pictures of each row, a multiple of 30 from 60 to 720; 480 where None.
         seed: of the noise, of the choice of real images, and of the judge.
-        judge: prepared here; one that is kept in the user's cache where not given.
 
     Raises:
         ValueError: for another n, or a model that does not make these pictures.
@@ -74,10 +72,11 @@ def evaluate_captions(
     if n is not None and (n % MOST_CAPTIONS or not 2 <= seeds <= MOST_SEEDS):
         most = MOST_CAPTIONS * MOST_SEEDS
         raise ValueError(f"n pictures are as many of each of {MOST_CAPTIONS} captions, at most {most}: got {n}")
-    for name, model in (("student", student), ("teacher", teacher)):
-        if model is not None and (not takes_captions(model, data) or model.image_shape != data.sample_shape):
+    given = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+    for name, model in given.items():
+        if not takes_captions(model, data) or model.image_shape != tuple(data.sample_shape):
             raise ValueError(f"captions are judged in pictures {data.sample_shape} of prompts: the {name} makes others")
-    judge = judge or CaptionFeatures(data.split_seed).keep_learned()
+    judge = CaptionFeatures(data.split_seed).keep_learned()
     metrics, sets = CaptionMetrics(data, judge, seed), caption_sets(data, seeds, seed)
     models, encoded = _models(student, teacher), prompt_condition(student, captions(), data.num_classes)
     rows: dict[str, dict[str, Row]] = {}
@@ -88,7 +87,10 @@ def evaluate_captions(
             drawn[name] = _draw(judge, model, encoded, of, fold_seed(seed, len(rows)) % 2**32, name != "student")
         rows[key] = {name: metrics.row(x, of) for name, x in drawn.items()}
         pictures[key] = {name: _first(x, seeds) for name, x in drawn.items()}
-    report = _report(student, teacher, data, rows) | {
+    facts = {f"{name}_facts": model.facts for name, model in given.items()}
+    report = _report(rows, models, learned_guidance(student)) | {
+        **facts,
+        "data": data.spec(),
         "n": MOST_CAPTIONS * seeds,
         "captions_of_a_set": MOST_CAPTIONS,
         "seeds_of_a_caption": seeds,
@@ -146,35 +148,25 @@ def _first(pictures: Tensor, seeds: int) -> Tensor:
     return by_caption[chosen, :SHOWN_SEEDS].flatten(0, 1)
 
 
-def _report(
-    student: GenerativeModel,
-    teacher: GenerativeModel | None,
-    data: CaptionedDigits,
-    rows: dict[str, dict[str, Row]],
-) -> dict[str, Any]:
+def _report(rows: dict[str, dict[str, Row]], models: dict[str, GenerativeModel], scale: float) -> dict[str, Any]:
     """All rows by set; those of shown captions again under the names that every report has; what is beside what."""
-    own, shown = teacher_row(learned_guidance(student)), rows["shown"]
-    beside = {
-        key: {
-            "accuracy_less": of[own]["accuracy"] - of["student"]["accuracy"],
-            **{
-                f"{name}_ratio": of["student"][name] / of[own][name]
-                for name in ("spread", "recall", "vendi_by_caption")
-            },
-        }
-        for key, of in rows.items()
-        if own in of and of[own]["recall"] > 0
-    }
+    own, shown = teacher_row(scale), rows["shown"]
     return {
         "captions": rows,
-        "student_beside_teacher": beside,
+        "student_beside_teacher": {key: _beside(of["student"], of[own]) for key, of in rows.items() if own in models},
         "floor": shown["real"],
-        **({} if teacher is None else {"teacher": shown[own]}),
+        **({"teacher": shown[own]} if own in models else {}),
         "student": shown["student"],
-        "student_guidance": learned_guidance(student),
-        "student_evaluations": student.evaluations,
-        "teacher_evaluations": None if teacher is None else _models(student, teacher)[own].evaluations,
-        "data": data.spec(),
-        "student_facts": student.facts,
-        **({} if teacher is None else {"teacher_facts": teacher.facts}),
+        "student_guidance": scale,
+        "student_evaluations": models["student"].evaluations,
+        "teacher_evaluations": models[own].evaluations if own in models else None,
     }
+
+
+def _beside(student: Row, teacher: Row) -> dict[str, float | None]:
+    """How much less accurate the student is, and its share of the teacher's variety; None where that has none."""
+    shares = {
+        f"{name}_ratio": student[name] / teacher[name] if teacher[name] > 0 else None
+        for name in ("spread", "recall", "vendi_by_caption")
+    }
+    return {"accuracy_less": teacher["accuracy"] - student["accuracy"], **shares}
