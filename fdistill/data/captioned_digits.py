@@ -10,6 +10,8 @@ from fdistill.data.batches import Batch, InMemorySplit
 from fdistill.data.digits import digit_splits
 from fdistill.data.prompt_files import PromptFiles
 from fdistill.models.condition import Condition, Entry, Takes
+from fdistill.models.networks.text.word_unet import IDS
+from fdistill.models.networks.text.words import token_ids, word_tokenizer
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {
@@ -23,7 +25,6 @@ COLOURS = {
 """Of digits and grounds, in [0, 1]."""
 PARTS = (len(DIGITS), len(COLOURS), len(COLOURS))
 """How many digits, colours and grounds there are."""
-_NAME = "encoder_hidden_states"
 
 
 def caption_parts() -> Tensor:
@@ -62,13 +63,12 @@ class CaptionedDigits(GenerativeDataModule):
     """The digits of ``Digits`` in 6 colours on 5 grounds each, colour 8x8 images in [-1, 1], with 300 captions.
 
     A training digit has every caption of its class but the 30 of `held_out_captions`; a held-out digit has all. The
-    condition is the embedding of the caption; the class number, which metrics read, is the caption's.
-
-    Embeddings are those of the small text model of `caption_encoder` with its first random weights, or what
-    ``fdistill encode-prompts`` wrote of the 300 captions, in the order of `captions`.
+    condition is the caption; the class number, which metrics read, is the caption's. For a network with a text model of
+    its own (`WordUNet`) a caption is its tokens; for others it is what ``fdistill encode-prompts`` wrote of the 300
+    captions, in the order of `captions`.
 
     Args:
-        prompts: Folder of encoded captions; None for those of the small text model, which needs transformers.
+        prompts: Folder of encoded captions; None for tokens, which need transformers.
         batch_size: Samples per batch and rank, >= 1.
         split_seed: Chooses the held-out digits, >= 0.
         seed: Seed of the order of the training stream, >= 0.
@@ -96,11 +96,11 @@ class CaptionedDigits(GenerativeDataModule):
 
     @property
     def takes(self) -> Takes:
-        """The embedding of a caption."""
-        return {name: Entry(tuple(value.shape[1:]), value.dtype) for name, value in self.embeddings.items()}
+        """A caption."""
+        return {name: Entry(tuple(value.shape[1:]), value.dtype) for name, value in self.encoded.items()}
 
     @property
-    def embeddings(self) -> Condition:
+    def encoded(self) -> Condition:
         """Of all 300 captions, by their numbers."""
         return self._encodings()[0]
 
@@ -112,7 +112,7 @@ class CaptionedDigits(GenerativeDataModule):
         """Up to `most` captions, evenly over all, as conditions and as texts."""
         chosen = torch.linspace(0, self.num_classes - 1, min(most, self.num_classes)).round().long()
         texts = captions()
-        return self.embeddings.rows(chosen), [texts[number] for number in chosen]
+        return self.encoded.rows(chosen), [texts[number] for number in chosen]
 
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
         """Return the two splits."""
@@ -124,34 +124,34 @@ class CaptionedDigits(GenerativeDataModule):
         ink = ((digits.x + 1) / 2)[:, None].expand(-1, 30, -1, -1, -1).flatten(0, 1)
         numbers = numbers.flatten()
         kept = ~torch.isin(numbers, without)
-        return _CaptionedSplit(paint(ink[kept], numbers[kept]), numbers[kept], self.embeddings)
+        return _CaptionedSplit(paint(ink[kept], numbers[kept]), numbers[kept], self.encoded)
 
     def _encodings(self) -> tuple[Condition, Condition]:
         if self._encoded is None:
-            self._encoded = _built_in() if self.prompts is None else _read(Path(self.prompts))
+            self._encoded = _tokens() if self.prompts is None else _read(Path(self.prompts))
         return self._encoded
 
 
 class _CaptionedSplit(InMemorySplit):
-    """Images whose condition is the embedding of their caption."""
+    """Images whose condition is their caption."""
 
-    def __init__(self, x: Tensor, numbers: Tensor, embeddings: Condition) -> None:
+    def __init__(self, x: Tensor, numbers: Tensor, encoded: Condition) -> None:
         super().__init__(x, numbers)
-        self.embeddings = embeddings
+        self.encoded = encoded
 
     def batch(self, x: Tensor, classes: Tensor) -> Batch:
-        return Batch(x, classes, self.embeddings.rows(classes))
+        return Batch(x, classes, self.encoded.rows(classes))
 
 
-def _built_in() -> tuple[Condition, Condition]:
+def _tokens() -> tuple[Condition, Condition]:
+    texts = captions()
+    words = [word for text in texts for word in text.split()]
     try:
-        from fdistill.data.caption_encoder import caption_text_model, caption_tokenizer, encoded_captions
-
-        tokenizer = caption_tokenizer(captions())
+        tokenizer = word_tokenizer(words, max(len(text.split()) for text in texts) + 2)
     except ImportError as error:
-        raise ValueError(f"captions are encoded by transformers: pip install transformers ({error})") from error
-    found = encoded_captions([*captions(), ""], tokenizer, caption_text_model(tokenizer))
-    return Condition({_NAME: found[:-1]}), Condition({_NAME: found[-1:]})
+        raise ValueError(f"tokens need transformers: pip install 'fdistill[text]' ({error})") from error
+    found = torch.tensor(token_ids([*texts, ""], tokenizer))
+    return Condition({IDS: found[:-1]}), Condition({IDS: found[-1:]})
 
 
 def _read(folder: Path) -> tuple[Condition, Condition]:

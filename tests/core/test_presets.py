@@ -27,7 +27,7 @@ def test_a_file_of_the_working_directory_wins(tmp_path, monkeypatch):
 
 def test_a_folder_of_the_working_directory_wins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert set(checkpoints()) == {"digits-student", "digits-teacher", "fashion-student"}
+    assert set(checkpoints()) == {"captions-student", "digits-student", "digits-teacher", "fashion-student"}
     assert checkpoint("digits-student") == ROOT / "checkpoints" / "digits-student"
     assert load_model("digits-student").kind == "student"
     (tmp_path / "digits-student").mkdir()

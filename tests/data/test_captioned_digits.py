@@ -43,28 +43,25 @@ def test_held_out_captions_are_in_the_held_out_split_alone(data):
     assert len(train) == len(digits) * 30 - 5 * int((digits.labels < 6).sum())
 
 
-def test_a_batch_has_the_embedding_of_each_caption(data):
+def test_a_batch_has_the_tokens_of_each_caption(data):
     batch = next(iter(data.train_dataloader()))
-    assert torch.equal(
-        batch.condition["encoder_hidden_states"], data.embeddings["encoder_hidden_states"][batch.classes]
-    )
-    assert data.embeddings["encoder_hidden_states"].shape == (300, 9, 64)
+    ids = data.encoded["input_ids"]
+    assert torch.equal(batch.condition["input_ids"], ids[batch.classes])
+    assert ids.shape == (300, 9)
+    assert len(ids.unique(dim=0)) == 300
     batch.condition.check(data.takes, 64)
     data.null().check(data.takes, 1)
-    assert data.embeddings["encoder_hidden_states"].flatten(1).unique(dim=0).shape[0] == 300
     assert data.named_conditions(2)[1] == [captions()[0], captions()[299]]
 
 
 def test_a_word_is_a_token(data):
-    from fdistill.data.caption_encoder import caption_text_model, caption_tokenizer, encoded_captions
+    from fdistill.models.networks.text.words import token_ids, word_tokenizer
 
-    tokenizer = caption_tokenizer(captions())
-    ids = tokenizer(captions()).input_ids
-    assert all(len(one) == 9 for one in ids)
+    tokenizer = word_tokenizer([word for text in captions() for word in text.split()], 9)
+    ids = token_ids(captions(), tokenizer)
+    assert ids == data.encoded["input_ids"].tolist()
     assert len({number for one in ids for number in one}) == 10 + 6 + 3 + 2
     assert tokenizer.decode(ids[0], skip_special_tokens=True) == captions()[0]
-    again = encoded_captions(captions()[:5], tokenizer, caption_text_model(tokenizer))
-    torch.testing.assert_close(again, data.embeddings["encoder_hidden_states"][:5], rtol=1e-5, atol=1e-5)
 
 
 def test_the_judge_reads_digit_colour_and_ground(data, monkeypatch):

@@ -51,13 +51,15 @@ class CaptionFeatures(ClassifierFeatures):
     @torch.no_grad()
     def read_parts(self, x: Tensor) -> Tensor:
         """Digit, colour and ground that it reads from images [n, 3, 8, 8], int64 [n, 3] on the extractor's device."""
-        return self._parts(self.extract(x))
+        return self.parts_of(self.extract(x))
 
     def classify(self, features: Tensor) -> Tensor:
         """The caption's number int64 [n], -1 where colour and ground are read as the same."""
-        return caption_numbers(self._parts(features))
+        return caption_numbers(self.parts_of(features))
 
-    def _parts(self, features: Tensor) -> Tensor:
+    @torch.no_grad()
+    def parts_of(self, features: Tensor) -> Tensor:
+        """The same of its own features [n, 32]."""
         raw = features.to(self.device) * self.scale + self.mean
         logits = self.classifier.head(F.silu(raw))
         return torch.stack([part.argmax(1) for part in logits.split(PARTS, dim=1)], dim=1)

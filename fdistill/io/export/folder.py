@@ -21,6 +21,8 @@ from fdistill.io.export.model_card import model_card
 from fdistill.io.export.program import Program, check_program, write_program
 from fdistill.io.export.stock_levels import stock_levels
 from fdistill.io.export.stock_text import card_lines, is_text_student, scheduled, write_text_pipeline
+from fdistill.io.export.text_teacher import check_text_teacher, is_text_teacher, text_teacher_card, write_text_teacher
+from fdistill.io.stock_pipeline import PIPELINE
 from fdistill.models.networks import DiffusersUNet
 from fdistill.sampling.draw import require_model
 from fdistill.sampling.generator import GenerativeModel
@@ -72,8 +74,15 @@ def export_folder(
     made = scheduled(model) if is_text_student(model) else None
     if made is None and dtype != torch.float32:
         raise ValueError(f"a text-to-image student may be written in half precision, others in float32: got {dtype}")
+    if is_text_teacher(model):
+        check_text_teacher(model)
     stock = loads_in_stock_diffusers(model)
     with replace_folder(target) as folder:
+        if is_text_teacher(model):  # a stock pipeline like those of others, which import reads: no record of ours
+            write_text_teacher(model, folder)
+            told = model_card(model, target.name, stock, report, text_teacher_card(model, target.name))
+            (folder / "README.md").write_text(told, encoding="utf-8")
+            return target
         if made is not None:
             write_text_pipeline(model, folder, made, dtype)
         elif stock:
@@ -81,6 +90,8 @@ def export_folder(
         else:
             _write_own(model, folder)
         record = model_record(model)
+        if made is not None:  # its text encoders lie beside it now
+            record["facts"] = {name: value for name, value in record["facts"].items() if name != PIPELINE}
         if model.decoder is not None:
             if made is None:
                 model.decoder.save(folder / _DECODER)
@@ -99,12 +110,16 @@ def export_folder(
 def loads_in_stock_diffusers(model: GenerativeModel) -> bool:
     """Whether diffusers alone can load and run the exported folder."""
     denoiser = model.denoiser
-    return is_text_student(model) or (
-        model.kind == "student"
-        and isinstance(denoiser.network, DiffusersUNet)
-        and type(denoiser.preconditioning) is EDM
-        and stock_levels(model.sigmas) is not None
-        and model.decoder is None
+    return (
+        is_text_student(model)
+        or is_text_teacher(model)
+        or (
+            model.kind == "student"
+            and isinstance(denoiser.network, DiffusersUNet)
+            and type(denoiser.preconditioning) is EDM
+            and stock_levels(model.sigmas) is not None
+            and model.decoder is None
+        )
     )
 
 

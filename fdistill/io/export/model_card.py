@@ -119,14 +119,23 @@ def _measured(model: GenerativeModel, report: dict[str, Any] | None) -> str:
             values = (report[row].get(column) for column in _COLUMNS)
             title = f"**this {title}**" if row == model.kind else title
             lines.append(f"| {title} | " + " | ".join("-" if v is None else f"{v:.3f}" for v in values) + " |")
+    floor = "other held-out images" if "captions" in report else "real training data"
     notes = (
         f"{report.get('n')} samples of each row against as many held-out real ones, mean of {report.get('repeats', 1)} "
-        f"draws, seed {report.get('seed')}, in the features of: {report.get('features')}. The floor is real training "
-        "data measured the same way: a distance near it is sampling noise."
+        f"draws, seed {report.get('seed')}, in the features of: {report.get('features')}. The floor is {floor} "
+        "measured the same way: a distance near it is sampling noise."
     )
+    notes += "".join(_of_captions(key, rows["student"]) for key, rows in report.get("captions", {}).items())
     if report.get("speedup"):
         notes += f" The student makes {report['speedup']:.3g} times as many samples per second as the teacher."
     return "## Measured\n\n" + "\n".join(lines) + f"\n\n{notes}"
+
+
+def _of_captions(key: str, row: dict[str, float]) -> str:
+    return (
+        f" Of {key} captions {row['accuracy']:.1%} are drawn with the right digit and both colours; the spread of one "
+        f"caption is {row['spread']:.3f}."
+    )
 
 
 def _origin(model: GenerativeModel) -> str:

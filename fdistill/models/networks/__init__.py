@@ -9,7 +9,7 @@ from fdistill.models.networks.small_unet import SmallUNet
 from fdistill.models.networks.song_unet import SongUNet
 from fdistill.models.networks.stock_dit import StockDiT
 from fdistill.models.networks.stock_unet import StockUNet
-from fdistill.models.networks.text import TextToImageNetwork
+from fdistill.models.networks.text import TextToImageNetwork, WordUNet
 from fdistill.models.networks.two_experts import TwoExperts
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "StockUNet",
     "TextToImageNetwork",
     "TwoExperts",
+    "WordUNet",
     "train_without_dropout",
 ]

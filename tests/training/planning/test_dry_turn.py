@@ -15,7 +15,7 @@ from fdistill.data import Batch
 from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import SmallUNet, SongUNet, StockUNet
-from fdistill.objectives import DMD2, FDistill, SiD, UniInstruct
+from fdistill.objectives import DMD2, FDistill, SiD
 from fdistill.theory.divergences import JensenShannon, ReverseKL
 from fdistill.theory.preconditioning import EDM
 from fdistill.training.planning import dry_turn, forward_flops, turns_of_run

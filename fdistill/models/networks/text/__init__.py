@@ -3,5 +3,14 @@
 from fdistill.models.networks.text.families import FAMILIES, Family, StableDiffusion, family_of
 from fdistill.models.networks.text.family import PromptOutputs
 from fdistill.models.networks.text.network import TextToImageNetwork
+from fdistill.models.networks.text.word_unet import WordUNet
 
-__all__ = ["FAMILIES", "Family", "PromptOutputs", "StableDiffusion", "TextToImageNetwork", "family_of"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "PromptOutputs",
+    "StableDiffusion",
+    "TextToImageNetwork",
+    "WordUNet",
+    "family_of",
+]

@@ -173,3 +173,7 @@ class TextToImageNetwork(Network):
 
 def _stop() -> None:
     raise ReachedError
+
+
+def _unknown(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.full(shape, float("nan") if dtype.is_floating_point else 0, dtype=dtype)

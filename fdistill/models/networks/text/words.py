@@ -1,20 +1,20 @@
-"""A word-level CLIP tokenizer and a small CLIP text model for a closed set of captions, made offline from a seed."""
+"""A word-level CLIP tokenizer and a small CLIP text model for a closed set of words, made offline."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-WIDTH, LAYERS, HEADS = 64, 2, 4
 _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 
 
-def caption_tokenizer(captions: Sequence[str]) -> Any:
-    """A `CLIPTokenizer` of one token a word, for captions of these words; as long as the longest of them.
+def word_tokenizer(words: Sequence[str], length: int) -> Any:
+    """A `CLIPTokenizer` of one token a word, for texts of these words.
 
-    Its merges are those of byte-pair encoding of the words themselves; the same captions give the same tokens.
+    Its merges are those of byte-pair encoding of the words themselves; the same words give the same tokens.
+
+    Args:
+        words: in any order.
+        length: of the longest text in tokens, with those of its begin and end.
 
     Raises:
         ImportError: without transformers.
@@ -22,7 +22,7 @@ def caption_tokenizer(captions: Sequence[str]) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
-    words = sorted({word for caption in captions for word in caption.split()})
+    words = sorted(set(words))
     letters = sorted({letter for word in words for letter in word})
     vocabulary = {piece: number for number, piece in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
     model = models.BPE(vocab=dict(vocabulary), merges=[], end_of_word_suffix="</w>", continuing_subword_prefix="")
@@ -37,12 +37,17 @@ def caption_tokenizer(captions: Sequence[str]) -> Any:
             vocabulary.setdefault(piece, len(vocabulary))
     for special in (_BEGIN, _END):
         vocabulary[special] = len(vocabulary)
-    longest = max(len(caption.split()) for caption in captions) + 2  # begin and end
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=longest)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
 
 
-def caption_text_model(tokenizer: Any, seed: int = 0) -> Any:
-    """A `CLIPTextModel` of 64 channels and two layers with random weights of a seed, in evaluation mode.
+def token_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Of each text, padded as a stock pipeline pads them."""
+    length = tokenizer.model_max_length
+    return tokenizer(list(texts), padding="max_length", max_length=length, truncation=True).input_ids
+
+
+def small_text_model(tokenizer: Any, width: int, layers: int, heads: int) -> Any:
+    """A `CLIPTextModel` with random weights.
 
     Raises:
         ImportError: without transformers.
@@ -51,23 +56,13 @@ def caption_text_model(tokenizer: Any, seed: int = 0) -> Any:
 
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         max_position_embeddings=tokenizer.model_max_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return CLIPTextModel(config).eval()
-
-
-@torch.no_grad()
-def encoded_captions(captions: Sequence[str], tokenizer: Any, model: Any) -> Tensor:
-    """The embeddings of all tokens, float32 [n, length, 64], padded as a stock pipeline pads them."""
-    length = tokenizer.model_max_length
-    ids = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True).input_ids
-    return model(torch.tensor(ids)).last_hidden_state
+    return CLIPTextModel(config)
