@@ -45,7 +45,7 @@ def fdistill_process(*arguments, **environment):
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        timeout=120,
+        timeout=600,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -57,7 +57,7 @@ def python_process(code, *arguments, **environment):
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return Outcome(done.returncode, done.stdout, done.stderr)
