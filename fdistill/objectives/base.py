@@ -46,7 +46,8 @@ class Needs(NamedTuple):
         levels: tuple[PredictionLevel, ...] = get_args(PredictionLevel)
         teacher = max(self.teacher, other.teacher, key=levels.index)
         fake_score = max(self.fake_score, other.fake_score, key=levels.index)
-        return Needs(teacher, fake_score, *(mine or yours for mine, yours in zip(self[2:], other[2:], strict=True)))
+        others: list[Any] = [mine or yours for mine, yours in zip(self[2:], other[2:], strict=True)]
+        return Needs(teacher, fake_score, *others)
 
 
 class Regression(NamedTuple):

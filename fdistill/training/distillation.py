@@ -190,7 +190,6 @@ class DistillationModule(DistillationTurn, StudentValidation):
         with start_at_rank_0(self, meta_start):
             loaded = self._keep_teacher(teacher_model(teacher), dtype)
             self.levels = student_levels(sigma_init, renoise_levels, student_times, loaded.denoiser)
-            self.anchor = Anchor.of(objective, loaded, self.levels, self.start)
             self._start_learners(loaded, student, fake_score, ema_decay)
             self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.student, loaded.facts)
             self.guidance = teacher_guidance(*guided, guidance_rescale, loaded, dtype)
@@ -216,6 +215,7 @@ class DistillationModule(DistillationTurn, StudentValidation):
     ) -> None:
         needs = self.objective.needs
         check_one_step(self.objective, self.levels)
+        self.anchor = Anchor.of(self.objective, loaded, self.levels, self.start)
         with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
         self.student, self.fake_score = learners(loaded.denoiser, student, fake_score, with_fake)
         check_imitation(self.imitation, self.fake_score, self.student)
