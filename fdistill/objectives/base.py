@@ -1,7 +1,7 @@
 """What an objective is: what it needs to know of a noised sample, and from that the terms of the student's loss."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
