@@ -1,5 +1,6 @@
 """Blocks of stock networks that keep nothing inside them for the backward pass, which computes them again."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,15 +11,21 @@ from fdistill.models.denoiser import Denoiser
 from fdistill.training.at_rest import weights_at_rest
 
 
-def checkpoint_blocks(denoiser: Denoiser) -> None:
-    """Turn on gradient checkpointing in a network of diffusers, in place; gradients keep their bits.
+def checkpoint_blocks(denoisers: Iterable[Denoiser | None]) -> None:
+    """Turn on gradient checkpointing in networks of diffusers, in place; gradients keep their bits.
 
     Raises:
         ValueError: for any other network.
     """
-    stock: list[Any] = [part for part in denoiser.network.children() if hasattr(part, "enable_gradient_checkpointing")]
+    for denoiser in denoisers:
+        if denoiser is not None:
+            _turn_on(denoiser.network)
+
+
+def _turn_on(network: nn.Module) -> None:
+    stock: list[Any] = [part for part in network.children() if hasattr(part, "enable_gradient_checkpointing")]
     if not stock:
-        got = type(denoiser.network).__name__
+        got = type(network).__name__
         raise ValueError(
             f"gradient_checkpointing is for networks of diffusers: expected one, got {got}; leave it out, and set "
             "accumulate to keep fewer activations"

@@ -174,7 +174,6 @@ class DistillationModule(DistillationTurn):
         check_needs(objective, discriminator, pairs, r1_weight, r1_step)
         check_instance_noise(instance_noise, objective)
         self.objective, self.levels, needs = objective, check_levels(sigma_init, renoise_levels), objective.needs
-        check_one_step(objective, self.levels)
         self.turn_schedule = TurnSchedule(turn, fake_updates_per_student, fake_score_warmup)
         self.reads = discriminator if needs.discriminator else "none"
         self.teacher_source, dtype = described_source(teacher), check_stored(teacher_dtype, self.reads, r1_weight)
@@ -186,7 +185,6 @@ class DistillationModule(DistillationTurn):
         with start_at_rank_0(self, meta_start):
             loaded = teacher_model(teacher)
             self._keep_teacher(loaded, dtype)
-            self.anchor = Anchor.of(objective, loaded, self.levels, self.start)
             with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
             self.student, self.fake_score = learners(loaded.denoiser, student, fake_score, with_fake)
             check_guidance(guidance, fake_guidance, fake_label_dropout, self.fake_score)
@@ -195,10 +193,7 @@ class DistillationModule(DistillationTurn):
             self.ema, self.teacher_facts = EMA(self.student, ema_decay), loaded.facts
             self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.student, loaded.facts)
             self.guidance = teacher_guidance(guidance, guidance_interval, guide, self.teacher, dtype)
-            self.guide = Guidance.of(self.guidance).guide
-            for part in (self.teacher, self.student, self.fake_score) if gradient_checkpointing else ():
-                if part is not None:
-                    checkpoint_blocks(part)
+            checkpoint_blocks((self.teacher, self.student, self.fake_score) if gradient_checkpointing else ())
             self._keep_to_path(noise_levels, fake_noise_levels)
             self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)
             self.ratio = self._ratio(ratio_bins, ratio_decay) if needs.discriminator else None
@@ -207,9 +202,12 @@ class DistillationModule(DistillationTurn):
         self.teacher = copy.deepcopy(loaded.denoiser).requires_grad_(False).eval().hold_in(dtype)
         self._teacher_grid, self._teacher_sampler = loaded.sigmas, loaded.sampler
         self._decoder, self._teacher_start = loaded.decoder, loaded.start
+        self.anchor = Anchor.of(self.objective, loaded, self.levels, self.start)
 
     def _keep_to_path(self, noise_levels: NoiseLevels, fake_noise_levels: NoiseLevels | None) -> None:
+        check_one_step(self.objective, self.levels)
         check_on_path(self.levels, self.student)
+        self.guide = Guidance.of(self.guidance).guide
         self.known = known_by(self.teacher, self.guide, self.fake_score)
         self.noise_levels = self.fake_noise_levels = levels_on_path("noise_levels", noise_levels, self.known)
         if fake_noise_levels is not None:

@@ -48,7 +48,7 @@ def gradients(denoiser, resting):
 def test_the_gradients_of_text_networks_have_the_same_bits(family, resting):
     denoiser = of_text(family)
     plain = gradients(denoiser, resting)
-    checkpoint_blocks(denoiser)
+    checkpoint_blocks([denoiser])
     again = gradients(denoiser, resting)
     assert any(gradient is not None and gradient.abs().max() > 0 for gradient in plain)
     for one, other in zip(plain, again, strict=True):
