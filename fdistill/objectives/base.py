@@ -1,7 +1,7 @@
 """What an objective is: what it needs to know of a noised sample, and from that the terms of the student's loss."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,8 @@ class Needs(NamedTuple):
         levels: tuple[PredictionLevel, ...] = get_args(PredictionLevel)
         teacher = max(self.teacher, other.teacher, key=levels.index)
         fake_score = max(self.fake_score, other.fake_score, key=levels.index)
-        return Needs(teacher, fake_score, *(mine or yours for mine, yours in zip(self[2:], other[2:], strict=True)))
+        rest: list[Any] = [mine or yours for mine, yours in zip(self[2:], other[2:], strict=True)]
+        return Needs(teacher, fake_score, *rest)
 
 
 class Regression(NamedTuple):
