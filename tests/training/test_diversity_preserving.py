@@ -40,9 +40,9 @@ def test_an_anchor_is_where_euler_has_to_aim_to_meet_the_flow_of_a_gaussian(afte
     found, z, level = of_a_gaussian(after, start)
     x = (FIRST if start == "sigma" else (1 + FIRST**2) ** 0.5) * z
     x_s = MEAN + ((STD**2 + level**2) / (STD**2 + FIRST**2)) ** 0.5 * (x - MEAN)
-    torch.testing.assert_close(found + level / FIRST * (x - found), x_s, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found + level / FIRST * (x - found), x_s, rtol=0, atol=1e-3)
     if after == 200:
-        torch.testing.assert_close(found, x_s, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found, x_s, rtol=0, atol=1e-3)
 
 
 def test_after_one_step_of_euler_the_anchor_is_the_teacher_s_own_first_step():
