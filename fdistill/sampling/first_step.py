@@ -10,7 +10,7 @@ from fdistill.sampling.generator import GenerativeModel
 def with_first_step_of(student: GenerativeModel, teacher: GenerativeModel) -> GenerativeModel:
     """The student with its teacher's D in place of its own at its first noise level.
 
-    It is guided as the student learned that it is, by scale and interval among its facts, or as the teacher is itself.
+    It is guided as the student learned that it is (scale, interval, rescaling), or as the teacher is itself.
 
     Raises:
         ValueError: for a student of one step, another kind of model, or a teacher of other samples or conditions.
@@ -29,7 +29,8 @@ def with_first_step_of(student: GenerativeModel, teacher: GenerativeModel) -> Ge
     other.noise_range.check("the first noise level of a student", student.sigmas[:1].tolist())
     guidance = teacher.guidance
     if "guidance" in student.facts and "guide" not in student.facts:
-        interval = student.facts.get("guidance_interval")
-        guidance = Guidance.limited(student.facts["guidance"], interval, None)
+        interval, own = student.facts.get("guidance_interval"), Guidance.of(teacher.guidance)
+        rescale = student.facts.get("guidance_rescale", own.rescale)
+        guidance = Guidance.limited(student.facts["guidance"], interval, None, rescale, own.norm)
     Guidance.of(guidance).check_fits(other)
     return dataclasses.replace(student, first_step=(other, guidance))
