@@ -16,6 +16,8 @@ USED = {
     "torch.distributed.fsdp.FSDPModule._get_fsdp_state": "strategies",
     "torch.distributed.fsdp._fully_shard._fsdp_state.FSDPState._comm_ctx": "strategies",
     "torch.distributed.fsdp._fully_shard._fsdp_param_group.FSDPParamGroup._post_forward_indices": "strategies",
+    # attention that keeps no matrix of scores, which the public function does not choose on the meta device
+    "torch.ops.aten._scaled_dot_product_efficient_attention": "planning",
     # one kernel for all weights
     "torch._foreach_lerp_": "averages",
     # whether somebody wrote to a weight

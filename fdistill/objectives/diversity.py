@@ -5,6 +5,7 @@ from torch import nn
 from fdistill.data import GenerativeDataModule
 from fdistill.objectives.adversarial import check_weight, is_on
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, per_sample_mean, required
+from fdistill.objectives.distribution_matching import DMD2
 from fdistill.theory.schedules import Schedule, value_at
 
 
@@ -17,16 +18,17 @@ class DiversityPreserving(Objective):
     objective this is the published method, whose teacher makes 30 steps.
     """
 
-    def __init__(self, objective: Objective, weight: float | Schedule = 0.05, after: int = 5) -> None:
+    def __init__(self, objective: Objective | None = None, weight: float | Schedule = 0.05, after: int = 5) -> None:
         """Args:
-        objective: of the later steps.
+        objective: of the later steps; DMD2 without an adversarial term, as published, where none is given.
         weight: of the first step's regression, >= 0; at 0 this is `objective` for all steps.
         after: steps of the teacher's grid from the student's first noise level to the anchor, >= 1.
         """
         check_weight("weight", weight)
         if after < 1:
             raise ValueError(f"an anchor lies after at least 1 step of the teacher: got after={after}")
-        self.objective, self.weight, self.after = objective, weight, after
+        self.objective = DMD2(0.0) if objective is None else objective
+        self.weight, self.after = weight, after
 
     @property
     def needs(self) -> Needs:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from fdistill.core.distributed import gathered, is_sharded, whole
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.learned_uncertainty import LearnedUncertainty
-from fdistill.models.networks import MLP, DiffusersUNet, EDM2UNet, SmallUNet, SongUNet, StockDiT, TwoExperts
+from fdistill.models.networks import MLP, EDM2UNet, SmallUNet, SongUNet, StockDiT, TwoExperts
 from fdistill.objectives import DMD2, Fisher
 from fdistill.theory.preconditioning import EDM
 from fdistill.training.averaging.ema import EMA
@@ -51,7 +51,6 @@ WAYS = {
 NETWORKS = {
     "SmallUNet": lambda: SmallUNet(4, 1, (4, 4), num_classes=3),
     "SongUNet": lambda: SongUNet(4, 1, 3, 8, (1, 1), 2, 2, 1, (), embedding="fourier", encoder="residual"),
-    "DiffusersUNet": lambda: DiffusersUNet(4, 1, (8,), num_classes=3),
     "StockDiT": lambda: StockDiT(
         {"sample_size": 4, "patch_size": 2, "num_layers": 3, "num_attention_heads": 1, "attention_head_dim": 8}
         | {"in_channels": 1, "num_embeds_ada_norm": 3, "norm_num_groups": 1}
@@ -59,7 +58,7 @@ NETWORKS = {
     "EDM2UNet": lambda: EDM2UNet(4, 1, 3, 8, (1,), blocks_per_level=1, attention_resolutions=(), channels_per_head=8),
     "TwoExperts": lambda: TwoExperts(MLP(width=8, depth=2), MLP(width=8, depth=2), 0.0),
 }
-STARTED = ("SongUNet", "DiffusersUNet", "StockDiT", "EDM2UNet", "TwoExperts")  # an MLP is among the ways
+STARTED = ("SongUNet", "StockDiT", "EDM2UNet", "TwoExperts")  # an MLP is among the ways
 REPLICATED = ("EDM2UNet", "TwoExperts")  # which the other strategy refuses
 
 
