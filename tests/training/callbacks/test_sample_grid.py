@@ -15,8 +15,8 @@ from fdistill.training.loggers import JsonlLogger
 
 
 @pytest.fixture
-def pictures_drawn(monkeypatch):
-    """What was pictures_drawn, by file name, instead of pictures."""
+def grids(monkeypatch):
+    """What was grids, by file name, instead of pictures."""
     pictures = {}
     monkeypatch.setattr(sample_grid, "sample_grid_figure", lambda rows, path: pictures.update({path.name: rows}))
     monkeypatch.setattr(
@@ -61,14 +61,12 @@ def test_a_memorised_image_lies_at_distance_0():
     torch.testing.assert_close(distances, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
-def test_a_student_stands_above_its_teacher_from_the_same_latents_and_the_nearest_training_image(
-    pictures_drawn, tmp_path
-):
+def test_a_student_stands_above_its_teacher_from_the_same_latents_and_the_nearest_training_image(grids, tmp_path):
     module = distillation(unet(num_classes=3), student_optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     data, grid = GivenData(images(), num_classes=3), SampleGrid(every_n_turns=1, num_samples=4)
     fit(module, 2, data, folder=tmp_path, callbacks=[grid])
-    assert list(pictures_drawn) == ["0000001.png", "0000002.png"]
-    for turn, rows in enumerate(pictures_drawn.values(), start=1):
+    assert list(grids) == ["0000001.png", "0000002.png"]
+    for turn, rows in enumerate(grids.values(), start=1):
         assert list(rows) == ["student\n1 evaluation", "teacher\n35 evaluations", "nearest\ntraining image", ""]
         student, teacher, nearest, title = rows.values()
         assert title == f"after {turn} turns"
@@ -78,11 +76,11 @@ def test_a_student_stands_above_its_teacher_from_the_same_latents_and_the_neares
         assert torch.equal(nearest, nearest_images(student, data.train_samples)[0])
 
 
-def test_a_student_of_several_steps_starts_from_the_latents_of_its_teacher(pictures_drawn, tmp_path):
+def test_a_student_of_several_steps_starts_from_the_latents_of_its_teacher(grids, tmp_path):
     module = distillation(unet(), renoise_levels=[0.5, 0.1])
     grid, distance = SampleGrid(every_n_turns=1, num_samples=4), StudentDistance(every_n_turns=1, num_samples=8)
     run = fit(module, 1, GivenData(images()), folder=tmp_path, callbacks=[grid, distance])
-    (rows,) = pictures_drawn.values()
+    (rows,) = grids.values()
     assert list(rows)[:2] == ["student\n3 evaluations", "teacher\n35 evaluations"]
     student, teacher, *_ = rows.values()
     noise = module.generative_model().noise(4, seed=0)
@@ -91,51 +89,51 @@ def test_a_student_of_several_steps_starts_from_the_latents_of_its_teacher(pictu
     assert run.callback_metrics["metric/pixel_frechet_distance"] > 0
 
 
-def test_the_teacher_is_sampled_once_a_run(pictures_drawn, tmp_path, monkeypatch):
+def test_the_teacher_is_sampled_once_a_run(grids, tmp_path, monkeypatch):
     module, calls = distillation(exact([[0.0, 0.0]], [1.0]), **free()), []
     teacher = module.teacher_model
     monkeypatch.setattr(module, "teacher_model", lambda: calls.append(1) or teacher())
     fit(module, 3, folder=tmp_path, callbacks=[SampleGrid(every_n_turns=1, num_samples=4)])
-    assert len(pictures_drawn) == 3
+    assert len(grids) == 3
     assert len(calls) == 1
 
 
-def test_points_are_drawn_beside_the_teacher_s_and_training_data(pictures_drawn, tmp_path):
+def test_points_are_drawn_beside_the_teacher_s_and_training_data(grids, tmp_path):
     module, data = distillation(exact([[0.0, 0.0]], [1.0]), **free()), ring()
     fit(module, 1, data, folder=tmp_path, callbacks=[SampleGrid(every_n_turns=1, num_samples=6)])
-    (rows,) = pictures_drawn.values()
+    (rows,) = grids.values()
     assert list(rows) == ["student, 1 evaluation, after 1 turns", "teacher, 35 evaluations", "training data"]
     student, teacher, training = rows.values()
     assert student.shape == teacher.shape == training.shape == (6, 2)
     assert all((data.train_samples.copied().x == point).all(1).any() for point in training)
 
 
-def test_a_teacher_in_training_stands_above_the_nearest_training_image(tmp_path, pictures_drawn):
+def test_a_teacher_in_training_stands_above_the_nearest_training_image(tmp_path, grids):
     module = teacher_training(unet().network, num_steps=2)
     fit(module, 1, GivenData(images()), folder=tmp_path, callbacks=[SampleGrid(every_n_turns=1, num_samples=4)])
-    (rows,) = pictures_drawn.values()
+    (rows,) = grids.values()
     assert list(rows) == ["teacher\n3 evaluations", "nearest\ntraining image", ""]
 
 
-def test_without_a_data_module_only_the_models_are_drawn(pictures_drawn, tmp_path):
+def test_without_a_data_module_only_the_models_are_drawn(grids, tmp_path):
     run = trainer(1, tmp_path, callbacks=[SampleGrid(every_n_turns=1, num_samples=4)])
     run.fit(teacher_training(unet().network, num_steps=2), train_dataloaders=GivenData(images()).train_dataloader())
-    (rows,) = pictures_drawn.values()
+    (rows,) = grids.values()
     assert list(rows) == ["teacher\n3 evaluations", ""]
 
 
-def test_without_real_data_images_have_no_training_row(pictures_drawn, tmp_path):
+def test_without_real_data_images_have_no_training_row(grids, tmp_path):
     module = distillation(unet(), SiD())
     fit(module, 1, LatentsOnly([1, 8, 8], batch_size=4), folder=tmp_path, callbacks=[SampleGrid(1, num_samples=4)])
-    (rows,) = pictures_drawn.values()
+    (rows,) = grids.values()
     assert list(rows) == ["student\n1 evaluation", "teacher\n35 evaluations", ""]
     assert rows["student\n1 evaluation"].isfinite().all()
 
 
-def test_without_real_data_points_have_no_training_panel(pictures_drawn, tmp_path):
+def test_without_real_data_points_have_no_training_panel(grids, tmp_path):
     module = distillation(mlp(), SiD())
     fit(module, 1, LatentsOnly([2], batch_size=4), folder=tmp_path, callbacks=[SampleGrid(1, num_samples=6)])
-    (rows,) = pictures_drawn.values()
+    (rows,) = grids.values()
     assert list(rows) == ["student, 1 evaluation, after 1 turns", "teacher, 35 evaluations"]
 
 
