@@ -105,7 +105,8 @@ def pairs(tmp_path_factory):
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_every_objective_is_one_flag(name, teacher_checkpoint, pairs, tmp_path):
     flag = json.dumps({"class_path": name, "init_args": ARGUMENTS[name]}) if name in ARGUMENTS else name
-    flags = [f"--model.objective={flag}", *([f"--model.pairs={pairs}"] if name == "DMD" else [])]
+    also = {"DMD": [f"--model.pairs={pairs}"], "DiversityPreserving": ["--model.renoise_levels=[0.5]"]}
+    flags = [f"--model.objective={flag}", *also.get(name, [])]
     module = built(student_arguments(tmp_path / "run", teacher_checkpoint, *flags))
     assert type(module.objective) is OBJECTIVES[name]
     assert (module.fake_score is None) == (OBJECTIVES[name] is Adversarial)
