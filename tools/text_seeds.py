@@ -14,19 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fdistill.cli.commands.evaluate_captions import COLUMNS as SHOWN
 from fdistill.evaluation.report import write_json
 
-COLUMNS = {
-    "accuracy": "all right",
-    "accuracy_digit": "digit",
-    "accuracy_colours": "colours",
-    "spread": "spread",
-    "frechet_distance": "Fréchet",
-    "recall": "recall",
-    "vendi": "Vendi",
-    "vendi_by_caption": "Vendi by caption",
-    "vendi_by_caption_patches": "of patches",
-}
+COLUMNS = SHOWN | {"vendi_by_caption": "Vendi by caption", "vendi_by_caption_patches": "of patches"}
 
 
 def run_once(seed: int, out: Path, options: Sequence[str]) -> dict[str, Any]:
@@ -70,7 +61,7 @@ def main() -> None:
             print(line(name, [report["captions"][key][name] for report in reports]))
         beside = [report["student_beside_teacher"][key] for report in reports]
         for name in beside[0]:
-            print(f"{key}: {name} {', '.join(f'{row[name]:.3f}' for row in beside)}")
+            print(f"{key}: {name} {', '.join('-' if row[name] is None else f'{row[name]:.3f}' for row in beside)}")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def print_captions(report: dict[str, Any], console: Console | None = None) -> No
             table.add_row(name, *cells, style="bold" if name == "student" else None)
         console.print(table)
     for key, beside in report["student_beside_teacher"].items():
-        said = ", ".join(
+        ratios = ", ".join(
             f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.3f}'}" for name, value in beside.items()
         )
-        console.print(f"{key}: {said}", highlight=False)
+        console.print(f"{key}: {ratios}", highlight=False)

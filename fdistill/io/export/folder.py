@@ -20,7 +20,7 @@ from fdistill.io.checkpoints import OWN_WEIGHTS, RECORD, model_record, model_wei
 from fdistill.io.export.model_card import model_card
 from fdistill.io.export.program import Program, check_program, write_program
 from fdistill.io.export.stock_levels import stock_levels
-from fdistill.io.export.stock_text import card_lines, is_text_student, scheduled, write_text_pipeline
+from fdistill.io.export.stock_text import Scheduled, card_lines, is_text_student, scheduled, write_text_pipeline
 from fdistill.io.export.text_teacher import check_text_teacher, is_text_teacher, text_teacher_card, write_text_teacher
 from fdistill.io.stock_pipeline import PIPELINE
 from fdistill.models.networks import DiffusersUNet
@@ -80,31 +80,35 @@ def export_folder(
     with replace_folder(target) as folder:
         if is_text_teacher(model):  # a stock pipeline like those of others, which import reads: no record of ours
             write_text_teacher(model, folder)
-            told = model_card(model, target.name, stock, report, text_teacher_card(model, target.name))
-            (folder / "README.md").write_text(told, encoding="utf-8")
-            return target
-        if made is not None:
-            write_text_pipeline(model, folder, made, dtype)
-        elif stock:
-            _write_stock(model, folder)
+            lines = text_teacher_card(model, target.name)
         else:
-            _write_own(model, folder)
-        record = model_record(model)
-        if made is not None:  # its text encoders lie beside it now
-            record["facts"] = {name: value for name, value in record["facts"].items() if name != PIPELINE}
-        if model.decoder is not None:
-            if made is None:
-                model.decoder.save(folder / _DECODER)
-            record["decoder"] = _DECODER
-        (folder / f"{RECORD}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            _write(model, folder, made, dtype)
+            lines = None if made is None else card_lines(model, target.name, made, dtype)
         for program in programs:
             write_program(model, program, folder)
         card = folder / "README.md"
-        lines = None if made is None else card_lines(model, target.name, made, dtype)
         card.write_text(model_card(model, target.name, stock, report, lines), encoding="utf-8")
         for weights in folder.rglob("*.safetensors"):  # safetensors writes for the owner only
             weights.chmod(card.stat().st_mode)
     return target
+
+
+def _write(model: GenerativeModel, folder: Path, made: Scheduled | None, dtype: torch.dtype) -> None:
+    """Networks, decoder and our record of a model; `made` is the scheduler of a text-to-image student."""
+    record = model_record(model)
+    if made is not None:
+        write_text_pipeline(model, folder, made, dtype)
+        # its text encoders lie beside it now
+        record["facts"] = {name: value for name, value in record["facts"].items() if name != PIPELINE}
+    elif loads_in_stock_diffusers(model):
+        _write_stock(model, folder)
+    else:
+        _write_own(model, folder)
+    if model.decoder is not None:
+        if made is None:
+            model.decoder.save(folder / _DECODER)
+        record["decoder"] = _DECODER
+    (folder / f"{RECORD}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def loads_in_stock_diffusers(model: GenerativeModel) -> bool:

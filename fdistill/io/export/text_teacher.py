@@ -1,5 +1,6 @@
 """A text-to-image teacher that was trained here, written as a stock pipeline like those of others."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ def write_text_teacher(model: GenerativeModel, folder: Path) -> None:
     )
     pipeline = StableDiffusionPipeline(
         vae=pixel_vae(network.sample_shape[0]),
-        text_encoder=network.text.cpu(),
+        text_encoder=copy.deepcopy(network.text).cpu(),
         tokenizer=network.tokenizer,
-        unet=network.unet.stock.cpu(),
+        unet=copy.deepcopy(network.unet.stock).cpu(),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
