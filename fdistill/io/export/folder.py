@@ -77,13 +77,15 @@ def export_folder(
     if is_text_teacher(model):
         check_text_teacher(model)
     stock = loads_in_stock_diffusers(model)
+    lines: tuple[list[str], str] | None = None
     with replace_folder(target) as folder:
         if is_text_teacher(model):  # a stock pipeline like those of others, which import reads: no record of ours
             write_text_teacher(model, folder)
             lines = text_teacher_card(model, target.name)
         else:
             _write(model, folder, made, dtype)
-            lines = None if made is None else card_lines(model, target.name, made, dtype)
+            if made is not None:
+                lines = card_lines(model, target.name, made, dtype)
         for program in programs:
             write_program(model, program, folder)
         card = folder / "README.md"
