@@ -87,14 +87,16 @@ class Meter(TorchDispatchMode):
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
+        given = {value.untyped_storage()._cdata for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
         for value in tree_leaves(out):
             if isinstance(value, Tensor):
-                self._see(value.untyped_storage())
+                self._see(value.untyped_storage(), given)
         return out
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
+    def _see(self, storage: torch.UntypedStorage, given: set[int]) -> None:
+        """A storage that was given is another's: a view of a weight makes none."""
         key = storage._cdata
-        if key not in self._alive:
+        if key not in self._alive and key not in given:
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
             self._alive[key] = weakref.finalize(storage, self._forget, key, storage.nbytes())

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fdistill.data import Batch
 from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
-from fdistill.models.networks import SmallUNet, SongUNet, StockUNet
+from fdistill.models.networks import MLP, SmallUNet, SongUNet, StockUNet
 from fdistill.objectives import DMD2, FDistill, SiD
 from fdistill.theory.divergences import JensenShannon, ReverseKL
 from fdistill.theory.preconditioning import EDM
@@ -210,6 +210,23 @@ def test_live_bytes_grow_and_fall_with_tensors():
         assert (live.now, live.peak) == (60, 80)
     del a, c, view
     assert live.now == 0
+
+
+def test_views_of_what_was_there_before_are_no_bytes_of_a_turn():
+    weight = torch.empty(7, 5, device="meta")
+    with Meter() as live:
+        turned = weight.t()
+        product = torch.empty(3, 5, device="meta") @ turned
+        weight.add_(1)
+        assert live.now == product.nbytes
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_weights_that_outweigh_the_activations_are_no_bytes_of_a_turn(batch):
+    """Linear layers alone, whose products read views of their weights."""
+    module = distillation(Denoiser(MLP(dim=2, width=256, depth=2), EDM(1.0)), SiD(), turn="fused")
+    real = allocated(module, torch.zeros(batch, 2))
+    assert dry_turn(module, batch, 0).peak_bytes == pytest.approx(real, rel=0.1)
 
 
 def test_attention_is_counted():
