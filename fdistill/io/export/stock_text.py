@@ -81,6 +81,7 @@ def _on_timesteps(model: GenerativeModel, path: DDPMPath) -> Scheduled:
             "student that starts at sigma z; train it with start unit"
         )
     config["num_train_timesteps"] = path.num_timesteps
+    config["steps_offset"] = 1  # which neither scheduler reads here; pipelines warn of any other
     if model.start == "sigma":
         return Scheduled(
             "EulerDiscreteScheduler", config | {"timestep_spacing": "trailing"}, {"num_inference_steps": 1}

@@ -49,6 +49,7 @@ def write_text_teacher(model: GenerativeModel, folder: Path) -> None:
         rescale_betas_zero_snr=arguments["zero_terminal_snr"],
         prediction_type="v_prediction",
         timestep_spacing="trailing",
+        steps_offset=1,  # not read with this spacing; pipelines warn of any other
         clip_sample=False,
         set_alpha_to_one=True,
     )
