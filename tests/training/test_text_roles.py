@@ -9,6 +9,8 @@ from tiny_runs import Recorded, fit, moved, weights
 
 from fdistill.models.guidance import Guidance
 from fdistill.objectives import DMD2, DiffInstruct, FDistill, SiD, SiDA, UniInstruct
+from fdistill.sampling.first_step import with_first_step_of
+from fdistill.sampling.student_steps import renoise
 from fdistill.theory.divergences import ForwardKL, JensenShannon
 from fdistill.theory.noise_levels import LogNormal
 from fdistill.training import DistillationModule
@@ -141,6 +143,23 @@ def test_what_the_last_step_learns_from_is_what_sampling_gives_it(name, times, k
     x = simulate(module.student, noise.unbind(1), module.levels, condition, True, module.start)
     torch.testing.assert_close(x.detach(), model.sample(noise, condition), rtol=1e-5, atol=1e-5)
     assert x.requires_grad
+
+
+def test_a_teacher_of_prompts_makes_the_first_step_rescaled_as_its_pipeline_does(known):
+    teacher, prompts = known("qwen-image")
+    student = distilling(teacher, DiffInstruct(), student_times=[1.0, 0.5], guidance=3.0).generative_model()
+    mixed, noise, condition = (
+        with_first_step_of(student, teacher),
+        student.noise(2, 0),
+        prompts.condition.rows(slice(2)),
+    )
+    levels = [float(level) for level in student.sigmas]
+    guidance = Guidance(3.0, rescale=1.0, norm="token")
+    with torch.no_grad():
+        x = guidance(teacher.denoiser, renoise(None, noise[:, 0], levels[0], "unit"), levels[0], condition)
+        x = student.denoiser(renoise(x, noise[:, 1], levels[1], "unit"), torch.full((2,), levels[1]), condition)
+    torch.testing.assert_close(mixed.sample(noise, condition), x, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(student.sample(noise, condition), x, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
