@@ -24,6 +24,7 @@ from fdistill.evaluation.caption_rows import (
     caption_sets,
 )
 from fdistill.evaluation.features import CaptionFeatures
+from fdistill.evaluation.sources import ModelSource, Source
 from fdistill.io.stock_pipeline import PIPELINE, prompt_condition
 from fdistill.models.condition import Condition
 from fdistill.models.guidance import Guidance
@@ -47,6 +48,13 @@ class CaptionEvaluation:
 def takes_captions(model: GenerativeModel, data: object) -> bool:
     """Whether a model is one of prompts, and the data one of captions that can be read from pictures."""
     return PIPELINE in model.facts and isinstance(data, CaptionedDigits)
+
+
+def caption_teacher(source: Source | None) -> GenerativeModel | None:
+    """The model of a teacher's source; raises ValueError for finished samples."""
+    if source is not None and not isinstance(source, ModelSource):
+        raise ValueError("captions are compared with a teacher that makes pictures of them: got finished samples")
+    return None if source is None else source.model
 
 
 def evaluate_captions(

@@ -3,13 +3,19 @@
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from tqdm import tqdm
 
 from fdistill.core.presets import checkpoint as known_checkpoint
-from fdistill.data import GenerativeDataModule, remembered_data
+from fdistill.data import CaptionedDigits, GenerativeDataModule, remembered_data
+from fdistill.evaluation.caption_evaluation import (
+    CaptionEvaluation,
+    caption_teacher,
+    evaluate_captions,
+    takes_captions,
+)
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
 from fdistill.evaluation.held_out import Copies, HeldOutComparison, first_shown
 from fdistill.evaluation.metrics.vendi_spectrum import vendi_spectrum
@@ -17,6 +23,7 @@ from fdistill.evaluation.report import average_rows, measure, verdict
 from fdistill.evaluation.report.intervals import LEAST_FOR_INTERVALS, check_splits
 from fdistill.evaluation.samples import Samples
 from fdistill.evaluation.sources import ModelSource, Source, open_source
+from fdistill.models.condition import declared
 from fdistill.sampling.draw import require_model
 from fdistill.sampling.generator import GenerativeModel
 
@@ -118,15 +125,17 @@ def evaluate(
     seed: int = 0,
     repeats: int | None = None,
     bootstrap: int | None = None,
-) -> Evaluation:
+) -> Evaluation | CaptionEvaluation:
     """Measure a model beside its teacher and real data: the numbers of `fdistill evaluate`, in `.report`.
+
+    A student of captions that can be read from pictures is measured as of `evaluate_captions`.
 
     Args:
         model: as `fdistill.load` or `fdistill.distill` gives it.
         data: real samples; None for those that the model was trained on.
         teacher: what it was distilled from, a model, a path or a name; None for the one that it remembers, if that is
             still there, else none.
-        n, seed, repeats, bootstrap: as of `evaluate_models`.
+        n, seed, repeats, bootstrap: as of `evaluate_models`; of captions n and seed alone.
 
     Raises:
         ValueError: as of `evaluate_models`, or where the model does not say what it was trained on.
@@ -137,6 +146,10 @@ def evaluate(
         source: Source | None = ModelSource(teacher)
     else:
         source = None if teacher is None else open_source(teacher)
+    if takes_captions(model, real):
+        if repeats is not None or bootstrap is not None:
+            raise ValueError("a report on captions has draws of its own: leave repeats and bootstrap out")
+        return evaluate_captions(model, caption_teacher(source), cast(CaptionedDigits, real), n, seed)
     extractor = default_extractor(real.sample_shape, real.num_classes).keep_learned()
     return evaluate_models(ModelSource(model), source, real, n, seed, repeats, bootstrap, extractor)
 
@@ -197,6 +210,11 @@ def _check(sources: dict[str, Source], data: GenerativeDataModule, n: int, repea
 
 def check_fits(name: str, source: Source, data: GenerativeDataModule) -> None:
     """Raises ValueError where samples of a source cannot be compared with the data."""
+    if isinstance(source, ModelSource) and source.model.denoiser.takes and not source.num_classes:
+        raise ValueError(
+            f"a report compares samples of classes, or of captions of CaptionedDigits: the {name} takes "
+            f"{declared(source.model.denoiser.takes)}; sample it with fdistill sample --prompt"
+        )
     if source.sample_shape != tuple(data.sample_shape) or source.num_classes not in (0, data.num_classes):
         raise ValueError(
             f"the {name} makes samples {source.sample_shape} of {source.num_classes} classes, the data has "

@@ -6,8 +6,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from cli_runs import CONFIGS, fdistill, last, one_error_line, succeeds
+from cli_runs import CONFIGS, last, one_error_line, succeeds
+from cli_runs import fdistill as command
 
+import fdistill
+from fdistill.data import Digits
 from fdistill.data.captioned_digits import captions
 
 FILES = CONFIGS / "text_quickstart"
@@ -69,6 +72,22 @@ def test_stock_diffusers_draws_the_students_pictures_in_one_step(made, tmp_path)
 
 @pytest.mark.parametrize("wrong", [("--n", 61), ("--repeats", 2)])
 def test_what_a_report_on_captions_has_no_use_for_is_one_line(made, tmp_path, wrong):
-    outcome = fdistill("evaluate", "--checkpoint", last(made / "train-student"), "--out", tmp_path / "x", *wrong)
+    outcome = command("evaluate", "--checkpoint", last(made / "train-student"), "--out", tmp_path / "x", *wrong)
     assert wrong[0].strip("-") in one_error_line(outcome)
     assert not (tmp_path / "x" / "report.json").exists()
+
+
+def test_in_python_the_report_is_that_of_the_command(made, monkeypatch):
+    from fdistill.evaluation.features import captions as judge
+
+    monkeypatch.setattr(judge, "STEPS", 20)
+    student = fdistill.load(last(made / "train-student"))
+    expected = json.loads((made / "report" / "report.json").read_text())
+    assert fdistill.evaluate(student, n=60).report["captions"] == expected["captions"]
+    with pytest.raises(ValueError, match="repeats"):
+        fdistill.evaluate(student, repeats=2)
+
+
+def test_other_reports_refuse_prompts_before_anything_is_computed(made):
+    with pytest.raises(ValueError, match="encoder_hidden_states"):
+        fdistill.evaluate(fdistill.load(made / "teacher"), data=Digits())

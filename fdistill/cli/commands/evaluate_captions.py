@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fdistill.evaluation.caption_evaluation import (
     CaptionEvaluation,
+    caption_teacher,
     evaluate_captions,
     one_step_row,
     teacher_row,
@@ -51,9 +52,7 @@ def measure_captions(
     given = [f"--{name}" for name, value in zip(_OTHERS, others, strict=True) if value is not None]
     if given:
         raise ValueError(f"a report on captions has its own features and draws: leave {', '.join(given)} out")
-    if teacher is not None and not isinstance(teacher, ModelSource):
-        raise ValueError("captions are compared with a teacher that makes pictures of them: got finished samples")
-    result = evaluate_captions(student.model, None if teacher is None else teacher.model, data, n, seed)
+    result = evaluate_captions(student.model, caption_teacher(teacher), data, n, seed)
     written = write_captions(folder, result)
     print_captions(result.report)
     print("wrote " + ", ".join(str(path) for path in written))
