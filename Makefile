@@ -11,11 +11,11 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart text-quickstart demonstrations check test this-half other-half coverage slow gpu lint types docs clean
 
-# torch comes first and exactly: a range would pull another build.
+# torch comes first and exactly: a range would pull another build. What is imported is compiled then, and not all of it here.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 # Killed at any moment, the same command continues from the last checkpoints. `rm -r runs/quickstart` starts afresh.
