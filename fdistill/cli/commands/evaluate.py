@@ -8,6 +8,7 @@ import torch
 from fdistill.cli.commands.checked import usable_device
 from fdistill.cli.commands.evaluate_captions import measure_captions
 from fdistill.cli.commands.yaml_section import data_of_file, features_of_file
+from fdistill.core.atomic_files import write_json
 from fdistill.core.places import require_writable
 from fdistill.data import GenerativeDataModule, remembered_data
 from fdistill.evaluation.caption_evaluation import takes_captions
@@ -15,13 +16,16 @@ from fdistill.evaluation.evaluate import Evaluation, evaluate_models, remembered
 from fdistill.evaluation.features import default_extractor
 from fdistill.evaluation.fid import FidSuite, Measured, open_reference, training_reference
 from fdistill.evaluation.fid import networks as networks_of
-from fdistill.evaluation.report import html_page, print_table, sample_grid_figure, training_curves_figure, write_json
+from fdistill.evaluation.report.curves import training_curves_figure
 from fdistill.evaluation.report.evidence_figures import (
     class_bars_figure,
     copies_figure,
     intervals_figure,
     spectra_figure,
 )
+from fdistill.evaluation.report.grid import sample_grid_figure
+from fdistill.evaluation.report.page import html_page
+from fdistill.evaluation.report.table import print_table
 from fdistill.evaluation.sources import DiffusersSource, ModelSource, Source, open_source
 from fdistill.training.loggers import FILE_NAME
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from PIL import Image
 
-from fdistill.evaluation.report import training_curves_figure
+from fdistill.evaluation.report.curves import training_curves_figure
 from fdistill.evaluation.report.dashboard import dashboard_page, read_runs
 from fdistill.evaluation.report.panels import GROUPS, PICTURES, all_groups, beside
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fdistill.evaluation.report import sample_grid_figure, training_curves_figure
+from fdistill.evaluation.report.curves import training_curves_figure
+from fdistill.evaluation.report.grid import sample_grid_figure
 
 pytestmark = pytest.mark.system  # seconds, too many for make check
 
