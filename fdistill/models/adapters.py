@@ -134,6 +134,12 @@ def adapter_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
             yield getattr(layer, name).weight
 
 
+def own_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """What a network does not share, by name: its factors where it has adapters, else all of its parameters."""
+    factors = set(map(id, adapter_parameters(network)))
+    return {name: value for name, value in network.named_parameters() if not factors or id(value) in factors}
+
+
 def adapter_state(module: nn.Module) -> dict[str, Tensor]:
     """The factors by the names NAME.lora_A.weight and NAME.lora_B.weight inside of a module, detached; not copied."""
     layers = adapter_layers(module).items()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fdistill.data import Batch
 from fdistill.data.teacher_pairs import TeacherPairs
 from fdistill.io.rank_parts import OWN, parts_of
+from fdistill.models.adapters import own_parameters
 from fdistill.models.condition import Condition, Conditioned
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
@@ -333,8 +334,7 @@ class DistillationTurn(GenerativeModule):
         """What happens after each student update: its average, and the fake score that imitates it."""
         self.ema.update(self.student, self.updates_after(turn))
         if self.imitation < 1:
-            fake: list[Tensor] = list(cast(Denoiser, self.fake_score).parameters())
-            student: list[Tensor] = list(self.student.parameters())
+            fake, student = (list(own_parameters(required(net)).values()) for net in (self.fake_score, self.student))
             torch._foreach_lerp_(fake, student, 1 - self.imitation)
 
 
