@@ -63,8 +63,8 @@ def check_chain_rule(shared, full, limit=1e-10):
             assert difference <= limit * (1e-3 + expected[key].norm()), f"{name}.{key}: {difference}"
 
 
-def proven(build, turns, data=None, limit=1e-10, **how):
-    shared = moved(build(roles=SharedBase(**ROLES)).double())
+def proven(build, turns, data=None, limit=1e-10, roles=ROLES, **how):
+    shared = moved(build(roles=SharedBase(**roles)).double())
     base = weights(shared.teacher)
     full = separate(shared, build)
     fit(shared, turns, None if data is None else data(), **how)
