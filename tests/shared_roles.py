@@ -25,6 +25,14 @@ class Kept(torch.optim.SGD):
 KEEPS = {"student_optimizer": Kept, "fake_score_optimizer": Kept, "gradient_clip": 1e9}
 
 
+def doubled(module):
+    """In float64, but for the bins of the ratio, which are float32 whatever the networks are."""
+    module.double()
+    for bins in () if module.ratio is None else module.ratio.buffers():
+        bins.data = bins.float()
+    return module
+
+
 def moved(module):
     """The module, with factors of student and fake score that are not at their start."""
     for seed, name in enumerate(("student", "fake_score")):
@@ -38,7 +46,7 @@ def moved(module):
 def separate(module, build):
     """Three networks that hold the same merged weights; `build` as the first module was, but for its networks."""
     fake = {} if module.fake_score is None else {"fake_score": merged(module.fake_score)}
-    return build(module.teacher, student=merged(module.student), roles=FullCopies(), **fake).double()
+    return doubled(build(module.teacher, student=merged(module.student), roles=FullCopies(), **fake))
 
 
 def check_chain_rule(shared, full, limit=1e-10):
@@ -64,7 +72,7 @@ def check_chain_rule(shared, full, limit=1e-10):
 
 
 def proven(build, turns, data=None, limit=1e-10, roles=ROLES, **how):
-    shared = moved(build(roles=SharedBase(**roles)).double())
+    shared = moved(doubled(build(roles=SharedBase(**roles))))
     base = weights(shared.teacher)
     full = separate(shared, build)
     fit(shared, turns, None if data is None else data(), **how)

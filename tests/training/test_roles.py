@@ -3,12 +3,13 @@
 import pytest
 import torch
 from objective_runs import OBJECTIVES, learning_by
-from shared_roles import KEEPS, ROLES, Kept, check_chain_rule, moved, proven, separate
+from shared_roles import KEEPS, ROLES, Kept, check_chain_rule, doubled, moved, proven, separate
 from stock_models import SMALL_UNET
 from test_resume import SaveAt
-from tiny_runs import GivenData, distillation, fit, mlp, ring, trainer, weights
+from tiny_runs import GivenData, distillation, fit, mlp, ring, weights
 
 from fdistill.core.weight_files import CheckpointError
+from fdistill.data.teacher_pairs import TeacherPairs
 from fdistill.io.export.folder import export_folder
 from fdistill.io.load import load_model
 from fdistill.models.adapters import (
@@ -41,19 +42,18 @@ def double():
 
 @pytest.mark.parametrize("turn", ["fused", "alternating"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_s_gradients_are_those_of_separate_networks(name, turn, double):
+def test_every_objective_s_gradients_are_those_of_separate_networks(name, turn, double, tmp_path):
     if turn == "alternating" and name == "Fisher":
         pytest.skip("it has no such turns")
+    objective, latents = OBJECTIVES[name](), torch.randn(64, 2)
+    pairs = TeacherPairs(latents, latents + 1).save(tmp_path / "pairs.safetensors") if objective.needs.pairs else None
 
     def build(teacher=None, **changes):
-        teacher = teacher or mlp(sigma_data=1.0)
-        return learning_by(
-            OBJECTIVES[name](),
-            teacher=teacher,
-            turn=turn,
-            fake_updates_per_student=1,
-            **{"student": None} | KEEPS | changes,
-        )
+        how = {"teacher": teacher or mlp(), "turn": turn, "fake_updates_per_student": 1, "student": None}
+        module = learning_by(OBJECTIVES[name](), **how | KEEPS | changes, pairs=pairs and str(pairs))
+        if module.pairs is not None:
+            module.pairs.latents, module.pairs.samples = (t.double() for t in (module.pairs.latents, latents + 1))
+        return module
 
     proven(build, 2)
 
@@ -82,7 +82,7 @@ def test_mixed_roles_of_a_unet_learn_as_separate_networks(student, fake_score, d
     def build(teacher=None, **changes):
         return distillation(teacher or unet(), SiDA(0.1), discriminator="fake_score", **KEEPS | changes)
 
-    shared = moved(build(roles=SharedBase(**ROLES, student=student, fake_score=fake_score)).double())
+    shared = moved(doubled(build(roles=SharedBase(**ROLES, student=student, fake_score=fake_score))))
     full = separate(shared, build)
     fit(shared, 2, images())
     fit(full, 2, images())
@@ -260,11 +260,10 @@ def test_a_plan_counts_the_base_once():
     assert plans[0].memory["weights of student"] == 4 * factors
 
 
-def test_the_rest_of_a_run_takes_adapters(tmp_path):
+def test_the_rest_of_a_run_takes_adapters():
     """Networks without weights but on rank 0, a base in bfloat16, samples while training."""
     module = shared_run(meta_start=True, teacher_dtype="bfloat16")
     fit(module, 2, ring())
     made = module.generative_model()
     assert made.sample(made.noise(4, 0)).isfinite().all()
     assert {value.dtype for value in adapter_parameters(module.student)} == {torch.float32}
-    assert trainer(1) is not None

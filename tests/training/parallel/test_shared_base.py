@@ -3,7 +3,7 @@
 import pytest
 import torch
 from forked import ended, fork_ranks
-from shared_roles import KEEPS, check_chain_rule, moved, separate
+from shared_roles import KEEPS, check_chain_rule, doubled, moved, separate
 from tiny_runs import distillation, fit, mlp, ring, weights
 
 from fdistill.core.distributed import whole
@@ -23,7 +23,7 @@ def proves(strategy):
         return distillation(teacher or mlp(), SiDA(0.1), discriminator="fake_score", **KEEPS | changes)
 
     torch.set_default_dtype(torch.float64)
-    one = moved(build(roles=SharedBase(2, 3.0, "all")).double())
+    one = moved(doubled(build(roles=SharedBase(2, 3.0, "all"))))
     base = weights(one.teacher)
     other = separate(one, build)
     for module in (one, other):
