@@ -49,14 +49,20 @@ def separate(module, build):
     return doubled(build(module.teacher, student=merged(module.student), roles=FullCopies(), **fake))
 
 
+def gradients(module, name):
+    """The sums of a network's gradients in the run that it has made, by the parameters' names."""
+    optimizer = module.trainer.optimizers[name == "fake_score"]
+    parameters, names = optimizer.param_groups[0]["params"], own_parameters(getattr(module, name))
+    return {n: whole(p.seen) for n, p in zip(names, parameters, strict=True) if hasattr(p, "seen")}
+
+
 def check_chain_rule(shared, full, limit=1e-10):
     """W + s B A: dA = s B^T dW and dB = s dW A^T; what learns in full has the same gradients."""
     for name in ("student", "fake_score"):
         one, other = getattr(shared, name), getattr(full, name)
         if one is None:
             continue
-        expected = {name: whole(value.seen) for name, value in other.named_parameters() if hasattr(value, "seen")}
-        found = {name: whole(value.seen) for name, value in own_parameters(one).items() if hasattr(value, "seen")}
+        expected, found = gradients(full, name), gradients(shared, name)
         for layer_name, layer in adapter_layers(one).items():
             if f"{layer_name}.weight" not in expected:
                 continue
