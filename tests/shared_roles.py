@@ -59,7 +59,7 @@ def gradients(module, name):
 def check_chain_rule(shared, full, limit=1e-10):
     """W + s B A: dA = s B^T dW and dB = s dW A^T; what learns in full has the same gradients."""
     for name in ("student", "fake_score"):
-        one, other = getattr(shared, name), getattr(full, name)
+        one = getattr(shared, name)
         if one is None:
             continue
         expected, found = gradients(full, name), gradients(shared, name)
