@@ -1,5 +1,7 @@
 """Three roles on one frozen base learn what three networks of the same merged weights learn."""
 
+import functools
+
 import pytest
 import torch
 from objective_runs import OBJECTIVES, learning_by
@@ -172,6 +174,19 @@ def test_three_turns_and_three_more_equal_six(student, tmp_path):
     for a, b in zip(resumed.optimizers, uninterrupted.optimizers, strict=True):
         states = a.state_dict()["state"], b.state_dict()["state"]
         assert all(torch.equal(states[0][i][key], states[1][i][key]) for i in states[0] for key in states[0][i])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_after_any_of_twenty_turns_ends_as_if_it_was_not(tmp_path):
+    roles = SharedBase(rank=2, targets="all")
+    saves = [SaveAt(turn, tmp_path / f"{turn}.ckpt") for turn in range(1, 21)]
+    build = functools.partial(shared_run, roles=roles, turn="alternating", fake_updates_per_student=1)
+    whole_run = build()
+    fit(whole_run, 21, callbacks=saves)
+    for save in saves:
+        fit(continued := build(), 21, resume_from=save.path)
+        end, expected = weights(continued), weights(whole_run)
+        assert [name for name in expected if not torch.equal(end[name], expected[name])] == [], save.turn
 
 
 def test_checkpoints_hold_what_learns_and_refuse_other_roles(tmp_path):
