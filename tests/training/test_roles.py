@@ -102,7 +102,7 @@ def test_gradients_are_the_same_with_activations_computed_again(objective, doubl
     proven(build, 2, lambda: images(1))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 def test_gradients_are_the_same_in_compiled_networks(backend, double):
     def build(teacher=None, **changes):
         return distillation(teacher or unet(), SiD(), **KEEPS | changes)
@@ -273,6 +273,9 @@ def test_a_plan_counts_the_base_once():
     learning = 2 * factors + counts["discriminator"]
     assert plans[0].memory["optimiser states"] == 2 * 4 * learning  # Adam
     assert plans[0].memory["weights of student"] == 4 * factors
+    halved = plan_run(shared_run(teacher_dtype="bfloat16"), 8, 100, GPUS["A100"])
+    assert halved.memory["weights of teacher"] < 0.7 * plans[0].memory["weights of teacher"]
+    assert {name: turn.flops for name, turn in halved.turns.items()} == {n: t.flops for n, t in plans[0].turns.items()}
 
 
 def test_the_rest_of_a_run_takes_adapters():

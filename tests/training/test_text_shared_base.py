@@ -31,7 +31,7 @@ def known(folders):
 
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("sd", "flux") else [pytest.mark.slow]) for name in FAMILIES]
+    "name", [pytest.param(name, marks=[] if name == "sd" else [pytest.mark.slow]) for name in FAMILIES]
 )
 def test_families_learn_as_separate_networks(name, checkpointed, known):
     """SiDA differentiates teacher and fake score by their input, and the discriminator reads the fake score."""
