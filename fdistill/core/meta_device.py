@@ -54,6 +54,9 @@ def _bare(parameter: nn.Parameter | None) -> nn.Parameter | None:
 
 
 def _replace(module: nn.Module, change: Callable[[nn.Parameter], nn.Parameter | None]) -> None:
+    changed: dict[int, tuple[nn.Parameter, nn.Parameter | None]] = {}  # what several modules share they go on sharing
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False, remove_duplicate=False)):
-            setattr(part, name, change(parameter))
+            if id(parameter) not in changed:
+                changed[id(parameter)] = parameter, change(parameter)
+            setattr(part, name, changed[id(parameter)][1])

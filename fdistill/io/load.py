@@ -4,7 +4,11 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fdistill.core.build import build_with_weights, known_config
+from fdistill.core.fingerprints import fingerprint
 from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.weight_files import (
     CheckpointError,
@@ -22,6 +26,7 @@ from fdistill.io.checkpoints import AVERAGE, OWN_WEIGHTS, RECORD, STOCK_PIPELINE
 from fdistill.io.shards import SHARDS, Shards
 from fdistill.io.stock_pipeline import COND_PROJ, NULL_WEIGHTS, PIPELINE
 from fdistill.io.strangers import what_lies_at
+from fdistill.models.adapters import load_adapter_state, with_adapters
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import DiffusersUNet, StockUNet
 from fdistill.models.networks.text import FAMILIES, family_of
@@ -32,11 +37,12 @@ _TIME_SCALE = 1000.0  # a ConsistencyModelPipeline's timestep is 250 ln(sigma), 
 _REMEDY = "export it again"
 
 
-def load_model(path: Path | str) -> GenerativeModel:
+def load_model(path: Path | str, merge: bool = True) -> GenerativeModel:
     """The generative model of a run checkpoint (its EMA weights) or of an exported folder.
 
     Args:
         path: of either, or the name of a checkpoint that comes with the package, as digits-student.
+        merge: whether a student's adapters are added to weights of its own; else it keeps them.
 
     Raises:
         CheckpointError: with one line that says what is wrong with it.
@@ -60,7 +66,43 @@ def load_model(path: Path | str) -> GenerativeModel:
         for name, value in checkpoint["state_dict"].items()
         if name.startswith(AVERAGE)
     }
-    return model_from_record(checkpoint[RECORD], weights, path)
+    if "adapters" not in checkpoint[RECORD]:
+        return model_from_record(checkpoint[RECORD], weights, path)
+    adapted = _with_adapters(checkpoint[RECORD], weights, path)
+    return adapted.merged() if merge else adapted
+
+
+def _with_adapters(record: dict[str, Any], weights: dict[str, Tensor], path: Path) -> GenerativeModel:
+    """A student whose weights are those of the teacher that its run names, with adapters.
+
+    Raises:
+        CheckpointError: where that teacher is not found, or is another one.
+    """
+    with as_one_line(f"the record of {path} describes no adapters"):
+        how = dict(record["adapters"])
+        base = dict(how.pop("base"))
+        source, dtype = base["source"], {"float32": torch.float32, "bfloat16": torch.bfloat16}[base["dtype"]]
+    if not isinstance(source, str):
+        raise CheckpointError(
+            f"{path} holds the adapters of a student, whose weights are those of a teacher that was no file: continue "
+            "its run to use it, or give the teacher as a file"
+        )
+    try:
+        teacher = load_model(source).denoiser.hold_in(dtype)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path} holds adapters on the weights of its teacher, which cannot be read: {error}"
+        ) from error
+    if fingerprint(teacher.spec(), teacher.state_dict()) != base["fingerprint"]:
+        raise CheckpointError(
+            f"{path} holds adapters on the weights of its teacher: expected those with the fingerprint "
+            f"{base['fingerprint']}, got others in {source}; put the teacher that it was trained on there"
+        )
+    model = model_from_record(record, teacher.state_dict(), path)
+    with as_one_line(f"the adapters of {path} are none of its teacher's"):
+        model.denoiser = with_adapters(model.denoiser.hold_in(dtype), **how).eval()
+        load_adapter_state(model.denoiser, weights)
+    return model
 
 
 def read_folder(path: Path | str) -> GenerativeModel:

@@ -5,13 +5,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fdistill.core.distributed import gathered, warn_on_rank_0
+from fdistill.models.adapters import adapter_layers, merged
 from fdistill.models.condition import Condition, Conditioned
 from fdistill.models.denoiser import Denoiser, lay_channels_last
 from fdistill.models.guidance import Guidance
@@ -126,6 +127,10 @@ class GenerativeModel:
         grid = karras_grid(num_steps, sigma_min, sigma_max) if sigmas is None else sigmas
         denoiser.noise_range.check("each level of a sampling grid", _visited(grid, sampler or Heun()))
         return cls(denoiser.eval(), "teacher", grid, guidance, facts or {}, sampler)
+
+    def merged(self) -> "GenerativeModel":
+        """The same model with its denoiser's adapters added to weights of its own; itself where it has none."""
+        return replace(self, denoiser=merged(self.denoiser)) if adapter_layers(self.denoiser) else self
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fdistill.data import GenerativeDataModule
+from fdistill.models.adapters import own_parameters
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.vae import Decoder
 from fdistill.objectives import Objective
@@ -227,10 +228,10 @@ def check_imitation(imitation: float, fake_score: Denoiser | None, student: Deno
         return
     if fake_score is None:
         raise ValueError(f"imitation needs a fake score, which this objective has not: leave it 1, got {imitation}")
-    shapes = [[parameter.shape for parameter in net.parameters()] for net in (fake_score, student)]
+    shapes = [[parameter.shape for parameter in own_parameters(net).values()] for net in (fake_score, student)]
     meanings = [net.preconditioning.spec() for net in (fake_score, student)]
     if shapes[0] != shapes[1] or meanings[0] != meanings[1]:
         raise ValueError(
-            "a fake score imitates a student of its own architecture and preconditioning: expected the same, got "
-            "others; leave imitation 1"
+            "a fake score imitates a student of its own architecture, preconditioning and kind (two adapters of one "
+            "rank, or two full networks): expected the same, got others; leave imitation 1"
         )

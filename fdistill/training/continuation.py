@@ -25,19 +25,22 @@ class Continuation(L.Callback):
     by one of their description.
     """
 
+    networks: dict[str, str]
+    """Fingerprints by role, from the setup of a fit on."""
+
     def __init__(self) -> None:
         self._optimizers: list[dict[str, Any]] | None = None
-        self._networks: dict[str, str] = {}
+        self.networks = {}
         self._saved: dict[str, Any] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Look at the networks, as long as they are whole and on the CPU."""
         if stage == "fit":
-            self._networks = on_rank_0(lambda: _networks(pl_module))
+            self.networks = on_rank_0(lambda: _networks(pl_module))
 
     def state_dict(self) -> dict[str, Any]:
         """What the optimisers were configured with, and the fingerprints."""
-        return {"optimizers": self._optimizers, "networks": self._networks}
+        return {"optimizers": self._optimizers, "networks": self.networks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compare.
@@ -45,10 +48,10 @@ class Continuation(L.Callback):
         Raises:
             ValueError: for other networks, or another optimiser, than the checkpoint was made with.
         """
-        if not self._networks:  # a validation
+        if not self.networks:  # a validation
             return
         before = state_dict["networks"]
-        other = [name for name, value in self._networks.items() if before.get(name, value) != value]
+        other = [name for name, value in self.networks.items() if before.get(name, value) != value]
         if other:
             raise ValueError(
                 f"a run continues with the networks that it began with: {', '.join(other)} differs from that of the "

@@ -81,7 +81,7 @@ def distill(
         real = remembered_data(module.teacher_facts, **changes) if data is None else data
         trainer = common["trainer"] | preset["trainer"] | ({} if steps is None else {"max_steps": steps})
         _trainer(trainer, out).fit(module, real)
-    return module.generative_model()
+    return module.generative_model().merged()
 
 
 def _check(

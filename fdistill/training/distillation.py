@@ -10,8 +10,10 @@ from torch import nn
 
 from fdistill.core.distributed import warn_on_rank_0
 from fdistill.data import GenerativeDataModule
+from fdistill.io.checkpoints import RECORD
 from fdistill.io.export.stock_text import is_text_student, scheduled
 from fdistill.io.stock_pipeline import PIPELINE
+from fdistill.models.adapters import own_parameters
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
 from fdistill.models.networks import train_without_dropout
@@ -49,6 +51,7 @@ from fdistill.training.initial_networks import (
     teacher_model,
 )
 from fdistill.training.noise_range import check_on_path, known_by, levels_on_path, student_levels
+from fdistill.training.roles import FullCopies, Roles, base_record, check_same_roles, shared_names
 from fdistill.training.student_validation import StudentValidation
 from fdistill.training.turn_schedule import Turn, TurnSchedule
 
@@ -120,6 +123,8 @@ class DistillationModule(DistillationTurn, StudentValidation):
             get their copies, or their parts of them, from it when the run starts.
         gradient_checkpointing: whether blocks keep no activations and are computed again in the backward pass: a third
             more arithmetic in what is differentiated, for the memory of one block; networks of diffusers only.
+        roles: what student and fake score are: full copies of the teacher where not given, or adapters on its weights
+            (`SharedBase`).
         seed: of all noise; set by seed_everything on the command line.
 
     Raises:
@@ -173,9 +178,11 @@ class DistillationModule(DistillationTurn, StudentValidation):
         feature_blocks: Sequence[int] | None = None,
         gradient_checkpointing: bool = False,
         start: Start = "sigma",
+        roles: Roles | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(seed, gradient_clip, accumulate, skip_nonfinite)
+        self.roles = FullCopies() if roles is None else roles
         counts, guided = (fake_updates_per_student, fake_score_warmup), (guidance, guidance_interval, guide)
         choices = (turn, discriminator, fake_noise_levels, fake_label_dropout, reuse_generated)
         check_arguments(objective, *choices, *counts, pairs, r1_weight, r1_step, instance_noise)
@@ -217,7 +224,9 @@ class DistillationModule(DistillationTurn, StudentValidation):
         check_one_step(self.objective, self.levels)
         self.anchor = Anchor.of(self.objective, loaded, self.levels, self.start)
         with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
-        self.student, self.fake_score = learners(loaded.denoiser, student, fake_score, with_fake)
+        self.student, self.fake_score = learners(
+            self.roles, loaded.denoiser, self.teacher, student, fake_score, with_fake
+        )
         check_imitation(self.imitation, self.fake_score, self.student)
         self.frozen = nn.ModuleList(self.objective.networks()).requires_grad_(False).eval()
         self.ema, self.teacher_facts = EMA(self.student, ema_decay), loaded.facts
@@ -291,12 +300,30 @@ class DistillationModule(DistillationTurn, StudentValidation):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         groups: list[dict[str, Any]] = (
-            [] if self.fake_score is None else [{"params": list(self.fake_score.parameters())}]
+            [] if self.fake_score is None else [{"params": list(own_parameters(self.fake_score).values())}]
         )
         if self.ratio is not None:
             group: dict[str, Any] = {"params": list(self.ratio.parameters())}
             groups.append(group if self.discriminator_lr is None else {**group, "lr": self.discriminator_lr})
-        return [self.student_optimizer(self.student.parameters()), self.fake_score_optimizer(groups)]
+        return [self.student_optimizer(own_parameters(self.student).values()), self.fake_score_optimizer(groups)]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # as its base's
+        """Without what adapters share with the teacher, either."""
+        state, shared = super().state_dict(*args, **kwargs), shared_names(self)
+        return {name: value for name, value in state.items() if name not in shared}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the roles, and where an adapted student's base is found."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["roles"] = self.roles.spec()
+        adapters = self.roles.record("student")
+        if adapters is not None:
+            checkpoint[RECORD]["adapters"] = adapters | {"base": base_record(self)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises CheckpointError where it is of other roles."""
+        check_same_roles(checkpoint.get("roles"), self.roles)
+        super().on_load_checkpoint(checkpoint)
 
     def updates_after(self, turns: int) -> int:
         return self.turn_schedule.updates_after(turns)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fdistill.data import Batch
 from fdistill.data.teacher_pairs import TeacherPairs
 from fdistill.io.rank_parts import OWN, parts_of
+from fdistill.models.adapters import own_parameters
 from fdistill.models.condition import Condition, Conditioned
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
@@ -333,8 +334,8 @@ class DistillationTurn(GenerativeModule):
         """What happens after each student update: its average, and the fake score that imitates it."""
         self.ema.update(self.student, self.updates_after(turn))
         if self.imitation < 1:
-            fake: list[Tensor] = list(cast(Denoiser, self.fake_score).parameters())
-            student: list[Tensor] = list(self.student.parameters())
+            fake: list[Tensor] = [*own_parameters(cast(Denoiser, self.fake_score)).values()]
+            student: list[Tensor] = [*own_parameters(self.student).values()]
             torch._foreach_lerp_(fake, student, 1 - self.imitation)
 
 

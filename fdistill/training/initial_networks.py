@@ -16,10 +16,10 @@ from fdistill.io.load import load_model
 from fdistill.models.condition import declared, fits
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
-from fdistill.models.networks import train_without_dropout
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.preconditioning import EDM
 from fdistill.training.at_rest import at_rest_as_now
+from fdistill.training.roles import Roles
 
 
 @contextmanager
@@ -104,12 +104,14 @@ def described_source(source: Denoiser | GenerativeModel | str | Path) -> Any:
 
 
 def learners(
+    roles: Roles,
     teacher: Denoiser,
+    base: Denoiser,
     student: Denoiser | str | Path | None,
     fake_score: Denoiser | str | Path | None,
     with_fake_score: bool,
 ) -> tuple[Denoiser, Denoiser | None]:
-    """Trainable copies of the initial student and fake score, without dropout; of the teacher where None is given.
+    """The initial student and fake score, as these roles make them of what is given, or of the teacher; no dropout.
 
     A path is that of a run checkpoint or exported folder. Without a fake score (an objective that needs none) the
     second is None.
@@ -119,8 +121,8 @@ def learners(
     """
     if fake_score is not None and not with_fake_score:
         raise ValueError("this objective needs no fake score: leave fake_score out")
-    student = _trainable(_denoiser(student) or teacher, "student")
-    fake_score = _trainable(_denoiser(fake_score) or teacher, "fake_score") if with_fake_score else None
+    student = roles.start("student", _denoiser(student), teacher, base)
+    fake_score = roles.start("fake_score", _denoiser(fake_score), teacher, base) if with_fake_score else None
     for name, other in (("teacher", teacher), ("fake_score", fake_score)):
         if other is None:
             continue
@@ -153,16 +155,6 @@ def configure_blocks(
 
 def _denoiser(source: Denoiser | str | Path | None) -> Denoiser | None:
     return load_model(source).denoiser if isinstance(source, str | Path) else source
-
-
-def _trainable(denoiser: Denoiser, name: str) -> Denoiser:
-    copied = copy.deepcopy(denoiser).requires_grad_(True)
-    train_without_dropout(copied)
-    if not any(True for _ in copied.parameters()):
-        raise ValueError(
-            f"the teacher has no parameters to start the {name} from: give {name} as a denoiser of its own"
-        )
-    return copied
 
 
 def known_sigma_data(given: float | None, denoiser: Denoiser, facts: dict[str, Any]) -> float:

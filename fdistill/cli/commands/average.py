@@ -67,7 +67,7 @@ def average(
     target = require_replaceable(Path(run) / "average" if out is None else Path(out), Path(run) / "checkpoints")
     place = usable_device(device)
     snapshots = Snapshots(Path(run) / FOLDER)
-    model = load_model(Path(run) / "checkpoints" / "last.ckpt").to(place)
+    model = load_model(Path(run) / "checkpoints" / "last.ckpt", merge=False).to(place)
     if length is not None:
         found = snapshots.combination(length)
         put_average(model, snapshots.average(found), snapshots.folder)

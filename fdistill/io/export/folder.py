@@ -66,7 +66,7 @@ def export_folder(
         OSError: if it cannot be written.
         ValueError: for programs of a teacher, or whose packages are missing, or a target that holds something else.
     """
-    model, target = require_model(model), Path(target)
+    model, target = require_model(model).merged(), Path(target)
     if not overwrite:
         require_replaceable(target)
     for program in programs:

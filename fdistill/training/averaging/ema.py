@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fdistill.core.distributed import local
+from fdistill.models.adapters import adapter_layers, own_parameters, sharing_copy
 from fdistill.models.denoiser import Denoiser
 
 
@@ -19,21 +20,22 @@ class EMA(nn.Module):
 
     def __init__(self, network: Denoiser, decay: float) -> None:
         """Args:
-        network: what to average; copied.
+        network: what to average; copied. Of one with adapters the average shares the base and averages the factors.
         decay: share of the old average that stays per update, in [0, 1).
         """
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"ema_decay lies in [0, 1): got {decay}")
         self.decay = decay
-        self.average: Denoiser = copy.deepcopy(network).float().requires_grad_(False).eval()
+        copied = sharing_copy(network) if adapter_layers(network) else copy.deepcopy(network).float()
+        self.average: Denoiser = copied.requires_grad_(False).eval()
 
     @torch.no_grad()
     def update(self, network: nn.Module, updates_before: int) -> None:
         """Move towards the network's present parameters, both sharded in the same way or not; buffers are copied."""
         decay = min(self.decay, (1 + updates_before) / (10 + updates_before))
-        average, current = ([local(p) for p in net.parameters()] for net in (self.average, network))
-        get_ema_multi_avg_fn(decay)(average, [value.float() for value in current], None)
+        average, current = ([local(p) for p in own_parameters(net).values()] for net in (self.average, network))
+        get_ema_multi_avg_fn(decay)(average, [v.to(a.dtype) for a, v in zip(average, current, strict=True)], None)
         for averaged, buffer in zip(self.average.buffers(), network.buffers(), strict=True):
             averaged.copy_(buffer)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fdistill.core.distributed import local, part_of, whole
+from fdistill.models.adapters import own_parameters
 
 LONGEST = 12**-0.5
 """sigma_rel of the even average, gamma = 0."""
@@ -52,8 +53,8 @@ class PowerEMA:
     Attributes:
         lengths: sigma_rel of each.
         updates: so far.
-        averages: for each length the parameters' averages, in the order of `network.named_parameters()`, and sharded
-            as these are.
+        averages: for each length the parameters' averages (of a network with adapters, these alone), in the order of
+            `network.named_parameters()`, and sharded as these are.
     """
 
     def __init__(self, network: nn.Module, lengths: Sequence[float]) -> None:
@@ -63,14 +64,15 @@ class PowerEMA:
         """
         self.lengths, self.updates = checked_lengths(lengths), 0
         self._gammas = [gamma_of(length) for length in self.lengths]
-        self.names = [name for name, _ in network.named_parameters()]
-        self.averages = [[p.detach().float().clone() for p in network.parameters()] for _ in lengths]
+        own = own_parameters(network)
+        self.names = list(own)
+        self.averages = [[p.detach().float().clone() for p in own.values()] for _ in lengths]
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move every average towards the network's present parameters."""
         self.updates += 1
-        current = [local(parameter).float() for parameter in network.parameters()]
+        current = [local(parameter).float() for parameter in own_parameters(network).values()]
         for gamma, average in zip(self._gammas, self.averages, strict=True):
             torch._foreach_lerp_([local(a) for a in average], current, 1 - kept_share(self.updates, gamma))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fdistill.core.atomic_files import atomic_write, remove_left_overs
 from fdistill.io.checkpoints import CheckpointError
+from fdistill.models.adapters import own_parameters
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.training.averaging.power_ema import Combination, Profile, combine
 
@@ -133,7 +134,7 @@ def put_average(model: GenerativeModel, average: Mapping[str, Tensor], source: P
     Raises:
         CheckpointError: where they are of another network.
     """
-    parameters = dict(model.denoiser.named_parameters())
+    parameters = own_parameters(model.denoiser)
     differ = sorted(
         name
         for name in parameters.keys() | average.keys()

@@ -217,12 +217,15 @@ def _shard(
     """Replace the weights by this rank's part of rank 0's; one block is whole on the device at a time."""
     for unit in (*denoiser.network.units(), denoiser):
         make_room(unit, device)
+        before = [(tensor, tensor.data) for tensor in unit.parameters() if not isinstance(tensor, DTensor)]
         for tensor in (*unit.parameters(), *unit.buffers()):
             if not isinstance(tensor, DTensor):
                 tensor.data = tensor.data.to(device)
                 with in_touch():
                     dist.broadcast(tensor.data, src=0)
         fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=gathered_as, offload_policy=kept)
+        for tensor, value in before:  # of which another network may still hold all, on the CPU
+            tensor.data = value
     for half in ("encode", "finish"):
         register_fsdp_forward_method(denoiser, half)
 

@@ -70,13 +70,12 @@ class Parts(NamedTuple):
         def size(part: nn.Module) -> int:
             return sum(p.numel() * (_BF16 if name in self.in_bf16 else p.element_size()) for p in part.parameters())
 
-        learns = any(parameter.requires_grad for parameter in denoiser.parameters())
         units = outermost(denoiser.network.units())
         rest = size(denoiser) - sum(size(unit) for unit in units)
         largest = max(units, key=size, default=None)
         if largest is None:
             return rest
-        gradient = _GRADIENT * sum(p.numel() for p in largest.parameters()) if learns else 0
+        gradient = _GRADIENT * sum(p.numel() for p in largest.parameters() if p.requires_grad)
         return rest + _AT_ONCE * size(largest) + gradient
 
 

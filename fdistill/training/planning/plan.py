@@ -147,7 +147,7 @@ def plan_run(
             _stepping_bytes(cost, states, parts) / gpu.bandwidth,
             ring_seconds(parts.sent(cost.gradients), devices, gpu.link if link is None else link),
         )
-    parameters = {role: _count(network) for role, network in roles.items()}
+    parameters = {_ROLES.get(name, name): n for name, n in _own(module, lambda p: p.numel(), parts).items()}
     memory, on_cpu = _lasting(module, states, parts)
     memory["turn (activations, gradients)"] = max(_turn_bytes(cost, parts, mixed) for cost in costs.values())
     if parts.sharded:
@@ -165,25 +165,37 @@ def _roles(module: GenerativeModule) -> dict[str, nn.Module]:
 def _lasting(module: GenerativeModule, states: dict[str, float], parts: Parts) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes that stay from turn to turn, by what they hold: of a device, and beside it on the CPU."""
     places: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    for name, child in module.named_children():
-        if _count(child):
-            role, place = _ROLES.get(name, name), places[parts.is_on_cpu(name)]
-            place[f"weights of {role}"] = parts.share(name, _bytes(child))
-            state = parts.share(name, int(_weights(child) * states.get(role, 0.0)))
-            place["optimiser states"] = place.get("optimiser states", 0) + state
+    children = dict(module.named_children())
+    for name, size in _own(module, lambda tensor: tensor.nbytes, parts, buffers=True).items():
+        role, place = _ROLES.get(name, name), places[parts.is_on_cpu(name)]
+        place[f"weights of {role}"] = parts.share(name, size)
+        state = parts.share(name, int(_learning(children[name]) * states.get(role, 0.0)))
+        place["optimiser states"] = place.get("optimiser states", 0) + state
     return places
+
+
+def _own(module: nn.Module, size: Callable[[torch.Tensor], int], parts: Parts, buffers: bool = False) -> dict[str, int]:
+    """Sizes of the module's children that have parameters, by name; what several share counts for the first of them.
+
+    A network that is sharded has its own part of all.
+    """
+    seen: set[int] = set()
+    found = {}
+    for name, child in module.named_children():
+        if not _count(child):
+            continue
+        tensors = [*child.parameters(), *(child.buffers() if buffers else ())]
+        found[name] = sum(size(tensor) for tensor in tensors if name in parts.sharded or id(tensor) not in seen)
+        seen |= set(map(id, tensors))
+    return found
 
 
 def _count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _weights(network: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in network.parameters())
-
-
-def _bytes(network: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+def _learning(network: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
 
 
 def _optimizer_states(module: GenerativeModule) -> dict[str, float]:
