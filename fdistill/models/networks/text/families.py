@@ -197,6 +197,7 @@ class ZImage(Family):
     encoded = PromptOutputs({"cap_feats": 0}, {"cap_feats": 1}, "cap_mask")
     time_scale = 1.0
     null_first = False
+    rescaling = ("cfg_normalization", "cap")
     patch = 2
 
     @property
