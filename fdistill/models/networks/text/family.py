@@ -146,8 +146,8 @@ class Family(ABC):
         """The tensors of its condition, under its own (dotted) argument names."""
 
     @abstractmethod
-    def feature_channels(self) -> int:
-        """Channels of its features."""
+    def feature_channels(self, block: int) -> int:
+        """Channels of the features behind that block."""
 
     def constants(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments beside the condition, under dotted names."""
