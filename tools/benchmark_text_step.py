@@ -16,6 +16,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 import yaml
+from torch.utils.data import DataLoader
 
 from fdistill.cli.fit import run_trainer
 from fdistill.core.atomic_files import atomic_write, write_json
@@ -81,7 +82,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     mixed = options.precision == "bf16-mixed"
     planned = plan_run(module, options.batch, turns, GPUS["H100"], mixed=mixed).memory
     set_callbacks(cli.trainer, [watch])
-    cli.trainer.fit(module, train_dataloaders=[batch_of(module, options.batch, options.device)] * turns)
+    batches: Any = [batch_of(module, options.batch, options.device)] * turns
+    cli.trainer.fit(module, DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch))
     counted = watch.seconds[UNCOUNTED:]
     cuda = module.device.type == "cuda" or options.device.startswith("cuda")
     facts = {name: str(value) for name, value in vars(options).items()} | {"torch": torch.__version__}

@@ -12,9 +12,10 @@ from torch import Tensor
 from fdistill.models.condition import Conditioned, declared, fits
 from fdistill.models.denoiser import Denoiser
 
-Norm = Literal["sample", "row", "token"]
+Norm = Literal["sample", "row", "token", "cap"]
 """What is rescaled by itself: a sample by its standard deviation (arXiv 2305.08891, section 3.4; SD and SDXL), each row
-of each channel by its norm (Lumina 2), each token of 2 x 2 latents with their channels by its norm (Qwen-Image)."""
+of each channel by its norm (Lumina 2), each token of 2 x 2 latents with their channels by its norm (Qwen-Image); a cap
+shortens a sample whose norm is larger than `rescale` times what it is without guidance (Z-Image)."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Guidance:
     """D_worse + scale (D - D_worse) at noise levels in (sigma_low, sigma_high], D itself outside (arXiv 2404.07724).
 
     With rescale, the guided prediction of the network (noise, v, velocity) is brought to the size that it has without
-    guidance: F_guided (1 - rescale + rescale |F| / |F_guided|).
+    guidance: F_guided (1 - rescale + rescale |F| / |F_guided|); by a cap F_guided min(1, rescale |F| / |F_guided|).
 
     Attributes:
         scale: 1 is no guidance, and costs one evaluation; all others two.
@@ -140,6 +141,8 @@ class Guidance:
         """D is `carried` and a number times F, so that both have the same ratio of sizes."""
         guided = pushed - carried
         ratio = _size(denoised - carried, self.norm) / _size(guided, self.norm)
+        if self.norm == "cap":
+            return pushed + ((self.rescale * ratio).clamp_max(1) - 1) * guided
         if self.norm == "token":
             ratio = ratio.repeat_interleave(2, 2).repeat_interleave(2, 3)
         return pushed + self.rescale * (ratio - 1) * guided
@@ -189,6 +192,8 @@ def _size(prediction: Tensor, norm: Norm) -> Tensor:
     """Of each sample, row or token, to be multiplied with; of tokens [B, 1, H/2, W/2]."""
     if norm == "sample":
         return prediction.std(dim=tuple(range(1, prediction.ndim)), keepdim=True)
+    if norm == "cap":
+        return prediction.flatten(1).norm(dim=1).reshape(-1, *[1] * (prediction.ndim - 1))
     if norm == "row":
         return prediction.norm(dim=-1, keepdim=True)
     return (4 * F.avg_pool2d(prediction.square().sum(1, keepdim=True), 2)).sqrt()

@@ -168,6 +168,20 @@ def test_a_rescaled_prediction_has_the_size_of_the_unguided_one_in_its_direction
     assert_close(predictions[0.5], (predictions[0.0] + predictions[1.0]) / 2, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("scale", "acts"), [(4.0, True), (0.5, False)])
+def test_a_cap_shortens_predictions_that_are_longer_than_a_share_of_the_unguided_ones(scale, acts):
+    images = gaussian_images()
+    x, levels = torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(1)), torch.linspace(0.1, 8.0, 5)
+    free, capped = (  # sigma F of each
+        x - Guidance(scale, guide=images(0.2), rescale=share, norm="cap")(images(1.0), x, levels)
+        for share in (0.0, 0.9)
+    )
+    most = 0.9 * (x - images(1.0)(x, levels)).flatten(1).norm(dim=1)
+    assert bool((free.flatten(1).norm(dim=1) > most).all()) == acts
+    expected = free * (most / free.flatten(1).norm(dim=1)).clamp_max(1).reshape(-1, 1, 1, 1)
+    assert_close(capped, expected)
+
+
 def test_a_record_keeps_interval_guide_and_sampler(tmp_path):
     guidance = Guidance(2.0, 0.3, math.inf, mlp(num_classes=3, seed=1).eval(), 0.5, "row")
     made = GenerativeModel.teacher(mlp(num_classes=3), 4, 0.1, 9.0, guidance, {"a": 1}, GDDIM(1.2))

@@ -4,13 +4,15 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from stock_models import SMALL_UNET
 from text_pipelines import built
 from tiny_runs import GivenData, distillation, fit, weights
 
 from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
-from fdistill.models.networks import StockUNet
+from fdistill.models.networks import StockDiT, StockUNet
 from fdistill.models.networks.text import TextToImageNetwork
 from fdistill.objectives import DMD2, SiD
 from fdistill.theory.preconditioning import EDM, VelocityPrediction
@@ -63,16 +65,30 @@ def of_classes(**changes):
     return Denoiser(network, EDM(0.5))
 
 
+def transformer():
+    sizes = {"sample_size": 8, "patch_size": 2, "num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = StockDiT(sizes | {"in_channels": 1, "num_embeds_ada_norm": 3, "norm_num_groups": 1})
+    return Denoiser(network, EDM(0.5))
+
+
+@pytest.mark.parametrize("build", [of_classes, transformer])
 @pytest.mark.parametrize("objective", [DMD2(0.1), SiD()])
-def test_turns_move_the_same_weights_to_the_same_bits(objective):
+def test_turns_move_the_same_weights_to_the_same_bits(objective, build):
     """DMD2 reads features of the teacher; SiD goes back through teacher and fake score, whose weights rest then."""
-    ended = []
+    ended, asked = [], []
     for checkpointed in (False, True):
         module = distillation(
-            of_classes(), objective, gradient_checkpointing=checkpointed, turn="alternating", fake_updates_per_student=1
+            build(), objective, gradient_checkpointing=checkpointed, turn="alternating", fake_updates_per_student=1
         )
+        calls = []
+        inner = next(part for part in module.student.modules() if isinstance(part, ResnetBlock2D | Attention))
+        inner.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         fit(module, 4, GivenData(torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 3))
         ended.append(weights(module))
+        asked.append(len(calls))
+    assert asked[1] == asked[0] + module.updates
     assert ended[0].keys() == ended[1].keys()
     assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
 

@@ -170,7 +170,7 @@ def test_a_teacher_of_prompts_makes_the_first_step_rescaled_as_its_pipeline_does
         ("sd", {"student_times": [499, 999]}),
         ("sd", {"student_times": [999], "sigma_init": 3.0}),
         ("sd", {"student_times": []}),
-        ("sd", {"feature_blocks": [1]}),
+        ("sd", {"feature_blocks": [5]}),
     ],
 )
 def test_what_does_not_fit_the_teacher_is_refused(name, changes, known):

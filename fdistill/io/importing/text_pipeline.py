@@ -119,9 +119,10 @@ def _rescaling(stock: StockPipeline, options: Options) -> tuple[float, Norm]:
     """How the pipeline brings a guided prediction to the size of an unguided one."""
     if options.guidance_rescale is None:
         return (0.0, "sample") if stock.family.norm is None else (1.0, stock.family.norm)
-    if not stock.takes("guidance_rescale"):
-        raise CheckpointError(f"a {stock.name} takes no guidance_rescale: leave --guidance_rescale out")
-    return options.guidance_rescale, "sample"
+    argument, norm = stock.family.rescaling
+    if not stock.takes(argument):
+        raise CheckpointError(f"a {stock.name} takes no {argument}: leave --guidance_rescale out")
+    return options.guidance_rescale, norm
 
 
 def _network(

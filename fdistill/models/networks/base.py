@@ -34,12 +34,14 @@ class Network(nn.Module, Described, ABC):
             it by dropout); with several it counts their combinations.
         feature_channels: channels of each feature tap.
         knows_no_class: False where "no class" was never trained, so that guidance by it means nothing.
+        recomputes: whether the backward pass computes activations again (`checkpoint_gradients`).
     """
 
     sample_shape: tuple[int, ...]
     num_classes: int
     feature_channels: tuple[int, ...]
     knows_no_class: bool = True
+    recomputes: bool = False
 
     @property
     def takes(self) -> Takes:
@@ -102,6 +104,7 @@ class Network(nn.Module, Described, ABC):
             )
         for part in stock:
             part.enable_gradient_checkpointing(partial(checkpointed, again))
+        self.recomputes = True
 
     def units(self) -> list[nn.Module]:
         """Blocks that are only ever asked as modules, inner ones first; what is sharded is gathered one at a time.

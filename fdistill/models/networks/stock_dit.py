@@ -1,5 +1,8 @@
 """diffusers' class-conditional DiTTransformer2DModel (arXiv 2212.09748) as a raw network in two halves."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +13,7 @@ from fdistill.core.build import build_stock
 from fdistill.core.weight_files import brief
 from fdistill.models.condition import LABELS, Condition
 from fdistill.models.networks.base import Encoding, Network
+from fdistill.models.networks.checkpointing import checkpointed
 
 _COUNTS = (
     *("sample_size", "patch_size", "num_layers", "num_embeds_ada_norm", "num_attention_heads", "attention_head_dim"),
@@ -56,6 +60,7 @@ class StockDiT(Network):
         self.sample_shape = (channels, known.sample_size, known.sample_size)
         self.num_classes = known.num_embeds_ada_norm
         self.feature_channels = (self.transformer.inner_dim,)
+        self._checkpointed: Callable[..., Any] | None = None
 
     def units(self) -> list[nn.Module]:
         return [self._blocks[0].norm1.emb, *super().units()]  # which the last layer asks too
@@ -64,7 +69,7 @@ class StockDiT(Network):
         timestep, labels = self.noise_scale * noise, condition[LABELS]
         hidden = self.transformer.pos_embed(x)
         for block in self._blocks[: len(self._blocks) // 2]:
-            hidden = block(hidden, timestep=timestep, class_labels=labels)
+            hidden = self._behind(block, hidden, timestep, labels)
         tap = hidden.transpose(1, 2).unflatten(2, (self._side, self._side))
         return Encoding((tap,), (hidden, timestep, labels))
 
@@ -72,13 +77,23 @@ class StockDiT(Network):
         net = self.transformer
         hidden, timestep, labels = encoding.state
         for block in self._blocks[len(self._blocks) // 2 :]:
-            hidden = block(hidden, timestep=timestep, class_labels=labels)
+            hidden = self._behind(block, hidden, timestep, labels)
         condition = self._blocks[0].norm1.emb(timestep, labels, hidden_dtype=hidden.dtype)
         shift, scale = net.proj_out_1(silu(condition))[:, None].chunk(2, dim=-1)
         patches = net.proj_out_2(net.norm_out(hidden) * (1 + scale) + shift)
         patches = patches.unflatten(2, (net.patch_size, net.patch_size, -1)).unflatten(1, (self._side, self._side))
         image = torch.einsum("bhwpqc->bchpwq", patches).flatten(4, 5).flatten(2, 3)
         return image[:, : self.sample_shape[0]]  # the rest is a variance
+
+    def checkpoint_gradients(self, again: Callable[[nn.Module], AbstractContextManager[None]]) -> None:
+        super().checkpoint_gradients(again)  # which the stock network minds where it asks its blocks itself
+        self._checkpointed = partial(checkpointed, again)
+
+    def _behind(self, block: nn.Module, hidden: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
+        given = (hidden, None, None, None, timestep, None, labels)
+        if self._checkpointed is None or not torch.is_grad_enabled():
+            return block(*given)
+        return self._checkpointed(block, *given)
 
     def from_stock_names(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """A stock network's tensors as this network's state: named `transformer.*`."""

@@ -102,3 +102,9 @@ class FastNetworks(L.Callback):
                 "compiled networks have no second derivatives, which the exact R1 penalty on their features asks for: "
                 "set r1_step > 0 (0.1, say), got 0"
             )
+        recomputes = any(denoiser.network.recomputes for denoiser in module.denoisers().values())
+        if recomputes and self.backend != "none":
+            raise ValueError(
+                "torch compiles no block that is computed again in the context of its first pass: expected "
+                f"gradient_checkpointing false, or FastNetworks(backend: none), got {self.backend}"
+            )

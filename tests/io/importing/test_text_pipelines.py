@@ -113,14 +113,23 @@ def test_guided_samples_are_those_of_the_pipeline_with_its_own_and_with_a_negati
         assert difference(model.sample(noise, asked.condition), theirs) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["sd-v", "sdxl"])
-def test_guidance_rescaled_by_a_share_is_the_pipelines(name, folders):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("sd-v", {"guidance_scale": 5.0, "guidance_rescale": 0.7}),
+        ("sdxl", {"guidance_scale": 5.0, "guidance_rescale": 0.7}),
+        ("z-image", {"guidance_scale": 4.0, "cfg_normalization": 0.7}),
+    ],
+)
+def test_guidance_rescaled_by_a_share_is_the_pipelines(name, told, folders):
     folder, pipeline = folders(name)
     model = imported(folder, name, num_steps=STEPS, guidance=5.0, guidance_rescale=0.7)
     noise, condition = model.noise(2, seed=3), StockPipeline(folder).ask(PROMPTS, (16, 16)).condition
-    told = {"guidance_scale": 5.0, "guidance_rescale": 0.7}
     theirs = stock_latents(pipeline, model, noise, num_inference_steps=STEPS, **told)
-    assert difference(model.sample(noise, condition), theirs) < 1e-5
+    samples = model.sample(noise, condition)
+    assert difference(samples, theirs) < 1e-5
+    model.guidance = 5.0
+    assert difference(model.sample(noise, condition), samples) > 1e-3
 
 
 def test_guidance_of_some_steps_is_the_pipelines_that_ends_early(folders):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from stock_models import SMALL_UNET
 from tiny_runs import GivenData, distillation, fit, mlp, teacher_training, weights
 from torch._dynamo.utils import counters
 
 from fdistill.models.denoiser import Denoiser
-from fdistill.models.networks import EDM2UNet, SmallUNet
+from fdistill.models.networks import EDM2UNet, SmallUNet, StockUNet
 from fdistill.objectives import DMD2, FDistill, SiD
 from fdistill.theory.divergences import JensenShannon
 from fdistill.theory.preconditioning import EDM
@@ -116,6 +117,15 @@ def test_second_derivatives_of_compiled_networks_are_refused():
     with pytest.raises(ValueError, match="derivatives"):
         run(mlp, FastNetworks("aot_eager"), objective=DMD2(), r1_weight=1.0)
     run(mlp, FastNetworks("none"), objective=DMD2(), r1_weight=1.0)
+
+
+def test_compiled_networks_that_compute_activations_again_are_refused():
+    def unet():
+        return Denoiser(StockUNet(SMALL_UNET | {"in_channels": 1, "out_channels": 1}, 1.0), EDM(1.0))
+
+    with pytest.raises(ValueError, match="gradient_checkpointing"):
+        run(unet, FastNetworks("aot_eager"), gradient_checkpointing=True)
+    run(unet, FastNetworks("none"), gradient_checkpointing=True)
 
 
 def test_cuda_graphs_of_sharded_weights_are_refused():

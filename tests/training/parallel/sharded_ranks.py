@@ -4,15 +4,18 @@ import functools
 
 import torch
 import torch.distributed as dist
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from lightning.pytorch.callbacks import Callback
+from stock_models import SMALL_UNET
 from tiny_runs import GivenData, distillation, fit, mlp, ring, teacher_training, weights
 from torch.distributed.tensor import DTensor
 
 from fdistill.core.distributed import gathered, is_sharded, whole
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.learned_uncertainty import LearnedUncertainty
-from fdistill.models.networks import MLP, EDM2UNet, SmallUNet, SongUNet, StockDiT, TwoExperts
-from fdistill.objectives import DMD2, Fisher
+from fdistill.models.networks import MLP, EDM2UNet, SmallUNet, SongUNet, StockDiT, StockUNet, TwoExperts
+from fdistill.objectives import DMD2, Fisher, SiD
 from fdistill.theory.preconditioning import EDM
 from fdistill.training.averaging.ema import EMA
 from fdistill.training.averaging.power_ema import PowerEMA
@@ -55,9 +58,14 @@ NETWORKS = {
         {"sample_size": 4, "patch_size": 2, "num_layers": 3, "num_attention_heads": 1, "attention_head_dim": 8}
         | {"in_channels": 1, "num_embeds_ada_norm": 3, "norm_num_groups": 1}
     ),
+    "StockUNet": lambda: StockUNet(
+        SMALL_UNET | {"in_channels": 1, "out_channels": 1, "num_class_embeds": 4}, 1.0, True
+    ),
     "EDM2UNet": lambda: EDM2UNet(4, 1, 3, 8, (1,), blocks_per_level=1, attention_resolutions=(), channels_per_head=8),
     "TwoExperts": lambda: TwoExperts(MLP(width=8, depth=2), MLP(width=8, depth=2), 0.0),
 }
+DESCENT = dict.fromkeys(("student_optimizer", "fake_score_optimizer"), functools.partial(torch.optim.SGD, lr=0.1))
+RECOMPUTED = ("StockDiT", "StockUNet")
 STARTED = ("SongUNet", "StockDiT", "EDM2UNet", "TwoExperts")  # an MLP is among the ways
 REPLICATED = ("EDM2UNet", "TwoExperts")  # which the other strategy refuses
 
@@ -73,8 +81,7 @@ def held(module):
 
 def descends(build, **changes):
     """A distillation by plain descent, whose weights differ by what its gradients differ."""
-    sgd = functools.partial(torch.optim.SGD, lr=0.1)
-    return distillation(build, student_optimizer=sgd, fake_score_optimizer=sgd, **{"adversarial_weight": 0.1} | changes)
+    return distillation(build, **DESCENT, **{"adversarial_weight": 0.1} | changes)
 
 
 def network(name):
@@ -215,6 +222,21 @@ def mixed():
         module = descends(network("SmallUNet"))
         fit(module, 2, given("SmallUNet"), devices=2, strategy=strategy, precision=precision)
         found[name] = whole_weights(module)
+    return found
+
+
+def recomputed():
+    """Turns that go back through all networks: plain, and in parts whose activations are computed again."""
+    found = {}
+    for name in RECOMPUTED:
+        ends = []
+        for strategy, again in (("replicated", False), ("sharded", True)):
+            module, calls = distillation(network(name), SiD(), gradient_checkpointing=again, **DESCENT), []
+            inner = next(part for part in module.student.modules() if isinstance(part, Attention | ResnetBlock2D))
+            inner.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+            fit(module, 2, given(name), devices=2, strategy=strategy)
+            ends.append((whole_weights(module), len(calls)))
+        found[name] = ends
     return found
 
 

@@ -7,7 +7,7 @@ import torch
 import two_ranks
 from compressed_ranks import KINDS
 from forked import ended, fork_ranks
-from sharded_ranks import REPLICATED, SHARDED, STARTED, WAYS, network
+from sharded_ranks import RECOMPUTED, REPLICATED, SHARDED, STARTED, WAYS, network
 from tiny_runs import fit, ring, weights
 from torch.testing import assert_close
 
@@ -295,6 +295,13 @@ def test_weights_that_are_gathered_in_bf16_learn_as_autocast_does(ranks):
     apart = {name: float((value - moved["float32"]).norm() / moved["float32"].norm()) for name, value in moved.items()}
     assert 0 < apart["replicated"] < 0.1  # autocast's own, by the processor's bf16 kernels: .0547 was seen on one
     assert 0 < apart["sharded"] < 2 * apart["replicated"]
+
+
+@pytest.mark.parametrize("name", RECOMPUTED)
+def test_activations_are_computed_again_in_parts_to_the_same_gradients(ranks, name):
+    for (plain, once), (parts, twice) in both(ranks, "recomputed", name):
+        assert_close(parts, plain, rtol=1e-5, atol=1e-6)
+        assert twice == 2 * once > 0
 
 
 def test_a_checkpoint_of_sharded_networks_is_read_whole_and_goes_on_sharded_or_alone(ranks):

@@ -41,15 +41,17 @@ class StableDiffusion(Family):
     def constants(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> dict[str, Any]:
         return {"sample": x, "timestep": noise}
 
-    def feature_channels(self) -> int:
-        return self.config["block_out_channels"][-1]
+    def feature_channels(self, block: int) -> int:
+        widths = self.config["block_out_channels"]
+        return [*widths, widths[-1], *reversed(widths)][block]
 
     def blocks(self, net: nn.Module) -> list[nn.Module]:
-        middle: Any = net.mid_block
-        return [middle]
+        """Those on the way down, the middle one, those on the way up."""
+        unet: Any = net
+        return [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
 
     def tap(self, output: Any, condition: Condition) -> Tensor:
-        return output
+        return output[0] if isinstance(output, tuple) else output  # before those for the way up
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -91,7 +93,7 @@ class PixArt(Family):
         micro = {"added_cond_kwargs.resolution": resolution, "added_cond_kwargs.aspect_ratio": ratio}
         return {**super().constants(x, noise, condition), **micro}
 
-    def feature_channels(self) -> int:
+    def feature_channels(self, block: int) -> int:
         return self.config["num_attention_heads"] * self.config["attention_head_dim"]
 
 
@@ -117,7 +119,7 @@ class Sana(Family):
             guidance = guidance * self.config["guidance_embeds_scale"]
         return {**super().constants(x, noise, condition), "guidance": guidance}
 
-    def feature_channels(self) -> int:
+    def feature_channels(self, block: int) -> int:
         return self.config["num_attention_heads"] * self.config["attention_head_dim"]
 
 
@@ -149,7 +151,7 @@ class StableDiffusion3(Family):
             POOLED: vector(self.config["pooled_projection_dim"]),
         }
 
-    def feature_channels(self) -> int:
+    def feature_channels(self, block: int) -> int:
         return self.config["num_attention_heads"] * self.config["attention_head_dim"]
 
     def tap(self, output: Any, condition: Condition) -> Tensor:
@@ -175,7 +177,7 @@ class Lumina2(Family):
     def prediction(self, output: Any) -> Tensor:
         return -output
 
-    def feature_channels(self) -> int:
+    def feature_channels(self, block: int) -> int:
         return self.config["hidden_size"]
 
     def blocks(self, net: nn.Module) -> list[nn.Module]:
@@ -197,6 +199,7 @@ class ZImage(Family):
     encoded = PromptOutputs({"cap_feats": 0}, {"cap_feats": 1}, "cap_mask")
     time_scale = 1.0
     null_first = False
+    rescaling = ("cfg_normalization", "cap")
     patch = 2
 
     @property
@@ -214,7 +217,7 @@ class ZImage(Family):
         masks = [torch.ones(len(each), dtype=torch.int64) for each in captions]
         return {"cap_feats": pad_sequence(captions, True), "cap_mask": pad_sequence(masks, True)}
 
-    def feature_channels(self) -> int:
+    def feature_channels(self, block: int) -> int:
         return self.config["dim"]
 
     def blocks(self, net: nn.Module) -> list[nn.Module]:

@@ -62,6 +62,8 @@ class Family(ABC):
         has_null: whether its networks were trained without a prompt, and not only at embedded guidance.
         norm: of what its pipeline brings a guided prediction to the size of the unguided one, see `Guidance`; None
             where it does not.
+        rescaling: argument of the pipeline's call by which it does so for those who ask, where it has that argument,
+            and of what.
     """
 
     stock: ClassVar[str]
@@ -74,6 +76,7 @@ class Family(ABC):
     hands_on_generator: ClassVar[bool] = False
     has_null: ClassVar[bool] = True
     norm: ClassVar[Literal["row", "token"] | None] = None
+    rescaling: ClassVar[tuple[str, Literal["sample", "cap"]]] = ("guidance_rescale", "sample")
 
     def __init__(
         self, config: Mapping[str, Any], sample_shape: Sequence[int], vae_factor: int, guidance: float | None
@@ -143,8 +146,8 @@ class Family(ABC):
         """The tensors of its condition, under its own (dotted) argument names."""
 
     @abstractmethod
-    def feature_channels(self) -> int:
-        """Channels of its features."""
+    def feature_channels(self, block: int) -> int:
+        """Channels of the features behind that block."""
 
     def constants(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments beside the condition, under dotted names."""

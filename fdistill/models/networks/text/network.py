@@ -131,7 +131,7 @@ class TextToImageNetwork(Network):
                 f"feature_blocks are numbers of blocks of this {self.family.stock}, rising, from 0 to {count - 1}: "
                 f"got {list(blocks)}"
             )
-        self._read, self.feature_channels = tuple(blocks), (self.family.feature_channels(),) * len(blocks)
+        self._read, self.feature_channels = tuple(blocks), tuple(self.family.feature_channels(n) for n in blocks)
 
     def features(self, x: Tensor, noise: Tensor, condition: Condition) -> tuple[Tensor, ...]:
         """The feature taps alone, each [B, C, h', w']; the forward pass ends behind the last one."""

@@ -46,7 +46,7 @@ class _Packed(Family):
         squares = output.unflatten(2, (self.channels, 2, 2)).unflatten(1, (self.height // 2, self.width // 2))
         return squares.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
-    def feature_channels(self) -> int:
+    def feature_channels(self, block: int) -> int:
         return self.config["num_attention_heads"] * self.config["attention_head_dim"]
 
     def tap(self, output: Any, condition: Condition) -> Tensor:
