@@ -24,6 +24,11 @@ class RewardAugmented(Objective):
         beta: >= 0; large values leave the teacher's law.
         """
         check_weight("beta", beta)
+        if not reward.is_differentiable:
+            raise ValueError(
+                f"a student descends the gradient of its reward: {type(reward).__name__} has none; tune the teacher by "
+                "it (RewardTuningModule), and distil that"
+            )
         self.objective, self.reward, self.beta = objective, reward, beta
 
     @property

@@ -27,9 +27,23 @@ class Reward(nn.Module, Described, ABC):
                 return self.scale * x.flatten(1).mean(dim=1)
     """
 
+    is_differentiable: bool = True
+    """Whether a student can descend it; all others serve policy gradients and DiffusionNFT alone."""
+
     @abstractmethod
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
-        """[B] from samples [B, *sample_shape] in the data's units, differentiable in x."""
+        """[B] from samples [B, *sample_shape] in the data's units, differentiable in x.
+
+        While a teacher is tuned, x are decoded images, clamped to [-1, 1], and no gradient is asked for.
+        """
+
+    def parts(self) -> dict[str, "Reward"]:
+        """The rewards that it is made of, by name: itself, or those of a sum."""
+        return {type(self).__name__: self}
+
+    def total(self, scores: Tensor) -> Tensor:
+        """[N] of the parts' rewards [N, parts], over all samples that are compared with each other."""
+        return scores[:, 0]
 
     def prepare(self, data: GenerativeDataModule) -> None:
         """Called before the first turn: fit what has to be fitted."""

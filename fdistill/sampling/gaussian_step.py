@@ -23,9 +23,14 @@ class GaussianStep(Sampler):
         denoised = denoise(x, here)
         if there == 0:
             return denoised
+        old, fresh = self.shares(here, there)
+        x = denoised + old * (x - denoised)
+        return x + fresh * draw() if self.is_stochastic else x
+
+    def shares(self, here: float, there: float) -> tuple[float, float]:
+        """(a, b) of the step x' = D + a (x - D) + b z from the level `here` > 0 to `there` in (0, here)."""
         rho = self.kept(there / here)
-        x = denoised + there * rho / here * (x - denoised)
-        return x + there * math.sqrt((1 - rho) * (1 + rho)) * draw() if self.is_stochastic else x
+        return there * rho / here, there * math.sqrt((1 - rho) * (1 + rho))
 
     def evaluated_levels(self, here: float, there: float) -> list[float]:
         return [here]

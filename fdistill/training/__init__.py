@@ -3,6 +3,7 @@
 from fdistill.training.base import GenerativeModule
 from fdistill.training.distillation import DistillationModule
 from fdistill.training.guard import NonFiniteError
+from fdistill.training.reward_tuning import RewardTuningModule
 from fdistill.training.teacher import TeacherModule
 
-__all__ = ["DistillationModule", "GenerativeModule", "NonFiniteError", "TeacherModule"]
+__all__ = ["DistillationModule", "GenerativeModule", "NonFiniteError", "RewardTuningModule", "TeacherModule"]

@@ -157,6 +157,7 @@ class GenerativeModule(L.LightningModule):
         networks: dict[str, nn.Module],
         optimizers: list[LightningOptimizer],
         samples: TurnValues | None = None,
+        counted: bool = True,
     ) -> dict[str, Tensor] | None:
         """Average, clip and check the gradients of all networks that move this turn, then step their optimisers.
 
@@ -166,7 +167,7 @@ class GenerativeModule(L.LightningModule):
         Args:
             losses: the scalar terms of the turn, for the check.
             networks: what moves, by name; each is clipped on its own.
-            optimizers: the first one's step is the turn's counted step, the others move below the counter.
+            optimizers: the first one's step is the turn's counted step, if `counted`; the others are below the counter.
             samples: of the turn, for the noise levels in the message.
 
         Returns:
@@ -194,7 +195,7 @@ class GenerativeModule(L.LightningModule):
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)  # no optimiser moves a weight without gradient
         for index, optimizer in enumerate(optimizers):
-            if index == 0:
+            if counted and index == 0:
                 optimizer.step()
             else:
                 self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None, model=self)

@@ -1,0 +1,61 @@
+"""Rewards of a rollout's samples, on images as people see them; what a reward may do wrong is said in one line."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fdistill.models.condition import Condition
+from fdistill.objectives.rewards import Reward
+
+
+@torch.no_grad()
+def judged(
+    reward: Reward,
+    samples: Tensor,
+    condition: Condition,
+    decoder: Callable[[Tensor], Tensor] | None,
+    device: torch.device,
+    at_once: int,
+) -> tuple[Tensor, Tensor]:
+    """Each part's reward, float32 [N, parts], and the share of an image's values outside of [-1, 1], [].
+
+    Images [B, C, H, W] are clamped to [-1, 1] before they are judged, so that no reward is earned where a saved
+    picture has nothing; other samples are judged as they are.
+
+    Args:
+        reward: judges.
+        samples: [N, *sample_shape].
+        condition: of N samples, or empty.
+        decoder: makes images of samples that are latents.
+        device: where they are judged.
+        at_once: samples judged together.
+
+    Raises:
+        ValueError: where a reward raises, is not finite, or not one number a sample.
+    """
+    scores, outside = [], []
+    for x, its in zip(samples.split(at_once), condition.split(at_once), strict=False):
+        images = (x if decoder is None else decoder(x.cpu())).to(device)
+        outside.append((images.abs() > 1).float().mean() * len(x) / len(samples))
+        images = images.clamp(-1, 1) if images.ndim == 4 else images
+        parts = [_checked(name, part, images, its.to(device)) for name, part in reward.parts().items()]
+        scores.append(torch.stack(parts, 1))
+    return torch.cat(scores), torch.stack(outside).sum()
+
+
+def _checked(name: str, reward: Reward, images: Tensor, condition: Condition) -> Tensor:
+    try:
+        found = reward(images, condition)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"the reward {name} raised {type(error).__name__}: {said}; no weight was changed") from error
+    if not isinstance(found, Tensor) or found.shape != (len(images),):
+        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"the reward {name} gives one number for each sample: expected [{len(images)}], got {got}")
+    broken = int((~found.isfinite()).sum())
+    if broken:
+        raise ValueError(
+            f"the reward {name} is NaN or infinite for {broken} of {len(images)} samples; no weight was changed"
+        )
+    return found.float().to(images.device)

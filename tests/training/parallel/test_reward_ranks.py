@@ -1,0 +1,75 @@
+"""Two ranks that tune a teacher share their advantages: each sample is compared with those of both."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from forked import ended, fork_ranks
+from places import two_places
+from tiny_runs import adam, fit, mlp, ring, weights
+from torch.testing import assert_close
+
+from fdistill.objectives.advantages import group_advantages
+from fdistill.objectives.reward_algorithms import DDPO, FlowGRPO
+from fdistill.objectives.rewards import TargetReward
+from fdistill.sampling.grids import KarrasGrid
+from fdistill.training import RewardTuningModule
+
+
+class Watched(RewardTuningModule):
+    """Writes down what it compared, and whether rank 1's reward fails is said on rank 0 too."""
+
+    def _judge(self, rollout, condition, batch_size):
+        advantage, seen = super()._judge(rollout, condition, batch_size)
+        self.judged = {
+            "rewards": self.reward(rollout.samples),
+            "keys": condition["labels"].repeat_interleave(self.algorithm.group),
+            "advantage": advantage,
+        }
+        return advantage, seen
+
+
+class BrokenOnRank1(TargetReward):
+    def forward(self, x, condition=None):
+        return super().forward(x) * (float("nan") if dist.get_rank() else 1.0)
+
+
+def tuned(algorithm, reward):
+    return Watched(mlp(num_classes=2), reward, algorithm, adam, KarrasGrid(4, 0.05, 10.0))
+
+
+def main(folder):
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo")
+    run = {"strategy": "replicated", "devices": 2}
+    with two_places():
+        module = tuned(FlowGRPO(group=3), TargetReward(1.0))
+        fit(module, 2, ring(batch_size=8), **run)
+        running = tuned(DDPO(group=1), TargetReward(1.0))
+        fit(running, 3, ring(batch_size=8), **run)
+        try:
+            fit(tuned(FlowGRPO(group=3), BrokenOnRank1(1.0)), 1, ring(batch_size=8), **run)
+        except ValueError as error:
+            said = str(error)
+    results = {
+        "judged": module.judged,
+        "weights": weights(module.denoiser),
+        "statistics": running._advantages.state_dict(),
+        "said": said,
+    }
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_advantages_statistics_and_failures_are_shared(tmp_path):
+    codes = ended(fork_ranks(lambda rank: main(tmp_path), tmp_path), 120)
+    assert codes == [0, 0], "\n".join((tmp_path / f"rank{rank}.log").read_text()[-3000:] for rank in range(2))
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    judged = {name: torch.cat([rank["judged"][name] for rank in ranks]) for name in ranks[0]["judged"]}
+    assert not torch.equal(*[rank["judged"]["rewards"] for rank in ranks])
+    assert_close(judged["advantage"], group_advantages(judged["rewards"], judged["keys"]), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, ranks[1]["weights"][name]) for name, value in ranks[0]["weights"].items())
+    assert ranks[0]["statistics"] == ranks[1]["statistics"]
+    assert sum(map(len, ranks[0]["statistics"].values())) == 32  # the last 16 of each class, of 48 samples
+    assert all("BrokenOnRank1" in rank["said"] for rank in ranks)

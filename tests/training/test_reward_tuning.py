@@ -1,0 +1,212 @@
+"""A teacher is tuned towards a reward: exactly resumable, whatever is evaluated at once, and a teacher at the end."""
+
+import functools
+
+import pytest
+import torch
+from tiny_runs import GivenData, adam, distillation, exact, fit, mlp, ring, trainer, weights
+
+from fdistill.io.load import load_model
+from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import DiffusersUNet
+from fdistill.objectives.image_rewards import Brightness, RewardSum
+from fdistill.objectives.reward_algorithms import DDPO, DiffusionNFT, FlowGRPO, MixGRPO
+from fdistill.objectives.rewards import Reward, TargetReward
+from fdistill.sampling import DDIM
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.sampling.grids import KarrasGrid
+from fdistill.theory.noise_levels import LogNormal
+from fdistill.theory.preconditioning import EDM
+from fdistill.training import NonFiniteError, RewardTuningModule
+
+NFT = functools.partial(DiffusionNFT, LogNormal(-0.5, 1.0))
+ALGORITHMS = {
+    "DDPO": lambda **more: DDPO(**{"group": 2, "updates": 3, "clip": 0.01} | more),
+    "Flow-GRPO": lambda **more: FlowGRPO(**{"group": 4} | more),
+    "MixGRPO": lambda **more: MixGRPO(**{"group": 4, "window": 2, "every": 2, "updates": 2} | more),
+    "DiffusionNFT": lambda **more: NFT(**{"group": 4, "kl_weight": 0.1} | more),
+}
+
+
+class Faulty(Reward):
+    """Does something wrong to its last sample."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault = fault
+
+    def forward(self, x, condition):
+        if self.fault == "raises":
+            raise KeyError("prompt")
+        found = x.flatten(1).mean(1)
+        return found[:, None] if self.fault == "shape" else found.index_fill(0, torch.tensor([len(x) - 1]), torch.nan)
+
+
+def tuning(algorithm=None, teacher=None, **changes):
+    arguments = {"reward": TargetReward([1.0, -1.0]), "optimizer": adam, "grid": KarrasGrid(6, 0.05, 10.0)}
+    module = RewardTuningModule(
+        teacher or mlp(num_classes=2), algorithm=algorithm or ALGORITHMS["Flow-GRPO"](), **arguments | changes
+    )
+    return module.train()
+
+
+def data(batch_size=8):
+    return ring(batch_size=batch_size)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_two_turns_and_two_more_equal_four(name, tmp_path):
+    path, build = tmp_path / "two.ckpt", lambda: tuning(ALGORITHMS[name]())
+    whole = build()
+    uninterrupted = fit(whole, 4, data())
+    fit(build(), 2, data()).save_checkpoint(path)
+    continued = build()
+    with torch.no_grad():
+        for part, parameter in continued.named_parameters():  # what is not restored would show
+            if not part.startswith("reference."):
+                parameter.add_(1.0)
+    resumed = fit(continued, 4, data(), resume_from=path)
+    assert resumed.global_step == uninterrupted.global_step == 4
+    end, expected = weights(continued), weights(whole)
+    assert end.keys() == expected.keys()
+    assert [part for part in end if not torch.equal(end[part], expected[part])] == []
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_reward_rises_also_of_samples_made_without_noise(name):
+    module = tuning(ALGORITHMS[name](group=8))
+    before, noise, labels = module.generative_model(), torch.randn(400, 2), torch.arange(400) % 2
+
+    def worth(model):
+        return float(module.reward(model.sample(noise, labels)).mean())
+
+    start = worth(before)
+    fit(module, 25, data())
+    assert worth(module.generative_model()) > start + 0.1
+
+
+def test_with_one_update_the_policy_is_still_the_one_that_sampled():
+    """So a clip of nearly nothing clips nothing, and changes nothing."""
+    ends = []
+    for clip in (1e-12, float("inf")):
+        module = tuning(FlowGRPO(group=4, clip=clip))
+        fit(module, 3, data())
+        ends.append(weights(module))
+    assert all(torch.equal(ends[0][part], ends[1][part]) for part in ends[0])
+
+
+@pytest.mark.parametrize("name", ["DDPO", "MixGRPO"])
+def test_what_is_evaluated_at_once_changes_rounding_alone(name):
+    ends = []
+    for at_once in (5, 1000):
+        module = tuning(ALGORITHMS[name](), at_once=at_once, optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+        fit(module, 2, data())
+        ends.append(module.denoiser.state_dict())
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_heavy_divergence_keeps_the_policy_at_the_reference():
+    moved = []
+    for kl_weight in (0.0, 1e4):
+        module = tuning(FlowGRPO(group=4, kl_weight=kl_weight))
+        start = module.denoiser.network.output.bias.clone()
+        fit(module, 15, data())
+        moved.append(float((module.denoiser.network.output.bias - start).norm()))
+    assert moved[1] < 0.5 * moved[0]
+
+
+def test_the_trajectory_lies_on_the_host_and_holds_the_window_alone():
+    module = tuning(MixGRPO(group=4, window=2))
+    fit(module, 1, data())
+    condition = next(iter(data().train_dataloader())).condition
+    rollout = module._roll_out(8, condition, 0)
+    assert rollout.states.shape == (3, 32, 2)
+    assert rollout.states.device.type == "cpu"
+    assert not rollout.states.requires_grad
+    assert module._roll_out(8, condition, 0).samples.equal(rollout.samples)
+
+
+def test_a_tuned_teacher_is_a_teacher_that_is_sampled_as_before_and_distilled(tmp_path):
+    model = GenerativeModel.teacher(mlp(num_classes=2), 4, 0.1, 5.0, guidance=1.5, sampler=DDIM())
+    module = tuning(teacher=model)
+    fit(module, 2, data()).save_checkpoint(tmp_path / "tuned.ckpt")
+    tuned = load_model(tmp_path / "tuned.ckpt")
+    assert (tuned.kind, tuned.guidance, type(tuned.sampler)) == ("teacher", 1.5, DDIM)
+    assert torch.equal(tuned.sigmas, model.sigmas)
+    assert tuned.facts["reward"]["class_path"].endswith("TargetReward")
+    assert torch.equal(tuned.denoiser.network.output.bias, module.ema.average.network.output.bias)
+    assert not torch.equal(tuned.denoiser.network.output.bias, model.denoiser.network.output.bias)
+    fit(distillation(str(tmp_path / "tuned.ckpt")), 1, data())
+
+
+def test_images_are_judged_as_they_are_saved_and_validation_says_their_reward():
+    images = GivenData(torch.zeros(16, 1, 2, 2), batch_size=8)
+
+    module = tuning(FlowGRPO(group=2), teacher=image_teacher(), reward=RewardSum([Brightness(), TargetReward(0.0)]))
+    with torch.no_grad():
+        module.ema.average.network.stock.conv_out.bias.fill_(1e4)
+    run = trainer(1, limit_val_batches=1.0)
+    (seen,) = run.validate(module, datamodule=images, verbose=False)
+    assert seen["validation/Brightness"] == pytest.approx(1)
+    assert seen["validation/TargetReward"] == pytest.approx(-2)
+
+
+def image_teacher():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Denoiser(DiffusersUNet(resolution=2, widths=(8,)), EDM(1.0))
+
+
+@pytest.mark.parametrize("fault", ["raises", "shape", "nan"])
+def test_a_reward_that_fails_stops_the_run_before_any_weight_moves(fault):
+    module = tuning(reward=Faulty(fault))
+    before = weights(module)
+    with pytest.raises(ValueError, match="the reward Faulty") as error:
+        fit(module, 2, data())
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in weights(module).items())
+
+
+def test_a_nan_is_told_with_its_term_and_the_update():
+    module = tuning(ALGORITHMS["DDPO"](), gradient_clip=1e9)
+    steps = []
+
+    def spoil(gradient):
+        steps.append(1)
+        return gradient * torch.nan if len(steps) > 1 else gradient
+
+    module.at_once = 10_000  # one backward pass an update
+    module.denoiser.network.output.bias.register_hook(spoil)
+    with pytest.raises(NonFiniteError, match="gradient of denoiser in update 2, after 1 that moved"):
+        fit(module, 2, data())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"algorithm": MixGRPO(window=9)}, "expected at most 5, got a window of 9"),
+        ({"algorithm": FlowGRPO(group=4), "reference": mlp(num_classes=3)}, "reference is another model"),
+        ({"algorithm": DDPO(), "reference": mlp(num_classes=2)}, "kl_weight"),
+        ({"algorithm": DDPO(updates=2), "skip_nonfinite": 1}, "skip_nonfinite"),
+        ({"algorithm": DDPO(), "grid": KarrasGrid(1, 0.05, 10.0)}, "at least 2 steps"),
+        ({"teacher": exact([[0.0, 0.0]], [1.0])}, "no parameters"),
+        ({"at_once": 0}, "at_once"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(changes, words):
+    with pytest.raises(ValueError, match=words) as error:
+        tuning(**changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "run", "words"),
+    [
+        ({}, {"precision": "bf16-mixed"}, "32-true"),
+        ({"algorithm": DDPO(updates=99)}, {}, "updates of at most 40"),
+    ],
+)
+def test_what_only_the_run_can_tell_is_told_before_any_weight_moves(changes, run, words):
+    module = tuning(**changes)
+    with pytest.raises(ValueError, match=words):
+        fit(module, 1, data(), **run)
