@@ -16,7 +16,9 @@ from fdistill.core.weight_files import (
     shown,
 )
 
-_METADATA = "lora_adapter_metadata"  # under which diffusers keeps what peft knows of an adapter
+METADATA = "lora_adapter_metadata"
+"""Under which diffusers keeps what peft knows of an adapter."""
+
 _FACTORS = {  # after the module's name: of peft, and of diffusers before it
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
@@ -80,13 +82,13 @@ def _layers(tensors: dict[str, Tensor], file: Path, part: str) -> dict[str, dict
 def _alphas(file: Path, part: str) -> Callable[[str], float | None]:
     """What the file's metadata says of alpha, for each layer; None where it says nothing."""
     with safe_open(file, "pt") as opened:
-        text = (opened.metadata() or {}).get(_METADATA)
+        text = (opened.metadata() or {}).get(METADATA)
     try:
         known = {key.removeprefix(f"{part}."): value for key, value in json.loads(text or "{}").items()}
         of_layers = {name: float(value) for name, value in (known.get("alpha_pattern") or {}).items()}
         others = None if known.get("lora_alpha") is None else float(known["lora_alpha"])
     except BUILD_ERRORS as error:
-        raise CheckpointError(f"{file}: its {_METADATA} is no description of an adapter: got {brief(text)}") from error
+        raise CheckpointError(f"{file}: its {METADATA} is no description of an adapter: got {brief(text)}") from error
     scaled = [name for name in ("use_dora", "use_rslora") if known.get(name)]
     if scaled:
         raise CheckpointError(f"{file} is an adapter with {scaled[0]}: expected a plain one; merge it in diffusers")
