@@ -334,7 +334,8 @@ class DistillationTurn(GenerativeModule):
         """What happens after each student update: its average, and the fake score that imitates it."""
         self.ema.update(self.student, self.updates_after(turn))
         if self.imitation < 1:
-            fake, student = (list(own_parameters(required(net)).values()) for net in (self.fake_score, self.student))
+            fake: list[Tensor] = [*own_parameters(cast(Denoiser, self.fake_score)).values()]
+            student: list[Tensor] = [*own_parameters(self.student).values()]
             torch._foreach_lerp_(fake, student, 1 - self.imitation)
 
 

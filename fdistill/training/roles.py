@@ -91,7 +91,11 @@ class SharedBase(Roles):
                 raise ValueError(f"roles.{name} is one of {', '.join(get_args(Learns))}: got {kind!r}")
         if set(self.kinds.values()) == {"full"}:
             raise ValueError("SharedBase has an adapter in one role at least: got two full networks; use FullCopies")
-        self.adapters = {"rank": rank, "alpha": alpha, "targets": targets if isinstance(targets, str) else [*targets]}
+        self.adapters: dict[str, Any] = {
+            "rank": rank,
+            "alpha": alpha,
+            "targets": targets if isinstance(targets, str) else [*targets],
+        }
 
     def start(self, name: str, given: Denoiser | None, teacher: Denoiser, base: Denoiser) -> Denoiser:
         if self.kinds[name] == "full":

@@ -65,7 +65,7 @@ def dry_turn(module: GenerativeModule, batch_size: int, turn: int) -> TurnCost:
 
 def forward_flops(denoiser: Denoiser, batch_size: int) -> tuple[int, int]:
     """(F, E): FLOPs of a forward pass, and of its encoder half alone."""
-    meta = copy.deepcopy(denoiser).to("meta")
+    meta = copy.deepcopy(denoiser).to("meta").hold_in(torch.float32)  # the meta device knows no autocast
     x, sigma, condition = _batch_of(denoiser, batch_size, "meta")
     return _flops(lambda: meta(x, sigma, condition)), _flops(lambda: meta.encode(x, sigma, condition, behind="nothing"))
 

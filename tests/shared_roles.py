@@ -1,0 +1,89 @@
+"""Three roles on one base beside three networks of the same merged weights: gradients by the chain rule."""
+
+import torch
+from tiny_runs import fit, mlp, weights
+
+from fdistill.core.distributed import whole
+from fdistill.models.adapters import adapter_layers, adapter_parameters, merged, own_parameters, shares
+from fdistill.training.roles import FullCopies, SharedBase
+
+ROLES = {"rank": 2, "alpha": 3.0, "targets": "all"}
+
+
+class Kept(torch.optim.SGD):
+    """Moves nothing, and adds up each parameter's gradients on it."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.0)
+
+    def step(self, closure=None):
+        for parameter in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            parameter.seen = getattr(parameter, "seen", 0) + parameter.grad.clone()
+        return super().step(closure)
+
+
+KEEPS = {"student_optimizer": Kept, "fake_score_optimizer": Kept, "gradient_clip": 1e9}
+
+
+def doubled(module):
+    """In float64, but for the bins of the ratio, which are float32 whatever the networks are."""
+    module.double()
+    for bins in () if module.ratio is None else module.ratio.buffers():
+        bins.data = bins.float()
+    return module
+
+
+def moved(module):
+    """The module, with factors of student and fake score that are not at their start."""
+    for seed, name in enumerate(("student", "fake_score")):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for factor in adapter_parameters(getattr(module, name) or mlp()):
+                factor.copy_(0.2 * torch.randn(factor.shape, generator=generator))
+    return module
+
+
+def separate(module, build):
+    """Three networks that hold the same merged weights; `build` as the first module was, but for its networks."""
+    fake = {} if module.fake_score is None else {"fake_score": merged(module.fake_score)}
+    return doubled(build(module.teacher, student=merged(module.student), roles=FullCopies(), **fake))
+
+
+def gradients(module, name):
+    """The sums of a network's gradients in the run that it has made, by the parameters' names."""
+    optimizer = module.trainer.optimizers[name == "fake_score"]
+    parameters, names = optimizer.param_groups[0]["params"], own_parameters(getattr(module, name))
+    return {n: whole(p.seen) for n, p in zip(names, parameters, strict=True) if hasattr(p, "seen")}
+
+
+def check_chain_rule(shared, full, limit=1e-10):
+    """W + s B A: dA = s B^T dW and dB = s dW A^T; what learns in full has the same gradients."""
+    for name in ("student", "fake_score"):
+        one = getattr(shared, name)
+        if one is None:
+            continue
+        expected, found = gradients(full, name), gradients(shared, name)
+        for layer_name, layer in adapter_layers(one).items():
+            if f"{layer_name}.weight" not in expected:
+                continue
+            merged_by = expected[f"{layer_name}.weight"].flatten(1)
+            down, up = (whole(factor.weight).detach().flatten(1) for factor in (layer.lora_A, layer.lora_B))
+            expected[f"{layer_name}.lora_A.weight"] = layer.scale * up.T @ merged_by
+            expected[f"{layer_name}.lora_B.weight"] = layer.scale * merged_by @ down.T
+        assert found
+        assert any(value.abs().max() > 0 for value in found.values())
+        for key, value in found.items():
+            difference = (value.flatten() - expected[key].flatten()).norm()
+            assert difference <= limit * (1e-3 + expected[key].norm()), f"{name}.{key}: {difference}"
+
+
+def proven(build, turns, data=None, limit=1e-10, roles=ROLES, **how):
+    shared = moved(doubled(build(roles=SharedBase(**roles))))
+    base = weights(shared.teacher)
+    full = separate(shared, build)
+    fit(shared, turns, None if data is None else data(), **how)
+    fit(full, turns, None if data is None else data())
+    check_chain_rule(shared, full, limit)
+    assert shares(shared.student, shared.teacher)
+    assert all(torch.equal(value, base[name]) for name, value in weights(shared.teacher).items())
+    return shared
