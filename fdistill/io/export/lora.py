@@ -99,8 +99,8 @@ def _checked(model: GenerativeModel, names: Names) -> TextToImageNetwork:
     unread = [layer for layer in adapter_layers(network.stock) if layer.startswith(_NOT_KOHYA)]
     if names == "kohya" and unread:
         raise ValueError(
-            f"kohya's names load again but for layers of {_NOT_KOHYA[:-1]}: got {', '.join(unread)}; leave --lora_names "
-            "out, or train with targets dmd2"
+            f"kohya's names load again but for layers of {_NOT_KOHYA[:-1]}: got {', '.join(unread)}; leave "
+            "--lora_names out, or train with targets dmd2"
         )
     return cast(TextToImageNetwork, network)
 
