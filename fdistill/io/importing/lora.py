@@ -129,13 +129,10 @@ def _fitting(file: Path, part: str, weights: Mapping[str, Tensor]) -> dict[str, 
             wrong.append(f"no such layer as {shown(name)}")
         elif not {"down", "up"} <= factors.keys():
             wrong.append(f"both factors are needed of {shown(name)}")
+        elif not _fits(weight, down := factors["down"], up := factors["up"]):
+            shapes = f"{list(weight.shape)}, and its factors of {list(down.shape)} and {list(up.shape)}"
+            wrong.append(f"{shown(name)} is of {shapes}")
         else:
-            down, up = factors["down"], factors["up"]
-            shapes = up.flatten(1).shape, down.flatten(1).shape
-            if shapes != ((len(weight), len(down)), (len(down), weight[0].numel())):
-                shape = f"{list(weight.shape)}, and its factors of {list(down.shape)} and {list(up.shape)}"
-                wrong.append(f"{shown(name)} is of {shape}")
-                continue
             alpha = float(factors["alpha"]) if "alpha" in factors else alphas(name)
             found[name] = Factors(down, up, 1.0 if alpha is None else alpha / len(down))
     if wrong:
@@ -144,6 +141,15 @@ def _fitting(file: Path, part: str, weights: Mapping[str, Tensor]) -> dict[str, 
             f"{'; '.join(wrong[:3])}; give one that was made for this base"
         )
     return found
+
+
+def _fits(weight: Tensor, down: Tensor, up: Tensor) -> bool:
+    if min(weight.ndim, down.ndim, up.ndim) < 2:
+        return False
+    (out, inner), (rank, read), (written, last) = (
+        (each.shape[0], each.shape[1:].numel()) for each in (weight, down, up)
+    )
+    return rank > 0 and (written, last, read) == (out, rank, inner)
 
 
 def _layers(tensors: dict[str, Tensor], file: Path, part: str) -> dict[str, dict[str, Tensor]]:
