@@ -25,6 +25,7 @@ import yaml
 from fdistill.cli.commands.plan import plan
 from fdistill.cli.fit import run_trainer
 from fdistill.data import Batch
+from fdistill.evaluation.report import write_json
 from fdistill.models.condition import Condition
 from fdistill.training.planning import GPUS, plan_run
 
@@ -113,13 +114,16 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def measured_table(options: argparse.Namespace) -> None:
     print("| roles | base | weights of the student | peak, MiB | plan, MiB |")
     print("|---|---" + "|--:" * 3 + "|")
+    made = {}
     for way in options.ways:
         command = [sys.executable, __file__, "--way", way, "--dtype", options.dtype, "--device", options.device]
         command += ["--turns", str(options.turns), *(["--teacher", options.teacher] if options.teacher else [])]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = made[way] = json.loads(done.stdout.splitlines()[-1])
         sizes = " | ".join(f"{found[name] / 2**20:,.0f}" for name in ("peak", "planned"))
         print(f"| {way} | {options.dtype} | {found['weights']:,} | {sizes} |", flush=True)
+    if options.out is not None:
+        write_json(options.out / "memory.json", made)
 
 
 def main() -> None:
@@ -131,6 +135,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the measured base")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--turns", type=int, default=6)
+    parser.add_argument("--out", type=Path, help="folder for memory.json, what was measured in bytes")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
