@@ -30,7 +30,9 @@ from fdistill.core.atomic_files import atomic_write, write_json
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = {"digits": 128, "cifar10": 64, "imagenet64": 64}  # batches
+WITHIN = {"sd15": 12e9, "sdxl": 24e9, "sd35_medium": 16e9}  # bytes, of three roles on one base
 WAYS = ("GenerativeModel.sample", "fdistill sample", "OneStepPipeline, pt")
+SHARED_ROLES = "LoRA on attention, checkpointing"
 Found = dict[str, dict[str, Any]]
 """By part: status, seconds, where and when, what it wrote, the tables that it printed, the end of its output."""
 
@@ -71,6 +73,10 @@ def parts(options: argparse.Namespace) -> dict[str, list[list[str]]]:
     commands["sd15"] = [[*text, "--out", f"{out / 'sd15'}"]]
     more = ["--gradient-checkpointing", "--out", f"{out / 'sd15-checkpointed'}"]
     commands["sd15-checkpointed"] = [[*text, *more]]
+    roles = ["tools/roles_memory.py", "--measure", *cuda, "--dtype", "bfloat16", "--ways", SHARED_ROLES]
+    for teacher in WITHIN:
+        size = ["--turns", "2"] if small else ["--teacher", teacher]
+        commands[f"roles-{teacher}"] = [[*roles, *size, "--out", f"{out / f'roles-{teacher}'}"]]
     brief = ["--batches", "2", "--batch", "4", "--workers", "0"] if small else []
     commands["loader"] = [["tools/benchmark_loader.py", *brief, "--out", f"{out / 'loader'}"]]
     return commands
@@ -178,6 +184,14 @@ def aims(found: Found) -> Iterator[Aim]:
                 more = made["rows"]["trainer"]["cycle"] / made["rows"][bare]["cycle"] - 1
                 yield Aim(what, f"{more:+.1%} of {made['rows'][bare]['cycle']:.1f} ms a cycle", more < 0.03)
     yield from generation_aims(found)
+    for teacher, limit in WITHIN.items():
+        what = f"three roles on one base of {teacher}, batch 1, within {limit / 1e9:g} GB"
+        made = found.get(f"roles-{teacher}", {}).get("found", {}).get("memory.json")
+        if made is None:
+            yield Aim(what, "", None)
+        else:
+            peak, planned = (made[SHARED_ROLES][name] for name in ("peak", "planned"))
+            yield Aim(what, f"{peak / 1e9:.2f} GB (by plan {planned / 1e9:.2f})", peak < limit)
     verdicts = {name: v for name, v in found.get("tests", {}).get("tests", {}).items() if "waiting" in name}
     ran = [v for v in verdicts.values() if v != "skipped"]
     said = f"{ran.count('passed')} of {len(ran)} tests passed" if ran else ""

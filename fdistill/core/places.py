@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+LORA_RECORD = "fdistill_lora.json"
+"""Of a folder with an exported LoRA: the student that it makes of its base."""
+
 
 def require_writable(path: Path) -> Path:
     """`path`, if a file or folder can be made there; nothing is made.
@@ -30,7 +33,8 @@ def require_replaceable(folder: Path, *inputs: Path) -> Path:
     for needed in (Path.cwd(), *(path.resolve() for path in inputs)):
         if place == needed or place in needed.parents:
             raise ValueError(f"writing {folder} would replace {needed} with it: name another folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "fdistill.json").is_file():
+    ours = any((folder / name).is_file() for name in ("fdistill.json", LORA_RECORD))
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
         found = sorted(child.name for child in folder.iterdir())[0]
         raise ValueError(
             f"{folder} is replaced only where it holds an exported model: expected that, or an empty or new folder, "

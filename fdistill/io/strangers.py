@@ -20,8 +20,8 @@ _BY_SUFFIX = {
 }
 _IN_RUNS = ("last.ckpt", "checkpoints/last.ckpt", "*/checkpoints/last.ckpt", "*.ckpt", "checkpoints/*.ckpt")
 _LORA = (
-    "is a LoRA, which changes a network and is none: fuse it into its base (fuse_lora and save_pretrained of "
-    "diffusers), and give that to fdistill import"
+    "is a LoRA, which changes a network and is none: fdistill import BASE TARGET --lora FILE makes a teacher of its "
+    "base and it"
 )
 
 

@@ -74,7 +74,8 @@ class DistillationModule(DistillationTurn, StudentValidation):
         student_times: all its levels by times of the teacher's path, falling: timesteps, or t in (0, 1] along a flow.
         start: what its first step makes of noise z: "sigma" for sigma_init z, "unit" for sqrt(1 + sigma_init^2) z,
             where stock pipelines start.
-        student: initial student, a denoiser or a checkpoint of one; None copies the teacher.
+        student: initial student, a denoiser or a checkpoint of one, or a LoRA file (.safetensors) of the teacher; None
+            copies the teacher.
         fake_score: initial fake score, likewise.
         fake_noise_levels: noise at which fake score and discriminator learn; None for the student's. Alternating only.
         sigma_data: standard deviation of the data; None takes what the fake score's EDM preconditioning or an

@@ -113,16 +113,16 @@ def learners(
 ) -> tuple[Denoiser, Denoiser | None]:
     """The initial student and fake score, as these roles make them of what is given, or of the teacher; no dropout.
 
-    A path is that of a run checkpoint or exported folder. Without a fake score (an objective that needs none) the
-    second is None.
+    A path is that of a run checkpoint, an exported folder, or a LoRA file (.safetensors) of the teacher. Without a fake
+    score (an objective that needs none) the second is None.
 
     Raises:
         ValueError: for a network without parameters, or of another shape or other classes than the student sees.
     """
     if fake_score is not None and not with_fake_score:
         raise ValueError("this objective needs no fake score: leave fake_score out")
-    student = roles.start("student", _denoiser(student), teacher, base)
-    fake_score = roles.start("fake_score", _denoiser(fake_score), teacher, base) if with_fake_score else None
+    student = roles.start("student", _given(student), teacher, base)
+    fake_score = roles.start("fake_score", _given(fake_score), teacher, base) if with_fake_score else None
     for name, other in (("teacher", teacher), ("fake_score", fake_score)):
         if other is None:
             continue
@@ -153,8 +153,10 @@ def configure_blocks(
             denoiser.network.checkpoint_gradients(at_rest_as_now)
 
 
-def _denoiser(source: Denoiser | str | Path | None) -> Denoiser | None:
-    return load_model(source).denoiser if isinstance(source, str | Path) else source
+def _given(source: Denoiser | str | Path | None) -> Denoiser | Path | None:
+    if isinstance(source, str | Path):
+        return Path(source) if Path(source).suffix == ".safetensors" else load_model(source).denoiser
+    return source
 
 
 def known_sigma_data(given: float | None, denoiser: Denoiser, facts: dict[str, Any]) -> float:

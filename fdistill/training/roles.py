@@ -10,6 +10,7 @@ from torch import nn
 
 from fdistill.core.spec import Described
 from fdistill.core.weight_files import CheckpointError
+from fdistill.io.importing.lora import with_lora_added, with_lora_beside
 from fdistill.models.adapters import Named, adapter_layers, adapter_state, with_adapters
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import train_without_dropout
@@ -23,12 +24,12 @@ class Roles(Described):
     """What student and fake score are made of."""
 
     @abstractmethod
-    def start(self, name: str, given: Denoiser | None, teacher: Denoiser, base: Denoiser) -> Denoiser:
+    def start(self, name: str, given: Denoiser | Path | None, teacher: Denoiser, base: Denoiser) -> Denoiser:
         """The network of a role before the first turn, of which only what learns requires a gradient.
 
         Args:
             name: "student" or "fake_score".
-            given: the network to start from; None for the teacher.
+            given: the network to start from, or a LoRA file that changes the teacher to it; None for the teacher.
             teacher: with the weights that it was loaded with.
             base: the run's own teacher, frozen, in the type in which it is held.
 
@@ -44,8 +45,12 @@ class Roles(Described):
 class FullCopies(Roles):
     """Each role is a network of its own, and all of it learns."""
 
-    def start(self, name: str, given: Denoiser | None, teacher: Denoiser, base: Denoiser) -> Denoiser:
-        copied = copy.deepcopy(teacher if given is None else given).requires_grad_(True)
+    def start(self, name: str, given: Denoiser | Path | None, teacher: Denoiser, base: Denoiser) -> Denoiser:
+        if isinstance(given, Path):
+            copied = with_lora_added(teacher, given)
+        else:
+            copied = copy.deepcopy(teacher if given is None else given)
+        copied.requires_grad_(True)
         train_without_dropout(copied)
         if not any(True for _ in copied.parameters()):
             raise ValueError(
@@ -61,6 +66,8 @@ class SharedBase(Roles):
     gradient checkpointing, compilation and optimisers need to know nothing. A checkpoint holds the adapters, where the
     teacher was loaded from, and the fingerprint of its weights. The student's moving average is one of its factors A
     and B, each by itself, which is not the average of the products B A.
+
+    An adapter may start as a LoRA file (`student: FILE.safetensors`), whose rank, alpha and layers are then its own.
 
     `teacher_dtype` of the distillation is the type of the base: adapters are float32 on it. A sharded run keeps each
     network in parts of its own, so that the base lies in parts once for each role.
@@ -97,20 +104,25 @@ class SharedBase(Roles):
             "targets": targets if isinstance(targets, str) else [*targets],
         }
 
-    def start(self, name: str, given: Denoiser | None, teacher: Denoiser, base: Denoiser) -> Denoiser:
+        self.read: dict[str, dict[str, Any]] = {}
+
+    def start(self, name: str, given: Denoiser | Path | None, teacher: Denoiser, base: Denoiser) -> Denoiser:
         if self.kinds[name] == "full":
             return FullCopies().start(name, given, teacher, base)
-        if given is not None:
+        if isinstance(given, Denoiser):
             raise ValueError(
-                f"an adapter begins as the teacher that it stands on: expected no {name} beside SharedBase, got one; "
-                f"leave {name} out, or set roles.{name} to full"
+                f"an adapter begins as the teacher that it stands on, or as a LoRA file of it: expected no {name} but "
+                f"these beside SharedBase, got one; leave {name} out, or set roles.{name} to full"
             )
-        adapted = with_adapters(base, **self.adapters)  # of one seed: a fake score may imitate the student's factors
+        if given is None:
+            adapted = with_adapters(base, **self.adapters)  # of one seed: a fake score may imitate the student's
+        else:
+            adapted, self.read[name] = with_lora_beside(base, given)
         train_without_dropout(adapted)
         return adapted
 
     def record(self, name: str) -> dict[str, Any] | None:
-        return self.adapters if self.kinds[name] == "adapter" else None
+        return self.read.get(name, self.adapters) if self.kinds[name] == "adapter" else None
 
 
 def shared_names(module: nn.Module) -> set[str]:

@@ -26,6 +26,7 @@ OF_TEXT = {  # the tiny pipeline that stands for its teacher
     "sd35m_dmd": "sd3",
     "sdxl_dmd2_1step": "sdxl",
     "sdxl_dmd2_4step": "sdxl",
+    "style_lora": "sd",
 }
 OF_CLASSES = [path for path in RECIPES if path.stem not in OF_TEXT]
 
@@ -102,7 +103,7 @@ def text_teachers(folders, tmp_path_factory):
     return functools.cache(made)
 
 
-QUICK = ("qwen_image_dmd2", "sd15_sid_lsg", "sdxl_dmd2_1step")
+QUICK = ("qwen_image_dmd2", "sd15_sid_lsg", "sdxl_dmd2_1step", "style_lora")
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,7 @@ def test_recipe_of_text_makes_three_turns_with_the_tiny_pipeline_of_its_family(n
     text = recipe.read_text(encoding="utf-8")
     flags = short(recipe, teacher, tmp_path, 3)
     flags += [f"--data.{given}=nowhere" for given in ("folder", "prompts") if given == "folder" or "Prompted" in text]
+    flags += ["--model.roles.rank=2"] if "SharedBase" in text else []
     flags += ["--model.feature_blocks=[0,1]"] if "feature_blocks" in text else []
     flags += [f"--model.pairs={pairs}"] if "--model.pairs" in text else []
     cli = run_trainer(flags, run=False)

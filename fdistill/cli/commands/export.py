@@ -13,6 +13,7 @@ from fdistill.core.weight_files import CheckpointError, read_json
 from fdistill.evaluation.report.table import print_table
 from fdistill.io.export import export_folder
 from fdistill.io.export.folder import loads_in_stock_diffusers
+from fdistill.io.export.lora import Names, export_lora
 from fdistill.io.export.program import FILES, Program
 from fdistill.io.load import load_model
 from fdistill.sampling import Sampler
@@ -33,6 +34,8 @@ def export(
     onnx: bool = False,
     torch_export: bool = False,
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    lora: bool = False,
+    lora_names: Names = "peft",
 ) -> None:
     """Write a folder that diffusers loads: the averaged weights as safetensors, configuration and model card.
 
@@ -48,10 +51,16 @@ def export(
         guide: a worse teacher of the same samples, for autoguidance; the folder then holds it too.
         onnx: of a student, also write generator.onnx: latents and labels to samples, for any batch size.
         torch_export: of a student, also write generator.pt2, the same for torch.export.load.
-        dtype: of the network's weights, of a text-to-image student.
+        dtype: of the network's weights, of a text-to-image student; of its LoRA with --lora.
+        lora: of a student whose adapters learned, write these alone, as a LoRA file for its teacher's pipeline.
+        lora_names: with --lora, names of the tensors: peft, which every pipeline loads; kohya, which ComfyUI takes too.
     """
+    if lora and (onnx or torch_export):
+        raise ValueError("a LoRA is no program: give --lora, or --onnx and --torch_export")
+    if lora_names != "peft" and not lora:
+        raise ValueError(f"names are those of a LoRA file: got --lora_names {lora_names} without --lora")
     require_replaceable(Path(folder), *_inputs(checkpoint, report, guide))
-    loaded = load_model(checkpoint)
+    loaded = load_model(checkpoint, merge=not lora)
     model = resampled(loaded, sampler, steps, grid, guidance, guidance_interval, guide)
     if report is not None and model is not loaded:
         raise ValueError(
@@ -60,9 +69,15 @@ def export(
     numbers = None if report is None else _numbers(Path(report), model, checkpoint)
     wishes: tuple[tuple[Program, bool], ...] = (("onnx", onnx), ("torch_export", torch_export))
     programs = [program for program, wanted in wishes if wanted]
-    target = export_folder(model, folder, numbers, programs, dtype=getattr(torch, dtype))
+    if lora:
+        target = export_lora(model, folder, lora_names, numbers, getattr(torch, dtype))
+    else:
+        target = export_folder(model, folder, numbers, programs, dtype=getattr(torch, dtype))
     if numbers is not None and model.kind == "student":
         print_table(numbers)
+    if lora:
+        print(f"wrote {target}: the LoRA of a student, for load_lora_weights of its teacher's pipeline")
+        return
     loader = "stock diffusers" if loads_in_stock_diffusers(model) else "fdistill"
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
     print(f"wrote {target}: a {model.kind} of {evaluations} per sample, loaded by {loader}")

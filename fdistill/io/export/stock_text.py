@@ -147,13 +147,18 @@ def write_text_pipeline(model: GenerativeModel, folder: Path, made: Scheduled, d
     index["scheduler"] = ["diffusers", made.name]
     index.pop("_name_or_path", None)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    (folder / "scheduler").mkdir()
-    scheduler = json.dumps({"_class_name": made.name, **made.config}, indent=2)
-    (folder / "scheduler" / "scheduler_config.json").write_text(scheduler + "\n", encoding="utf-8")
+    write_scheduler(folder, made)
     _stock_network(network, dtype).save_pretrained(folder / part, max_shard_size="5GB", safe_serialization=True)
     null = network.null_tensors()
     if null:
         save_file(null, folder / NULL_WEIGHTS, metadata={"format": "pt"})
+
+
+def write_scheduler(folder: Path, made: Scheduled) -> None:
+    """Write its folder, as pipelines have it."""
+    (folder / "scheduler").mkdir()
+    scheduler = json.dumps({"_class_name": made.name, **made.config}, indent=2)
+    (folder / "scheduler" / "scheduler_config.json").write_text(scheduler + "\n", encoding="utf-8")
 
 
 def _stock_network(network: TextToImageNetwork, dtype: torch.dtype) -> Any:
@@ -172,26 +177,43 @@ def _stock_network(network: TextToImageNetwork, dtype: torch.dtype) -> Any:
 
 def card_lines(model: GenerativeModel, name: str, made: Scheduled, dtype: torch.dtype) -> tuple[list[str], str]:
     """Front matter and the section on use of a model card."""
-    source = Path(model.facts[PIPELINE])
-    index = read_json(source / "model_index.json")
-    front = ["library_name: diffusers", "pipeline_tag: text-to-image", *_license(source / "README.md")]
-    base = str(index.get("_name_or_path", ""))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
-        front.append(f"base_model: {base}")
-    arguments = ", ".join(f"{key}={value!r}" for key, value in made.call.items())
+    front = front_matter(model)
     kind = "" if dtype == torch.float32 else f", dtype={dtype}"
-    seed = "torch.manual_seed(0)" if made.global_noise else "torch.Generator().manual_seed(0)"
     code = (
         f"import torch\nfrom diffusers import DiffusionPipeline\n\n"
         f'pipeline = DiffusionPipeline.from_pretrained("{name}"{kind})\n'
-        f'image = pipeline("a prompt", {arguments}, generator={seed}).images[0]'
+        f"{call_line(made)}"
     )
-    notes = [
-        "Needs diffusers and transformers alone. It was trained for these steps and makes no good pictures in others."
-    ]
+    return front, f"## Use\n\n```python\n{code}\n```\n\nNeeds diffusers and transformers alone. {notes_on(made)}"
+
+
+def front_matter(model: GenerativeModel) -> list[str]:
+    """Of a card of a student that `is_text_student`: license and base are those of its teacher's card and index."""
+    source = Path(model.facts[PIPELINE])
+    front = ["library_name: diffusers", "pipeline_tag: text-to-image", *_license(source / "README.md")]
+    base = published_name(source)
+    return front if base is None else [*front, f"base_model: {base}"]
+
+
+def published_name(source: Path) -> str | None:
+    """Under which the pipeline in a folder is found on the hub; None where the folder does not say."""
+    base = str(read_json(source / "model_index.json").get("_name_or_path", ""))
+    return base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None
+
+
+def call_line(made: Scheduled) -> str:
+    """The line of Python that calls the pipeline."""
+    arguments = ", ".join(f"{key}={value!r}" for key, value in made.call.items())
+    seed = "torch.manual_seed(0)" if made.global_noise else "torch.Generator().manual_seed(0)"
+    return f'image = pipeline("a prompt", {arguments}, generator={seed}).images[0]'
+
+
+def notes_on(made: Scheduled) -> str:
+    """What a card says of that call."""
+    notes = "It was trained for these steps and makes no good pictures in others."
     if made.global_noise:
-        notes.append("Noise between its steps comes from torch's global generator, whose seed is set here.")
-    return front, f"## Use\n\n```python\n{code}\n```\n\n" + " ".join(notes)
+        notes += " Noise between its steps comes from torch's global generator, whose seed is set here."
+    return notes
 
 
 def _license(card: Path) -> list[str]:
