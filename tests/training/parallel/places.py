@@ -38,12 +38,12 @@ class TwoPlaces(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
-        if function == _GET_DEVICE:
-            return DEVICE if result == HOST and not is_on_host(args[0]) else result
-        if function == _SET_DATA:
-            _put(args[0], is_on_host(args[1]))
-        if not isinstance(result, torch.Tensor) and type(result) not in (list, tuple):
-            return result  # most calls: a shape, a number
+        if not isinstance(result, torch.Tensor) and type(result) not in (list, tuple):  # most calls: a shape, a number
+            if result == HOST and function == _GET_DEVICE:
+                return HOST if is_on_host(args[0]) else DEVICE
+            if result is None and function == _SET_DATA:
+                _put(args[0], is_on_host(args[1]))
+            return result
         made = list(_tensors((result,)))
         given = [*_tensors(args), *_tensors(kwargs.values())]
         target = _asked(function, args, kwargs)
