@@ -102,10 +102,20 @@ PICKLING = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
 @functools.cache
+def every_node():
+    """By kind, every node of the package that has a place, after this place."""
+    found = {}
+    for path, tree in TREES.items():
+        file = path.relative_to(PACKAGE)
+        for node in ast.walk(tree):
+            if hasattr(node, "lineno"):
+                found.setdefault(type(node), []).append((f"{file}:{node.lineno}", node))
+    return found
+
+
 def nodes(kind):
     """Every node of a kind in the package, after the place it is at."""
-    found = [(path.relative_to(PACKAGE), node) for path, tree in TREES.items() for node in ast.walk(tree)]
-    return [(f"{path}:{node.lineno}", node) for path, node in found if isinstance(node, kind)]
+    return every_node()[kind]
 
 
 def dotted(node):
