@@ -44,13 +44,14 @@ demonstrations: $(STAMP)
 	$(FIT) --config configs/quickstart/teacher_unconditional.yaml --ckpt_path last
 	$(BIN)/python tools/demonstrate.py configs/quickstart/mode_dropping.yaml --out runs/demonstrations/mode_dropping
 
-# All tests in two processes, since a small machine has two cores: those of some rooms, and those of all others.
-HALF = tests/core tests/theory tests/models tests/sampling tests/objectives tests/training tests/data \
-	tests/evaluation/metrics tests/evaluation/features
+# All tests in two processes, since a small machine has two cores: those of some rooms, and those of all others, which
+# begin when mypy is done. The unit tests take other times than the whole runs beside them, and are divided elsewhere.
+HALF = tests/core tests/theory tests/models tests/sampling tests/objectives tests/training tests/evaluation/metrics
+WHOLE_HALF = $(HALF) tests/data tests/tools tests/evaluation/report
 CHECKS = --jobs 2 --keep-going --output-sync types lint this-half other-half
 
 test: $(STAMP)
-	$(MAKE) $(CHECKS)
+	$(MAKE) $(CHECKS) HALF='$(WHOLE_HALF)'
 
 check: $(STAMP)
 	$(MAKE) $(CHECKS) MARKED='-m "not slow and not gpu and not system"'

@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import tempfile
+from importlib import import_module
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of such small work mostly wait for each other
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fdistill-tests-")  # nobody's own cache is read or written
@@ -11,6 +12,7 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fdistill-tests-")  # nob
 import pytest
 from cli_runs import last, student_arguments, succeeds, teacher_arguments
 from PIL import Image
+from stock_process import StockProcess
 from system_tests import starts_something
 
 from fdistill.evaluation.report.figure_file import DPI, png
@@ -51,6 +53,25 @@ def _short_classifiers():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "IMAGES_SEEN", classifier.IMAGES_SEEN // 10)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_reports():
+    """Let reports time draws of 4 samples and take intervals from 4 halves, where a test asks for no other number."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (("evaluate", "TIMED"), ("evaluate", "FEW_TIMED"), ("report.intervals", "SPLITS")):
+            patch.setattr(import_module(f"fdistill.evaluation.{module}"), name, 4)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _impatient_loaders():
+    """Let data loaders wait half a second, not five, for workers that do not end by themselves."""
+    from torch.utils.data import _utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
         yield
 
 
@@ -123,6 +144,14 @@ def exported(tmp_path_factory, student_checkpoint, evaluation):
     folder = tmp_path_factory.mktemp("exported") / "student"
     succeeds("export", student_checkpoint, folder, "--report", evaluation / "report.json")
     return folder
+
+
+@pytest.fixture(scope="session")
+def stock_process(tmp_path_factory):
+    """Runs scripts in copies of an interpreter that has imported stock diffusers and nothing of fdistill."""
+    process = StockProcess(tmp_path_factory.mktemp("stock_process"))
+    yield process
+    process.end()
 
 
 @pytest.fixture(scope="session")

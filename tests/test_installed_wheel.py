@@ -43,17 +43,28 @@ def binaries(tmp_path_factory):
     return folder / "env" / "bin"
 
 
+USE = """
+import contextlib, sys
+import fdistill
+from fdistill.cli.main import main
+
+def succeeds(line):
+    assert main(line.split()) == 0
+
+print(fdistill.__file__)
+succeeds("sample --checkpoint digits-student --n 4")
+with contextlib.redirect_stderr(sys.stdout):  # where Lightning writes
+    short = "--trainer.max_steps=2 --trainer.limit_val_batches=0 --data.batch_size=8"
+    succeeds("fit --config trainer --config quickstart/teacher " + short)
+    succeeds("dashboard runs/quickstart/train-teacher")
+"""
+
+
 def test_the_quick_start_begins_in_an_empty_folder_by_names(binaries, tmp_path):
-    where = succeeds(binaries / "python", "-c", "import fdistill; print(fdistill.__file__)", folder=tmp_path).stdout
-    assert Path(where.strip()).is_relative_to(binaries.parent)
     assert "quickstart/student" in succeeds(binaries / "fdistill", "presets", folder=tmp_path).stdout
-    fit = [binaries / "fdistill", "fit", "--config", "trainer", "--config", "quickstart/teacher"]
-    short = ["--trainer.max_steps=2", "--trainer.limit_val_batches=0", "--data.batch_size=8"]
-    succeeds(*fit, *short, folder=tmp_path)
+    used = succeeds(binaries / "python", "-c", USE, folder=tmp_path)
+    assert Path(used.stdout.splitlines()[0]).is_relative_to(binaries.parent)
+    assert used.stderr == ""
     assert (tmp_path / "runs" / "quickstart" / "train-teacher" / "checkpoints" / "last.ckpt").is_file()
-    succeeds(binaries / "fdistill", "dashboard", Path("runs", "quickstart", "train-teacher"), folder=tmp_path)
     assert "Losses" in (tmp_path / "runs" / "dashboard.html").read_text()
-    sample = succeeds(binaries / "fdistill", "sample", "--checkpoint", "digits-student", "--n", 4, folder=tmp_path)
-    assert sample.stderr == ""
-    assert (tmp_path / "samples.png").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "samples.png"}

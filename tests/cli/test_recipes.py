@@ -106,6 +106,7 @@ def text_teachers(folders, tmp_path_factory):
 QUICK = ("qwen_image_dmd2", "sd15_sid_lsg", "sdxl_dmd2_1step", "style_lora")
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OF_TEXT]
 )

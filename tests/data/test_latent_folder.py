@@ -52,11 +52,11 @@ def test_latents_are_the_vae_s_own_with_the_scale_of_its_decoder(kind, tmp_path)
 def test_draws_have_the_posterior_s_mean_and_standard_deviation(encoded):
     file = load_file(encoded / "latents-00000.safetensors")
     data = LatentFolder(str(encoded), batch_size=36)
-    epochs = torch.stack(stream(data, 300))  # a batch is an epoch
+    epochs = torch.stack(stream(data, 100))  # a batch is an epoch
     means = LatentFolder(str(encoded), batch_size=36, sample=False)
-    order = torch.stack(stream(means, 300))
+    order = torch.stack(stream(means, 100))
     z = (epochs - order).flatten()
-    assert abs(float(z.mean())) < 1e-3
+    assert abs(float(z.mean())) < 2e-3
     assert float(z.square().mean()) == pytest.approx(float(file["std"].square().mean()), rel=0.05)
     assert all(not torch.equal(epochs[0], other) for other in epochs[1:5])
 

@@ -9,6 +9,8 @@ from fdistill.evaluation.caption_rows import CaptionMetrics, caption_sets, sprea
 from fdistill.evaluation.features import CaptionFeatures
 from fdistill.evaluation.features import captions as judge
 
+pytestmark = pytest.mark.system  # trains a judge
+
 SEEDS = 4
 
 

@@ -179,13 +179,11 @@ class Counted(ModelSource):
         self.drawn = []
 
     def draw(self, n, seed, labels=None):
-        self.drawn += [n] if n > 50 else []  # fewer are timed
+        self.drawn += [n] if n > 4 else []  # fewer are timed
         return super().draw(n, seed, labels)
 
 
-def test_a_teacher_is_drawn_once_for_all_its_students(tmp_path, monkeypatch):
-    monkeypatch.setattr("fdistill.evaluation.evaluate.TIMED", 50)
-
+def test_a_teacher_is_drawn_once_for_all_its_students(tmp_path):
     def report(width, num_steps=4, batch_size=8):
         data = GaussianMixtureData("ring", num_samples=300, num_held_out=200, batch_size=batch_size)
         torch.manual_seed(0)
@@ -226,6 +224,8 @@ class Timed:
 
 
 def test_speed_is_measured_on_few_samples_and_on_fewer_where_they_take_long(monkeypatch):
+    monkeypatch.setattr("fdistill.evaluation.evaluate.FEW_TIMED", 50)
+    monkeypatch.setattr("fdistill.evaluation.evaluate.TIMED", 500)
     fast, slow = (Timed(monkeypatch, seconds) for seconds in (0.5, 60.0))
     assert samples_per_second(slow, 10_000) == pytest.approx(50 / 60)
     assert slow.asked == [50, 50]

@@ -240,7 +240,7 @@ def test_variance_of_the_weight_grows_as_the_exponential_of_alpha_squared(power)
 @every_divergence
 def test_divergence_is_positive_between_different_gaussians_and_zero_between_equal_ones(divergence):
     for distance in (0.0, 0.8):
-        x, q, log_ratio = unit_gaussians(distance)
+        x, q, log_ratio = (values[::10] for values in unit_gaussians(distance))
         inside = x.abs() < 12
         value = torch.trapezoid(q[inside] * divergence.f(log_ratio[inside].exp()), x[inside]).item()
         assert value == pytest.approx(0, abs=1e-10) if distance == 0 else value > 1e-3

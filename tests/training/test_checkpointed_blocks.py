@@ -93,6 +93,7 @@ def test_turns_move_the_same_weights_to_the_same_bits(objective, build):
     assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
 
 
+@pytest.mark.system  # seconds
 def test_it_keeps_fewer_activations_for_more_arithmetic():
     deep = {"layers_per_block": 2, "sample_size": 16}
     plain, again = (

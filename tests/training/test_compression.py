@@ -137,7 +137,7 @@ def test_feedback_reaches_the_minimum_where_noise_hides_a_coordinate(compression
     """|x - (0, 1)|^2 / 2, of which one entry is sent, with noise of 4 in the other one."""
     net = nn.Linear(2, 1, bias=False)
     x, rates = torch.zeros(2), []
-    for turn in range(2000):
+    for turn in range(1000):
         noise = torch.tensor([4.0 * (-1) ** turn, 0.0])
         x = x - 0.02 * sent(compression, net, [(x - torch.tensor([0.0, 1.0]) + noise)[None]])
         rates.append(x[1])

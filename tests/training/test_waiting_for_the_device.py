@@ -72,7 +72,7 @@ class NothingCopied(TorchFunctionMode):
 def denoiser(classes=3):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Denoiser(SmallUNet(8, 1, (8, 8), num_classes=classes), EDM(0.5))
+        return Denoiser(SmallUNet(8, 1, (8,), num_classes=classes), EDM(0.5))
 
 
 def assert_turn_reads_nothing(module, turn):

@@ -59,28 +59,27 @@ def test_without_a_teacher(teacher_checkpoint, tmp_path):
     assert report["speedup"] is None
 
 
-def test_on_other_data(student_checkpoint, tmp_path):
-    quick = {"class_path": "ClassifierFeatures", "init_args": {"epochs": 1}}
-    features = write_yaml(tmp_path / "features.yaml", features=quick)
+@pytest.fixture
+def pixels(tmp_path):
+    """A file of features that learn nothing."""
+    chosen = {"class_path": "PixelFeatures", "init_args": {"max_values": 16}}
+    return write_yaml(tmp_path / "features.yaml", features=chosen)
+
+
+def test_on_other_data_and_features_of_files(student_checkpoint, pixels, tmp_path):
     data = write_yaml(tmp_path / "data.yaml", data={"class_path": "Digits", "init_args": {"split_seed": 7}})
-    succeeds(
-        "evaluate",
-        "--checkpoint",
-        student_checkpoint,
-        "--data",
-        data,
-        "--features",
-        features,
-        *QUICK,
-        "--out",
-        tmp_path / "out",
-    )
-    assert report_of(tmp_path / "out")["data"]["init_args"]["split_seed"] == 7
+    files = ("--data", data, "--features", pixels, "--out", tmp_path / "out")
+    succeeds("evaluate", "--checkpoint", student_checkpoint, *files, *QUICK)
+    report = report_of(tmp_path / "out")
+    assert report["data"]["init_args"]["split_seed"] == 7
+    assert report["features"].startswith("pixels averaged down to 4 x 4")
+    assert report["student"]["accuracy"] is None
+    assert report["student"]["intervals"] == {}
 
 
-def test_data_file_may_be_the_runs_configuration(student_run, student_checkpoint, tmp_path):
-    config = student_run / "config.yaml"
-    succeeds("evaluate", "--checkpoint", student_checkpoint, "--data", config, *QUICK, "--out", tmp_path / "out")
+def test_data_file_may_be_the_runs_configuration(student_run, student_checkpoint, pixels, tmp_path):
+    files = ("--data", student_run / "config.yaml", "--features", pixels, "--out", tmp_path / "out")
+    succeeds("evaluate", "--checkpoint", student_checkpoint, *files, *QUICK)
     assert report_of(tmp_path / "out")["data"] == report_of(tmp_path / "out")["student_facts"]["data"]
 
 
@@ -127,17 +126,6 @@ def test_data_file_that_does_not_fit(text, words, student_checkpoint, tmp_path):
     arguments = ["--checkpoint", student_checkpoint, "--data", tmp_path / "data.yaml", "--out", tmp_path / "out"]
     assert words in one_error_line(fdistill("evaluate", *arguments))
     assert not (tmp_path / "out").exists()
-
-
-def test_features_of_a_file(student_checkpoint, tmp_path):
-    chosen = {"class_path": "PixelFeatures", "init_args": {"max_values": 16}}
-    features = write_yaml(tmp_path / "features.yaml", features=chosen)
-    out = ["--out", tmp_path / "out"]
-    succeeds("evaluate", "--checkpoint", student_checkpoint, "--features", features, *QUICK, *out)
-    report = report_of(tmp_path / "out")
-    assert report["features"].startswith("pixels averaged down to 4 x 4")
-    assert report["student"]["accuracy"] is None
-    assert report["student"]["intervals"] == {}
 
 
 class BorrowedFeatures(PixelFeatures):

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from cli_runs import python_process
 from tiny_runs import GivenData
 from torch import nn
 
@@ -165,7 +164,7 @@ def test_an_extractor_whose_code_changes_is_another_one(real, tmp_path):
     assert keys[0] != keys[1]
 
 
-def test_two_processes_find_the_same_name(tmp_path):
+def test_two_processes_find_the_same_name(stock_process, tmp_path):
     code = (
         "import sys, torch; from fdistill.evaluation.features import FeatureCache, ClassifierFeatures; "
         "from diffusers import AutoencoderKL; samples = {'x': torch.ones(2, 3)}; torch.manual_seed(0); "
@@ -176,7 +175,7 @@ def test_two_processes_find_the_same_name(tmp_path):
     with torch.random.fork_rng(), contextlib.redirect_stdout(said), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["", str(tmp_path)])
         exec(code, {})  # here texts have other hashes than there
-    assert python_process(code, tmp_path, PYTHONHASHSEED="1").out == said.getvalue()
+    assert stock_process(code, tmp_path).out == said.getvalue()
 
 
 CHANGES = {

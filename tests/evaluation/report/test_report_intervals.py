@@ -22,9 +22,9 @@ def gaussian(seed, scale=1.0, shift=0.0, n=N, d=D):
 @pytest.fixture(scope="module")
 def scatter():
     """Standard deviations over fresh draws of a generator that shrinks and is off, and those of halves of four."""
-    draws = [(gaussian(2 * i, 0.8, 0.3), gaussian(2 * i + 1)) for i in range(104)]
-    rows = [compare(*pair) for pair in draws[:100]]
-    errors = [standard_errors(*pair, 0, 25, 0) for pair in draws[100:]]
+    draws = [(gaussian(2 * i, 0.8, 0.3), gaussian(2 * i + 1)) for i in range(64)]
+    rows = [compare(*pair) for pair in draws[:60]]
+    errors = [standard_errors(*pair, 0, 15, 0) for pair in draws[60:]]
     names = [name for name, value in rows[0].items() if value is not None]
     fresh = {name: torch.tensor([row[name] for row in rows]).std().item() for name in names}
     return fresh, {name: sum(found[name] for found in errors) / len(errors) for name in names}

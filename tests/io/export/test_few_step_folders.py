@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from cli_runs import python_process
 
 from fdistill.core.weight_files import CheckpointError
 from fdistill.io.export import export_folder
@@ -49,11 +48,11 @@ def pixels(model, n):
     return (model.sample(model.noise(n, 0), model.labels(n)).permute(0, 2, 3, 1) / 2 + 0.5).clamp(0, 1).numpy()
 
 
-def test_code_of_the_model_card_makes_the_same_pixels_in_stock_diffusers(tmp_path):
+def test_code_of_the_model_card_makes_the_same_pixels_in_stock_diffusers(stock_process, tmp_path):
     folders = [export_folder(student(levels), tmp_path / f"of_{steps}") for steps, levels in LEVELS.items()]
     assert "num_inference_steps=2" in (folders[0] / "README.md").read_text()
     assert "num_inference_steps=None, timesteps=[" in (folders[1] / "README.md").read_text()
-    outcome = python_process(CARDS, *folders)
+    outcome = stock_process(CARDS, *folders)
     assert "warn" not in outcome.err.lower()
     for folder, levels in zip(folders, LEVELS.values(), strict=True):
         own = pixels(student(levels), 16)

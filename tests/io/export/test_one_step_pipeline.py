@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from cli_runs import python_process
 from stock_models import SMALL_UNET, vae
 
 from fdistill.io.export import export_folder
@@ -48,7 +47,7 @@ def test_saving_and_loading_changes_no_sample(network, tmp_path):
     torch.testing.assert_close(samples, expected, rtol=0, atol=0)
 
 
-def test_diffusers_loads_it_by_the_folder_alone(tmp_path):
+def test_diffusers_loads_it_by_the_folder_alone(stock_process, tmp_path):
     for name in ("grey images", "vectors"):
         export_folder(student(name), tmp_path / name)
     code = (
@@ -59,7 +58,7 @@ def test_diffusers_loads_it_by_the_folder_alone(tmp_path):
         "    print(type(p).__name__, *x.shape, f'{x.double().sum():.6f}')\n"
     )
     folders = [tmp_path / name for name in ("grey images", "vectors")]
-    lines = python_process(code, *folders, HF_HOME=str(tmp_path / "cache")).out.splitlines()
+    lines = stock_process(code, *folders).out.splitlines()
     for line, name in zip(lines, ("grey images", "vectors"), strict=True):
         model = student(name)
         labels = torch.ones(2, dtype=torch.long) if model.num_classes else None

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from cli_runs import python_process, succeeds
+from cli_runs import succeeds
 from safetensors.torch import load_file
 
 from fdistill.io.export import export_folder
@@ -47,12 +47,12 @@ def colour(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stock(exported, colour, tmp_path_factory):
+def stock(stock_process, exported, colour, tmp_path_factory):
     """What stock diffusers makes of both folders, and what the code of the first one's model card prints."""
     out = tmp_path_factory.mktemp("stock") / "stock.npz"
     code = (exported / "README.md").read_text().split("```python\n")[1].split("```")[0]
     card = f"import os; os.chdir({str(exported.parent)!r})\n{code}print(len(samples), samples[0].size, samples[0].mode)"
-    outcome = python_process(STOCK + card, out, exported, colour)
+    outcome = stock_process(STOCK + card, out, exported, colour)
     assert "fdistill" not in outcome.err
     with np.load(out) as file:
         return dict(file) | {"printed": outcome.out}

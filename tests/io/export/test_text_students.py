@@ -4,7 +4,6 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file
-from text_pipelines import built
 from torch.testing import assert_close
 
 from fdistill.io.export import export_folder
@@ -23,15 +22,15 @@ FAMILIES += ("qwen-image", "lumina2", "z-image")
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
-    """Folder and teacher of each tiny pipeline, made once by whoever asks first."""
-    root, made = tmp_path_factory.mktemp("pipelines"), {}
+def teachers(folders):
+    """Folder and teacher of each tiny pipeline, imported once by whoever asks first."""
+    made = {}
 
     def teacher(name):
+        folder, _ = folders(name)
         if name not in made:
-            built(name).save_pretrained(root / name)
-            made[name] = import_model(root / name, Options(resolution=(SIDES.get(name, 16),), num_steps=1))
-        return root / name, made[name]
+            made[name] = import_model(folder, Options(resolution=(SIDES.get(name, 16),), num_steps=1))
+        return folder, made[name]
 
     return teacher
 

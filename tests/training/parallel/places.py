@@ -21,7 +21,8 @@ DEVICE, HOST = torch.device("cpu", 0), torch.device("cpu")
 COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "reduce", "gather", "scatter", "send", "recv")
 """Of torch.distributed, with tensors of the caller; those of objects move them to the right device themselves."""
 
-_MOVES = {torch.Tensor.to, torch.Tensor.cpu}
+_TO, _CPU, _NAMES = torch.Tensor.to, torch.Tensor.cpu, (torch.device, str)
+_MOVES = {_TO, _CPU}
 _GET_DEVICE, _SET_DATA = torch.Tensor.device.__get__, torch.Tensor.data.__set__
 _host = {}  # tensors on the host, by their identity: weak references, which a plain dictionary finds fastest
 _filled = {}  # what was last made at an address, for parameters, which are made without a function
@@ -38,43 +39,44 @@ class TwoPlaces(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
-        if function == _GET_DEVICE:
-            return DEVICE if result == HOST and not is_on_host(args[0]) else result
-        if function == _SET_DATA:
-            _put(args[0], is_on_host(args[1]))
-        if not isinstance(result, torch.Tensor) and type(result) not in (list, tuple):
-            return result  # most calls: a shape, a number
-        made = list(_tensors((result,)))
-        given = [*_tensors(args), *_tensors(kwargs.values())]
+        if not isinstance(result, torch.Tensor) and type(result) not in (list, tuple):  # most calls: a shape, a number
+            if isinstance(result, torch.device) and function == _GET_DEVICE:
+                return DEVICE if result == HOST and not is_on_host(args[0]) else result
+            if result is None and function == _SET_DATA:
+                _put(args[0], is_on_host(args[1]))
+            return result
+        made, given = _tensors((result,)), _tensors((*args, *kwargs.values()))
         target = _asked(function, args, kwargs)
         if target is not None and function in _MOVES and result is args[0] and is_on_host(result) != target:
             result = result.clone()
             made = [result]
         on_host = target if target is not None else _is_host(given)
         for tensor in made:
-            if all(tensor is not value for value in given):
+            if id(tensor) not in map(id, given):
                 _put(tensor, on_host)
         return result
 
 
 def _tensors(values):
     """The tensors among values, and in the lists and tuples among them."""
+    found = []
     for value in values:
         if isinstance(value, torch.Tensor):
-            yield value
+            found.append(value)
         elif type(value) in (list, tuple):
-            yield from _tensors(value)
+            found += _tensors(value)
+    return found
 
 
 def _asked(function, args, kwargs):
     """Whether a call asks for the host, or not; None where it names no device."""
-    if function is torch.Tensor.cpu:
+    if function is _CPU:
         return True
-    named = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.device | str)]
-    if function is torch.Tensor.to:
-        named += [value.device for value in args[1:] if isinstance(value, torch.Tensor)]
-    elif not isinstance(kwargs.get("device"), torch.device | str):
+    if function is not _TO and not isinstance(kwargs.get("device"), _NAMES):
         return None
+    named = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, _NAMES)]
+    if function is _TO:
+        named += [value.device for value in args[1:] if isinstance(value, torch.Tensor)]
     named = [torch.device(value) for value in named if str(value).split(":")[0] in ("cpu", "meta")]
     return named[0].index is None and named[0].type == "cpu" if named else None
 

@@ -55,7 +55,7 @@ NETWORKS = {
     "SmallUNet": lambda: SmallUNet(4, 1, (4, 4), num_classes=3),
     "SongUNet": lambda: SongUNet(4, 1, 3, 8, (1, 1), 2, 2, 1, (), embedding="fourier", encoder="residual"),
     "StockDiT": lambda: StockDiT(
-        {"sample_size": 4, "patch_size": 2, "num_layers": 3, "num_attention_heads": 1, "attention_head_dim": 8}
+        {"sample_size": 4, "patch_size": 2, "num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 8}
         | {"in_channels": 1, "num_embeds_ada_norm": 3, "norm_num_groups": 1}
     ),
     "StockUNet": lambda: StockUNet(
@@ -179,7 +179,7 @@ def measured(strategy, folder):
     ]
     checks = {"limit_val_batches": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None}
     data = ring(batch_size=31)  # 64 held-out samples are 2 batches on each rank, of which one has a single sample
-    run = fit(module, 4, data, devices=2, strategy=strategy, callbacks=made, folder=str(folder / strategy), **checks)
+    run = fit(module, 2, data, devices=2, strategy=strategy, callbacks=made, folder=str(folder / strategy), **checks)
     model = module.generative_model()
     with model.whole():
         alone = model.sample(model.noise(5, 0)) if run.global_rank == 0 else None
@@ -245,7 +245,7 @@ def sharded(rank, folder):
     found = {}
     for name, build in SHARDED.items():
         replicated, parts = build(), build()
-        turns = 5 if name == "fused" else 2  # that one is resumed below
+        turns = 4 if name == "fused" else 2  # that one is resumed below
         fit(replicated, turns, devices=devices, strategy="replicated")
         fit(parts, turns, devices=devices, strategy="sharded")
         found[name] = {"replicated": weights(replicated), "sharded": whole_weights(parts), "held": held(parts)}
@@ -259,11 +259,11 @@ def sharded(rank, folder):
     build, path = SHARDED["fused"], folder / "sharded.ckpt"
     watching = [SampleGrid(every_n_turns=2, num_samples=4), PowerAverages([0.1], every_n_updates=2)]
     first = build()
-    run = fit(first, 3, devices=devices, strategy="sharded", callbacks=watching, folder=str(folder / "sharded"))
+    run = fit(first, 2, devices=devices, strategy="sharded", callbacks=watching, folder=str(folder / "sharded"))
     run.save_checkpoint(path)
     resumed, again = build(), PowerAverages([0.1], every_n_updates=2)
     more = {"resume_from": path, "callbacks": [again], "folder": str(folder / "resumed")}
-    fit(resumed, 5, devices=devices, strategy=ShardedStrategy(cpu_offload=True), **more)
+    fit(resumed, 4, devices=devices, strategy=ShardedStrategy(cpu_offload=True), **more)
     averages = again.state_dict()["averages"][0]
     return found | {
         "resumed": whole_weights(resumed),

@@ -40,7 +40,7 @@ class SlowDistance(FrechetDistance):
     """Takes longer than the ranks wait for each other in a turn."""
 
     def compute(self):
-        time.sleep(4)
+        time.sleep(2.5)
         return super().compute()
 
 
@@ -48,7 +48,7 @@ class SlowGrid(SampleGrid):
     """So does this."""
 
     def _draw(self, *args):
-        time.sleep(4)
+        time.sleep(2.5)
         super()._draw(*args)
 
 
@@ -92,7 +92,7 @@ def test_a_killed_rank_ends_the_other_with_one_line(tmp_path):
 
 
 def test_a_rank_that_hangs_ends_the_other_after_the_timeout(tmp_path):
-    statuses, prints = two_ranks_until(lambda: time.sleep(8), tmp_path, timeout_s=2.0)
+    statuses, prints = two_ranks_until(lambda: time.sleep(5), tmp_path, timeout_s=2.0)
     assert statuses == [1, 1], prints  # it finds nobody when it wakes up
     assert "rank 0 of 2 lost another rank" in prints[0].splitlines()[-1]
 

@@ -27,7 +27,7 @@ B = 4
 K = 5
 
 
-def denoiser(widths=(16, 16), num_classes=3, resolution=8):
+def denoiser(widths=(16,), num_classes=3, resolution=8):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Denoiser(SmallUNet(resolution, 1, widths, num_classes=num_classes), EDM(0.5))
@@ -78,7 +78,7 @@ RUNS = {
 def test_dry_turns_cost_what_real_ones_do(run):
     """Exactly; a student of several steps on average, since each turn draws how many it makes."""
     module = distillation(denoiser(), fake_updates_per_student=2, **RUNS[run])
-    turns = 4 + module.turn_schedule.warmup
+    turns = 3 + module.turn_schedule.warmup
     kinds = turns_of_run(module, turns)
     dry = {name: dry_turn(module, B, kind.example).flops for name, kind in kinds.items()}
     counted = CountedTurns()
