@@ -161,10 +161,10 @@ class RewardTuningModule(GenerativeModule):
             where = f" in update {update + 1}, after {update} that moved," if update else ""
             terms = {f"{name}{where}": value for name, value in found.items() if name.startswith("loss/")}
             optimizer, counted = cast(LightningOptimizer, self.optimizers()), index is updates[-1]
-            norms = self.guarded_step(terms, {"denoiser": self.denoiser}, [optimizer], samples, counted)
+            norms = self.guarded_step(terms, {f"denoiser{where}": self.denoiser}, [optimizer], samples, counted)
             if norms is None:
                 return
-            found |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
+            found["grad_norm/denoiser"] = norms[f"denoiser{where}"]
         self.ema.update(self.denoiser, turn)
         self._follow()
         if self.is_logging_turn(turn):
