@@ -12,7 +12,7 @@ from fdistill.objectives.advantages import RunningAdvantages, group_advantages
 from fdistill.objectives.negative_aware import negative_aware_loss, optimality
 from fdistill.objectives.policy_gradient import is_clipped, policy_loss
 from fdistill.sampling.step_law import StepLaw
-from fdistill.theory.noise_levels import NoiseLevels
+from fdistill.theory.noise_levels import LogNormal
 
 
 class Pairs(NamedTuple):
@@ -217,8 +217,9 @@ class DiffusionNFT(RewardAlgorithm):
 
     def __init__(
         self,
-        noise_levels: NoiseLevels,
         beta: float = 1.0,
+        level_mean: float = -0.8,
+        level_std: float = 1.2,
         draws: int = 2,
         keep_old: float = 0.5,
         group: int = 24,
@@ -226,8 +227,9 @@ class DiffusionNFT(RewardAlgorithm):
         kl_weight: float = 0.0,
     ) -> None:
         """Args:
-        noise_levels: at which samples are noised.
         beta: > 0; smaller is a larger step away from the old policy.
+        level_mean: of ln sigma, at which samples are noised.
+        level_std: its standard deviation, > 0.
         draws: noise levels drawn for each sample, >= 1.
         keep_old: share of its own weights that the old policy keeps in each turn, in [0, 1).
         group: samples of each condition, >= 2.
@@ -242,7 +244,8 @@ class DiffusionNFT(RewardAlgorithm):
             raise ValueError(f"draws is a number of noise levels a sample, >= 1: got {draws}")
         if not 0 <= keep_old < 1:
             raise ValueError(f"keep_old is a share in [0, 1): got {keep_old}")
-        self.noise_levels, self.beta, self.draws, self.keep_old = noise_levels, beta, draws, keep_old
+        self.noise_levels = LogNormal(level_mean, level_std)
+        self.beta, self.draws, self.keep_old = beta, draws, keep_old
 
     def etas(self, turn: int, steps: int) -> list[float]:
         return [0.0] * steps

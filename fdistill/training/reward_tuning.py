@@ -115,11 +115,7 @@ class RewardTuningModule(GenerativeModule):
         return data if self._tuned.decoder is None else self._tuned.decoder
 
     def setup(self, stage: str) -> None:
-        """Check what only the run can tell: the precision of probabilities, and that there are pairs for each update.
-
-        Raises:
-            ValueError: where not.
-        """
+        """Check what only the run can tell: the precision of probabilities."""
         super().setup(stage)
         if isinstance(self.algorithm, PolicyGradient) and self.trainer.precision != "32-true":
             raise ValueError(
@@ -161,10 +157,10 @@ class RewardTuningModule(GenerativeModule):
             where = f" in update {update + 1}, after {update} that moved," if update else ""
             terms = {f"{name}{where}": value for name, value in found.items() if name.startswith("loss/")}
             optimizer, counted = cast(LightningOptimizer, self.optimizers()), index is updates[-1]
-            norms = self.guarded_step(terms, {"denoiser": self.denoiser}, [optimizer], samples, counted)
+            norms = self.guarded_step(terms, {f"denoiser{where}": self.denoiser}, [optimizer], samples, counted)
             if norms is None:
                 return
-            found |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
+            found["grad_norm/denoiser"] = norms[f"denoiser{where}"]
         self.ema.update(self.denoiser, turn)
         self._follow()
         if self.is_logging_turn(turn):
@@ -205,13 +201,17 @@ class RewardTuningModule(GenerativeModule):
         """
         found, fault, error = None, None, None
         try:
-            found = judged(self.reward, samples, condition, self._decoder, self.device, self.at_once)
+            found = self._judged(samples, condition)
         except ValueError as raised:
             error, fault = raised, str(raised)
         fault = next((said for said in gather_objects(fault) if said), None)
         if fault is not None or found is None:
             raise ValueError(fault) from error
         return found
+
+    def _judged(self, samples: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """The same of this rank alone: ranks may validate different numbers of batches."""
+        return judged(self.reward, samples, condition, self._decoder, self.device, self.at_once)
 
     def _pairs_of(self, rollout: Rollout) -> int:
         """Number of (sample, step) pairs; at least one for each update."""
@@ -269,7 +269,7 @@ class RewardTuningModule(GenerativeModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The reward of as many samples of the tuned teacher as the batch has, by its own sampler."""
-        scores, _ = self._scores(self.predict_step(batch, batch_idx), batch.condition)
+        scores, _ = self._judged(self.predict_step(batch, batch_idx), batch.condition)
         for part, name in enumerate(self.reward.parts()):
             self.log(
                 f"validation/{name}", scores[:, part].mean(), batch_size=len(scores), sync_dist=True, prog_bar=True

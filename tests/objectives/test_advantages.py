@@ -7,7 +7,6 @@ from torch.testing import assert_close
 from fdistill.models.condition import Condition
 from fdistill.objectives.advantages import LARGEST, RunningAdvantages, condition_keys, group_advantages
 from fdistill.objectives.reward_algorithms import DDPO, DiffusionNFT, FlowGRPO, MixGRPO
-from fdistill.theory.noise_levels import LogNormal
 
 
 def drawn(n=60, seed=0):
@@ -80,7 +79,7 @@ def test_the_window_slides_over_all_steps_and_begins_again():
         (lambda: FlowGRPO(eta=float("inf")), "eta"),
         (lambda: FlowGRPO(group=1), "group of at least 2, got 1"),
         (lambda: MixGRPO(group=1), "group"),
-        (lambda: DiffusionNFT(LogNormal(), group=1), "group"),
+        (lambda: DiffusionNFT(group=1), "group"),
         (lambda: group_advantages(torch.zeros(3), torch.tensor([0, 0, 1])), "group"),
         (lambda: RunningAdvantages(8)(torch.zeros(1), torch.zeros(1)), "group of one"),
         (lambda: MixGRPO(window=4).check(3), "expected at most 3, got a window of 4"),
@@ -90,9 +89,10 @@ def test_the_window_slides_over_all_steps_and_begins_again():
         (lambda: DDPO(buffer=1), "buffer"),
         (lambda: DDPO(updates=0), "updates"),
         (lambda: FlowGRPO(kl_weight=-1), "kl_weight"),
-        (lambda: DiffusionNFT(LogNormal(), beta=0), "beta"),
-        (lambda: DiffusionNFT(LogNormal(), keep_old=1), "keep_old"),
-        (lambda: DiffusionNFT(LogNormal(), draws=0), "draws"),
+        (lambda: DiffusionNFT(beta=0), "beta"),
+        (lambda: DiffusionNFT(keep_old=1), "keep_old"),
+        (lambda: DiffusionNFT(draws=0), "draws"),
+        (lambda: DiffusionNFT(level_std=0), "std"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(mistake, words):

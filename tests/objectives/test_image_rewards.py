@@ -85,7 +85,7 @@ def test_each_is_rebuilt_from_its_description_and_has_a_gradient(reward):
         (lambda: Compressibility()(torch.zeros(2, 2, 4, 4)), "1 or 3"),
         (lambda: FunctionReward("nowhere.at_all"), "--import nowhere"),
         (lambda: FunctionReward("no_module"), "--import MODULE"),
-        (lambda: RewardSum([Brightness()], [1.0, 2.0]), "got 2 for 1"),
+        (lambda: RewardSum([Brightness()], [1.0, 2.0]), "2 weights"),
         (lambda: RewardSum([Brightness(), Brightness()]), "different classes"),
         (lambda: RewardAugmented(DiffInstruct(), Compressibility(), 1.0), "gradient"),
     ],

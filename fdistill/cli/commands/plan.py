@@ -13,6 +13,7 @@ from fdistill.core.atomic_files import write_json
 from fdistill.core.meta_device import without_weights
 from fdistill.core.places import require_writable
 from fdistill.evaluation.report.plan_table import print_measured, print_plan
+from fdistill.training import RewardTuningModule
 from fdistill.training.planning import GPUS, Gpu, Plan, plan_run
 from fdistill.training.planning.hardware import Arithmetic, measured_ceiling
 from fdistill.training.planning.turn_clock import TurnClock
@@ -92,7 +93,10 @@ def _known(gpu: str) -> Gpu:
 def _built(settings: list[str], **trainer: str) -> TrainerCLI:
     """Module, data and trainer of a configuration, the trainer on this machine."""
     changes = _BUILT_HERE | trainer
-    return run_trainer([*settings, *(f"--trainer.{name}={value}" for name, value in changes.items())], run=False)
+    cli = run_trainer([*settings, *(f"--trainer.{name}={value}" for name, value in changes.items())], run=False)
+    if isinstance(cli.model, RewardTuningModule):
+        raise ValueError("plan counts turns of one batch, of TeacherModule or DistillationModule: got a reward tuning")
+    return cli
 
 
 def _turns(cli: TrainerCLI) -> int:
