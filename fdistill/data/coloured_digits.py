@@ -1,12 +1,11 @@
 """Digits on a coloured ground: two sets of classes at once, the digit and the colour of the ground."""
 
 import torch
-from sklearn.svm import SVC
 from torch import Tensor
 
 from fdistill.data.base import Batch, GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit
-from fdistill.data.digits import digit_reader, digit_splits, read_digits
+from fdistill.data.digits import digit_splits, read_digits
 from fdistill.models.condition import Takes, count_classes, takes_classes
 
 GROUNDS = torch.tensor([[0.7, 0.1, 0.1], [0.1, 0.5, 0.1], [0.1, 0.2, 0.7], [0.1, 0.1, 0.1]])
@@ -32,7 +31,6 @@ class ColouredDigits(GenerativeDataModule):
         super().__init__(batch_size, seed, num_workers)
         require_at_least("split_seed", split_seed, 0)
         self.split_seed = split_seed
-        self._reader: SVC | None = None
 
     @property
     def takes(self) -> Takes:
@@ -62,8 +60,7 @@ class ColouredDigits(GenerativeDataModule):
         ink = (offset * towards_white).sum(2) / towards_white.square().sum(1)  # [n, 4, 64]
         residual = (offset - ink[:, :, None] * towards_white).square().sum((2, 3))
         nearest = residual.argmin(1)
-        self._reader = self._reader or digit_reader(self.split_seed)
-        digit = read_digits(self._reader, 2 * ink[torch.arange(len(x)), nearest] - 1)
+        digit = read_digits(2 * ink[torch.arange(len(x)), nearest] - 1, self.split_seed)
         return (len(GROUNDS) * digit + nearest).to(x.device)
 
 

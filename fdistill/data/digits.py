@@ -1,14 +1,18 @@
 """The 1,797 hand-written 8x8 digits that ship with scikit-learn (UCI Optical Recognition of Handwritten Digits)."""
 
+import functools
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.svm import SVC
 from torch import Tensor
 
 from fdistill.data.base import Batch, GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit
 from fdistill.data.splits import stratified_split
+
+if TYPE_CHECKING:
+    from sklearn.svm import SVC
 
 NUM_HELD_OUT = 500  # leaves 1,297 for training
 
@@ -39,6 +43,8 @@ class Digits(GenerativeDataModule):
 
 def digit_splits(split_seed: int) -> tuple[Batch, Batch]:
     """Return the training and the held-out digits, x [N, 1, 8, 8] in [-1, 1]."""
+    from sklearn.datasets import load_digits  # a second of imports, which other data do without
+
     digits = load_digits()
     x = torch.from_numpy(digits.images).float().unsqueeze(1) / 8 - 1  # ink 0..16
     labels = torch.from_numpy(digits.target).long()
@@ -46,15 +52,18 @@ def digit_splits(split_seed: int) -> tuple[Batch, Batch]:
     return Batch(x[train], labels[train]), Batch(x[held_out], labels[held_out])
 
 
-def digit_reader(split_seed: int) -> SVC:
+@functools.cache
+def digit_reader(split_seed: int) -> "SVC":
     """Return a support vector machine, which has no random state, fitted to the training digits of a split."""
+    from sklearn.svm import SVC
+
     train, _ = digit_splits(split_seed)
     return SVC(C=10.0).fit(_flat(train.x), train.classes.numpy())
 
 
-def read_digits(reader: SVC, x: Tensor) -> Tensor:
-    """Return the digits int64 [n] on the CPU of images [n, ...] of 64 values in [-1, 1]."""
-    return torch.from_numpy(reader.predict(_flat(x)))
+def read_digits(x: Tensor, split_seed: int) -> Tensor:
+    """Return the digits int64 [n] on the CPU of images [n, ...] of 64 values in [-1, 1]; see `digit_reader`."""
+    return torch.from_numpy(digit_reader(split_seed).predict(_flat(x)))
 
 
 def _flat(digits: Tensor) -> np.ndarray:

@@ -1,13 +1,12 @@
 """Three random digits as red, green and blue: 1,000 labelled modes (the 8x8 sibling of Stacked MNIST)."""
 
 import torch
-from sklearn.svm import SVC
 from torch import Tensor
 
 from fdistill.core.random import generator_for
 from fdistill.data.base import Batch, GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit
-from fdistill.data.digits import digit_reader, digit_splits, read_digits
+from fdistill.data.digits import digit_splits, read_digits
 
 PLACES = (100, 10, 1)  # what the digits of the red, the green and the blue channel count
 
@@ -45,7 +44,6 @@ class StackedDigits(GenerativeDataModule):
         require_at_least("num_held_out", num_held_out, 1)
         require_at_least("split_seed", split_seed, 0)
         self.num_samples, self.num_held_out, self.split_seed = num_samples, num_held_out, split_seed
-        self._reader: SVC | None = None
 
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
         """Return the two splits."""
@@ -75,9 +73,7 @@ class StackedDigits(GenerativeDataModule):
             )
         if len(x) == 0:
             return torch.zeros(0, dtype=torch.int64, device=x.device)
-        if self._reader is None:
-            self._reader = digit_reader(self.split_seed)
-        digits = read_digits(self._reader, x.reshape(-1, 1, 8, 8))
+        digits = read_digits(x.reshape(-1, 1, 8, 8), self.split_seed)
         return (digits.reshape(-1, 3) @ torch.tensor(PLACES)).to(x.device)
 
 
