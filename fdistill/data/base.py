@@ -49,9 +49,8 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
 
     def __init__(self, batch_size: int, seed: int = 0, num_workers: int = 0) -> None:
         super().__init__()
-        require_at_least("batch_size", batch_size, 1)
-        require_at_least("seed", seed, 0)
-        require_at_least("num_workers", num_workers, 0)
+        require_at_least(1, batch_size=batch_size)
+        require_at_least(0, seed=seed, num_workers=num_workers)
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self._splits: tuple[Split, Split] | None = None
         self._data_std: float | None = None
@@ -241,10 +240,13 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
         return self.trainer.global_rank, self.trainer.world_size
 
 
-def require_at_least(name: str, value: int, minimum: int) -> None:
-    """Raise ValueError where an integer argument is smaller than its minimum."""
-    if value < minimum:
-        raise ValueError(f"{name} is out of range: expected {name} >= {minimum}, got {value}; use {minimum} or more")
+def require_at_least(minimum: int, **values: int) -> None:
+    """Raise ValueError for the first of the named values that is below the minimum."""
+    for name, value in values.items():
+        if value < minimum:
+            raise ValueError(
+                f"{name} is out of range: expected {name} >= {minimum}, got {value}; use {minimum} or more"
+            )
 
 
 def _check_split(name: str, split: Split, sample_shape: tuple[int, ...], num_classes: int) -> None:

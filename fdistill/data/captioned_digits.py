@@ -90,7 +90,7 @@ class CaptionedDigits(GenerativeDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
-        require_at_least("split_seed", split_seed, 0)
+        require_at_least(0, split_seed=split_seed)
         self.prompts, self.split_seed = prompts, split_seed
         self._encoded: tuple[Condition, Condition] | None = None
 

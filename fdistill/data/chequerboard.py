@@ -38,9 +38,8 @@ class Chequerboard(GenerativeDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
-        require_at_least("num_samples", num_samples, 1)
-        require_at_least("num_held_out", num_held_out, 1)
-        require_at_least("split_seed", split_seed, 0)
+        require_at_least(1, num_samples=num_samples, num_held_out=num_held_out)
+        require_at_least(0, split_seed=split_seed)
         if side < 2 or side % 2:
             raise ValueError(f"side of a chequerboard is even and at least 2: got {side}; 4 makes 8 dark squares")
         self.side, self.num_samples, self.num_held_out, self.split_seed = side, num_samples, num_held_out, split_seed

@@ -32,7 +32,7 @@ class Digits(GenerativeDataModule):
 
     def __init__(self, batch_size: int = 128, split_seed: int = 0, seed: int = 0, num_workers: int = 0) -> None:
         super().__init__(batch_size, seed, num_workers)
-        require_at_least("split_seed", split_seed, 0)
+        require_at_least(0, split_seed=split_seed)
         self.split_seed = split_seed
 
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:

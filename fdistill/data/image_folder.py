@@ -64,9 +64,8 @@ class ImageFolder(GenerativeDataModule):
         metric_samples: int = 10_000,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
-        require_at_least("resolution", resolution, 1)
-        require_at_least("metric_samples", metric_samples, 1)
-        require_at_least("split_seed", split_seed, 0)
+        require_at_least(1, resolution=resolution, metric_samples=metric_samples)
+        require_at_least(0, split_seed=split_seed)
         if channels not in (1, 3):
             raise ValueError(f"channels is 3 for colour or 1 for grey: expected 1 or 3, got {channels}; choose one")
         if not 0 < held_out_fraction < 1:

@@ -53,8 +53,8 @@ class LatentFolder(GenerativeDataModule):
         metric_samples: int = 10_000,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
-        require_at_least("split_seed", split_seed, 0)
-        require_at_least("metric_samples", metric_samples, 1)
+        require_at_least(0, split_seed=split_seed)
+        require_at_least(1, metric_samples=metric_samples)
         if not 0 < held_out_fraction < 1:
             raise ValueError(f"held_out_fraction is a part: expected (0, 1), got {held_out_fraction}; 0.1 is usual")
         self.folder, self.sample, self.held_out_fraction = str(folder), sample, held_out_fraction

@@ -52,9 +52,8 @@ class LatentsOnly(GenerativeDataModule):
         classes: dict[str, int] | None = None,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
-        require_at_least("num_classes", num_classes, 0)
-        for name, count in (classes or {}).items():
-            require_at_least(f"classes.{name}", count, 1)
+        require_at_least(0, num_classes=num_classes)
+        require_at_least(1, **{f"classes.{name}": count for name, count in (classes or {}).items()})
         if classes and num_classes:
             raise ValueError(f"classes stand in place of num_classes: expected one, got {classes} and {num_classes}")
         if not sample_shape or min(sample_shape) < 1:

@@ -71,9 +71,8 @@ class GaussianMixtureData(GenerativeDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
-        require_at_least("num_samples", num_samples, 1)
-        require_at_least("num_held_out", num_held_out, 1)
-        require_at_least("split_seed", split_seed, 0)
+        require_at_least(1, num_samples=num_samples, num_held_out=num_held_out)
+        require_at_least(0, split_seed=split_seed)
         self.kind, self._num_modes, self.radius, self.side, self.spacing = kind, num_modes, radius, side, spacing
         self.std, self.weights = std, None if weights is None else [float(w) for w in weights]
         self.num_samples, self.num_held_out, self.split_seed = num_samples, num_held_out, split_seed
@@ -144,7 +143,7 @@ class GaussianMixtureData(GenerativeDataModule):
 
 def ring(num_modes: int, radius: float, std: float, weights: Sequence[float] | None = None) -> MixtureParameters:
     """Return modes at equal angles on a circle around 0, the first on the positive x axis."""
-    require_at_least("num_modes", num_modes, 1)
+    require_at_least(1, num_modes=num_modes)
     _require_positive("radius", radius)
     angle = torch.arange(num_modes, dtype=torch.float64) * (2 * math.pi / num_modes)
     return _mixture(radius * torch.stack([angle.cos(), angle.sin()], dim=1), std, weights)
@@ -152,7 +151,7 @@ def ring(num_modes: int, radius: float, std: float, weights: Sequence[float] | N
 
 def grid(side: int, spacing: float, std: float, weights: Sequence[float] | None = None) -> MixtureParameters:
     """Return side^2 modes on a square lattice centred at 0; the y coordinate of the means varies fastest."""
-    require_at_least("side", side, 1)
+    require_at_least(1, side=side)
     _require_positive("spacing", spacing)
     axis = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2) * spacing
     return _mixture(torch.cartesian_prod(axis, axis), std, weights)

@@ -40,9 +40,8 @@ class StackedDigits(GenerativeDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
-        require_at_least("num_samples", num_samples, 1)
-        require_at_least("num_held_out", num_held_out, 1)
-        require_at_least("split_seed", split_seed, 0)
+        require_at_least(1, num_samples=num_samples, num_held_out=num_held_out)
+        require_at_least(0, split_seed=split_seed)
         self.num_samples, self.num_held_out, self.split_seed = num_samples, num_held_out, split_seed
 
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
