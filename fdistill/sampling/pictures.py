@@ -35,11 +35,15 @@ def image_grid(samples: Tensor) -> np.ndarray:
     pixels = to_pixels(samples)
     factor = max(1, -(-_SMALLEST_CELL // pixels.shape[1]))
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    return tiled(pixels, int(np.ceil(np.sqrt(len(pixels)))), _GAP)
+
+
+def tiled(pixels: np.ndarray, columns: int, gap: int) -> np.ndarray:
+    """Images uint8 [n, H, W, C] in rows of `columns`, with white gaps between them."""
     n, height, width, channels = pixels.shape
-    columns = int(np.ceil(np.sqrt(n)))
     rows = -(-n // columns)
-    grid = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, channels), 255, dtype=np.uint8)
+    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, dtype=np.uint8)
     for index, image in enumerate(pixels):
-        top, left = index // columns * (height + _GAP), index % columns * (width + _GAP)
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
         grid[top : top + height, left : left + width] = image
     return grid

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fdistill.evaluation.report.figure_file import BLUE, new_figure, save_figure, styled
+from fdistill.sampling.pictures import tiled
 
 GRID_DPI = 100
 TILE = 40  # pixels that a small image is enlarged to at least
@@ -100,15 +101,8 @@ def image_block(images: Tensor, n_per_row: int) -> np.ndarray:
     images = (images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)).nan_to_num(-1)
     scale = -(-TILE // max(images.shape[2:]))
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    n, _, height, width = images.shape
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    columns = min(n_per_row, n)
-    lines = -(-n // columns)
-    block = np.full((lines * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, dtype=np.uint8)
-    for i, picture in enumerate(pixels):
-        y, x = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
-        block[y : y + height, x : x + width] = picture
-    return block
+    return tiled(pixels, min(n_per_row, len(images)), GAP)
 
 
 def draw_points(axes: Axes, points: Tensor, among: Tensor, colour: str = BLUE) -> None:
