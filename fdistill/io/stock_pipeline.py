@@ -21,6 +21,9 @@ from fdistill.models.condition import Condition
 from fdistill.models.networks.text import FAMILIES, Family, family_of
 from fdistill.sampling.generator import GenerativeModel
 
+METADATA = "lora_adapter_metadata"
+"""Under which diffusers keeps what peft knows of an adapter."""
+
 PIPELINE = "pipeline"
 """Name of the fact that says in which folder a model's tokenizers and text encoders lie."""
 

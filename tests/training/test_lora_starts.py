@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from fdistill.core.weight_files import CheckpointError
 from fdistill.io.importing import Options, import_model
-from fdistill.io.importing.lora import METADATA
+from fdistill.io.stock_pipeline import METADATA
 from fdistill.models.adapters import adapter_layers, adapter_state, merged, shares, with_adapters
 from fdistill.objectives import DiffInstruct
 from fdistill.theory.noise_levels import LogNormal

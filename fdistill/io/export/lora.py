@@ -23,8 +23,7 @@ from fdistill.io.export.stock_text import (
     scheduled,
     write_scheduler,
 )
-from fdistill.io.importing.lora import METADATA
-from fdistill.io.stock_pipeline import PIPELINE
+from fdistill.io.stock_pipeline import METADATA, PIPELINE
 from fdistill.models.adapters import adapter_layers, adapter_state
 from fdistill.models.networks import TextToImageNetwork
 from fdistill.sampling.generator import GenerativeModel
@@ -108,7 +107,7 @@ def _checked(model: GenerativeModel, names: Names) -> TextToImageNetwork:
 def _tensors(network: TextToImageNetwork, names: Names) -> dict[str, Tensor]:
     if names == "peft":
         return {f"{network.family.part}.{name}": value for name, value in adapter_state(network.stock).items()}
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, layer in adapter_layers(network.stock).items():
         said = f"lora_unet_{name.replace('.', '_')}"
         down, up = layer.lora_A.weight.detach(), layer.lora_B.weight.detach()

@@ -18,12 +18,10 @@ from fdistill.core.weight_files import (
     read_safetensors,
     shown,
 )
+from fdistill.io.stock_pipeline import METADATA
 from fdistill.models.adapters import load_adapter_state, with_adapters
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import TextToImageNetwork
-
-METADATA = "lora_adapter_metadata"
-"""Under which diffusers keeps what peft knows of an adapter."""
 
 _FACTORS = {  # after the module's name: of peft, and of diffusers before it
     ".lora_A.weight": "down",
