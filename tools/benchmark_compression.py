@@ -23,12 +23,12 @@ import torch.distributed as dist
 from quiet_trainer import quiet_trainer
 from torch import nn
 
+from fdistill.core.atomic_files import write_json
 from fdistill.core.distributed import rank, world_size
 from fdistill.core.random import generator_for
 from fdistill.data import Digits
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
 from fdistill.evaluation.metrics import frechet_distance
-from fdistill.evaluation.report import write_json
 from fdistill.models.networks import SmallUNet
 from fdistill.objectives import FDistill, denoising_loss
 from fdistill.sampling.generator import GenerativeModel

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from quiet_trainer import quiet_trainer
 
+from fdistill.core.atomic_files import write_json
 from fdistill.core.yaml_files import read_yaml
 from fdistill.data import Digits
 from fdistill.evaluation.features import FeatureExtractor
 from fdistill.evaluation.metrics import precision_recall, vendi_score
-from fdistill.evaluation.report import write_json
 from fdistill.evaluation.seed_diversity import Found, SeedProbe, default_spaces
 from fdistill.io.load import load_model
 from fdistill.objectives import DMD2, DiversityPreserving, FDistill, Objective

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fdistill.evaluation.report import write_json
+from fdistill.core.atomic_files import write_json
 from fdistill.io.export.pipeline import OneStepPipeline
 from fdistill.io.export.program import write_program
 from fdistill.io.load import load_model

@@ -23,9 +23,9 @@ from PIL import Image
 from safetensors.torch import save
 
 from fdistill.cli.commands.yaml_section import data_of_file
+from fdistill.core.atomic_files import write_json
 from fdistill.data import Digits, GenerativeDataModule, ImageFolder, InMemorySplit, LatentFolder, StackedDigits
 from fdistill.data.latent_files import DESCRIPTION, LatentDescription
-from fdistill.evaluation.report import write_json
 
 STRETCHES = 5
 LONGEST = 3.0  # seconds of a stretch, once it has two batches

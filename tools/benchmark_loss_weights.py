@@ -25,10 +25,10 @@ import yaml
 from torch import Tensor
 
 from fdistill.cli.fit import run_trainer
+from fdistill.core.atomic_files import write_json
 from fdistill.data import Digits, GenerativeDataModule
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
 from fdistill.evaluation.metrics import frechet_distance
-from fdistill.evaluation.report import write_json
 from fdistill.evaluation.report.figure_file import INK, new_figure, save_figure, styled
 from fdistill.sampling import Euler, generate
 from fdistill.sampling.generator import GenerativeModel

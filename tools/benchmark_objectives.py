@@ -25,11 +25,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fdistill.cli.fit import run_trainer
+from fdistill.core.atomic_files import write_json
 from fdistill.data import GaussianMixtureData, GenerativeDataModule, StackedDigits, nearest_mode, sample_mixture
 from fdistill.data.digits import digit_splits
 from fdistill.evaluation.features import ClassifierFeatures
 from fdistill.evaluation.metrics import frechet_distance, mode_weight_kl, precision_recall, tail_indices, vendi_score
-from fdistill.evaluation.report import write_json
 from fdistill.evaluation.report.figure_file import save_figure
 from fdistill.evaluation.report.grid import image_block
 from fdistill.models.networks import GaussianMixture

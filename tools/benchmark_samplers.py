@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from fdistill.cli.commands.yaml_section import data_of_file
-from fdistill.core.atomic_files import atomic_write
+from fdistill.core.atomic_files import atomic_write, write_json
 from fdistill.core.random import fold_seed
 from fdistill.data import remembered_data
 from fdistill.evaluation.features import default_extractor
 from fdistill.evaluation.metrics import frechet_distance, precision_recall
-from fdistill.evaluation.report import write_json
 from fdistill.io.load import load_model
 from fdistill.sampling import GDDIM, Euler, Heun, PredictorCorrector, Renoising, Restart, Sampler, generate
 from fdistill.sampling.generator import GenerativeModel

@@ -31,8 +31,8 @@ from quiet_trainer import quiet_trainer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fdistill.core.atomic_files import write_json
 from fdistill.data import GenerativeDataModule, InMemorySplit
-from fdistill.evaluation.report import write_json
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import SmallUNet, SongUNet, StockUNet
 from fdistill.objectives import FDistill, NoisedSamples, denoising_loss, discriminator_loss

@@ -18,9 +18,8 @@ import torch
 import yaml
 
 from fdistill.cli.fit import run_trainer
-from fdistill.core.atomic_files import atomic_write
+from fdistill.core.atomic_files import atomic_write, write_json
 from fdistill.data import Batch
-from fdistill.evaluation.report import write_json
 from fdistill.models.condition import Condition
 from fdistill.training import DistillationModule
 from fdistill.training.planning import GPUS, plan_run

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from quiet_trainer import quiet_trainer
 
 from fdistill.cli.fit import run_trainer
-from fdistill.evaluation.report import write_json
+from fdistill.core.atomic_files import write_json
 from fdistill.evaluation.report.figure_file import save_figure
 from fdistill.theory.schedules import Linear
 from fdistill.training.callbacks import LearningRate

@@ -16,10 +16,10 @@ import torch
 from quiet_trainer import quiet_trainer
 
 from fdistill.cli.fit import run_trainer
+from fdistill.core.atomic_files import write_json
 from fdistill.data import Digits
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
 from fdistill.evaluation.metrics import frechet_distance, precision_recall
-from fdistill.evaluation.report import write_json
 from fdistill.evaluation.report.figure_file import new_figure, save_figure, styled
 
 TURNS = {

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fdistill.core.atomic_files import write_json
 from fdistill.core.random import generator_for
 from fdistill.evaluation.ratio_calibration import (
     NoisedLogits,
@@ -27,7 +28,6 @@ from fdistill.evaluation.ratio_calibration import (
     reliability,
     reliability_by_noise,
 )
-from fdistill.evaluation.report import write_json
 from fdistill.evaluation.report.reliability_figure import reliability_figure
 from fdistill.models.networks import GaussianMixture
 from fdistill.objectives import discriminator_loss

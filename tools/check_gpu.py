@@ -26,8 +26,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from fdistill.core.atomic_files import atomic_write
-from fdistill.evaluation.report import write_json
+from fdistill.core.atomic_files import atomic_write, write_json
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = {"digits": 128, "cifar10": 64, "imagenet64": 64}  # batches

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fdistill.cli.fit import run_trainer
+from fdistill.core.atomic_files import write_json
 from fdistill.data import GaussianMixtureData, GenerativeDataModule, nearest_mode
 from fdistill.evaluation.features import default_extractor
 from fdistill.evaluation.metrics import class_entropy, frechet_distance, mode_weight_kl
-from fdistill.evaluation.report import write_json
 from fdistill.evaluation.report.figure_file import save_figure
 from fdistill.evaluation.report.grid import image_block
 

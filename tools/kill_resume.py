@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fdistill.evaluation.report import write_json
+from fdistill.core.atomic_files import write_json
 from fdistill.io.checkpoints import read_run_checkpoint
 
 CLOCKS = ("train_seconds", "perf/step_ms", "perf/images_per_second")

@@ -22,12 +22,11 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from fdistill.cli.commands.yaml_section import data_of_file
-from fdistill.core.atomic_files import atomic_write
+from fdistill.core.atomic_files import atomic_write, write_json
 from fdistill.core.random import fold_seed, generator_for
 from fdistill.data import GenerativeDataModule, remembered_data
 from fdistill.evaluation.features import default_extractor
 from fdistill.evaluation.metrics import frechet_distance
-from fdistill.evaluation.report import write_json
 from fdistill.evaluation.report.figure_file import BLUE, PALE_BLUE, new_figure, save_figure, styled
 from fdistill.io.load import load_model
 from fdistill.sampling import Euler, Heun

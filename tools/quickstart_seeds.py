@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fdistill.cli.fit import run_trainer
+from fdistill.core.atomic_files import write_json
 from fdistill.data import Digits
 from fdistill.evaluation.evaluate import evaluate_models
-from fdistill.evaluation.report import write_json
 from fdistill.evaluation.sources import open_source
 
 COLUMNS = {

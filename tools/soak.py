@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kill_resume import command, compare_runs, kill_at_random, saved_turn, start, wait_for_training
 
-from fdistill.evaluation.report import write_json
+from fdistill.core.atomic_files import write_json
 
 EVERY_N_TURNS, WIDTH, GROWTH = 50, 64, 1.02
 

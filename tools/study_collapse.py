@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fdistill.core.atomic_files import write_json
 from fdistill.core.random import generator_for
 from fdistill.data import Chequerboard, Digits, GaussianMixtureData, GenerativeDataModule
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
-from fdistill.evaluation.report import sample_grid_figure, write_json
 from fdistill.evaluation.report.figure_file import INK, new_figure, save_figure, styled
+from fdistill.evaluation.report.grid import sample_grid_figure
 from fdistill.evaluation.report.rows import compare
 from fdistill.evaluation.samples import Samples, read_samples
 from fdistill.evaluation.see_saw import LinearDenoiser, see_saw

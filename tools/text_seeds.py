@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fdistill.cli.commands.evaluate_captions import COLUMNS as SHOWN
-from fdistill.evaluation.report import write_json
+from fdistill.core.atomic_files import write_json
 
 COLUMNS = SHOWN | {"vendi_by_caption": "Vendi by caption", "vendi_by_caption_patches": "of patches"}
 

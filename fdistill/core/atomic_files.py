@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, whatever interrupts the writing."""
 
+import json
 import os
 import re
 import shutil
@@ -7,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # what `_hidden_sibling` calls a file that is being written
 
@@ -24,6 +25,20 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
     with replace_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def write_json(path: str | Path, report: dict[str, Any]) -> Path:
+    """Write a report to `path` as JSON in one piece and return the path.
+
+    Raises:
+        ValueError: when the report holds a NaN or an infinity, which JSON cannot carry.
+        OSError: when `path` cannot be written.
+    """
+    try:
+        text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
+    except ValueError as error:
+        raise ValueError(f"a report holds finite numbers: {error}; find the broken row before writing it") from error
+    return atomic_write(path, text + "\n")
 
 
 @contextmanager

@@ -18,8 +18,7 @@ from fdistill.data import GenerativeDataModule
 from fdistill.evaluation.comparison import Comparison
 from fdistill.evaluation.evaluate import check_fits
 from fdistill.evaluation.features import FeatureExtractor
-from fdistill.evaluation.report import average_rows, measure
-from fdistill.evaluation.report.rows import LEAST_SAMPLES
+from fdistill.evaluation.report.rows import LEAST_SAMPLES, average_rows, measure
 from fdistill.evaluation.report.table import METRICS, PUBLISHED
 from fdistill.evaluation.sources import Source
 

@@ -19,8 +19,9 @@ from fdistill.evaluation.caption_evaluation import (
 from fdistill.evaluation.features import FeatureExtractor, default_extractor
 from fdistill.evaluation.held_out import Copies, HeldOutComparison, first_shown
 from fdistill.evaluation.metrics.vendi_spectrum import vendi_spectrum
-from fdistill.evaluation.report import average_rows, measure, verdict
 from fdistill.evaluation.report.intervals import LEAST_FOR_INTERVALS, check_splits
+from fdistill.evaluation.report.rows import average_rows, measure
+from fdistill.evaluation.report.verdict import verdict
 from fdistill.evaluation.samples import Samples
 from fdistill.evaluation.sources import ModelSource, Source, open_source
 from fdistill.models.condition import declared

@@ -16,7 +16,9 @@ from fdistill.evaluation.comparison import Comparison
 from fdistill.evaluation.features import FeatureExtractor
 from fdistill.evaluation.metrics import memorized_fraction, nearest, vendi_score
 from fdistill.evaluation.metrics.suite import report_metrics
-from fdistill.evaluation.report import intervals, per_class, per_class_gaussian
+from fdistill.evaluation.report.class_gaussian import per_class_gaussian
+from fdistill.evaluation.report.intervals import intervals
+from fdistill.evaluation.report.rows import per_class
 from fdistill.evaluation.samples import Samples, joined, null_values
 from fdistill.evaluation.sources import ModelSource, Source
 from fdistill.sampling.generator import GenerativeModel

@@ -4,8 +4,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from diffusers import UNet2DModel
-
 from fdistill.core.build import build_with_weights, known_config
 from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.weight_files import (
@@ -108,6 +106,8 @@ def _read_text(path: Path, record: dict[str, Any]) -> GenerativeModel:
 
 def _read_stock(path: Path, scheduler: dict[str, Any], record: dict[str, Any]) -> GenerativeModel:
     """One step from the scheduler's sigma_max, and those further ones that our record tells."""
+    from diffusers import UNet2DModel  # seconds of imports, which other models do without
+
     config = read_json(path / "unet" / "config.json")
     weights = read_safetensors(path / "unet" / "diffusion_pytorch_model.safetensors", _REMEDY)
     if config.get("_class_name") != UNet2DModel.__name__:
@@ -124,6 +124,8 @@ def _read_stock(path: Path, scheduler: dict[str, Any], record: dict[str, Any]) -
 
 def _read_published(path: Path, scheduler: dict[str, Any]) -> GenerativeModel:
     """A consistency model that others trained: one step from its scheduler's sigma_max."""
+    from diffusers import UNet2DModel
+
     folder = path / "unet"
     config = read_config(folder / "config.json", "the network of a consistency model")
     if config.get("_class_name") != UNet2DModel.__name__:

@@ -134,11 +134,6 @@ class RatioEstimator(nn.Module):
         self.register_buffer("ratio_sum", torch.ones(num_bins))
         self.register_buffer("count", torch.ones(num_bins))
 
-    @property
-    def reads_features(self) -> bool:
-        """Whether logits come from a denoiser's features."""
-        return isinstance(self.discriminator, FeatureDiscriminator)
-
     def logit(self, half: HalfDenoised | None, x: Tensor, sigma: Tensor, condition: Conditioned) -> Tensor:
         """Raw logits [B]; `half` is the encoder half at x where the discriminator reads features, else unused."""
         if isinstance(self.discriminator, FeatureDiscriminator):

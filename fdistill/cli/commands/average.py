@@ -10,11 +10,11 @@ from tqdm import tqdm
 from fdistill.cli.commands import UsageError
 from fdistill.cli.commands.checked import usable_device
 from fdistill.cli.commands.yaml_section import data_of_file, features_of_file
+from fdistill.core.atomic_files import write_json
 from fdistill.core.places import require_replaceable
 from fdistill.data import remembered_data
 from fdistill.evaluation.choose_average import LengthChoice, TwoHalves, better
 from fdistill.evaluation.features import default_extractor
-from fdistill.evaluation.report import write_json
 from fdistill.evaluation.report.length_report import length_figure, print_lengths
 from fdistill.evaluation.sources import ModelSource
 from fdistill.io.export import export_folder

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from fdistill.cli.commands.checked import usable_device
 from fdistill.cli.commands.yaml_section import data_of_file
+from fdistill.core.atomic_files import write_json
 from fdistill.core.places import require_writable
 from fdistill.data import remembered_data
-from fdistill.evaluation.report import write_json
 from fdistill.evaluation.report.teacher_figure import teacher_figure
 from fdistill.evaluation.teacher_diagnosis import diagnose_teacher
 from fdistill.io.load import load_model

@@ -8,6 +8,7 @@ import torch
 from fdistill.cli.commands.checked import usable_device
 from fdistill.cli.commands.evaluate_captions import measure_captions
 from fdistill.cli.commands.yaml_section import data_of_file, features_of_file
+from fdistill.core.atomic_files import write_json
 from fdistill.core.places import require_writable
 from fdistill.data import GenerativeDataModule, remembered_data
 from fdistill.evaluation.caption_evaluation import takes_captions
@@ -15,15 +16,17 @@ from fdistill.evaluation.evaluate import Evaluation, evaluate_models, remembered
 from fdistill.evaluation.features import default_extractor
 from fdistill.evaluation.fid import FidSuite, Measured, open_reference, training_reference
 from fdistill.evaluation.fid import networks as networks_of
-from fdistill.evaluation.report import html_page, print_table, sample_grid_figure, training_curves_figure, write_json
+from fdistill.evaluation.report.dashboard import FILE_NAME, dashboard_page, read_runs
 from fdistill.evaluation.report.evidence_figures import (
     class_bars_figure,
     copies_figure,
     intervals_figure,
     spectra_figure,
 )
+from fdistill.evaluation.report.grid import sample_grid_figure
+from fdistill.evaluation.report.page import html_page
+from fdistill.evaluation.report.table import print_table
 from fdistill.evaluation.sources import DiffusersSource, ModelSource, Source, open_source
-from fdistill.training.loggers import FILE_NAME
 
 _INTERVALS = """What overlaps
 The dot is the mean over draws, the line where 95% of single draws would lie. Rows whose lines overlap are not told \
@@ -103,7 +106,7 @@ def evaluate(
         suite.check(sources)  # hours before it is needed
     result = evaluate_models(student, teacher_source, real, n, seed, repeats, bootstrap, extractor)
     measured = None if suite is None else suite.measure(sources)
-    written = _write(folder, result, _curve_files(checkpoint, student), measured)
+    written = _write(folder, result, _runs(checkpoint, student), measured)
     print_table(result.report)
     print("wrote " + ", ".join(str(path) for path in written))
 
@@ -164,16 +167,14 @@ def _fid_suite(
     return FidSuite(networks, opened, n, seed, shape)
 
 
-def _curve_files(checkpoint: str, student: Source) -> dict[str, Path]:
-    """metrics.jsonl of the run the checkpoint lies in, and of its teacher's."""
-    sources = {"Student": Path(checkpoint)}
-    if isinstance(student.facts.get("teacher"), str):
-        sources = {"Teacher": Path(student.facts["teacher"]), **sources}
-    files = {name: source.parent.parent / FILE_NAME for name, source in sources.items() if source.suffix == ".ckpt"}
-    return {name: file for name, file in files.items() if file.is_file()}
+def _runs(checkpoint: str, student: Source) -> list[Path]:
+    """The folders of the runs that made the checkpoint and its teacher, as far as they hold metrics.jsonl."""
+    made = [Path(path) for path in (student.facts.get("teacher"), checkpoint) if isinstance(path, str)]
+    folders = [path.parent.parent for path in made if path.suffix == ".ckpt"]
+    return [folder for folder in dict.fromkeys(folders) if (folder / FILE_NAME).is_file()]
 
 
-def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path], measured: Measured | None) -> list[Path]:
+def _write(folder: Path, result: Evaluation, runs: list[Path], measured: Measured | None) -> list[Path]:
     """The report first, because it refuses what is no number, then the pictures, then the page that holds them."""
     report = result.report
     if measured is not None:
@@ -200,10 +201,10 @@ def _write(folder: Path, result: Evaluation, curve_files: dict[str, Path], measu
     if result.copies.generated.ndim == 4:
         copies = result.copies
         pictures[_COPIES] = copies_figure(copies.generated, copies.training, copies.ratio, folder / "nearest.png")
-    if curve_files:
-        pictures["Training"] = training_curves_figure(curve_files, folder / "curves.png")
-    page = html_page(folder / "index.html", "One-step generator", report, pictures)
-    return [*written, *pictures.values(), page]
+    pages = [html_page(folder / "index.html", "One-step generator", report, pictures)]
+    if runs:
+        pages.append(dashboard_page(read_runs(runs), folder / "training.html"))
+    return [*written, *pictures.values(), *pages]
 
 
 def _title(name: str, evaluations: int | None) -> str:

@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fdistill.core.atomic_files import write_json
 from fdistill.evaluation.caption_evaluation import (
     CaptionEvaluation,
     caption_teacher,
@@ -15,7 +16,8 @@ from fdistill.evaluation.caption_evaluation import (
     one_step_row,
     teacher_row,
 )
-from fdistill.evaluation.report import html_page, sample_grid_figure, write_json
+from fdistill.evaluation.report.grid import sample_grid_figure
+from fdistill.evaluation.report.page import html_page
 from fdistill.evaluation.sources import ModelSource, Source
 
 COLUMNS = {

@@ -10,7 +10,7 @@ from fdistill.cli.commands.sampling import resampled
 from fdistill.core.places import require_replaceable
 from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.weight_files import CheckpointError, read_json
-from fdistill.evaluation.report import print_table
+from fdistill.evaluation.report.table import print_table
 from fdistill.io.export import export_folder
 from fdistill.io.export.folder import loads_in_stock_diffusers
 from fdistill.io.export.program import FILES, Program

@@ -9,9 +9,9 @@ import torch
 
 from fdistill.cli.commands.explain import choices
 from fdistill.cli.fit import TrainerCLI, run_trainer
+from fdistill.core.atomic_files import write_json
 from fdistill.core.meta_device import without_weights
 from fdistill.core.places import require_writable
-from fdistill.evaluation.report import write_json
 from fdistill.evaluation.report.plan_table import print_measured, print_plan
 from fdistill.training.planning import GPUS, Gpu, Plan, plan_run
 from fdistill.training.planning.hardware import Arithmetic, measured_ceiling

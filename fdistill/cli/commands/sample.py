@@ -79,7 +79,7 @@ def sample(
     elif samples.ndim == 4:
         atomic_write(path, _png(samples))
     else:
-        from fdistill.evaluation.report import sample_grid_figure
+        from fdistill.evaluation.report.grid import sample_grid_figure
 
         sample_grid_figure({f"{model.kind}, {model.evaluations} evaluations": samples}, path)
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"

@@ -1,24 +1,18 @@
-"""The course of training as small panels, read from the `metrics.jsonl` of run folders."""
+"""What a run logged, read from its `metrics.jsonl`, and how a curve of it is drawn."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fdistill.evaluation.report.figure_file import BLUE, PALE_BLUE, save_figure, styled
 from fdistill.evaluation.report.panels import beside
 
-COLUMNS = 4
-PANEL = (3.1, 2.1)  # inches, axis labels included
-HEADING = 0.42  # inches above the panels of a run
-FIRST = ("loss/", "metric/", "collapse/")  # the rest follows in alphabetical order
 LOG_FROM = 30  # largest over smallest value, above which an axis becomes logarithmic
 LINES = {"teacher": "--", "floor": ":"}
 NOISY_FROM = 40  # points, above which a running mean is drawn over the raw line
@@ -67,55 +61,6 @@ def read_run_log(source: Path) -> RunLog:
             elif isinstance(value, str):
                 log.words.setdefault(name, []).append((record["step"], value))
     return log
-
-
-@styled
-def training_curves_figure(metrics_jsonl_paths: Mapping[str, str | Path], path: str | Path) -> Path:
-    """Draw every scalar that the runs logged, a block of panels per run, into a PNG at `path`; return the path.
-
-    What a metric is for the teacher is a dashed line in its panel, for real data a dotted one.
-
-    Args:
-        metrics_jsonl_paths: title to a file with one JSON object per line, holding "step" and named numbers.
-
-    Raises:
-        ValueError: without a run, or for a file of which no line is a JSON object with a step.
-    """
-    if not metrics_jsonl_paths:
-        raise ValueError("training curves need at least one metrics.jsonl: got none")
-    runs = {title: read_run_log(Path(source)).curves for title, source in metrics_jsonl_paths.items()}
-    shown = {title: _own_panels(curves) for title, curves in runs.items()}
-    lines = [max(1, -(-len(names) // COLUMNS)) for names in shown.values()]
-    width, height = PANEL[0] * COLUMNS, sum(HEADING + PANEL[1] * n for n in lines)
-    figure = Figure(figsize=(width, height))
-    top = height
-    for n, (title, curves) in zip(lines, runs.items(), strict=True):
-        top -= HEADING
-        note = "" if curves else ": nothing was logged"
-        figure.text(0.12 / width, (top + 0.08) / height, title + note, fontsize=12, fontweight="bold")
-        for i, name in enumerate(shown[title]):
-            left, bottom = PANEL[0] * (i % COLUMNS), top - PANEL[1] * (i // COLUMNS + 1)
-            corner = ((left + 0.62) / width, (bottom + 0.52) / height)
-            panel = figure.add_axes((*corner, (PANEL[0] - 0.77) / width, (PANEL[1] - 0.82) / height))
-            _draw(panel, name, curves)
-        top -= PANEL[1] * n
-    return save_figure(figure, path)
-
-
-def _own_panels(curves: Curves) -> list[str]:
-    references = {reference for name in curves for reference in beside(name).values()}
-    return sorted(curves.keys() - references, key=_place)
-
-
-def _place(name: str) -> tuple[int, str]:
-    return next((i for i, prefix in enumerate(FIRST) if name.startswith(prefix)), len(FIRST)), name
-
-
-def _draw(panel: Axes, name: str, curves: Curves) -> None:
-    panel.set_title(name)
-    steps, values = curves[name]
-    draw_curve(panel, steps, values, BLUE, PALE_BLUE)
-    style_axes(panel, [*values, *draw_references(panel, name, curves, BLUE)])
 
 
 def draw_references(panel: Axes, name: str, curves: Curves, colour: str) -> list[float]:

@@ -1,14 +1,11 @@
-"""One row of a report: every metric of one set of samples beside the reference; rows averaged; the report as JSON."""
+"""One row of a report: every metric of one set of samples beside the reference; rows averaged."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fdistill.core.atomic_files import atomic_write
 from fdistill.evaluation.metrics import FeatureMetric, ModeCoverage, inside_manifolds
 from fdistill.evaluation.metrics.density_coverage import DENSITY_K
 from fdistill.evaluation.metrics.suite import IN_REPORTS, NOT_IN_REPORTS, WITHOUT_HALVES, report_metrics
@@ -98,20 +95,6 @@ def per_class(generated: Samples, reference: Samples, num_classes: int) -> dict[
         "precision": _by_class(inside.generated, labels, num_classes),
         "recall": _by_class(inside.reference, reference.wanted, num_classes),
     }
-
-
-def write_json(path: str | Path, report: dict[str, Any]) -> Path:
-    """Write the report to `path` as JSON in one piece and return the path.
-
-    Raises:
-        ValueError: when the report holds a NaN or an infinity, which JSON cannot carry.
-        OSError: when `path` cannot be written.
-    """
-    try:
-        text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
-    except ValueError as error:
-        raise ValueError(f"a report holds finite numbers: {error}; find the broken row before writing it") from error
-    return atomic_write(path, text + "\n")
 
 
 def _share(indicator: Tensor) -> float:

@@ -3,13 +3,13 @@
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional
@@ -24,7 +24,6 @@ Program = Literal["torch_export", "onnx"]
 FILES: dict[Program, str] = {"torch_export": "generator.pt2", "onnx": "generator.onnx"}
 _ONNX_PACKAGES = ("onnx", "onnxscript")
 _EXAMPLES = 2  # samples; 0 and 1 would be taken for constants
-_STOCK_UPSAMPLE = Upsample2D.forward
 _LARGEST_ONNX = 1.5e9  # bytes of weights in the graph's own file, which protobuf limits to 2 GB; more lie beside it
 
 
@@ -101,21 +100,30 @@ def _write_onnx(generator: Generator, arguments: tuple[Tensor, ...], path: Path)
 def _exported(generator: Generator, arguments: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     latents, *condition = ({0: Dim.DYNAMIC} for _ in arguments)
     shapes = (latents, tuple(condition)) if condition else (latents,)
-    with patch.object(Upsample2D, "forward", _upsampled):
+    with _any_batch():
         return torch.export.export(generator, arguments, dynamic_shapes=shapes)
 
 
-def _upsampled(self: Upsample2D, hidden: Tensor, output_size: int | None = None, *more: Any, **named: Any) -> Tensor:
-    """diffusers' forward without its branch on batches of 64, of which a program would keep the side it has seen.
+@contextmanager
+def _any_batch() -> Iterator[None]:
+    """diffusers' upsampling without its branch on batches of 64, of which a program would keep the side it has seen.
 
     The other side only lays the same numbers out otherwise.
     """
-    if self.norm is not None or self.use_conv_transpose or not self.interpolate or output_size is not None:
-        return _STOCK_UPSAMPLE(self, hidden, output_size, *more, **named)
-    hidden = functional.interpolate(hidden, scale_factor=2.0, mode="nearest")
-    if not self.use_conv:
-        return hidden
-    return (self.conv if self.name == "conv" else self.Conv2d_0)(hidden)
+    from diffusers.models.upsampling import Upsample2D
+
+    stock = Upsample2D.forward
+
+    def forward(self: Upsample2D, hidden: Tensor, output_size: int | None = None, *more: Any, **named: Any) -> Tensor:
+        if self.norm is not None or self.use_conv_transpose or not self.interpolate or output_size is not None:
+            return stock(self, hidden, output_size, *more, **named)
+        hidden = functional.interpolate(hidden, scale_factor=2.0, mode="nearest")
+        if not self.use_conv:
+            return hidden
+        return (self.conv if self.name == "conv" else self.Conv2d_0)(hidden)
+
+    with patch.object(Upsample2D, "forward", forward):
+        yield
 
 
 _WRITERS: dict[Program, Callable[[Generator, tuple[Tensor, ...], Path], None]] = {

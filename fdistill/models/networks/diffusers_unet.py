@@ -1,13 +1,15 @@
 """A UNet2DModel that is described in a few words, and that stock diffusers loads as a student."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers import UNet2DModel
 
 from fdistill.models.networks.small_unet import check_halving
 from fdistill.models.networks.stock_unet import StockUNet
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
 
 _TIME_SCALE = (
     1000.0  # EDM's noise input ln(sigma)/4 times 1000 is the timestep 250 ln(sigma) of diffusers' consistency pipeline
@@ -57,14 +59,14 @@ class DiffusersUNet(StockUNet):
         }
         super().__init__(config, _TIME_SCALE, last_class_is_none=num_classes > 0)
 
-    def stock_unet(self) -> UNet2DModel:
+    def stock_unet(self) -> "UNet2DModel":
         """A copy for export, without the "no class" row, so that a random class of the stock pipeline is a real one."""
         if not self.num_classes:
             return _copy_unet(self.unet, None)
         return _copy_unet(self.unet, self.num_classes)
 
     @classmethod
-    def from_stock(cls, unet: UNet2DModel) -> Self:
+    def from_stock(cls, unet: "UNet2DModel") -> Self:
         """The network around an exported UNet2DModel; its "no class" row is not trained and is NaN, so that use shows.
 
         Raises:
@@ -100,8 +102,8 @@ def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value  # JSON knows no tuples
 
 
-def _copy_unet(unet: UNet2DModel, num_class_embeds: int | None) -> UNet2DModel:
-    copy = UNet2DModel.from_config({**unet.config, "num_class_embeds": num_class_embeds})
+def _copy_unet(unet: "UNet2DModel", num_class_embeds: int | None) -> "UNet2DModel":
+    copy = type(unet).from_config({**unet.config, "num_class_embeds": num_class_embeds})
     state = unet.state_dict()
     if num_class_embeds is not None:
         state["class_embedding.weight"] = state["class_embedding.weight"][:num_class_embeds]

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
@@ -34,6 +33,8 @@ class StockDiT(Network):
         Raises:
             ValueError: for a configuration that is not diffusers', or of other channels than it sees.
         """
+        from diffusers import DiTTransformer2DModel  # seconds of imports, which our own networks do without
+
         super().__init__()
         _check(config)
         self.transformer = build_stock(DiTTransformer2DModel, config)

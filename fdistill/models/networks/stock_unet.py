@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from fdistill.core.build import build_stock
@@ -33,6 +32,8 @@ class StockUNet(Network):
         Raises:
             ValueError: for a configuration that is not diffusers', or has no continuous timestep or plain classes.
         """
+        from diffusers import UNet2DModel  # seconds of imports, which our own networks do without
+
         super().__init__()
         rows = config.get("num_class_embeds") or 0
         _check(config, rows, last_class_is_none)

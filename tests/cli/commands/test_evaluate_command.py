@@ -32,8 +32,8 @@ def test_report_has_student_teacher_floor_and_how_it_was_made(evaluation):
 
 def test_page_and_pictures_lie_beside_the_report(evaluation):
     names = {path.name for path in evaluation.iterdir()}
-    pictures = {"samples.png", "curves.png", "intervals.png", "spectra.png", "classes.png", "nearest.png"}
-    assert names == pictures | {"report.json", "index.html"}
+    pictures = {"samples.png", "intervals.png", "spectra.png", "classes.png", "nearest.png"}
+    assert names == pictures | {"report.json", "index.html", "training.html"}
     page = (evaluation / "index.html").read_text()
     assert page.count("data:image/png;base64,") == len(pictures)
     assert str(escape(report_of(evaluation)["verdict"])) in page

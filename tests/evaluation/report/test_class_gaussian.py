@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fdistill.evaluation.report import per_class_gaussian
+from fdistill.evaluation.report.class_gaussian import per_class_gaussian
 
 
 def training_points():

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from fdistill.evaluation.report import Samples, average_rows, compare, intervals, measure
-from fdistill.evaluation.report.intervals import share_interval, standard_errors
+from fdistill.evaluation.report.intervals import intervals, share_interval, standard_errors
+from fdistill.evaluation.report.rows import average_rows, compare, measure
+from fdistill.evaluation.samples import Samples
 
 pytestmark = pytest.mark.system  # seconds, too many for make check
 

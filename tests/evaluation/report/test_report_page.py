@@ -9,7 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from fdistill.evaluation.report import html_page, print_table, sample_grid_figure
+from fdistill.evaluation.report.grid import sample_grid_figure
+from fdistill.evaluation.report.page import html_page
+from fdistill.evaluation.report.table import print_table
 
 ROW = {"frechet_distance": 0.25, "precision": 0.9, "recall": 0.8, "accuracy": None, "class_entropy": 0.99, "vendi": 7.1}
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fdistill.evaluation.report import sample_grid_figure, training_curves_figure
+from fdistill.evaluation.report.curves import read_run_log
+from fdistill.evaluation.report.grid import sample_grid_figure
 
 pytestmark = pytest.mark.system  # seconds, too many for make check
 
@@ -62,37 +63,15 @@ def write_lines(path, count, tail=""):
 
 
 def test_a_torn_line_changes_nothing(tmp_path):
-    whole = training_curves_figure({"Student": write_lines(tmp_path / "a.jsonl", 60)}, tmp_path / "a.png")
-    last = write_lines(tmp_path / "b.jsonl", 60, tail='\n{"step": 600, "loss/stu')
-    torn = training_curves_figure({"Student": last}, tmp_path / "b.png")
-    assert (pixels(torn) == pixels(whole)).all()
+    whole = read_run_log(write_lines(tmp_path / "a.jsonl", 60))
+    assert whole.curves["loss/student"] == ([10 * i for i in range(60)], [1 / (1 + i) for i in range(60)])
+    assert read_run_log(write_lines(tmp_path / "b.jsonl", 60, tail='\n{"step": 600, "loss/stu')) == whole
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     (tmp_path / "c.jsonl").write_text("\n".join([*lines[:30], '{"step": 300, "lo', *lines[30:]]))
-    resumed = training_curves_figure({"Student": tmp_path / "c.jsonl"}, tmp_path / "c.png")
-    assert (pixels(resumed) == pixels(whole)).all()
-
-
-def test_a_panel_is_drawn_for_every_scalar_of_every_run(tmp_path):
-    odd = tmp_path / "odd.jsonl"
-    records = [
-        {"step": 0, "epoch": 3, "note": "text", "a": None, **{f"metric/{i}": i for i in range(9)}},
-        {"step": 1, "metric/0": float("nan"), "metric/1": -1.0, "collapse/alarm": True},
-    ]
-    odd.write_text("\n".join(map(json.dumps, records)))
-    small = training_curves_figure({"Student": write_lines(tmp_path / "a.jsonl", 3)}, tmp_path / "small.png")
-    large = training_curves_figure({"Teacher": tmp_path / "a.jsonl", "Student": odd}, tmp_path / "large.png")
-    empty = tmp_path / "empty.jsonl"
-    empty.write_text("")
-    training_curves_figure({"Nothing yet": empty}, tmp_path / "empty.png")
-    heights = [pixels(path).shape[0] for path in (small, large)]
-    assert heights[1] > 3.5 * heights[0]  # one row of panels; one and three rows, for ten scalars in fours
+    assert read_run_log(tmp_path / "c.jsonl") == whole
 
 
 def test_a_file_that_is_no_log_raises(tmp_path):
     (tmp_path / "readme.md").write_text("# Title\n")
     with pytest.raises(ValueError, match="curves"):
-        training_curves_figure({"Student": tmp_path / "readme.md"}, tmp_path / "x.png")
-    with pytest.raises(FileNotFoundError):
-        training_curves_figure({"Student": tmp_path / "missing.jsonl"}, tmp_path / "x.png")
-    with pytest.raises(ValueError, match="at least one"):
-        training_curves_figure({}, tmp_path / "x.png")
+        read_run_log(tmp_path / "readme.md")

@@ -6,8 +6,11 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from fdistill.core.atomic_files import write_json
 from fdistill.evaluation.features import ClassifierFeatures, PixelFeatures
-from fdistill.evaluation.report import Samples, average_rows, joined, measure, per_class, per_class_gaussian, write_json
+from fdistill.evaluation.report.class_gaussian import per_class_gaussian
+from fdistill.evaluation.report.rows import average_rows, measure, per_class
+from fdistill.evaluation.samples import Samples, joined
 
 pytestmark = pytest.mark.system  # seconds, too many for make check
 

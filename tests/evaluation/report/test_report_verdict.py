@@ -2,8 +2,7 @@
 
 import pytest
 
-from fdistill.evaluation.report import verdict
-from fdistill.evaluation.report.verdict import number
+from fdistill.evaluation.report.verdict import number, verdict
 
 GOOD = {
     "frechet_distance": 0.3,

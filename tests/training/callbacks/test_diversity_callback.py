@@ -19,7 +19,8 @@ from fdistill.evaluation.metrics import (
     standard_metrics,
     suite,
 )
-from fdistill.evaluation.report import intervals, measure
+from fdistill.evaluation.report.intervals import intervals
+from fdistill.evaluation.report.rows import measure
 from fdistill.training.callbacks import CollapseCallback, DiversityCallback
 from fdistill.training.callbacks import diversity as diversity_file
 from fdistill.training.loggers import JsonlLogger
