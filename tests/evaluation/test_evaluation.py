@@ -184,19 +184,19 @@ class Counted(ModelSource):
 
 
 def test_a_teacher_is_drawn_once_for_all_its_students(tmp_path):
-    def report(width, num_steps=4, batch_size=8):
+    def report(width, num_steps=4, batch_size=8, bootstrap=0):
         data = GaussianMixtureData("ring", num_samples=300, num_held_out=200, batch_size=batch_size)
         torch.manual_seed(0)
         teacher = Denoiser(MLP(2, width, 2), EDM(0.5))
         source = Counted(GenerativeModel.teacher(teacher, num_steps, 0.01, 5.0))
         student = Counted(GenerativeModel.student(Denoiser(MLP(2, 8, 2), EDM(0.5)), 2.0))
         features = PixelFeatures().keep_in(tmp_path)
-        made = evaluate_models(student, source, data, 60, 0, 2, 4, features)
+        made = evaluate_models(student, source, data, 60, 0, 2, bootstrap, features)
         told = {name: row for name, row in made.report.items() if "second" not in name and name != "speedup"}
         return told, made, (len(student.drawn), len(source.drawn))
 
-    first, pictures, drawn = report(8)
-    again, read_pictures, drawn_again = report(8, batch_size=16)
+    first, pictures, drawn = report(8, bootstrap=2)
+    again, read_pictures, drawn_again = report(8, batch_size=16, bootstrap=2)
     assert (drawn, drawn_again) == ((2, 2), (2, 0))
     assert again | {"data": 0} == first | {"data": 0}
     assert read_pictures.samples["teacher"].equal(pictures.samples["teacher"])

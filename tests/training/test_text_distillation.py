@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from cli_runs import CONFIGS, fdistill, last, one_error_line, succeeds
-from text_pipelines import built
 
 from fdistill import load
 from fdistill.data.prompt_files import PromptFiles
@@ -20,12 +19,11 @@ SMALL = ("--trainer.accelerator", "cpu", "--trainer.max_steps", 3, "--data.batch
 
 
 @pytest.fixture(scope="module", params=["sd", "sd3"])
-def distilled(request, tmp_path_factory):
+def distilled(request, folders, tmp_path_factory):
     """Folder of a teacher, and the checkpoint of its student after the printed commands."""
     root = tmp_path_factory.mktemp(request.param)
-    built(request.param).save_pretrained(root / "pipeline")
     (root / "prompts.txt").write_text("\n".join(PROMPTS))
-    out = succeeds("import", root / "pipeline", root / "teacher", "--resolution", 16, "--guidance", 3)
+    out = succeeds("import", folders(request.param)[0], root / "teacher", "--resolution", 16, "--guidance", 3)
     (printed,) = [line.removeprefix("to distil it: ") for line in out.splitlines() if line.startswith("to distil")]
     printed = printed.replace("PROMPTS.txt", str(root / "prompts.txt")).replace("configs/", f"{CONFIGS}/")
     printed = printed.replace("--out prompts", f"--out {root}/prompts").replace(

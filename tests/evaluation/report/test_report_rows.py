@@ -25,7 +25,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def extractor(digits):
-    features = ClassifierFeatures(epochs=30)
+    features = ClassifierFeatures(epochs=60)
     features.prepare(digits[0][:1297], digits[1][:1297], 10, seed=0)
     return features
 
