@@ -11,14 +11,16 @@ ROLES = {"rank": 2, "alpha": 3.0, "targets": "all"}
 
 
 class Kept(torch.optim.SGD):
-    """Moves nothing, and adds up each parameter's gradients on it."""
+    """Moves nothing, and adds up the gradients of each parameter of its first group, by number."""
 
     def __init__(self, parameters):
         super().__init__(parameters, lr=0.0)
+        self.seen = {}
 
     def step(self, closure=None):
-        for parameter in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-            parameter.seen = getattr(parameter, "seen", 0) + parameter.grad.clone()
+        for number, parameter in enumerate(self.param_groups[0]["params"]):
+            if parameter.grad is not None:
+                self.seen[number] = self.seen.get(number, 0) + whole(parameter.grad).clone()
         return super().step(closure)
 
 
@@ -51,9 +53,8 @@ def separate(module, build):
 
 def gradients(module, name):
     """The sums of a network's gradients in the run that it has made, by the parameters' names."""
-    optimizer = module.trainer.optimizers[name == "fake_score"]
-    parameters, names = optimizer.param_groups[0]["params"], own_parameters(getattr(module, name))
-    return {n: whole(p.seen) for n, p in zip(names, parameters, strict=True) if hasattr(p, "seen")}
+    names = list(own_parameters(getattr(module, name)))
+    return {names[number]: value for number, value in module.trainer.optimizers[name == "fake_score"].seen.items()}
 
 
 def check_chain_rule(shared, full, limit=1e-10):

@@ -183,13 +183,12 @@ class DistillationModule(DistillationTurn, StudentValidation):
         seed: int = 0,
     ) -> None:
         super().__init__(seed, gradient_clip, accumulate, skip_nonfinite)
-        self.roles = FullCopies() if roles is None else roles
         counts, guided = (fake_updates_per_student, fake_score_warmup), (guidance, guidance_interval, guide)
         choices = (turn, discriminator, fake_noise_levels, fake_label_dropout, reuse_generated)
         check_arguments(objective, *choices, *counts, pairs, r1_weight, r1_step, instance_noise)
-        self.objective, self.start, needs = objective, check_start(start), objective.needs
+        self.objective, self.start, self.roles = objective, check_start(start), roles or FullCopies()
         self.turn_schedule, self.teacher_source = TurnSchedule(turn, *counts), described_source(teacher)
-        self.reads = discriminator if needs.discriminator else "none"
+        self.reads = discriminator if objective.needs.discriminator else "none"
         self.guidance_facts = guidance_facts(*guided, guidance_rescale)
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
         self.discriminator_lr, self.imitation, self.reuse_generated = discriminator_lr, imitation, reuse_generated
@@ -202,11 +201,10 @@ class DistillationModule(DistillationTurn, StudentValidation):
             self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.student, loaded.facts)
             self.guidance = teacher_guidance(*guided, guidance_rescale, loaded, dtype)
             self._guide_fake(guidance, fake_guidance, fake_training_guidance, projection_guidance)
-            read, others = (self.teacher, self.fake_score), (self.student, self.guide)
-            configure_blocks(read, others, feature_blocks, gradient_checkpointing)
+            self._configure(feature_blocks, gradient_checkpointing)
             self._keep_to_path(noise_levels, fake_noise_levels)
             self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)
-            self.ratio = self._ratio(ratio_bins, ratio_decay) if needs.discriminator else None
+            self.ratio = self._ratio(ratio_bins, ratio_decay) if objective.needs.discriminator else None
 
     def _keep_teacher(self, loaded: GenerativeModel, dtype: torch.dtype) -> GenerativeModel:
         self.teacher = copy.deepcopy(loaded.denoiser).requires_grad_(False).eval().hold_in(dtype)
@@ -240,6 +238,10 @@ class DistillationModule(DistillationTurn, StudentValidation):
         self.fake_training_guidance = fake_guidance_like(self.guidance, training)
         other = projection is not None and projection != scale
         self.projection_guidance = fake_guidance_like(self.guidance, cast(float, projection)) if other else None
+
+    def _configure(self, feature_blocks: Sequence[int] | None, gradient_checkpointing: bool) -> None:
+        read, others = (self.teacher, self.fake_score), (self.student, self.guide)
+        configure_blocks(read, others, feature_blocks, gradient_checkpointing)
 
     def _keep_to_path(self, noise_levels: NoiseLevels, fake_noise_levels: NoiseLevels | None) -> None:
         check_on_path(self.levels, self.student)
