@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch.utils.data import DataLoader
 
 from fdistill.cli.commands.plan import plan
 from fdistill.cli.fit import run_trainer
@@ -105,7 +106,8 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     batch = Batch(torch.zeros(1, *module.student.sample_shape), torch.zeros(1, dtype=torch.int64), condition)
     if not cuda:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    cli.trainer.fit(module, train_dataloaders=[batch] * options.turns)
+    turns = DataLoader([batch] * options.turns, batch_size=None, collate_fn=lambda batch: batch)
+    cli.trainer.fit(module, train_dataloaders=turns)
     peak = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM") - before
     weights = sum(parameter.numel() for parameter in module.student.parameters())
     return {"peak": peak, "planned": sum(memory.values()), "weights": weights}
