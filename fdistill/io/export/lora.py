@@ -108,7 +108,7 @@ def _checked(model: GenerativeModel, names: Names) -> TextToImageNetwork:
 def _tensors(network: TextToImageNetwork, names: Names) -> dict[str, Tensor]:
     if names == "peft":
         return {f"{network.family.part}.{name}": value for name, value in adapter_state(network.stock).items()}
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, layer in adapter_layers(network.stock).items():
         said = f"lora_unet_{name.replace('.', '_')}"
         down, up = layer.lora_A.weight.detach(), layer.lora_B.weight.detach()

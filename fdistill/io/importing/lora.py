@@ -102,7 +102,7 @@ def with_lora_beside(denoiser: Denoiser, file: Path) -> tuple[Denoiser, dict[str
     rank, scale = kinds[0]
     how: dict[str, Any] = {"rank": rank, "alpha": scale * rank, "targets": [f"stock.{name}" for name in sorted(layers)]}
     adapted = with_adapters(denoiser, **how)
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, factors in layers.items():
         prefix = f"network.stock.{name}"
         state |= {f"{prefix}.lora_A.weight": factors.down, f"{prefix}.lora_B.weight": factors.up}
