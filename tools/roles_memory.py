@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch.utils.data import DataLoader
 
 from fdistill.cli.commands.plan import plan
 from fdistill.cli.fit import run_trainer
@@ -64,7 +65,7 @@ def planned(teacher: str, way: str) -> dict[str, int]:
 
 def plan_table(teachers: list[str], ways: list[str]) -> None:
     roles = ("teacher", "student", "fake_score", "ema")
-    print("| teacher | roles | base | student | fake score | EMA | optimisers | turn | sum, GiB |")
+    print("| teacher | roles | base | student | fake score | EMA | optimisers | turn | sum, GB |")
     print("|---|---" + "|--:" * 7 + "|")
     for teacher in teachers:
         for way in ways:
@@ -73,7 +74,7 @@ def plan_table(teachers: list[str], ways: list[str]) -> None:
             values += [memory.pop("optimiser states"), memory.pop("turn (activations, gradients)")]
             if memory:
                 raise ValueError(f"the table has no column for {sorted(memory)}")
-            cells = " | ".join(f"{value / 2**30:.2f}" for value in [*values, sum(values)])
+            cells = " | ".join(f"{value / 1e9:.2f}" for value in [*values, sum(values)])
             print(f"| {teacher} | {way} | {cells} |", flush=True)
 
 
@@ -105,14 +106,15 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     batch = Batch(torch.zeros(1, *module.student.sample_shape), torch.zeros(1, dtype=torch.int64), condition)
     if not cuda:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    cli.trainer.fit(module, train_dataloaders=[batch] * options.turns)
+    turns = DataLoader([batch] * options.turns, batch_size=None, collate_fn=lambda batch: batch)
+    cli.trainer.fit(module, train_dataloaders=turns)
     peak = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM") - before
     weights = sum(parameter.numel() for parameter in module.student.parameters())
     return {"peak": peak, "planned": sum(memory.values()), "weights": weights}
 
 
 def measured_table(options: argparse.Namespace) -> None:
-    print("| roles | base | weights of the student | peak, MiB | plan, MiB |")
+    print("| roles | base | weights of the student | peak, MB | plan, MB |")
     print("|---|---" + "|--:" * 3 + "|")
     made = {}
     for way in options.ways:
@@ -120,7 +122,7 @@ def measured_table(options: argparse.Namespace) -> None:
         command += ["--turns", str(options.turns), *(["--teacher", options.teacher] if options.teacher else [])]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found = made[way] = json.loads(done.stdout.splitlines()[-1])
-        sizes = " | ".join(f"{found[name] / 2**20:,.0f}" for name in ("peak", "planned"))
+        sizes = " | ".join(f"{found[name] / 1e6:,.0f}" for name in ("peak", "planned"))
         print(f"| {way} | {options.dtype} | {found['weights']:,} | {sizes} |", flush=True)
     if options.out is not None:
         write_json(options.out / "memory.json", made)

@@ -84,7 +84,7 @@ def test_delta_and_adapter_start_as_the_network_that_import_makes_of_the_file(kn
 def test_what_a_checkpoint_records_builds_the_same_adapters(known, tmp_path):
     _, teacher, prompts = known
     lora(teacher.denoiser, tmp_path / "lora.safetensors")
-    module = distilled(teacher, SharedBase(), tmp_path / "lora.safetensors")
+    module = distilled(teacher, SharedBase(rank=1), tmp_path / "lora.safetensors")
     again = with_adapters(teacher.denoiser, **module.roles.record("student"))
     assert adapter_layers(again).keys() == adapter_layers(module.student).keys()
     assert {layer.scale for layer in adapter_layers(again).values()} == {2.0}
