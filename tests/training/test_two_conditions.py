@@ -76,7 +76,7 @@ def test_a_pipeline_takes_both_by_name(student):
 
 
 def test_the_report_compares_combinations(student, teacher, tmp_path):
-    succeeds("evaluate", "--checkpoint", student, "--n", 24, "--repeats", 1, "--bootstrap", 0, "--out", tmp_path)
+    succeeds("evaluate", "--checkpoint", student, "--n", 80, "--repeats", 1, "--bootstrap", 0, "--out", tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert {"student", "teacher"} <= report.keys()
 
