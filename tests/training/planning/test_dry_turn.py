@@ -257,7 +257,7 @@ def test_bytes_of_a_turn_on_the_meta_device_are_those_that_a_real_one_allocates(
     """Attention, convolutions and linear layers of a network of diffusers; what kernels use for themselves is above."""
     blocks = {"down_block_types": ["AttnDownBlock2D"] * 2, "up_block_types": ["AttnUpBlock2D"] * 2}
     sizes = {"sample_size": 16, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 16]}
-    more = {"layers_per_block": 2, "norm_num_groups": 4, "attention_head_dim": 8, "num_class_embeds": 4}
+    more = {"layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8, "num_class_embeds": 4}
     teacher = Denoiser(StockUNet({**sizes, **blocks, **more}, 1.0, True), EDM(0.5))
     module = distillation(teacher, SiD(), turn="fused", gradient_checkpointing=checkpointed)
     batch = 16
