@@ -87,7 +87,7 @@ def judged(found):
 
 def test_nothing_measured_is_neither_met_nor_missed():
     aims = judged({})
-    assert len(aims) == 18
+    assert len(aims) == 21
     assert set(aims.values()) == {("", None)}
 
 

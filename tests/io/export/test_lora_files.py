@@ -90,7 +90,7 @@ def call_of(model):
     return made | ({"guidance_scale": 0.0} if guided else {})
 
 
-@pytest.mark.parametrize("targets", ["attention", "all"])
+@pytest.mark.parametrize("targets", ["attention", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stock_diffusers_makes_the_students_latents_of_base_and_lora(name, targets, teachers, tmp_path):
     source, teacher = teachers(name)
