@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader
 
 from fdistill.cli.commands.plan import plan
 from fdistill.cli.fit import run_trainer
+from fdistill.core.atomic_files import write_json
 from fdistill.data import Batch
-from fdistill.evaluation.report import write_json
 from fdistill.models.condition import Condition
 from fdistill.training.planning import GPUS, plan_run
 
