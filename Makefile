@@ -46,8 +46,8 @@ demonstrations: $(STAMP)
 
 # All tests in two processes, since a small machine has two cores: those of some rooms, and those of all others, which
 # begin when mypy is done. The unit tests take other times than the whole runs beside them, and are divided elsewhere.
-HALF = tests/core tests/theory tests/models tests/sampling tests/objectives tests/training tests/evaluation/metrics
-WHOLE_HALF = $(HALF) tests/evaluation/report
+HALF = tests/theory tests/models tests/objectives tests/training tests/evaluation/metrics
+WHOLE_HALF = $(HALF) tests/core tests/sampling
 CHECKS = --jobs 2 --keep-going --output-sync types lint this-half other-half
 
 test: $(STAMP)

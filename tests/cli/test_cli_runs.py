@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import yaml
+from cases import slow_but
 from cli_runs import CONFIGS, fdistill, last, student_arguments, succeeds, teacher_arguments, write_yaml
 from PIL import Image
 
@@ -87,7 +88,7 @@ def test_exported_generator_is_the_average_alone(student_checkpoint):
     assert average == {f"ema.average.{n[8:]}" for n in checkpoint["state_dict"] if n.startswith("student.")}
 
 
-@pytest.mark.parametrize("name", sorted(DIVERGENCES))
+@pytest.mark.parametrize("name", slow_but(sorted(DIVERGENCES), *sorted(DIVERGENCES)[:4]))
 def test_every_divergence_is_one_flag(name, teacher_checkpoint, tmp_path):
     flags = [f"--model.objective.divergence={name}", "--model.objective.adversarial_weight=0"]
     module = built(student_arguments(tmp_path / "run", teacher_checkpoint, *flags))
@@ -102,7 +103,7 @@ def pairs(tmp_path_factory):
     return TeacherPairs(x, x.clone(), torch.arange(10)).save(tmp_path_factory.mktemp("pairs") / "pairs.safetensors")
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", slow_but(sorted(OBJECTIVES), *sorted(OBJECTIVES)[::4]))
 def test_every_objective_is_one_flag(name, teacher_checkpoint, pairs, tmp_path):
     flag = json.dumps({"class_path": name, "init_args": ARGUMENTS[name]}) if name in ARGUMENTS else name
     also = {"DMD": [f"--model.pairs={pairs}"], "DiversityPreserving": ["--model.renoise_levels=[0.5]"]}

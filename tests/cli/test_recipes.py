@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 import yaml
+from cases import slow_but
 from cli_runs import CONFIGS
 
 from fdistill.cli.fit import run_trainer
@@ -103,13 +104,11 @@ def text_teachers(folders, tmp_path_factory):
     return functools.cache(made)
 
 
-QUICK = ("qwen_image_dmd2", "sd15_sid_lsg", "sdxl_dmd2_1step", "style_lora")
+QUICK = ("qwen_image_dmd2", "sdxl_dmd2_1step")
 
 
 @pytest.mark.system
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OF_TEXT]
-)
+@pytest.mark.parametrize("name", slow_but(OF_TEXT, *QUICK))
 def test_recipe_of_text_makes_three_turns_with_the_tiny_pipeline_of_its_family(name, text_teachers, tmp_path):
     teacher, pairs, prompts = text_teachers(OF_TEXT[name])
     recipe = CONFIGS / "recipes" / f"{name}.yaml"

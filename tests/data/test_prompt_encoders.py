@@ -11,6 +11,8 @@ from fdistill.data.encode_prompts import PromptEncoding, encode_prompts
 from fdistill.data.prompt_encoders import PromptEncoder, encoder_identity
 from fdistill.data.prompt_files import PromptFiles
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 pytest.importorskip("transformers")
 TWO = ["a red seven", "on"]
 TAKES = {

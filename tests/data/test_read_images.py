@@ -14,6 +14,8 @@ from PIL import Image
 from fdistill.data import ImageFolder
 from fdistill.data.image_files import UnreadableImage, packed, read_image
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 SETTINGS = {"resolution": 6, "horizontal_flip": True, "batch_size": 7, "held_out_fraction": 0.2, "seed": 3}
 
 

@@ -10,6 +10,8 @@ from objective_claims import ALL, assert_claim, claimed_gradient, gradients_of_l
 from fdistill.objectives import DiffInstruct
 from fdistill.theory.divergences import ReverseKL
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 SETTINGS = [(student, sigma) for student, levels in LEVELS_2D.items() for sigma in levels]
 
 

@@ -8,6 +8,8 @@ from torch.testing import assert_close
 
 from fdistill.objectives import Needs, NoisedSamples, Objective, SiD
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 INPUTS = {
     "teacher": "teacher",
     "fake_score": "fake_score",

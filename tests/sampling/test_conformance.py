@@ -23,6 +23,8 @@ from fdistill.sampling import (
 )
 from fdistill.theory.noise_levels import karras_grid
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 GRIDS = {
     "to zero": karras_grid(7, 0.05, 5.0),
     "to noise": karras_grid(7, 0.05, 5.0)[:-1],

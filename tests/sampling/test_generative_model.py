@@ -12,6 +12,8 @@ from fdistill.theory.paths import VarianceExploding
 from fdistill.theory.preconditioning import EDM, X0Prediction
 from fdistill.training.callbacks.measured import in_run_precision
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 
 class CountingDenoiser(Denoiser):
     evaluations = 0

@@ -13,6 +13,8 @@ from fdistill.models.networks import MLP
 from fdistill.theory.paths import DDPMPath, KineticOptimal, Path, RectifiedFlow, TrigFlow, VPCosine, VPLinear
 from fdistill.theory.preconditioning import EpsPrediction
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 ANGLES = torch.linspace(0, math.pi / 2, 801, dtype=torch.float64)
 POINTS = torch.linspace(-12, 12, 6001, dtype=torch.float64)
 NORMAL = (-POINTS.square() / 2).exp() / math.sqrt(2 * math.pi)

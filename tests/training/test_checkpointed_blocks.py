@@ -19,6 +19,8 @@ from fdistill.theory.preconditioning import EDM, VelocityPrediction
 from fdistill.training.at_rest import at_rest_as_now, weights_at_rest
 from fdistill.training.planning import dry_turn
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 
 def of_text(family):
     pipeline = built(family)
@@ -94,6 +96,7 @@ def test_turns_move_the_same_weights_to_the_same_bits(objective, build):
 
 
 @pytest.mark.system  # seconds
+@pytest.mark.slow
 def test_it_keeps_fewer_activations_for_more_arithmetic():
     deep = {"layers_per_block": 2, "sample_size": 16}
     plain, again = (

@@ -18,6 +18,8 @@ from fdistill.training import NonFiniteError
 from fdistill.training.parallel import ReplicatedStrategy
 from fdistill.training.parallel.compression import EF21, BFloat16, Compression, PowerSGD, TopK
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 LOSSY = [TopK(0.1), EF21(0.1), EF21(0.1, momentum=0.0), PowerSGD(2)]
 
 

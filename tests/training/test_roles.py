@@ -102,7 +102,8 @@ def test_gradients_are_the_same_with_activations_computed_again(objective, doubl
     proven(build, 2, lambda: images(1))
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_gradients_are_the_same_in_compiled_networks(backend, double):
     def build(teacher=None, **changes):
         return distillation(teacher or unet(), SiD(), **KEEPS | changes)

@@ -77,6 +77,7 @@ def test_what_a_report_on_captions_has_no_use_for_is_one_line(made, tmp_path, wr
     assert not (tmp_path / "x" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_in_python_the_report_is_that_of_the_command(made, monkeypatch):
     from fdistill.evaluation.features import captions as judge
 

@@ -16,6 +16,8 @@ from fdistill.theory.noise_levels import LogNormal
 from fdistill.training import DistillationModule
 from fdistill.training.generation import simulate
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 MOVES = functools.partial(Recorded, lr=1e-2)
 
 

@@ -75,6 +75,7 @@ def test_a_pipeline_takes_both_by_name(student):
     assert torch.equal(images, model.sample(latents, torch.tensor([12, 13])))
 
 
+@pytest.mark.slow
 def test_the_report_compares_combinations(student, teacher, tmp_path):
     succeeds("evaluate", "--checkpoint", student, "--n", 80, "--repeats", 1, "--bootstrap", 0, "--out", tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())

@@ -233,6 +233,7 @@ def test_a_run_measures_images_and_keeps_the_features_of_real_ones(student):
     )  # the extractor, the reference, the training and the held-out split
 
 
+@pytest.mark.slow
 def test_a_report_compares_images(student, teacher):
     root, _ = student
     checkpoint = root / "run" / "checkpoints" / "last.ckpt"

@@ -71,6 +71,7 @@ def test_the_strategy_of_the_trainer_is_planned(teacher_checkpoint, tmp_path):
     assert sizes[1]["on_cpu"][student] == pytest.approx(sizes[0]["memory"][student] / 4, rel=0.01)
 
 
+@pytest.mark.slow
 def test_measured_turns_stand_beside_their_bound(teacher_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()

@@ -22,6 +22,8 @@ from fdistill.evaluation.features.cache import user_cache
 from fdistill.evaluation.metrics import FrechetDistance, MemorizedFraction
 from fdistill.sampling import GDDIM, Heun
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 
 class Powers(nn.Module):
     """Features whose argument is no weight."""

@@ -15,6 +15,8 @@ from fdistill.evaluation.fid.reference import AT_ONCE, to_pixels
 from fdistill.evaluation.metrics import frechet_distance
 from fdistill.evaluation.sample_files import SamplesSource
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 CPU = torch.device("cpu")
 SHAPE = (3, 9, 9)
 

@@ -30,6 +30,8 @@ from fdistill.evaluation.metrics import (
     tail_indices,
 )
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 RANKS = 2
 
 

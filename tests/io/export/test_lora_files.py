@@ -3,6 +3,7 @@
 import diffusers
 import pytest
 import torch
+from cases import slow_but
 from safetensors.torch import load_file
 from text_pipelines import built, side_of
 
@@ -91,7 +92,7 @@ def call_of(model):
 
 
 @pytest.mark.parametrize("targets", ["attention", pytest.param("all", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but(FAMILIES, "sd", "sdxl", "sd3", "flux"))
 def test_stock_diffusers_makes_the_students_latents_of_base_and_lora(name, targets, teachers, tmp_path):
     source, teacher = teachers(name)
     model = student(teacher, targets)

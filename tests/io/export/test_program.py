@@ -79,6 +79,7 @@ def test_onnx_is_the_model_for_every_batch_size(network, sigmas, tmp_path):
         assert_close(torch.from_numpy(samples), made(model, n).samples, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_program_into_the_folder(student_checkpoint, tmp_path):
     out = succeeds("export", student_checkpoint, tmp_path / "folder", "--torch_export")
     path = tmp_path / "folder" / FILES["torch_export"]

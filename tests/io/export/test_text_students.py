@@ -3,6 +3,7 @@
 import diffusers
 import pytest
 import torch
+from cases import slow_but
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -81,7 +82,7 @@ def exported(name, teachers, model, folder):
     return ours, stock_latents(folder, model, name, **scheduled(model).call), again.sample(noise, condition)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but(FAMILIES, *FAMILIES[::3]))
 def test_one_step(name, teachers, tmp_path):
     _, teacher = teachers(name)
     ours, stock, again = exported(name, teachers, student(teacher), tmp_path / "student")

@@ -8,6 +8,7 @@ import shutil
 import diffusers
 import pytest
 import torch
+from cases import slow_but
 from safetensors.torch import save_file
 from text_pipelines import PIPELINES, built, side_of
 from torch.testing import assert_close
@@ -96,7 +97,10 @@ def test_pictures_are_those_of_the_vae(name, folders):
     assert_close(model.decode(latents), images.reshape(model.decode(latents).shape).clamp(-1, 1))
 
 
-@pytest.mark.parametrize("name", [name for name in STEPPED if name != "flux-schnell"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but([name for name in STEPPED if name != "flux-schnell"], "sd-v", "sdxl", "flux", "qwen-image", "z-image"),
+)
 def test_guided_samples_are_those_of_the_pipeline_with_its_own_and_with_a_negative_prompt(name, folders):
     folder, pipeline = folders(name)
     model = imported(folder, name, num_steps=STEPS, **({} if name == "flux" else {"guidance": 5.0}))
@@ -219,7 +223,7 @@ def without_its_graph(network, *given):
     return encoding.features
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", slow_but(PIPELINES, "sd", "sdxl", "pixart", "sd3", "flux", "z-image"))
 def test_features_of_chosen_blocks_stop_early_with_values_and_gradients_of_the_whole_pass(name, folders):
     folder, _ = folders(name)
     network = imported(folder, name, num_steps=1).denoiser.network

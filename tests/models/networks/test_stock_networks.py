@@ -11,6 +11,8 @@ from fdistill.core.spec import Described
 from fdistill.models.condition import Condition
 from fdistill.models.networks import StockDiT, StockUNet
 
+pytestmark = pytest.mark.system  # seconds, too many for make check
+
 RESNETS = {
     "down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"],
     "up_block_types": ["AttnUpBlock2D", "ResnetUpsampleBlock2D"],

@@ -7,6 +7,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import slow_but
 from tiny_runs import GivenData, distillation, fit, teacher_training
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -252,7 +253,7 @@ def time_of(event):
     return event.start_ns()
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed", slow_but([False, True], True))
 def test_bytes_of_a_turn_on_the_meta_device_are_those_that_a_real_one_allocates(checkpointed):
     """Attention, convolutions and linear layers of a network of diffusers; what kernels use for themselves is above."""
     blocks = {"down_block_types": ["AttnDownBlock2D"] * 2, "up_block_types": ["AttnUpBlock2D"] * 2}
