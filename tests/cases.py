@@ -12,4 +12,5 @@ def slow_but(cases, *quick):
     cases = list(cases)
     if unknown := set(quick) - set(cases):
         raise ValueError(f"quick cases are some of {cases}: got {sorted(unknown)}")
-    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+    parts = {case: case if isinstance(case, tuple) else (case,) for case in cases}
+    return [case if case in quick else pytest.param(*parts[case], marks=pytest.mark.slow) for case in cases]

@@ -22,6 +22,7 @@ def test_none_fits_and_all_fit():
     assert tool.largest(lambda _: True, first=3, most=50) == 48
 
 
+@pytest.mark.slow
 def test_turns_of_the_run_decide_and_other_errors_come_through(tmp_path, monkeypatch):
     forward, seen = Denoiser.forward, []
 

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from cases import slow_but
 from objective_runs import OBJECTIVES, learning_by
 from shared_roles import KEEPS, ROLES, Kept, check_chain_rule, doubled, moved, proven, separate
 from stock_models import SMALL_UNET
@@ -42,7 +43,7 @@ def double():
     torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("turn", ["fused", "alternating"])
+@pytest.mark.parametrize("turn", slow_but(["fused", "alternating"], "fused"))
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_s_gradients_are_those_of_separate_networks(name, turn, double, tmp_path):
     if turn == "alternating" and name == "Fisher":

@@ -7,6 +7,7 @@ gradients to the moving average, is made on the CPU under a watch for operations
 import lightning.pytorch as L
 import pytest
 import torch
+from cases import slow_but
 from tiny_runs import GivenData, distillation, fit, mlp, teacher_training
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -100,7 +101,7 @@ FUSED = [
 
 @pytest.mark.parametrize(
     ("kind", "turns"),
-    [*((kind, "fused" if kind in FUSED else "alternating") for kind in KINDS), ("f-distill", "alternating")],
+    slow_but([(kind, "fused" if kind in FUSED else "alternating") for kind in KINDS], *[(k, "fused") for k in FUSED]),
 )
 def test_a_turn_reads_no_number_of_its_device(kind, turns):
     module = distillation(denoiser(), **KINDS[kind], **TURNS[turns])

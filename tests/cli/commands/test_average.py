@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from cases import slow_but
 from cli_runs import fdistill, last, one_error_line, student_arguments, succeeds, teacher_arguments, write_yaml
 
 from fdistill.evaluation.choose_average import PARTS, TwoHalves
@@ -93,7 +94,7 @@ def test_the_choosing_half_chooses_and_the_table_shows_every_length_and_the_ema(
     assert target.with_name("chosen.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("best", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("best", slow_but([0.05, 0.1, 0.2], 0.1))
 def test_the_folder_holds_the_length_that_was_chosen(teacher, pixels, tmp_path, best, monkeypatch):
     def rows(halves, name, source):
         value = 1.0 if name.endswith(f" {best:g}") else 2.0
