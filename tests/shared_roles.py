@@ -57,8 +57,12 @@ def gradients(module, name):
     return {names[number]: value for number, value in module.trainer.optimizers[name == "fake_score"].seen.items()}
 
 
-def check_chain_rule(shared, full, limit=1e-10):
-    """W + s B A: dA = s B^T dW and dB = s dW A^T; what learns in full has the same gradients."""
+def chain_rule_error(shared, full):
+    """Largest error of a gradient, relative to its norm + 1e-3, by W + s B A: dA = s B^T dW and dB = s dW A^T.
+
+    What learns in full has the gradients of the other module's network. Infinite where a gradient is missing.
+    """
+    errors = []
     for name in ("student", "fake_score"):
         one = getattr(shared, name)
         if one is None:
@@ -71,20 +75,22 @@ def check_chain_rule(shared, full, limit=1e-10):
             down, up = (whole(factor.weight).detach().flatten(1) for factor in (layer.lora_A, layer.lora_B))
             expected[f"{layer_name}.lora_A.weight"] = layer.scale * up.T @ merged_by
             expected[f"{layer_name}.lora_B.weight"] = layer.scale * merged_by @ down.T
-        assert found
         assert any(value.abs().max() > 0 for value in found.values())
-        for key, value in found.items():
-            difference = (value.flatten() - expected[key].flatten()).norm()
-            assert difference <= limit * (1e-3 + expected[key].norm()), f"{name}.{key}: {difference}"
+        for key in own_parameters(one).keys() & expected.keys():
+            size = expected[key].norm()
+            off = (found[key].flatten() - expected[key].flatten()).norm() if key in found else torch.tensor(torch.inf)
+            errors.append(float(off / (1e-3 + size)) if key in found or size > 0 else 0.0)
+        assert found.keys() <= expected.keys()
+    return max(errors)
 
 
-def proven(build, turns, data=None, limit=1e-10, roles=ROLES, **how):
+def error_beside_separate(build, turns, data=None, roles=ROLES, **how):
+    """`chain_rule_error` of a run of three roles on one base; their base is one, and stays as it is to the last bit."""
     shared = moved(doubled(build(roles=SharedBase(**roles))))
     base = weights(shared.teacher)
     full = separate(shared, build)
     fit(shared, turns, None if data is None else data(), **how)
     fit(full, turns, None if data is None else data())
-    check_chain_rule(shared, full, limit)
     assert shares(shared.student, shared.teacher)
     assert all(torch.equal(value, base[name]) for name, value in weights(shared.teacher).items())
-    return shared
+    return chain_rule_error(shared, full)
