@@ -104,6 +104,12 @@ def test_a_lora_of_another_base_names_three_layers(known, folders, tmp_path):
         assert str(caught.value).count(";") == 3  # three layers, and the remedy
 
 
+def test_a_file_that_is_not_there_is_no_lora(known, tmp_path):
+    for roles in (FullCopies(), SharedBase(rank=2)):
+        with pytest.raises(CheckpointError, match="there is no"):
+            distilled(known[1], roles, tmp_path / "lora.safetensors")
+
+
 def test_several_ranks_are_a_delta_and_no_adapter(known, tmp_path):
     _, teacher, prompts = known
     layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

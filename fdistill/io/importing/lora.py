@@ -15,6 +15,7 @@ from fdistill.core.weight_files import (
     CheckpointError,
     brief,
     check_finite_weights,
+    file_size,
     read_safetensors,
     shown,
 )
@@ -109,6 +110,7 @@ def with_lora_beside(denoiser: Denoiser, file: Path) -> tuple[Denoiser, dict[str
 
 
 def _stock_of(denoiser: Denoiser, file: Path) -> TextToImageNetwork:
+    file_size(file)
     if not isinstance(denoiser.network, TextToImageNetwork):
         kind = type(denoiser.network).__name__
         raise CheckpointError(f"{file} is a LoRA of a stock text-to-image network: got a teacher in a {kind}")
