@@ -5,6 +5,7 @@ from typing import NamedTuple
 from lightning.pytorch import LightningModule
 
 from fdistill.training import DistillationModule
+from fdistill.training.turn_schedule import TurnSchedule
 
 _NAMES = {(True, True): "fused", (True, False): "student", (False, True): "fake"}
 
@@ -33,7 +34,24 @@ def turns_of_run(module: LightningModule, turns: int) -> dict[str, TurnKind]:
     """
     if turns < 1:
         raise ValueError(f"a run has at least one turn: got {turns}; set trainer.max_steps")
-    found: dict[str, list[int]] = {}
-    for turn in range(turns):
-        found.setdefault(kind_of(module, turn), []).append(turn)
-    return {name: TurnKind(len(found[name]), found[name][len(found[name]) // 2]) for name in sorted(found)[::-1]}
+    if not isinstance(module, DistillationModule):
+        return {"teacher": TurnKind(turns, turns // 2)}
+    schedule = module.turn_schedule
+    student = range(schedule.warmup + schedule.cycle - 1, turns, schedule.cycle)
+    fake = turns - len(student)
+    found = {}
+    if student:
+        middle = student[len(student) // 2]
+        found[kind_of(module, middle)] = TurnKind(len(student), middle)
+    if fake:
+        found["fake"] = TurnKind(fake, _nth_fake(schedule, fake // 2))
+    return found
+
+
+def _nth_fake(schedule: TurnSchedule, n: int) -> int:
+    """Number of the turn that is the n-th, from 0, in which the fake side learns alone."""
+    later = n - schedule.warmup
+    if later < 0:
+        return n
+    cycles, within = divmod(later, schedule.cycle - 1)
+    return schedule.warmup + cycles * schedule.cycle + within

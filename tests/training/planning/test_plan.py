@@ -10,6 +10,7 @@ from fdistill.objectives import DMD2, FDistill
 from fdistill.theory.divergences import ReverseKL
 from fdistill.training.parallel import ReplicatedStrategy, ShardedStrategy
 from fdistill.training.planning import GPUS, Gpu, plan_run, ring_seconds, turns_of_run
+from fdistill.training.planning.turn_kinds import TurnKind, kind_of
 
 pytestmark = pytest.mark.system  # seconds, too many for make check
 
@@ -18,6 +19,18 @@ SLOW = Gpu(bf16=2e9, tf32=1e9, fp32=1e8, memory=1e9, bandwidth=1e9, link=1e6)
 
 def alternating(**changes):
     return distillation(mlp(), DMD2(), **{"turn": "alternating", "fake_updates_per_student": 2} | changes)
+
+
+@pytest.mark.parametrize("changes", [{"turn": "fused"}, {"fake_updates_per_student": 1}, {}], ids=str)
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_kinds_of_turn_are_those_that_a_walk_over_all_turns_finds(changes, warmup):
+    module = alternating(fake_score_warmup=warmup, **changes)
+    for turns in range(1, 24):
+        walked = {}
+        for turn in range(turns):
+            walked.setdefault(kind_of(module, turn), []).append(turn)
+        expected = {name: TurnKind(len(found), found[len(found) // 2]) for name, found in walked.items()}
+        assert turns_of_run(module, turns) == expected
 
 
 def test_days_are_turns_of_each_kind_times_their_bound():
