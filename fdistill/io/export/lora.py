@@ -129,10 +129,11 @@ def _metadata(network: TextToImageNetwork) -> dict[str, str]:
 def _use(model: GenerativeModel, name: str, made: Scheduled) -> str:
     """The card's section on use."""
     source = Path(model.facts[PIPELINE])
-    base = published_name(source) or source.name
+    published = published_name(source)
+    base, where = (published, "") if published else (source.name, "  # the teacher's pipeline")
     code = (
         f"import torch\nfrom diffusers import DiffusionPipeline, {made.name}\n\n"
-        f'pipeline = DiffusionPipeline.from_pretrained("{base}")\n'
+        f'pipeline = DiffusionPipeline.from_pretrained("{base}"){where}\n'
         f'pipeline.scheduler = {made.name}.from_pretrained("{name}", subfolder="scheduler")\n'
         f'pipeline.load_lora_weights("{name}", weight_name="{FILE}")\n'
         f"{call_line(made)}"

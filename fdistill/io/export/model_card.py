@@ -78,7 +78,7 @@ def _summary(model: GenerativeModel) -> str:
     )
     parameters = sum(value.numel() for value in model.denoiser.parameters())
     plural = "s" if model.evaluations > 1 else ""
-    made = "samples" if model.decoder is None else "latents for the VAE beside it,"
+    made = "samples" if model.decoder is None else "latents that its VAE decodes,"
     return (
         f"{what}: {made} of shape {shape} {classes}, {model.evaluations} network evaluation{plural} per sample, "
         f"{parameters:,} parameters."
