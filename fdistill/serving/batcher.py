@@ -1,4 +1,4 @@
-"""Batches across requests: a bounded queue, one worker, one shape of batch; a seed gives the same bytes in any company."""
+"""Batches across requests: bounded queue, one worker, one shape: a seed gives the same bytes in any company."""
 
 import contextlib
 import logging

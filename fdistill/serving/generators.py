@@ -48,7 +48,7 @@ class How:
     """
 
     size: int = 64
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
     bf16: bool = False
     compiled: bool = False
     decoder: str | None = None
