@@ -15,7 +15,7 @@ from fdistill.serving.generators import How, Shelf
 from fdistill.theory.preconditioning import EDM
 
 SIZE = 8
-NAMES = "zero one two three four five six seven eight nine".split()
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 def export(folder, num_classes=10, seed=0, channels=1, network=None):

@@ -38,7 +38,7 @@ def test_prompts_of_several_sets_of_classes_name_each(tmp_path):
         condition = made.condition(prompt)
         assert (int(condition["digit"]), int(condition["ground"])) == (7, 2)
     for prompt in ("digit=7", "digit=7, ground=4", "digit=7, sky=1", "40"):
-        with pytest.raises(ValueError, match="digit|ground"):
+        with pytest.raises(ValueError, match=r"digit|ground"):
             made.condition(prompt)
 
 
