@@ -116,9 +116,7 @@ def test_a_person_types_a_class_and_sees_pictures_change(folder, tmp_path):
         shown, of_text = [], "text => document.querySelector('#pictures img')?.alt.startsWith(text + ',')"
         for text in ("3", "seven", "3"):
             page.fill("#prompt", text)
-            page.wait_for_function(
-                "text => document.querySelector('#pictures img')?.alt.startsWith(text + ',')", arg=text
-            )
+            page.wait_for_function(of_text, arg=text)
             assert pictures.count() == 16
             assert pictures.first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 8
             shown.append([picture.get_attribute("src") for picture in pictures.all()])
