@@ -71,8 +71,7 @@ class Generator:
         check_safe(path)
         self.name, self.size = name, how.size
         self.model = model = _prepared(load_model(path), path, how)
-        card = path / "README.md"
-        self.card = card.read_text(encoding="utf-8") if card.is_file() else f"{name}: no model card beside {path.name}"
+        self.card = _card(path) or f"{name}: no model card beside {path.name}"
         self.classes = _class_names(path, model)
         self.reads_text = PIPELINE in model.facts
         self._encode = functools.lru_cache(_KEPT)(self._text_condition)
@@ -201,6 +200,13 @@ def _keys(file: Path) -> Sequence[str]:
     except (ValueError, OSError, RecursionError):
         return ()
     return tuple(found) if isinstance(found, dict) else ()
+
+
+def _card(path: Path) -> str:
+    """The model card of a folder without the metadata before it; empty where there is none."""
+    file = path / "README.md"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()
 
 
 def _class_names(path: Path, model: GenerativeModel) -> list[str]:
