@@ -275,8 +275,8 @@ class Shelf:
             try:
                 self._found[name] = Generator(name, path, self._how)
             except Exception as error:
-                self.failures[name] = f"{name} was made anew and cannot be served, the old one stays: {error}"
-                _LOG.error("%s", self.failures[name])
+                self.failures[name] = f"{name} was made anew and cannot be served, the old one stays: the log says why"
+                _LOG.error("%s was made anew and cannot be served, the old one stays: %s", name, error)
                 continue
             self.failures.pop(name, None)
             self.reloads += 1
@@ -305,13 +305,9 @@ def _named(given: str) -> tuple[str, str]:
 
 
 def stamp(path: Path) -> tuple[tuple[str, int, int, int], ...]:
-    """Names, sizes, times and inodes of all files of a folder, or of one file; empty where there is nothing."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    found = []
-    for file in files:
-        try:
-            state = file.stat()
-        except OSError:  # replaced at this moment: the next look sees another stamp
-            continue
-        found.append((file.name, state.st_size, state.st_mtime_ns, state.st_ino))
-    return tuple(found)
+    """Names, sizes, times and inodes of all files of a folder, or of one file; nothing where it is not there."""
+    try:
+        files = [(str(file), file.stat()) for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    except OSError:
+        return ()
+    return tuple((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in files)

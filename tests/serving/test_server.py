@@ -117,6 +117,22 @@ def test_sigterm_answers_what_waits_and_ends_well(folder):
 
 
 @pytest.mark.slow
+def test_a_dead_worker_answers_and_ends_the_process(folder):
+    before = """
+from fdistill.serving.generators import Generator
+first = Generator.make
+def make(self, *given):
+    Generator.make = lambda *_: sys.modules["no_such_device"]
+    return first(self, *given)
+Generator.make = make
+"""
+    with live(folder, before=before) as (process, place):
+        answer = httpx.post(f"{place}/v1/images/generations", json={"prompt": "3"}, timeout=60)
+        assert (answer.status_code, set(answer.json())) == (503, {"error"})
+        assert process.wait(60) == 1
+
+
+@pytest.mark.slow
 def test_a_person_types_a_class_and_sees_pictures_change(folder, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     if not CHROMIUM.is_file():
