@@ -75,10 +75,9 @@ class Generator:
         self.classes = _class_names(path, model)
         self.reads_text = PIPELINE in model.facts
         self._encode = functools.lru_cache(_KEPT)(self._text_condition)
-        self._encoding = threading.Lock()
         # the last slice is as large as the first: another shape has other last bits
         self._slice = math.gcd(how.size, _SLICE)
-        example = {True: "warm", False: "0" if model.num_classes else ""}[self.reads_text]
+        example = "warm" if self.reads_text else "0" if model.num_classes else ""
         shape = self._warmed(self.condition(example)).shape[1:]
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise CheckpointError(f"{path} makes samples {list(shape)}, no pictures: fdistill sample writes them")
@@ -104,7 +103,7 @@ class Generator:
         return f"the number of a class, 0 to {self.model.num_classes - 1}{names}"
 
     def condition(self, prompt: str) -> Condition:
-        """What the network takes for one picture, one row.
+        """What the network takes for one picture, one row; of a text in one thread at a time.
 
         Raises:
             ValueError: where the prompt is none of this generator, in one line.
@@ -116,8 +115,7 @@ class Generator:
         if self.reads_text:
             if not prompt.strip():
                 raise ValueError("a prompt of this generator is a text: got none")
-            with self._encoding:  # a pipeline keeps what its network was last called with
-                return self._encode(prompt)
+            return self._encode(prompt)
         number = self._number(" ".join(prompt.split()))
         return self.model.condition(None if number is None else torch.tensor([number]), 1)
 
