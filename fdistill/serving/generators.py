@@ -18,7 +18,7 @@ from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.weight_files import CheckpointError
 from fdistill.io.load import load_model
 from fdistill.io.stock_pipeline import PIPELINE, StockPipeline, prompt_condition
-from fdistill.models.condition import Condition
+from fdistill.models.condition import Condition, declared
 from fdistill.models.vae import Decoder
 from fdistill.sampling.draw import chosen_labels
 from fdistill.sampling.generator import GenerativeModel
@@ -74,6 +74,9 @@ class Generator:
         self.card = _card(path) or f"{name}: no model card beside {path.name}"
         self.classes = _class_names(path, model)
         self.reads_text = PIPELINE in model.facts
+        takes = model.denoiser.takes
+        if takes and not model.num_classes and not self.reads_text:
+            raise CheckpointError(f"{path} takes {declared(takes)}, which no prompt tells: serve its exported folder")
         self._encode = functools.lru_cache(_KEPT)(self._text_condition)
         # the last slice is as large as the first: another shape has other last bits
         self._slice = math.gcd(how.size, _SLICE)
