@@ -17,6 +17,7 @@ RESUMABLE = (128 + signal.SIGTERM, 128 + signal.SIGUSR1, 128 + signal.SIGUSR2)
 """With which `fdistill fit` ends after it has saved."""
 _FUTILE = 3  # lives in a row that saved nothing, after which a run that is killed each time counts as failed
 _POLL = 0.2  # s
+_NEXT = 1.0  # s between two looks at the queue
 _START = 5.0  # s in which another worker may let go of the lock, or a caller that only looked at it
 
 
@@ -50,7 +51,7 @@ class Worker:
         from dbos import DBOS
 
         lock: BinaryIO | None = self._worker_lock()
-        signal.signal(signal.SIGTERM, self._leave)
+        before = signal.signal(signal.SIGTERM, self._leave)
 
         @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None)
         def run(name: str) -> None:
@@ -58,7 +59,7 @@ class Worker:
 
         DBOS(config=self._queue.settings())
         DBOS.launch()
-        DBOS.register_queue(QUEUE, worker_concurrency=len(self.devices))
+        DBOS.register_queue(QUEUE, worker_concurrency=len(self.devices), polling_interval_sec=_NEXT)
         while lock is not None and not self._leaving:
             time.sleep(_POLL)
             if not self._queue.is_open():
@@ -66,7 +67,8 @@ class Worker:
                 lock = try_lock(self.home.worker_lock) if self._queue.is_open() else None
         while self._groups:
             time.sleep(_POLL)
-        DBOS.destroy()
+        DBOS.destroy(destroy_registry=True)
+        signal.signal(signal.SIGTERM, before)
 
     def _run(self, job: Job) -> None:
         """All lives of a run, up to its end."""
@@ -79,13 +81,14 @@ class Worker:
                 self._queue.note(job, code=code, seconds=round(seconds, 1), began=None)
             if self._leaving:
                 raise SystemExit  # which DBOS does not record: the run stays open, and the next worker continues it
-            if code == 0:
+            if code == 0 and self._queue.is_pending(job):
                 return
             if code is not None and code > 0 and code not in RESUMABLE:
                 break
             futile = 0 if _saved(job) != saved else futile + 1
         if self._queue.is_pending(job):
             self._queue.give_up(job)
+        raise SystemExit  # its end is recorded already
 
     def _life(self, job: Job) -> int | None:
         """From start to end of the run's processes; returns the exit status, None where it was stopped before."""
