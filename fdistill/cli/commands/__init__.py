@@ -93,6 +93,9 @@ VERBS = {
     "dashboard": Verb(
         "how runs go: one page of curves and pictures", "fdistill.cli.commands.dashboard", several="runs"
     ),
+    "serve": Verb(
+        "generators over HTTP: OpenAI's images API, and a page", "fdistill.cli.commands.serve", several="folders"
+    ),
     "presets": Verb("configurations and checkpoints that are found by name", "fdistill.cli.commands.presets"),
     "doctor": Verb("versions, devices, and what is wrong or slow here", "fdistill.cli.commands.doctor"),
 }
