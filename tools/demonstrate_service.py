@@ -1,6 +1,6 @@
 """Serve the shipped digits student, ask it by OpenAI's client for every class, save the picture, stop it.
 
-    python tools/demonstrate_service.py --out runs/service-demonstration
+python tools/demonstrate_service.py --out runs/service-demonstration
 """
 
 import argparse
