@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fdistill.serving.jobs import Job, Jobs
+from fdistill.serving.jobs import Home, Job, Jobs
 
 pytestmark = pytest.mark.system
 
@@ -75,6 +75,8 @@ def test_an_engine_that_is_not_here_leaves_nothing_behind(tmp_path, monkeypatch)
         with pytest.raises(ValueError, match=rf"fdistill\[{extra}\]"):
             Jobs(tmp_path / "home").submit(job(tmp_path, engine))
     assert list(tmp_path.iterdir()) == []
+    Home(tmp_path).write(job(tmp_path, "ray"))  # of a machine that has it
+    assert [run.state for run in Jobs(tmp_path).all()] == ["unknown"]
 
 
 def test_other_machines_are_told_what_a_run_needs(tmp_path):

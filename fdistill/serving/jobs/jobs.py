@@ -87,8 +87,15 @@ class Jobs:
                 raise ValueError(f"a run has a folder of its own: {job.folder} is that of {name}; take another --name")
 
     def all(self) -> list[RunStatus]:
-        """How all runs are."""
-        return [self.status(name) for name in self.home.names()]
+        """How all runs are; unknown where an engine does not answer."""
+        found = []
+        for name in self.home.names():
+            try:
+                found.append(self.status(name))
+            except (ValueError, RuntimeError, OSError):
+                job = self.home.read(name)
+                found.append(RunStatus(name, "unknown", None, 0.0, None, job.engine, job.folder))
+        return found
 
     def status(self, name: str) -> RunStatus:
         """How a run is.
