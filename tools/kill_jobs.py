@@ -30,6 +30,7 @@ from fdistill.serving.jobs.home import group_in, is_locked
 from fdistill.serving.jobs.local import Local
 
 VICTIMS = ("worker", "run", "both")
+LIVE = ("queued", "running")
 
 
 class Supervisor:
@@ -52,12 +53,15 @@ class Supervisor:
             self._worker = subprocess.Popen(asked, start_new_session=True)
         return self._worker.pid
 
+    def group(self, name: str) -> int | None:
+        """The processes of a run, where it has any."""
+        lock = self.jobs.home.lock(name)
+        return group_in(lock) if is_locked(lock) else None
+
     def kill(self, victim: str, name: str) -> None:
         """SIGKILL at once."""
-        lock = self.jobs.home.lock(name)
-        with contextlib.suppress(ProcessLookupError):
-            if victim != "worker" and is_locked(lock) and (group := group_in(lock)):
-                os.killpg(group, signal.SIGKILL)
+        if victim != "worker":
+            os.killpg(self.group(name), signal.SIGKILL)
         if victim != "run":
             os.kill(self.keep(), signal.SIGKILL)
             self._worker.wait()
@@ -82,40 +86,43 @@ class Writers(threading.Thread):
         return False
 
 
-def wait_for_training(supervisor: Supervisor, folder: Path, life: int | None) -> int | None:
-    """Wait until a life of the run has written config.yaml, as each does when training begins; None where it ended."""
-    config = folder / "config.yaml"
-    while supervisor.jobs.status(folder.name).state in ("queued", "running"):
+def wait_for_training(supervisor: Supervisor, folder: Path) -> bool:
+    """Wait until a life of the run has written config.yaml, as each does when training begins; False where it ended."""
+    config, lock = folder / "config.yaml", supervisor.jobs.home.lock(folder.name)
+    while (state := supervisor.jobs.status(folder.name).state) in LIVE:
         supervisor.keep()
-        written = config.stat().st_mtime_ns if config.is_file() else None
-        if written != life:
-            return written
+        if state == "running" and config.is_file() and config.stat().st_mtime_ns > lock.stat().st_mtime_ns:
+            return True  # the lock got its number when this life began
         time.sleep(0.02)
-    return None
+    return False
 
 
 def killed_run(options: argparse.Namespace, home: Path) -> dict:
     """What happened to the run that was killed."""
-    folder, chance, kills = home / "killed", random.Random(options.seed), []
+    folder, chance, kills, given_up = home / "killed", random.Random(options.seed), [], 0
     supervisor, writers = Supervisor(home), Writers(folder)
     writers.start()
     supervisor.submit("killed", command(folder, options.turns, 2, 128))
-    life: int | None = None
     while len(kills) < options.kills:
-        victim = chance.choice(VICTIMS)
-        if victim != "worker":
-            life = wait_for_training(supervisor, folder, life)
+        victim, seconds = chance.choice(VICTIMS), chance.uniform(0.0, options.longest)
+        is_training = victim == "worker" or wait_for_training(supervisor, folder)
         supervisor.keep()
-        time.sleep(chance.uniform(0.0, options.longest))
-        if supervisor.jobs.status("killed").state not in ("queued", "running"):
+        time.sleep(seconds)
+        if is_training and (victim == "worker" or supervisor.group("killed") is not None):
+            supervisor.kill(victim, "killed")
+            kills.append({"victim": victim, "seconds": round(seconds, 2), "saved_turn": saved_turn(folder)})
+            print(kills[-1], flush=True)
+        state = supervisor.jobs.status("killed").state
+        if state == "failed":  # killed three times without having saved
+            supervisor.jobs.resume("killed")
+            given_up += 1
+        elif state not in LIVE:
             raise SystemExit(f"the run ended after {len(kills)} kills: give more --turns or a smaller --longest")
-        supervisor.kill(victim, "killed")
-        kills.append({"victim": victim, "saved_turn": saved_turn(folder)})
-        print(kills[-1], flush=True)
-    while (state := supervisor.jobs.status("killed").state) in ("queued", "running"):
+    while (state := supervisor.jobs.status("killed").state) in LIVE:
         supervisor.keep()
         time.sleep(0.5)
-    return {"kills": kills, "state": state, "most_writers": writers.most, "lives": len(writers.seen)}
+    found = {"state": state, "given_up": given_up, "most_writers": writers.most, "lives": len(writers.seen)}
+    return found | {"kills": kills}
 
 
 def queued_runs(count: int, home: Path) -> dict:
