@@ -36,7 +36,13 @@ def submit(settings: list[str], name: str | None = None, on: str = "local", home
     if name is not None and not any(option.partition("=")[0] == f"--{_FOLDER}" for option in options):
         options = [*options, f"--{_FOLDER}", str(Path(home, name))]
     merged = _merged([*(part for config in configs for part in ("--config", config)), *options])
-    trainer = parse_yaml(merged)["trainer"]
+    content = parse_yaml(merged)
+    trainer = content["trainer"]
+    if content["ckpt_path"] not in (None, "last"):
+        raise UsageError(
+            f"a job continues from its own last checkpoint: got --ckpt_path {content['ckpt_path']}; branch by "
+            "fdistill fit"
+        )
     if not trainer["default_root_dir"]:
         raise UsageError("a run needs a folder: give --name NAME, or trainer.default_root_dir in the configuration")
     folder = Path(trainer["default_root_dir"]).absolute()

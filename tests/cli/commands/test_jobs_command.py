@@ -40,6 +40,7 @@ def test_what_cannot_run_is_refused_and_nothing_is_written(tmp_path):
         ([*CONFIG, "--name", "older", *SLURM], "already holds"),
         ([*CONFIG, "--name", "a/b", *SLURM], "name"),
         (SLURM, "configurations"),
+        ([*CONFIG, "--ckpt_path", "a.ckpt", *SLURM], "a.ckpt"),
     ):
         assert word in one_error_line(fdistill("submit", *wrong))
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["older"]
