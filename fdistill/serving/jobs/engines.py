@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 from typing import Any
 
 from fdistill.core.atomic_files import atomic_write
@@ -95,7 +96,7 @@ class Ray:
     def state(self, job: Job) -> State:
         """As Ray says."""
         info = self._client.get_job_info(job.number)
-        end = info.end_time or info.start_time or 0
+        end = info.end_time or 1000 * time.time()  # ms
         seconds = (end - (info.start_time or end)) / 1000
         return State(_RAY_STATES[str(info.status.value)], info.driver_exit_code, seconds)
 
