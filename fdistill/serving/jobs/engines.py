@@ -58,8 +58,8 @@ class Slurm:
         return State(_SLURM_STATES.get(said.stdout.strip(), "ended"))
 
     def stop(self, job: Job, wait: bool) -> None:
-        """SIGTERM to the processes, not to the shell; it does not wait."""
-        _said("scancel", "--signal=TERM", job.number)
+        """SIGTERM to the processes, not to the shell; one that waits is taken out."""
+        _said("scancel", *(["--signal=TERM"] if self.state(job).name == "running" else []), job.number)
 
 
 class Ray:
@@ -101,7 +101,7 @@ class Ray:
         return State(_RAY_STATES[str(info.status.value)], info.driver_exit_code, seconds)
 
     def stop(self, job: Job, wait: bool) -> None:
-        """SIGTERM; it does not wait, and Ray kills after an hour."""
+        """SIGTERM; Ray kills after an hour."""
         self._client.stop_job(job.number)
 
 

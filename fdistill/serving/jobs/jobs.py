@@ -14,6 +14,7 @@ from fdistill.serving.jobs.local import Local
 
 ENGINES: dict[str, Callable[[Home], Any]] = {"local": Local, "ray": Ray, "slurm": Slurm, "kubernetes": Kubernetes}
 _LIVE = ("queued", "running", "stopping")
+_POLL = 0.5  # s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +133,8 @@ class Jobs:
             raise ValueError(f"{name} is {found.state} already (step {found.step}): there is nothing to stop")
         job = self.home.read(name)
         self._engine(job.engine).stop(job, wait)
+        while wait and self.status(name).state in _LIVE:
+            time.sleep(_POLL)
         return self.status(name)
 
     def resume(self, name: str) -> RunStatus:
@@ -168,7 +171,7 @@ class Jobs:
                     position = file.tell()
             if not is_live:
                 return
-            time.sleep(0.5)
+            time.sleep(_POLL)
 
     def has_worker(self) -> bool:
         """Whether somebody works on the queue of this machine, or nobody needs to."""
