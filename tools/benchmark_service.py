@@ -168,9 +168,7 @@ def overload(options: argparse.Namespace) -> None:
     _, times, statuses = asyncio.run(load(server.port, 10 * room // 8, 8, options.seconds))
     after = [quantiles(asyncio.run(load(server.port, 1, 1, 1))[1])[0], server.memory()]
     p50, p99 = quantiles(times)
-    print(
-        f"* {10 * room // 8} clients x 8 at a queue of {room}: {dict(statuses)}, answered p50 {p50:.0f} p99 {p99:.0f} ms"
-    )
+    print(f"* {10 * room // 8} clients x 8 at a queue of {room}: {dict(statuses)}, p50 {p50:.0f}, p99 {p99:.0f} ms")
     print(f"* lone request {lone:.1f} ms before and {after[0]:.1f} ms in the second after")
     print(f"* memory {before:,.0f} MB before, {after[1]:,.0f} after", flush=True)
     mixed = asyncio.run(at_once(server.port, 41, 1, ["3"] * 40 + ["eleven"]))

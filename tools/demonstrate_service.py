@@ -1,7 +1,4 @@
-"""Serve the shipped digits student, ask it by OpenAI's client for every class, save the picture, stop it.
-
-python tools/demonstrate_service.py --out runs/service-demonstration
-"""
+"""Serve the shipped digits student, ask it by OpenAI's client for every class, save the picture, stop it."""
 
 import argparse
 import base64

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +13,6 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from torch import Tensor
 
-from fdistill.models.condition import Condition
 from fdistill.serving.batcher import Batcher, FullError, Job, StoppedError
 from fdistill.serving.generators import Generator, Shelf
 from fdistill.serving.guard import Guard
@@ -39,7 +38,8 @@ class Service:
         self.shelf, self.batcher, self.limit = shelf, batcher, limit
         self.metrics = Metrics(batcher, shelf)
         self.started = int(time.time())
-        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="encode")
+        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="files")
+        self._text_encoders = ThreadPoolExecutor(1, thread_name_prefix="texts")  # which answer one at a time
 
     async def answer(
         self, http: fastapi.Request, asked: Request, finish: Callable[[Generator, Tensor, int], Response]
@@ -57,8 +57,7 @@ class Service:
         except FullError as error:
             raise RequestError(str(error), None, 429, "queue_full", error.retry_after) from error
         try:
-            job = Job(generator, await self._condition(generator, asked.prompt), seed, n)
-            pictures = await _unless_left(http, asyncio.wrap_future(self.batcher.submit(job).answer))
+            pictures = await _unless_left(http, self._pictures(generator, asked.prompt, seed, n))
             if pictures is None:
                 return Response(status_code=_LEFT)
             response = await asyncio.get_running_loop().run_in_executor(self._pool, finish, generator, pictures, seed)
@@ -76,21 +75,25 @@ class Service:
         except ValueError as error:
             raise RequestError(str(error), "model", 404, "model_not_found") from error
 
-    async def _condition(self, generator: Generator, prompt: str) -> Condition:
+    async def _pictures(self, generator: Generator, prompt: str, seed: int, n: int) -> Tensor:
         try:
-            if not generator.reads_text:
-                return generator.condition(prompt)
-            # text encoders compute: other requests go on meanwhile
-            return await asyncio.get_running_loop().run_in_executor(self._pool, generator.condition, prompt)
+            if generator.reads_text:  # text encoders compute: other requests go on meanwhile
+                loop = asyncio.get_running_loop()
+                condition = await loop.run_in_executor(self._text_encoders, generator.condition, prompt)
+            else:
+                condition = generator.condition(prompt)
         except ValueError as error:
             raise RequestError(str(error), "prompt") from error
+        return await asyncio.wrap_future(self.batcher.submit(Job(generator, condition, seed, n)).answer)
 
 
-async def _unless_left(http: fastapi.Request, answer: "asyncio.Future[Tensor]") -> Tensor | None:
-    """The answer; None where the client leaves before, whose pictures are then not made."""
+async def _unless_left(http: fastapi.Request, pictures: Coroutine[Any, Any, Tensor]) -> Tensor | None:
+    """The pictures; None where the client leaves before, for whom they are then not made."""
+    answer = asyncio.ensure_future(pictures)
     left = asyncio.ensure_future(http.receive())  # all has been read: only http.disconnect can come
+    both: list[asyncio.Future[Any]] = [answer, left]
     try:
-        await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         return answer.result() if answer.done() else None
     finally:
         answer.cancel()

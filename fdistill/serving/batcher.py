@@ -207,4 +207,7 @@ class Batcher:
 
 def _settle(job: Job, answer: Any) -> None:
     with contextlib.suppress(InvalidStateError):  # who asked has left
-        job.answer.set_exception(answer) if isinstance(answer, Exception) else job.answer.set_result(answer)
+        if isinstance(answer, Exception):
+            job.answer.set_exception(answer)
+        else:
+            job.answer.set_result(answer)

@@ -18,7 +18,7 @@ from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.weight_files import CheckpointError
 from fdistill.io.load import load_model
 from fdistill.io.stock_pipeline import PIPELINE, StockPipeline, prompt_condition
-from fdistill.models.condition import Condition
+from fdistill.models.condition import Condition, declared
 from fdistill.models.vae import Decoder
 from fdistill.sampling.draw import chosen_labels
 from fdistill.sampling.generator import GenerativeModel
@@ -71,15 +71,16 @@ class Generator:
         check_safe(path)
         self.name, self.size = name, how.size
         self.model = model = _prepared(load_model(path), path, how)
-        card = path / "README.md"
-        self.card = card.read_text(encoding="utf-8") if card.is_file() else f"{name}: no model card beside {path.name}"
+        self.card = _card(path) or f"{name}: no model card beside {path.name}"
         self.classes = _class_names(path, model)
         self.reads_text = PIPELINE in model.facts
+        takes = model.denoiser.takes
+        if takes and not model.num_classes and not self.reads_text:
+            raise CheckpointError(f"{path} takes {declared(takes)}, which no prompt tells: serve its exported folder")
         self._encode = functools.lru_cache(_KEPT)(self._text_condition)
-        self._encoding = threading.Lock()
         # the last slice is as large as the first: another shape has other last bits
         self._slice = math.gcd(how.size, _SLICE)
-        example = {True: "warm", False: "0" if model.num_classes else ""}[self.reads_text]
+        example = "warm" if self.reads_text else "0" if model.num_classes else ""
         shape = self._warmed(self.condition(example)).shape[1:]
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise CheckpointError(f"{path} makes samples {list(shape)}, no pictures: fdistill sample writes them")
@@ -105,7 +106,7 @@ class Generator:
         return f"the number of a class, 0 to {self.model.num_classes - 1}{names}"
 
     def condition(self, prompt: str) -> Condition:
-        """What the network takes for one picture, one row.
+        """What the network takes for one picture, one row; of a text in one thread at a time.
 
         Raises:
             ValueError: where the prompt is none of this generator, in one line.
@@ -117,8 +118,7 @@ class Generator:
         if self.reads_text:
             if not prompt.strip():
                 raise ValueError("a prompt of this generator is a text: got none")
-            with self._encoding:  # a pipeline keeps what its network was last called with
-                return self._encode(prompt)
+            return self._encode(prompt)
         number = self._number(" ".join(prompt.split()))
         return self.model.condition(None if number is None else torch.tensor([number]), 1)
 
@@ -203,6 +203,13 @@ def _keys(file: Path) -> Sequence[str]:
     return tuple(found) if isinstance(found, dict) else ()
 
 
+def _card(path: Path) -> str:
+    """The model card of a folder without the metadata before it; empty where there is none."""
+    file = path / "README.md"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()
+
+
 def _class_names(path: Path, model: GenerativeModel) -> list[str]:
     """The lines of classes.txt in a folder: one name for each class, in their order."""
     file = path / _CLASSES
@@ -269,8 +276,8 @@ class Shelf:
             try:
                 self._found[name] = Generator(name, path, self._how)
             except Exception as error:
-                self.failures[name] = f"{name} was made anew and cannot be served, the old one stays: {error}"
-                _LOG.error("%s", self.failures[name])
+                self.failures[name] = f"{name} was made anew and cannot be served, the old one stays: the log says why"
+                _LOG.error("%s was made anew and cannot be served, the old one stays: %s", name, error)
                 continue
             self.failures.pop(name, None)
             self.reloads += 1
@@ -299,13 +306,9 @@ def _named(given: str) -> tuple[str, str]:
 
 
 def stamp(path: Path) -> tuple[tuple[str, int, int, int], ...]:
-    """Names, sizes, times and inodes of all files of a folder, or of one file; empty where there is nothing."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    found = []
-    for file in files:
-        try:
-            state = file.stat()
-        except OSError:  # replaced at this moment: the next look sees another stamp
-            continue
-        found.append((file.name, state.st_size, state.st_mtime_ns, state.st_ino))
-    return tuple(found)
+    """Names, sizes, times and inodes of all files of a folder, or of one file; nothing where it is not there."""
+    try:
+        files = [(str(file), file.stat()) for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    except OSError:
+        return ()
+    return tuple((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in files)

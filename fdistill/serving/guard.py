@@ -60,7 +60,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        error, told = None, {}
+        error: RequestError | None = None
+        told: dict[str, str] = {}
         if self.token is None:
             if not is_loopback(_host(headers.get("host", ""))):
                 error = RequestError(

@@ -68,7 +68,7 @@ class Request(BaseModel):
             said = said or f"is refused: {first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r:.60}"
             raise RequestError(f"{param} {said}", param) from error
 
-    def checked(self, side: str, limit: int) -> "tuple[int, int]":
+    def checked(self, side: str, limit: int) -> tuple[int, int]:
         """How many images and of which seed; one is drawn where none is given.
 
         Args:

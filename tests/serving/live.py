@@ -8,10 +8,16 @@ import sys
 
 
 @contextlib.contextmanager
-def live(*arguments):
-    """`fdistill serve` on a free port, once it listens: its process and its address; killed at the end if it runs."""
+def live(*arguments, before=""):
+    """`fdistill serve` on a free port, once it listens: its process and its address; killed at the end if it runs.
+
+    Args:
+        arguments: of the command.
+        before: code that the process runs before.
+    """
+    code = f"import sys\nfrom fdistill.cli.main import main\n{before}\nsys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-m", "fdistill", "serve", *map(str, arguments), "--port", "0"],
+        [sys.executable, "-c", code, "serve", *map(str, arguments), "--port", "0"],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

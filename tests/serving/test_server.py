@@ -1,5 +1,6 @@
 """The service as a process: refused before it starts, asked by stock clients, drained by SIGTERM, looked at."""
 
+import asyncio
 import base64
 import io
 import signal
@@ -14,6 +15,8 @@ from cli_runs import fdistill, one_error_line
 from live import live
 from PIL import Image
 from services import export
+
+from fdistill.serving.server import listening
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -47,6 +50,22 @@ def test_no_generator_a_strange_one_and_a_port_in_use(folder, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         line = one_error_line(fdistill("serve", folder, "--port", other.getsockname()[1]))
     assert "in use" in line
+
+
+def test_small_answers_do_not_wait_for_acknowledgements():
+    async def delays():
+        with listening("127.0.0.1", 0) as opened:
+            server = await asyncio.start_server(lambda _, writer: found.put_nowait(writer), sock=opened)
+            found = asyncio.Queue()
+            _, there = await asyncio.open_connection(*opened.getsockname())
+            here = await found.get()
+            delayed = not here.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            for writer in (here, there):
+                writer.close()
+            server.close()
+            return delayed
+
+    assert not asyncio.run(delays())
 
 
 def test_without_the_extra_its_name_is_told(folder, monkeypatch):
@@ -95,6 +114,22 @@ def test_sigterm_answers_what_waits_and_ends_well(folder):
         process.send_signal(signal.SIGTERM)
         assert [answer.result() for answer in answers] == [200] * 100
         assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_a_dead_worker_answers_and_ends_the_process(folder):
+    before = """
+from fdistill.serving.generators import Generator
+first = Generator.make
+def make(self, *given):
+    Generator.make = lambda *_: sys.modules["no_such_device"]
+    return first(self, *given)
+Generator.make = make
+"""
+    with live(folder, before=before) as (process, place):
+        answer = httpx.post(f"{place}/v1/images/generations", json={"prompt": "3"}, timeout=60)
+        assert (answer.status_code, set(answer.json())) == (503, {"error"})
+        assert process.wait(60) == 1
 
 
 @pytest.mark.slow
