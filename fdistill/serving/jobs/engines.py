@@ -95,6 +95,8 @@ class Ray:
 
     def state(self, job: Job) -> State:
         """As Ray says."""
+        if not job.number:
+            return State("failed")  # it was not taken
         info = self._client.get_job_info(job.number)
         end = info.end_time or 1000 * time.time()  # ms
         seconds = (end - (info.start_time or end)) / 1000
