@@ -1,4 +1,4 @@
-"""The reward gap in a run: stochastic and deterministic samples of the tuned teacher, and whether it hacks its reward."""
+"""The reward gap in a run: a tuned teacher's stochastic and deterministic samples, and an alarm for reward hacking."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, cast
@@ -66,9 +66,7 @@ class RewardGap(L.Callback):
                 f"{every_n_turns}, {num_conditions}, {patience}, steps {list(steps)}, {seeds}, {teacher_draws}"
             )
         if eta is not None and not 0 < eta < float("inf"):
-            raise ValueError(
-                f"RewardGap compares samples without noise with stochastic ones: expected eta > 0, got {eta}"
-            )
+            raise ValueError(f"RewardGap compares eta 0 with stochastic samples: expected eta > 0, got {eta}")
         if action not in ("warn", "stop"):
             raise ValueError(f"action of RewardGap is warn or stop: got {action}")
         self.every_n_turns, self.steps, self.eta, self.action = every_n_turns, tuple(steps), eta, action
@@ -110,8 +108,8 @@ class RewardGap(L.Callback):
         module = cast(RewardTuningModule, pl_module)
         if self._restored is None and trainer.global_step:
             raise ValueError(
-                f"RewardGap measures the teacher before it is tuned: expected turn 0, got {trainer.global_step} of a run "
-                "that was without it; begin a new run, or leave it out"
+                f"RewardGap measures the teacher before it is tuned: expected turn 0, got {trainer.global_step} of a "
+                "run that was without it; begin a new run, or leave it out"
             )
         with torch.no_grad(), patient():
             if self._restored is None:
