@@ -5,9 +5,9 @@
 digits-teacher learns two rewards by Flow-GRPO and MixGRPO with five stochasticities, and by DiffusionNFT, from rollouts
 of 100 samples of 10 steps (batches of 10 classes, groups of 10, one update a rollout). It is measured before, half-way
 and at the end: by GDDIM with eta 0 at 5, 10 and 20 steps, and with the training eta (DiffusionNFT: 1.2) at 10. The gap
-is the reward with the training eta less that with none, at 10 steps, from the same latents. Distance is the mean squared
-difference of tuned and untuned denoiser, per entry, on training samples noised to each level of the grid. Features are
-of another classifier than the reward's.
+is the reward with the training eta less that with none, at 10 steps, from the same latents. Distance is the mean
+squared difference of tuned and untuned denoiser, per entry, on training samples noised to each level of the grid.
+Features are of another classifier than the reward's.
 
 Writes one JSON file a run, which another run with the same --out does not compute again, and from all that are there
 table.md. Rewards "at equal distance" and "at equal recall" are read off each run's own course by linear interpolation,

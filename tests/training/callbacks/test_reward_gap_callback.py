@@ -67,14 +67,15 @@ def test_a_resumed_run_judges_by_the_untuned_teacher(tmp_path):
     assert memory.of("hacking/margin/recall")[4] == whole.of("hacking/margin/recall")[4]
 
 
-def test_a_collapse_with_more_reward_stops_the_run_and_an_idle_one_goes_on():
-    def fast(parameters):
-        return torch.optim.SGD(parameters, lr=0.0)
-
-    callback = gap(every_n_turns=1, action="stop", seeds=40, teacher_draws=4)
-    _, memory, trainer = run(3, callback, tuning(optimizer=fast))
-    assert trainer.global_step == 3
-    assert set(memory.of("hacking/alarm").values()) == {0.0}
+def test_a_hacked_reward_stops_the_run_and_a_run_that_stands_still_goes_on():
+    looking = {"every_n_turns": 5, "action": "stop", "steps": (3,), "spaces": {"x": PixelFeatures()}}
+    _, memory, trainer = run(60, gap(**looking), tuning(optimizer=lambda p: torch.optim.Adam(p, lr=0.02)))
+    assert trainer.global_step < 60
+    assert memory.of("hacking/alarm")[trainer.global_step] == 1
+    assert memory.of("hacking/climb_low")[trainer.global_step] > 0
+    _, memory, trainer = run(5, gap(**looking), tuning(optimizer=lambda p: torch.optim.SGD(p, lr=0.0)))
+    assert trainer.global_step == 5
+    assert memory.of("hacking/alarm")[5] == 0
 
 
 @pytest.mark.parametrize(
