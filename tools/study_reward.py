@@ -178,8 +178,8 @@ def words(values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "-"
-    error = f" ± {Z * statistics.stdev(known) / len(known) ** 0.5:.3f}" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.3f}{error}" + (f" ({len(known)}/{len(values)})" if None in values else "")
+    error = f" ± {Z * statistics.stdev(known) / len(known) ** 0.5:.2g}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.4g}{error}" + (f" ({len(known)}/{len(values)})" if None in values else "")
 
 
 def table(entries: list[dict[str, Any]]) -> str:
@@ -193,7 +193,7 @@ def table(entries: list[dict[str, Any]]) -> str:
         near = min(end["distance"] for end in ends)
         recall = max(end["10 steps"]["recall"] for end in ends)
         turns = [int(turn) for turn in mine[0]["course"]]
-        lines += [f"{reward}; equal distance {near:.5f}, equal recall {recall:.3f}", ""]
+        lines += [f"{reward}; equal distance {near:.4g}, equal recall {recall:.3f}", ""]
         heads = ["algorithm", "eta", "seeds", *(f"gap, turn {turn}" for turn in turns)]
         heads += ["5 steps", "10 steps", "20 steps", "training eta", "distance", "recall", "Vendi ratio"]
         heads += ["at equal distance", "at equal recall"]

@@ -93,6 +93,11 @@ class RewardGap(L.Callback):
                 "RewardGap measures a RewardTuningModule beside training samples: got "
                 f"{type(pl_module).__name__} and {type(data).__name__}; leave it out, or give both"
             )
+        if pl_module.generative_model().kind != "teacher":
+            raise ValueError(
+                "RewardGap samples by any number of steps, with and without noise: expected a teacher, got a student, "
+                "which has steps of its own; leave it out"
+            )
         if self.eta is None and not isinstance(pl_module.algorithm, PolicyGradient):
             raise ValueError(
                 f"rollouts of {type(pl_module.algorithm).__name__} have no noise to compare with: expected an eta > 0 "
@@ -103,7 +108,7 @@ class RewardGap(L.Callback):
         """Measure the untuned teacher.
 
         Raises:
-            ValueError: in a run that continues without what this callback knew of it.
+            ValueError: in a run that continues without what this callback knew of it, or with other numbers of samples.
         """
         module = cast(RewardTuningModule, pl_module)
         if self._restored is None and trainer.global_step:
@@ -117,7 +122,13 @@ class RewardGap(L.Callback):
                 last, draws = self.steps[-1], range(1, self.teacher_draws)
                 self._teacher = [looks[last, 0.0], *(self._look(trainer, module, last, 0.0, draw) for draw in draws)]
                 log_numbers(trainer.loggers, self._numbers(module, looks), trainer.global_step)
-        self.alarm = HackingAlarm(self._teacher, self._prepared(trainer, module).probe.names, self.patience)
+        probe, before = self._prepared(trainer, module), len(self._teacher[0].scores)
+        if before != probe.n:
+            raise ValueError(
+                f"RewardGap goes on with the samples that it began with: expected {before}, got {probe.n}; give the "
+                "num_conditions and seeds of before"
+            )
+        self.alarm = HackingAlarm(self._teacher, probe.probe.names, self.patience)
         if self._restored is not None:
             self.alarm.restore(self._restored)
 

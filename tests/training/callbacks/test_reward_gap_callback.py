@@ -9,6 +9,7 @@ from fdistill.core.random import fold_seed
 from fdistill.data import LatentsOnly
 from fdistill.evaluation.features import PixelFeatures
 from fdistill.evaluation.reward_gap import Gap
+from fdistill.evaluation.reward_hacking import HackingAlarm, HackingVerdict
 from fdistill.objectives.reward_algorithms import DiffusionNFT, FlowGRPO
 from fdistill.objectives.rewards import TargetReward
 from fdistill.sampling import GDDIM, generate
@@ -67,15 +68,21 @@ def test_a_resumed_run_judges_by_the_untuned_teacher(tmp_path):
     assert memory.of("hacking/margin/recall")[4] == whole.of("hacking/margin/recall")[4]
 
 
-def test_a_hacked_reward_stops_the_run_and_a_run_that_stands_still_goes_on():
-    looking = {"every_n_turns": 5, "action": "stop", "steps": (3,), "spaces": {"x": PixelFeatures()}}
-    _, memory, trainer = run(60, gap(**looking), tuning(optimizer=lambda p: torch.optim.Adam(p, lr=0.02)))
-    assert trainer.global_step < 60
-    assert memory.of("hacking/alarm")[trainer.global_step] == 1
-    assert memory.of("hacking/climb_low")[trainer.global_step] > 0
-    _, memory, trainer = run(5, gap(**looking), tuning(optimizer=lambda p: torch.optim.SGD(p, lr=0.0)))
-    assert trainer.global_step == 5
-    assert memory.of("hacking/alarm")[5] == 0
+@pytest.mark.parametrize(("action", "end"), [("warn", 6), ("stop", 4)])
+def test_an_alarm_acts_as_it_was_told(action, end, monkeypatch):
+    def update(self, look, climb, turn):
+        return HackingVerdict(turn >= 4, {"climb": climb.mean}, "recall fell")
+
+    monkeypatch.setattr(HackingAlarm, "update", update)
+    with pytest.warns(UserWarning, match="recall"):
+        _, _, trainer = run(6, gap(action=action))
+    assert trainer.global_step == end
+
+
+def test_a_teacher_that_stands_still_has_no_climb():
+    _, memory, _ = run(2, gap(), tuning(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0)))
+    assert memory.of("hacking/climb") == {2: 0.0}
+    assert memory.of("hacking/alarm") == {2: 0.0}
 
 
 @pytest.mark.parametrize(
@@ -99,3 +106,6 @@ def test_runs_that_it_cannot_measure_are_refused_before_the_first_turn(tmp_path)
     fit(tuning(), 1, ring(batch_size=8)).save_checkpoint(tmp_path / "one.ckpt")
     with pytest.raises(ValueError, match="turn 0"):
         run(2, gap(), resume_from=str(tmp_path / "one.ckpt"))
+    run(1, gap())[2].save_checkpoint(tmp_path / "watched.ckpt")
+    with pytest.raises(ValueError, match="seeds of before"):
+        run(2, gap(seeds=9), resume_from=str(tmp_path / "watched.ckpt"))
