@@ -170,7 +170,7 @@ class RewardGap(L.Callback):
 
     def _numbers(self, module: RewardTuningModule, looks: Mapping[tuple[int, float], Look]) -> dict[str, float]:
         """By the names in the log."""
-        found = {}
+        found: dict[str, float] = {}
         for (steps, eta), look in looks.items():
             kind = "stochastic" if eta else "deterministic"
             means = dict(zip(module.reward.parts(), look.scores.mean(0).tolist(), strict=True))
