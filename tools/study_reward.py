@@ -189,6 +189,8 @@ def table(entries: list[dict[str, Any]]) -> str:
     for reward in REWARDS:
         mine = [entry for entry in entries if entry["reward"] == reward]
         ends = [list(entry["course"].values())[-1] for entry in mine if entry["algorithm"] == "Flow-GRPO"]
+        if not ends:
+            continue
         near = min(end["distance"] for end in ends)
         recall = max(end["10 steps"]["recall"] for end in ends)
         turns = [int(turn) for turn in mine[0]["course"]]
