@@ -60,6 +60,7 @@ MINIMISED = {  # words between ` are mathematics, in the order of the table
     "factor of its gradient is bounded",
     "Adversarial": "`weight` times the softened reverse KL",
     "RewardAugmented": "what `objective` minimises, less `beta E[reward(x)]`",
+    "TiltedTeacher": "what `objective` minimises, with `p_t exp(beta reward(D_p))` in place of `p_t`",
     "MongeRegularised": "what `objective` minimises, and `weight` times the Monge gap of latents and samples",
     "DiversityPreserving": "what `objective` minimises, by all steps but the first; by that, `weight` times the mean "
     "squared error to the teacher's trajectory",
