@@ -203,7 +203,7 @@ class RewardTuningModule(GenerativeModule):
         try:
             found = self._judged(samples, condition)
         except ValueError as raised:
-            error, fault = raised, str(raised)
+            error, fault = raised, f"{raised}; no weight was changed"
         fault = next((said for said in gather_objects(fault) if said), None)
         if fault is not None or found is None:
             raise ValueError(fault) from error

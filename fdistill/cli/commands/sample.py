@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -12,8 +13,9 @@ from fdistill.core.atomic_files import atomic_write
 from fdistill.core.places import require_writable
 from fdistill.io.load import load_model
 from fdistill.io.stock_pipeline import PIPELINE, prompt_condition
+from fdistill.models.condition import Condition
 from fdistill.sampling import Sampler
-from fdistill.sampling.draw import chosen_labels, draw
+from fdistill.sampling.draw import Labels, chosen_labels, draw
 from fdistill.sampling.first_step import with_first_step_of
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.grids import SamplingGrid
@@ -35,6 +37,9 @@ def sample(
     guidance_interval: list[float] | None = None,
     guide: str | None = None,
     first_step: str | None = None,
+    best_of: int | None = None,
+    reward: str | dict[str, Any] | None = None,
+    data: str | None = None,
 ) -> None:
     """Generate samples; a seed gives the same ones from the .ckpt, the exported folder and its diffusers pipeline.
 
@@ -55,7 +60,13 @@ def sample(
         guide: a worse teacher of the same samples, for autoguidance.
         first_step: who makes the first step of a student of several: teacher for the one that it was distilled from, or
             the .ckpt or folder of it.
+        best_of: candidates of each sample, of which the one of the largest reward is kept.
+        reward: by which: a class of rewards, as Brightness, or
+            '{"class_path": "TargetReward", "init_args": {"target": 0.5}}'.
+        data: YAML file with a data section, for a reward that is fitted to it; the model's own where not given.
     """
+    if (best_of is None) != (reward is None):
+        raise ValueError("the best of N candidates is that of a reward: give --best_of and --reward, or neither")
     if n < 1:
         raise ValueError(f"n is a number of samples and positive: got {n}")
     path = Path(out)
@@ -69,21 +80,46 @@ def sample(
     if prompt is None and PIPELINE in model.facts:
         raise ValueError("this model makes pictures of prompts: expected --prompt 'TEXT', got none")
     if prompt is None:
-        wanted = chosen_labels(model, n, labels)
-        samples = draw(model, n, seed, labels)
+        wanted, asked = chosen_labels(model, n, labels), labels
     else:
-        wanted = None
-        samples = draw(model, n, seed, prompt_condition(model, [prompt] if isinstance(prompt, str) else prompt, n))
+        wanted, asked = None, prompt_condition(model, [prompt] if isinstance(prompt, str) else prompt, n)
+    if best_of is None or reward is None:
+        samples, told = draw(model, n, seed, asked), ""
+    else:
+        samples, told = _kept(model, n, best_of, reward, seed, asked, data)
+    _write(path, model, samples, wanted)
+    evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
+    print(f"wrote {n} sample{'s' * (n > 1)} of {evaluations} each to {path}{told}")
+
+
+def _kept(
+    model: GenerativeModel,
+    n: int,
+    candidates: int,
+    given: str | dict[str, Any],
+    seed: int,
+    asked: Labels | Condition,
+    data: str | None,
+) -> tuple[Tensor, str]:
+    """The best candidates, and what is told of them."""
+    from fdistill.cli.commands.yaml_section import data_of_file
+    from fdistill.training.best_of import best_of, named_reward  # seconds of imports that other samples do without
+
+    real = None if data is None else data_of_file(data)
+    kept = best_of(model, n, candidates, named_reward(given), seed, asked, data=real)
+    means = (f"{name} {kept.rewards[name].mean():.4g} in place of {of.mean():.4g}" for name, of in kept.plain.items())
+    return kept.samples, f", the best of {candidates} each: {', '.join(means)}; KL at most {kept.kl:.3g} nats"
+
+
+def _write(path: Path, model: GenerativeModel, samples: Tensor, labels: Tensor | None) -> None:
     if path.suffix == ".npz":
-        atomic_write(path, _npz(samples, wanted))
+        atomic_write(path, _npz(samples, labels))
     elif samples.ndim == 4:
         atomic_write(path, _png(samples))
     else:
         from fdistill.evaluation.report.grid import sample_grid_figure
 
         sample_grid_figure({f"{model.kind}, {model.evaluations} evaluations": samples}, path)
-    evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
-    print(f"wrote {n} sample{'s' * (n > 1)} of {evaluations} each to {path}")
 
 
 def _teacher_of(student: GenerativeModel, given: str) -> GenerativeModel:

@@ -91,6 +91,18 @@ def test_vectors_become_a_scatter_plot_and_a_npz_file(tmp_path):
     assert Image.open(tmp_path / "out.png").size > (100, 100)
 
 
+def test_best_of_n_keeps_brighter_samples_and_tells_its_kl(student_checkpoint, tmp_path):
+    flags, brightness = ("--checkpoint", student_checkpoint, "--n", 20, "--reward", "Brightness"), []
+    for candidates in (1, 4):
+        path = tmp_path / f"{candidates}.npz"
+        told = succeeds("sample", *flags, "--best-of", candidates, "--out", path)
+        brightness.append(np.load(path)["samples"].clip(-1, 1).mean())
+    np.testing.assert_array_equal(np.load(tmp_path / "1.npz")["samples"], arrays(*flags[1:2], path, *flags[2:4])[0])
+    assert brightness[1] > brightness[0]
+    assert f"{brightness[1]:.4g} in place of {brightness[0]:.4g}" in told
+    assert "at most 0.636 nats" in told
+
+
 MISTAKES = {
     "label too large": (["--labels=10"], "a class label lies in [0, 10): got 10"),
     "label below zero": (["--labels=[0,-1]"], "a class label lies in [0, 10): got -1"),
@@ -103,6 +115,10 @@ MISTAKES = {
     "unknown device": (["--device=gpu"], "device is cpu, cuda, cuda:1, mps ...: got 'gpu'"),
     "device that is not here": (["--device=cuda:99"], "there is no device 'cuda:99' here: expected one of cpu"),
     "device of no machine": (["--device=meta"], "there is no device 'meta' here"),
+    "no candidates": (["--best-of=0", "--reward=Brightness"], "N = 0"),
+    "candidates without a reward": (["--best-of=4"], "--reward"),
+    "reward without candidates": (["--reward=Brightness"], "--best_of"),
+    "unknown reward": (["--best-of=4", "--reward=Bright"], "Brightness"),
     "unknown ending": (["--out=out.gif"], "samples are written as .png or .npz: got 'out.gif'"),
 }
 
