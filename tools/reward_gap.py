@@ -1,49 +1,51 @@
-"""The reward of stochastic and of deterministic samples of teachers, from the same noise, with standard errors.
+"""The reward of stochastic and of deterministic samples of teachers, from the same latents, and their diversity.
 
     python tools/reward_gap.py digits-teacher runs/quickstart/reward/checkpoints/last.ckpt
 
-Latents and noise are functions of --seed; classes come in turn; images are clamped to [-1, 1] before they are judged.
+What `RewardGap` logs of a run, of finished models. Every eta is compared with eta 0; intervals are of 95%. Images are
+clamped to [-1, 1] before they are judged.
 """
 
 import argparse
 
 import torch
 
+from fdistill.data import Digits
+from fdistill.evaluation.reward_gap import Z, Gap, GapProbe
 from fdistill.io.load import load_model
 from fdistill.objectives import image_rewards
-from fdistill.sampling import GDDIM, generate
-from fdistill.sampling.generator import GenerativeModel
-from fdistill.sampling.grids import KarrasGrid
-
-
-def rewards(model: GenerativeModel, reward: str, steps: int, eta: float, n: int, seed: int) -> torch.Tensor:
-    """The reward [n] of samples of steps of GDDIM on EDM's grid; of the model's own sampler where steps is 0."""
-    latents = torch.randn(n, *model.denoiser.sample_shape, generator=torch.Generator().manual_seed(seed))
-    labels = torch.arange(n) % model.num_classes if model.num_classes else None
-    if steps:
-        levels = KarrasGrid(steps, 0.02).levels()
-        x = generate(GDDIM(eta), model.denoiser, latents, levels, labels)
-    else:
-        x = model.sample(latents, labels)
-    images = x if model.decoder is None else model.decode(x)
-    return getattr(image_rewards, reward)()(images.clamp(-1, 1))
+from fdistill.training.judging import judged
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="teachers: run checkpoints, exported folders, names")
+    parser.add_argument("models", nargs="+", help="teachers of digits: run checkpoints, exported folders, names")
     parser.add_argument("--reward", default="Brightness", help="class of fdistill.objectives.image_rewards")
-    parser.add_argument("--etas", nargs="+", type=float, default=[0.0, 1.2])
+    parser.add_argument("--etas", nargs="+", type=float, default=[1.2])
     parser.add_argument("--steps", nargs="+", type=int, default=[10, 20])
-    parser.add_argument("--n", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=100, help="samples of each class")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    reward = getattr(image_rewards, options.reward)()
+    probe = GapProbe(Digits(), (80.0, 0.02), seeds=options.seeds, seed=options.seed)
+
+    def judge(pictures: torch.Tensor, condition: object) -> torch.Tensor:
+        return judged(reward, pictures, condition, None, torch.device("cpu"), 500)[0]
+
     for path in options.models:
         model = load_model(path)
-        for steps, eta in [(steps, eta) for steps in options.steps for eta in options.etas] + [(0, 0.0)]:
-            found = rewards(model, options.reward, steps, eta, options.n, options.seed)
-            sampler = f"{steps} steps, eta {eta:g}" if steps else "own sampler"
-            print(f"{path}: {sampler}: {found.mean():.4f} +- {found.std() / options.n**0.5:.4f}", flush=True)
+        for steps in options.steps:
+            looks = {eta: probe.look(model, judge, steps, eta) for eta in [0.0, *options.etas]}
+            for eta, look in looks.items():
+                scores, without = look.scores[:, 0], looks[0.0].scores[:, 0]
+                gap = Gap.of(scores, without)
+                error = Z * float(scores.std()) / len(scores) ** 0.5
+                print(
+                    f"{path}: {steps} steps, eta {eta:g}: {options.reward} {scores.mean():.4f} +- {error:.4f}, gap "
+                    f"{gap.mean:.4f} +- {Z * gap.error:.4f}, "
+                    + ", ".join(f"{name} {value:.3f}" for name, value in look.values.items()),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

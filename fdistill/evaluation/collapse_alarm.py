@@ -133,7 +133,7 @@ class CollapseAlarm:
             parts.append(f"{name} {values[name]:.3g} is {side} ({says})")
         first = min(self.outside[name][1] for name in names)
         named = ", ".join(map(str, missing[:10])) + (" ..." if len(missing) > 10 else "")
-        return "; ".join(parts) + (f"; without samples: {named}" if named else "") + f"; since student update {first}"
+        return "; ".join(parts) + (f"; without samples: {named}" if named else "") + f"; since update {first}"
 
     def state(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""

@@ -91,16 +91,25 @@ class SeedProbe:
         decoder = model.decoder or self.decoder
         return samples if decoder is None else decoder.to(model.device)(samples)
 
-    def measure(self, pictures: Tensor, world_size: int = 1) -> Found:
-        """The diversity of what every rank's `pictures` gave, all ranks together; all ask, and all get it."""
+    def in_order(self, rows: Tensor, world_size: int = 1) -> Tensor:
+        """What the ranks have of the pictures of `pictures`, one row each, as [N * S, ...] on every rank."""
+        if world_size == 1:
+            return rows
         count = len(self.names) * self.seeds
         order = torch.cat([torch.arange(count)[rank::world_size] for rank in range(world_size)]).argsort()
-        found = {}
-        for name, extractor in self.spaces.items():
-            rows = extractor.extract(pictures)
-            rows = rows if world_size == 1 else gather_rows(rows)[order.to(rows.device)]
-            found[name] = condition_diversity(rows.unflatten(0, (-1, self.seeds)).cpu())
-        return found
+        return gather_rows(rows)[order.to(rows.device)]
+
+    def features(self, pictures: Tensor, world_size: int = 1) -> dict[str, Tensor]:
+        """Features [N * S, d] of every rank's `pictures` by the name of the space; all ask, and all get them."""
+        return {name: self.in_order(extractor.extract(pictures), world_size) for name, extractor in self.spaces.items()}
+
+    def diversity(self, features: Mapping[str, Tensor]) -> Found:
+        """How much the seeds of each condition differ, of `features`."""
+        return {name: condition_diversity(rows.unflatten(0, (-1, self.seeds)).cpu()) for name, rows in features.items()}
+
+    def measure(self, pictures: Tensor, world_size: int = 1) -> Found:
+        """The diversity of what every rank's `pictures` gave, all ranks together; all ask, and all get it."""
+        return self.diversity(self.features(pictures, world_size))
 
 
 class SeedVerdict(NamedTuple):

@@ -91,7 +91,7 @@ def test_the_reason_names_the_metric_its_edge_what_it_means_what_is_missing_and_
     reason = watching.update({"recall": 0.25, "anchored_tid": 0.0}, 300, missing=[3, 7]).reason
     assert reason == (
         "recall 0.25 is below 0.6 (real samples that the student no longer makes); without samples: 3, 7; "
-        "since student update 200"
+        "since update 200"
     )
 
 
