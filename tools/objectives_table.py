@@ -242,6 +242,8 @@ def recipe_tables() -> dict[str, str]:
     for path in sorted(RECIPES.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         config = yaml.safe_load(text)
+        if config["model"]["class_path"] != "DistillationModule":  # docs/reward.md
+            continue
         model, trainer, data = config["model"]["init_args"], config["trainer"], config["data"]
         comment = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
         rates = [model[f"{name}_optimizer"]["init_args"]["lr"] for name in ("student", "fake_score")]
