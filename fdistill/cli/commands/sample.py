@@ -1,10 +1,12 @@
 """`fdistill sample`: pictures (or numbers) from a checkpoint or an exported folder."""
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from fdistill.cli.commands.checked import usable_device
@@ -19,7 +21,7 @@ from fdistill.sampling.draw import Labels, chosen_labels, draw
 from fdistill.sampling.first_step import with_first_step_of
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.grids import SamplingGrid
-from fdistill.sampling.pictures import show
+from fdistill.sampling.pictures import show, to_pixels
 
 
 def sample(
@@ -47,7 +49,8 @@ def sample(
         checkpoint: a run's .ckpt file, or a folder written by fdistill export.
         n: how many samples.
         seed: seed of the noise, which is drawn on the CPU whatever the device.
-        out: file to write: a .png picture of all samples in a grid, or a .npz file of the arrays samples and labels.
+        out: file to write: a .png picture of all samples in a grid, a .npz file of the arrays samples and labels, or a
+            .zip file of one picture each in folders of their classes, which `ImageFolder` reads.
         labels: the class to draw, or several like '[0,1,2]', repeated up to n; all classes in turn where not given.
             Those of several sets of classes by name: '{"digit": 7, "ground": [0, 1]}'.
         prompt: of a text-to-image model, or several like '["a cat","a dog"]', repeated up to n.
@@ -70,8 +73,8 @@ def sample(
     if n < 1:
         raise ValueError(f"n is a number of samples and positive: got {n}")
     path = Path(out)
-    if path.suffix not in (".png", ".npz"):
-        raise ValueError(f"samples are written as .png or .npz: got {out!r}; name the file like that")
+    if path.suffix not in (".png", ".npz", ".zip"):
+        raise ValueError(f"samples are written as .png, .npz or .zip: got {out!r}; name the file like that")
     require_writable(path)
     model = resampled(load_model(checkpoint), sampler, steps, grid, guidance, guidance_interval, guide)
     if first_step is not None:
@@ -114,6 +117,8 @@ def _kept(
 def _write(path: Path, model: GenerativeModel, samples: Tensor, labels: Tensor | None) -> None:
     if path.suffix == ".npz":
         atomic_write(path, _npz(samples, labels))
+    elif path.suffix == ".zip":
+        atomic_write(path, _zip(samples, labels))
     elif samples.ndim == 4:
         atomic_write(path, _png(samples))
     else:
@@ -140,4 +145,18 @@ def _png(samples: Tensor) -> bytes:
 def _npz(samples: Tensor, labels: Tensor | None) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, samples=samples.numpy(), labels=np.zeros(0) if labels is None else labels.numpy())
+    return buffer.getvalue()
+
+
+def _zip(samples: Tensor, labels: Tensor | None) -> bytes:
+    """An archive of PNG files, not compressed again; raises ValueError for samples that are no images."""
+    if samples.ndim != 4 or samples.shape[1] not in (1, 3):
+        raise ValueError(f"a .zip file holds images [n, 1 or 3, H, W]: got samples of shape {list(samples.shape)}")
+    buffer, digits = io.BytesIO(), len(str(0 if labels is None else int(labels.max())))
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for i, pixels in enumerate(to_pixels(samples)):
+            picture = io.BytesIO()
+            Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(picture, format="PNG")
+            folder = "" if labels is None else f"{int(labels[i]):0{digits}}/"
+            archive.writestr(f"{folder}{i:06}.png", picture.getvalue())
     return buffer.getvalue()

@@ -6,6 +6,7 @@ import torch
 from cli_runs import fdistill, one_error_line, succeeds
 from PIL import Image
 
+from fdistill.data import ImageFolder
 from fdistill.io.export import export_folder
 from fdistill.io.load import load_model
 from fdistill.models.denoiser import Denoiser
@@ -43,6 +44,16 @@ def test_png_is_a_grid_of_enlarged_pixels(student_checkpoint, tmp_path):
         np.testing.assert_array_equal(cell, np.round((samples[i, 0].clip(-1, 1) / 2 + 0.5) * 255).astype(np.uint8))
     assert (grid[50:, 100:] == 255).all()  # the sixth cell is empty
     assert (grid[48:50] == 255).all()
+
+
+def test_zip_is_a_folder_of_images_by_class(student_checkpoint, tmp_path):
+    samples, labels = arrays(student_checkpoint, tmp_path / "out.npz", "--n", 12)
+    succeeds("sample", "--checkpoint", student_checkpoint, "--n", 12, "--out", tmp_path / "out.zip")
+    everything = ImageFolder(str(tmp_path / "out.zip"), 8, channels=1).everything().measured()
+    found = everything.rows(torch.arange(12))
+    order = np.argsort(labels, kind="stable")
+    assert found.classes.tolist() == labels[order].tolist()
+    np.testing.assert_allclose(found.x, samples[order].clip(-1, 1), atol=1 / 255 + 1e-6)
 
 
 def test_pixels_are_clipped_and_rounded():
@@ -119,7 +130,7 @@ MISTAKES = {
     "candidates without a reward": (["--best-of=4"], "--reward"),
     "reward without candidates": (["--reward=Brightness"], "--best_of"),
     "unknown reward": (["--best-of=4", "--reward=Bright"], "Brightness"),
-    "unknown ending": (["--out=out.gif"], "samples are written as .png or .npz: got 'out.gif'"),
+    "unknown ending": (["--out=out.gif"], "samples are written as .png, .npz or .zip: got 'out.gif'"),
 }
 
 
