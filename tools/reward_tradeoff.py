@@ -3,7 +3,8 @@
     python tools/reward_tradeoff.py --out runs/reward-tradeoff --seeds 3
     python tools/reward_tradeoff.py --out runs/reward-demonstration --seeds 1 --demonstration
 
-Students of 8 x 8 digits start as digits-student and go on for --turns fused turns by DMD2: with L - beta r
+Students of 8 x 8 digits start as digits-student and go on for --turns fused turns by reverse KL (DMD2 without
+its adversarial term, which would pull back to the data): with L - beta r
 (`RewardAugmented`), from a tilted teacher (`TiltedTeacher`), or from a teacher tuned by configs/quickstart/reward.yaml
 for so many turns ("tuned teacher"); with nothing ("plain"), or sampled as the best of N. "teacher" is the tuned teacher
 itself, by its own sampler. The reward is Brightness. Each is measured by `--samples` samples of each class: reward;
@@ -43,15 +44,15 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
     "teacher": (0, 15, 40),
     "plain": (0,),
     "best of N": (2, 4, 16, 64),
-    "L - beta r": (10, 40, 120),
-    "tilted teacher": (20, 60, 200),
+    "L - beta r": (5, 15, 40),
+    "tilted teacher": (20, 50, 100),
     "tuned teacher": (15, 40),
 }
 DEMONSTRATION: dict[str, tuple[float, ...]] = {
     "teacher": (0, 25),
     "plain": (0,),
     "best of N": (4, 16),
-    "L - beta r": (40,),
+    "L - beta r": (20,),
     "tuned teacher": (25,),
 }
 COLOURS = {
@@ -105,7 +106,7 @@ class Study:
         return self.students[seed]
 
     def distilled(self, cell: Cell) -> GenerativeModel:
-        objective: Objective = DMD2(0.3)
+        objective: Objective = DMD2(0.0)
         if cell.way == "L - beta r":
             objective = RewardAugmented(objective, self.reward, cell.strength)
         if cell.way == "tilted teacher":
