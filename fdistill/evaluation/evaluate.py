@@ -28,7 +28,7 @@ from fdistill.models.condition import declared
 from fdistill.sampling.draw import require_model
 from fdistill.sampling.generator import GenerativeModel
 
-DRAWN = 20_000  # samples of each row in all draws together, where nobody asked for a number of draws
+DRAWN = 10_000  # samples of each row in all draws together, where nobody asked for a number of draws
 USUAL_REPEATS = 4  # at most
 TIMED, FEW_TIMED = 500, 50  # samples at once, whose speed is measured
 MOST = 5000  # samples of each source, where nobody asked for another number
@@ -74,7 +74,7 @@ def evaluate_models(
         data: real samples; the images of latents.
         n: samples of each row, >= 12; as many as each split has, at most 5000, where None.
         seed: of all draws and of the features.
-        repeats: draws that the numbers are means of, >= 1; 4, or 20,000 / n where that is fewer, where None.
+        repeats: draws that the numbers are means of, >= 1; 4, or 10,000 / n where that is fewer, where None.
         bootstrap: splits into halves that intervals are made of; as `intervals` takes `splits`.
         extractor: prepared here; the default one where not given.
 
@@ -162,7 +162,7 @@ def remembered_teacher(facts: dict[str, Any]) -> str | None:
 
 
 def usual_repeats(n: int) -> int:
-    """Draws of n samples where nobody asked for another number: 4, or as many as make 20,000 samples together."""
+    """Draws of n samples where nobody asked for another number: 4, or as many as make 10,000 samples together."""
     return max(1, min(USUAL_REPEATS, DRAWN // n))
 
 

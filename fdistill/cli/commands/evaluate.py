@@ -69,7 +69,7 @@ def evaluate(
         data: YAML file with a data section; the data that the model was trained on, where not given and remembered.
         n: samples of each source; the whole held-out split, but at most 5000 and as many as there are training
             samples, where not given. Of a student of captioned digits a multiple of 30 captions; 480 where not given.
-        repeats: how many times to draw; the report holds the mean and the range. 4 times, or as often as makes 20,000
+        repeats: how many times to draw; the report holds the mean and the range. 4 times, or as often as makes 10,000
             samples of each source in all, where not given.
         seed: seed of the samples and of the classifier whose features are compared.
         steps: num_inference_steps of a diffusers pipeline; its own default where not given.
