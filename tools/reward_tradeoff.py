@@ -41,12 +41,12 @@ from fdistill.training.best_of import best_of, best_of_kl
 from fdistill.training.judging import judged
 
 STRENGTHS: dict[str, tuple[float, ...]] = {
-    "teacher": (0, 15, 40),
     "plain": (0,),
     "best of N": (2, 4, 16, 64),
-    "L - beta r": (5, 15, 40),
-    "tilted teacher": (20, 50, 100),
+    "L - beta r": (15, 5, 40),
+    "tilted teacher": (50, 20, 100),
     "tuned teacher": (15, 40),
+    "teacher": (0, 15, 40),
 }
 DEMONSTRATION: dict[str, tuple[float, ...]] = {
     "teacher": (0, 25),
