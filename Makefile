@@ -48,7 +48,8 @@ demonstrations: $(STAMP)
 # A teacher before and after 25 turns of reward tuning, and one-step students with the reward: docs/reward.md.
 reward-demonstration: export OMP_NUM_THREADS = 1
 reward-demonstration: $(STAMP)
-	$(FIT) --config configs/quickstart/reward.yaml --trainer.default_root_dir $(REWARD)/teachers/25-seed0 --ckpt_path last
+	$(FIT) --config configs/quickstart/reward.yaml --trainer.default_root_dir $(REWARD)/teachers/25-seed0 \
+		--trainer.limit_val_batches 0 --ckpt_path last
 	$(BIN)/python tools/reward_gap.py digits-teacher $(REWARD)/teachers/25-seed0/checkpoints/last.ckpt
 	$(BIN)/python tools/reward_tradeoff.py --out $(REWARD) --seeds 1 --demonstration
 

@@ -122,7 +122,7 @@ class Study:
         if not cell.strength:
             return "digits-teacher"
         folder = self.out / "teachers" / f"{cell.strength:g}-seed{cell.seed}"
-        settings = {"max_steps": cell.strength, "val_check_interval": cell.strength, "default_root_dir": folder}
+        settings = {"max_steps": cell.strength, "limit_val_batches": 0, "default_root_dir": folder}
         flags = [f"--trainer.{name}={value}" for name, value in settings.items()]
         configs = ["--config", "trainer", "--config", "quickstart/reward"]
         run_trainer(["fit", *configs, *flags, "--seed_everything", str(cell.seed), "--ckpt_path", "last"])
