@@ -203,12 +203,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--turns", type=int, default=200, help="of each student's distillation")
     parser.add_argument("--samples", type=int, default=100, help="measured, of each class")
+    parser.add_argument("--ways", nargs="+", choices=STRENGTHS, default=list(STRENGTHS), help="those alone")
     parser.add_argument("--demonstration", action="store_true", help="few students; a teacher of the quick start")
     options = parser.parse_args()
     study, entries = Study(options.out, options.turns, options.samples), []
     strengths = DEMONSTRATION if options.demonstration else STRENGTHS
     for seed in range(options.seeds):
-        for way, values in strengths.items():
+        for way, values in ((way, strengths[way]) for way in strengths if way in options.ways):
             for strength in values:
                 entries.append(study.entry(Cell(way, strength, seed)))
                 write(entries, options.out)
