@@ -123,7 +123,8 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
     if verb.of_fit is not None:
         arguments, passed[verb.of_fit] = _own_and_others(arguments, options)
     try:
-        values = parser.parse_args([f"{given}=true" if given in switches else given for given in arguments])
+        spelled = [_underscored(given) for given in arguments]
+        values = parser.parse_args([f"{given}=true" if given in switches else given for given in spelled])
     except (ArgumentError, TypeError) as error:
         raise UsageError(f"{explain(str(error), options)} (fdistill {name} --help tells the options)") from error
     try:
@@ -132,6 +133,12 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
         raise raised_by_class(error) from error
     function(**built, **passed)
     return 0
+
+
+def _underscored(argument: str) -> str:
+    """--best-of as --best_of; values stay as they are."""
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
 
 
 def _own_and_others(arguments: Sequence[str], options: Iterable[str]) -> tuple[list[str], list[str]]:
