@@ -88,12 +88,16 @@ class Request(BaseModel):
 
 def encoded(images: Tensor, kind: str) -> list[bytes]:
     """Each of images [n, C, H, W] in [-1, 1] as a file of that kind; webp without loss, jpeg at quality 95."""
-    how: dict[str, Any] = {"png": {"compress_level": 1}, "webp": {"lossless": True}, "jpeg": {"quality": 95}}[kind]
+    ways: dict[str, dict[str, Any]] = {
+        "png": {"compress_level": 1},
+        "webp": {"lossless": True},
+        "jpeg": {"quality": 95},
+    }
     pixels = to_pixels(images)
     files = []
     for each in pixels.squeeze(-1) if pixels.shape[3] == 1 else pixels:
         buffer = io.BytesIO()
-        Image.fromarray(each).save(buffer, kind, **how)
+        Image.fromarray(each).save(buffer, kind, **ways[kind])
         files.append(buffer.getvalue())
     return files
 

@@ -82,10 +82,10 @@ def sample(
     model.sampling_on(usable_device(device))
     if prompt is None and PIPELINE in model.facts:
         raise ValueError("this model makes pictures of prompts: expected --prompt 'TEXT', got none")
-    if prompt is None:
-        wanted, asked = chosen_labels(model, n, labels), labels
-    else:
-        wanted, asked = None, prompt_condition(model, [prompt] if isinstance(prompt, str) else prompt, n)
+    asked: Labels | Condition = labels
+    if prompt is not None:
+        asked = prompt_condition(model, [prompt] if isinstance(prompt, str) else prompt, n)
+    wanted = chosen_labels(model, n, labels) if prompt is None else None
     if best_of is None or reward is None:
         samples, told = draw(model, n, seed, asked), ""
     else:
