@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from fdistill.io.load import load_model as load
     from fdistill.sampling.draw import draw as sample
     from fdistill.sampling.pictures import show
+    from fdistill.training.best_of import best_of
     from fdistill.training.distill import distill
 
     __version__: str
 
-__all__ = ["__version__", "distill", "evaluate", "export", "load", "sample", "show"]
+__all__ = ["__version__", "best_of", "distill", "evaluate", "export", "load", "sample", "show"]
 
 _ROOMS = {
+    "best_of": ("fdistill.training.best_of", "best_of"),
     "distill": ("fdistill.training.distill", "distill"),
     "evaluate": ("fdistill.evaluation.evaluate", "evaluate"),
     "export": ("fdistill.io.export", "export_folder"),

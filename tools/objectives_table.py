@@ -60,6 +60,7 @@ MINIMISED = {  # words between ` are mathematics, in the order of the table
     "factor of its gradient is bounded",
     "Adversarial": "`weight` times the softened reverse KL",
     "RewardAugmented": "what `objective` minimises, less `beta E[reward(x)]`",
+    "TiltedTeacher": "what `objective` minimises, with `p_t exp(beta reward(D_p))` in place of `p_t`",
     "MongeRegularised": "what `objective` minimises, and `weight` times the Monge gap of latents and samples",
     "DiversityPreserving": "what `objective` minimises, by all steps but the first; by that, `weight` times the mean "
     "squared error to the teacher's trajectory",
@@ -241,6 +242,8 @@ def recipe_tables() -> dict[str, str]:
     for path in sorted(RECIPES.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         config = yaml.safe_load(text)
+        if config["model"]["class_path"] != "DistillationModule":  # docs/reward.md
+            continue
         model, trainer, data = config["model"]["init_args"], config["trainer"], config["data"]
         comment = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
         rates = [model[f"{name}_optimizer"]["init_args"]["lr"] for name in ("student", "fake_score")]

@@ -107,6 +107,13 @@ class Decoder:
         decoded = (self._decoded(part.to(self._device, dtype)) for part in parts)
         return torch.cat([images.clamp(-1, 1).float().cpu() for images in decoded])
 
+    def differentiable(self, latents: Tensor) -> Tensor:
+        """Images [B, C, H, W] with a graph to the latents [B, C, h, w], on their device, and not clamped."""
+        vae = self.vae.to(latents.device)
+        factor, shift = (torch.as_tensor(value).to(latents.device) for value in self.scale)
+        raw = latents / factor + shift
+        return self._decoded(raw.to(next(vae.parameters()).dtype)).to(latents.dtype)
+
     def _decoded(self, raw: Tensor) -> Tensor:
         """Images of the VAE's own latents, which of FLUX.2 are packed and of Qwen-Image one frame of a video."""
         vae = cast(Any, self.vae)

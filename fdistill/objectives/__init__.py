@@ -16,7 +16,7 @@ from fdistill.objectives.distribution_matching import (
 from fdistill.objectives.diversity import DiversityPreserving
 from fdistill.objectives.monge import MongeRegularised
 from fdistill.objectives.normalisers import sample_normaliser, sigma_normaliser
-from fdistill.objectives.reward import RewardAugmented
+from fdistill.objectives.reward import RewardAugmented, TiltedTeacher
 from fdistill.objectives.score_identity import SIM, Fisher, SiD, SiDA
 from fdistill.objectives.uni_instruct import UniInstruct
 from fdistill.objectives.warm_start import WarmStarted
@@ -43,6 +43,7 @@ __all__ = [
     "SiDA",
     "StudentLoss",
     "Term",
+    "TiltedTeacher",
     "UniInstruct",
     "WarmStarted",
     "denoising_loss",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fdistill.core.spec import Described
 from fdistill.data import GenerativeDataModule
 from fdistill.models.condition import Condition
+from fdistill.models.vae import Decoder
 
 T = TypeVar("T")
 PredictionLevel = Literal["nothing", "value", "gradient"]
@@ -79,6 +80,7 @@ class NoisedSamples(NamedTuple):
     latents: Tensor | None = None  # of x, standard normal [B, *sample_shape]
     projected: Tensor | None = None  # D_q in the score projection, where its guidance is another there
     first: Regression | None = None  # what the student's first step made, and what the teacher's trajectory asks of it
+    decoder: Decoder | None = None  # makes images of x, where these are latents
 
 
 class Term(NamedTuple):

@@ -91,7 +91,7 @@ class PolicyGradient(RewardAlgorithm):
 
     def __init__(self, eta: float, group: int, updates: int, clip: float, kl_weight: float) -> None:
         super().__init__(group, updates, kl_weight)
-        if not 0 < eta < float("inf"):
+        if not eta > 0:
             raise ValueError(
                 f"a policy gradient needs steps with a density: expected eta > 0, got {eta}; DiffusionNFT needs none"
             )
@@ -131,7 +131,7 @@ class DDPO(PolicyGradient):
         kl_weight: float = 0.0,
     ) -> None:
         """Args:
-        eta: stochasticity of the rollouts, > 0.
+        eta: stochasticity of the rollouts, > 0; inf renoises, as students of several steps do.
         group: samples of each condition of a batch, >= 1.
         updates: optimiser steps of one rollout, >= 1; with 1 the ratio is exactly 1 and nothing is clipped.
         clip: of the ratio of mean log-probabilities, > 0.
@@ -156,7 +156,8 @@ class FlowGRPO(PolicyGradient):
         self, eta: float = 1.2, group: int = 24, updates: int = 1, clip: float = 1e-4, kl_weight: float = 0.04
     ) -> None:
         """Args:
-        eta: stochasticity of the rollouts, > 0; the paper's a is eta sqrt(2).
+        eta: stochasticity of the rollouts, > 0; the paper's a is eta sqrt(2). inf renoises, as students of several
+            steps do.
         group: samples of each condition, >= 2.
         updates: optimiser steps of one rollout, >= 1; with 1 the ratio is exactly 1 and nothing is clipped.
         clip: of the ratio of mean log-probabilities, > 0.

@@ -39,13 +39,25 @@ def draw(
     model = require_model(model)
     if first_step is not None:
         model = with_first_step_of(model, require_model(first_step))
+    given = conditions(model, n, labels)
+    return finished(model, model.noise(n, seed), given)
+
+
+def conditions(model: GenerativeModel, n: int, labels: Labels | Condition) -> Condition | Tensor | None:
+    """What n samples are of, as `draw` is given it; raises ValueError where `draw` does."""
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n is a number of samples and positive: got {n!r}")
-    given = labels if isinstance(labels, Condition) else chosen_labels(model, n, labels)
-    samples = model.decode(model.sample(model.noise(n, seed), given))
+    return labels if isinstance(labels, Condition) else chosen_labels(model, n, labels)
+
+
+def finished(model: GenerativeModel, noise: Tensor, given: Condition | Tensor | None) -> Tensor:
+    """What the model makes of noise [n, *latent_shape], decoded; raises ValueError where it is not finite."""
+    samples = model.decode(model.sample(noise, given))
     broken = int((~samples.flatten(1).isfinite().all(1)).sum())
     if broken:
-        raise ValueError(f"{broken} of {n} samples are not finite: nothing was written; check the weights and the grid")
+        raise ValueError(
+            f"{broken} of {len(noise)} samples are not finite: nothing was written; check the weights and the grid"
+        )
     return samples
 
 

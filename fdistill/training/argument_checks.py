@@ -14,6 +14,8 @@ from fdistill.models.adapters import own_parameters
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.vae import Decoder
 from fdistill.objectives import Objective
+from fdistill.objectives.reward_algorithms import RewardAlgorithm
+from fdistill.sampling.grids import SamplingGrid
 from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.schedules import Schedule
 from fdistill.training.discrimination import Reads
@@ -174,6 +176,17 @@ def check_latents(teacher: Decoder | None, data: GenerativeDataModule) -> None:
                 f"latents are of the teacher's VAE: expected the {name} {_numbers(one)} of {teacher.folder}, got "
                 f"{_numbers(other)} of {made.folder}; encode the images with the teacher's"
             )
+
+
+def check_renoised(algorithm: RewardAlgorithm, steps: int, grid: SamplingGrid | None) -> None:
+    """Raises ValueError where a student would be tuned by other samples than its own, which are renoised."""
+    etas = algorithm.etas(0, steps)
+    if grid is not None or set(etas) != {math.inf}:
+        raise ValueError(
+            "a student is stochastic by renoising at its own levels: expected a policy gradient in all steps with eta "
+            f"inf, and no grid, got {type(algorithm).__name__} with eta {', '.join(f'{eta:g}' for eta in etas)}"
+            f"{'' if grid is None else ' and a grid'}"
+        )
 
 
 def _numbers(values: Tensor) -> str:

@@ -297,7 +297,9 @@ class DistillationModule(DistillationTurn, StudentValidation):
             x, condition = self.last_generated
             self.last_generated = x.to(self.device), condition.to(self.device)
         data = getattr(self.trainer, "datamodule", None)
+        self.images_of = self._decoder
         if isinstance(data, GenerativeDataModule):
+            self.images_of = self._decoder or data.decoder
             self.objective.prepare(data)
             self.frozen.requires_grad_(False).eval()  # what was fitted just now, too
 

@@ -13,6 +13,7 @@ from fdistill.models.adapters import own_parameters
 from fdistill.models.condition import Condition, Conditioned
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
+from fdistill.models.vae import Decoder
 from fdistill.objectives import Needs, NoisedSamples, Objective, Regression, denoising_loss, discriminator_loss
 from fdistill.objectives.base import PredictionLevel, expand, required
 from fdistill.objectives.log_ratio import RatioEstimator
@@ -74,6 +75,8 @@ class DistillationTurn(GenerativeModule):
     r1_weight: float
     r1_step: float
     instance_noise: float | Schedule
+    images_of: Decoder | None = None
+    """What makes images of samples that are latents, for rewards."""
     last_ratio: tuple[Tensor, Tensor, Tensor] | None = None
     """sigma, log ratio and weight h(r) [B] of the last micro-batch that the student learnt from on this rank.
 
@@ -226,6 +229,7 @@ class DistillationTurn(GenerativeModule):
     def _noised_samples(self, noised: NoisedBatch, needs: Needs) -> tuple[NoisedSamples, dict[str, Tensor]]:
         """What the objective reads of the batch; numbers for the loggers."""
         at = NoisedSamples(noised.leaf, noised.x_t, noised.sigma, self.sigma_data, noised.condition)
+        at = at._replace(decoder=self.images_of)
         at = at._replace(teacher=noised.teacher.denoised, update=self.updates, generator=noised.part.own)
         if needs.fake_score != "nothing":
             value = required(noised.fake_score.denoised)

@@ -53,6 +53,12 @@ def teacher_model(source: Denoiser | GenerativeModel | str | Path) -> Generative
     return model
 
 
+def tunable_model(source: Denoiser | GenerativeModel | str) -> GenerativeModel:
+    """What a reward can tune: a teacher, as of `teacher_model`, or a student."""
+    model = load_model(source) if isinstance(source, str) else source
+    return model if isinstance(model, GenerativeModel) and model.kind == "student" else teacher_model(model)
+
+
 def teacher_guidance(
     scale: float,
     interval: Sequence[float] | None,

@@ -49,13 +49,11 @@ def _checked(name: str, reward: Reward, images: Tensor, condition: Condition) ->
         found = reward(images, condition)
     except Exception as error:
         said = " ".join(str(error).split())
-        raise ValueError(f"the reward {name} raised {type(error).__name__}: {said}; no weight was changed") from error
+        raise ValueError(f"the reward {name} raised {type(error).__name__}: {said}") from error
     if not isinstance(found, Tensor) or found.shape != (len(images),):
         got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"the reward {name} gives one number for each sample: expected [{len(images)}], got {got}")
     broken = int((~found.isfinite()).sum())
     if broken:
-        raise ValueError(
-            f"the reward {name} is NaN or infinite for {broken} of {len(images)} samples; no weight was changed"
-        )
+        raise ValueError(f"the reward {name} is NaN or infinite for {broken} of {len(images)} samples")
     return found.float().to(images.device)

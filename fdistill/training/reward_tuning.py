@@ -23,10 +23,11 @@ from fdistill.objectives.reward_algorithms import DiffusionNFT, Pairs, PolicyGra
 from fdistill.objectives.rewards import Reward
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.grids import SamplingGrid
+from fdistill.training.argument_checks import check_renoised
 from fdistill.training.averaging.ema import EMA
 from fdistill.training.base import GenerativeModule
 from fdistill.training.guard import TurnValues
-from fdistill.training.initial_networks import described_source, teacher_model
+from fdistill.training.initial_networks import described_source, teacher_model, tunable_model
 from fdistill.training.judging import judged
 from fdistill.training.noise_range import levels_on_path
 from fdistill.training.rollout import Rollout, roll_out
@@ -61,7 +62,7 @@ class RewardTuningModule(GenerativeModule):
     ) -> None:
         """Args:
         teacher: a run checkpoint or exported folder of a teacher, a denoiser, or in Python a GenerativeModel. Its
-            guidance is that of the rollouts, too.
+            guidance is that of the rollouts, too. Or a student of several steps, which is tuned with eta inf.
         reward: what a sample is worth, of decoded images in [-1, 1].
         algorithm: how it learns from that (`fdistill.objectives.reward_algorithms`).
         optimizer: class_path and init_args of the optimiser.
@@ -83,7 +84,7 @@ class RewardTuningModule(GenerativeModule):
                 "a turn is skipped whole, and with several updates some have moved before one breaks: expected "
                 f"skip_nonfinite 0, got {skip_nonfinite} with updates {algorithm.updates}"
             )
-        loaded = teacher_model(teacher)
+        loaded = tunable_model(teacher)
         self.source, self.denoiser = described_source(teacher), _trainable(loaded.denoiser)
         self.ema = EMA(self.denoiser, ema_decay)
         self._tuned = dataclasses.replace(loaded, denoiser=self.ema.average)  # sampled as the teacher was
@@ -92,10 +93,13 @@ class RewardTuningModule(GenerativeModule):
         self.guide = Guidance.of(loaded.guidance).guide
         self.reward, self.algorithm, self.optimizer, self.at_once = reward, algorithm, optimizer, at_once
         self.levels = (loaded.sigmas if grid is None else grid.levels()).tolist()
+        self.levels += [0.0] if loaded.kind == "student" else []
         known = self.denoiser.noise_range
         known.check("each level of a rollout's grid", [level for level in self.levels if level > 0])
         self.steps = sum(level > 0 for level in self.levels[1:])  # that end above zero noise
         algorithm.check(self.steps)
+        if loaded.kind == "student":
+            check_renoised(algorithm, self.steps, grid)
         if isinstance(algorithm, DiffusionNFT):
             self.noise_levels = levels_on_path("noise_levels", algorithm.noise_levels, known)
         self._advantages = algorithm.advantages()
@@ -203,7 +207,7 @@ class RewardTuningModule(GenerativeModule):
         try:
             found = self._judged(samples, condition)
         except ValueError as raised:
-            error, fault = raised, str(raised)
+            error, fault = raised, f"{raised}; no weight was changed"
         fault = next((said for said in gather_objects(fault) if said), None)
         if fault is not None or found is None:
             raise ValueError(fault) from error
@@ -280,8 +284,8 @@ class RewardTuningModule(GenerativeModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """As many samples as the batch has, with its conditions."""
-        generator = generator_for(self.seed, VALIDATION, batch_idx, self.global_rank)
-        return self.generative_model().sample(torch.randn(batch.x.shape, generator=generator), batch.condition)
+        generator, model = generator_for(self.seed, VALIDATION, batch_idx, self.global_rank), self.generative_model()
+        return model.sample(model.latents(len(batch.x), generator), batch.condition)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the running statistics, where advantages have some."""

@@ -1,6 +1,7 @@
 """Samples of a policy with the states of its stochastic steps, and the (sample, step) pairs that it learns from."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fdistill.models.condition import Condition
 from fdistill.objectives.reward_algorithms import Pairs
-from fdistill.sampling import GDDIM, Start, renoise
+from fdistill.sampling import GDDIM, Renoising, Start, renoise
 from fdistill.sampling.step_law import StepLaw
 from fdistill.theory.noise_levels import NoiseLevels
 
@@ -97,7 +98,7 @@ def roll_out(
         denoise: the policy, guided.
         latents: standard normal, [N, *sample_shape].
         levels: noise levels, falling strictly from > 0.
-        etas: of each step that ends above zero noise; those > 0 follow each other.
+        etas: of each step that ends above zero noise; those > 0 follow each other; inf renoises.
         draw: fresh standard normal noise [N, *sample_shape].
         start: what the first step makes of noise.
         at_once: samples that are evaluated together, >= 1.
@@ -110,7 +111,8 @@ def roll_out(
         if there == 0:
             x = denoised
             break
-        old, fresh = GDDIM(etas[index]).shares(here, there)
+        sampler = Renoising() if etas[index] == math.inf else GDDIM(etas[index])
+        old, fresh = sampler.shares(here, there)
         moved = denoised + old * (x - denoised)
         if fresh > 0:
             moved = moved + fresh * draw()

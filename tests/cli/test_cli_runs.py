@@ -36,6 +36,11 @@ ARGUMENTS = {  # of objectives that have no default for them
         "reward": {"class_path": "TargetReward", "init_args": {"target": 0.0}},
         "beta": 0.1,
     },
+    "TiltedTeacher": {
+        "objective": "DMD2",
+        "reward": {"class_path": "TargetReward", "init_args": {"target": 0.0}},
+        "beta": 0.1,
+    },
     "MongeRegularised": {"objective": "DiffInstruct", "weight": 0.1},
     "WarmStarted": {"objective": "SiDA", "first": "DiffInstruct", "updates": 2},
 }

@@ -29,7 +29,8 @@ OF_TEXT = {  # the tiny pipeline that stands for its teacher
     "sdxl_dmd2_4step": "sdxl",
     "style_lora": "sd",
 }
-OF_CLASSES = [path for path in RECIPES if path.stem not in OF_TEXT]
+REWARDED = {"flux_reward": "flux", "sd15_reward": "sd"}
+OF_CLASSES = [path for path in RECIPES if path.stem not in OF_TEXT | REWARDED]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,8 @@ def short(recipe, teacher, folder, turns):
         "default_root_dir": folder,
     }
     flags += [f"--trainer.{name}={value}" for name, value in trainer.items()]
-    return [str(flag) for flag in [*flags, "--model.fake_updates_per_student=1"]]
+    flags += [] if recipe.stem in REWARDED else ["--model.fake_updates_per_student=1"]
+    return [str(flag) for flag in flags]
 
 
 def run_and_compare(cli, data):
@@ -125,6 +127,18 @@ def test_recipe_of_text_makes_three_turns_with_the_tiny_pipeline_of_its_family(n
     assert scheduled(cli.model.generative_model()).name  # a stock scheduler makes its steps
 
 
+@pytest.mark.system
+@pytest.mark.parametrize("name", slow_but(REWARDED))
+def test_recipe_of_a_reward_tunes_the_tiny_pipeline_of_its_family_for_three_turns(name, text_teachers, tmp_path):
+    teacher, _, prompts = text_teachers(REWARDED[name])
+    flags = short(CONFIGS / "recipes" / f"{name}.yaml", teacher, tmp_path, 3)
+    few = ["--model.algorithm.group=2", "--model.algorithm.updates=2", "--data.folder=nowhere"]
+    cli = run_trainer([*flags, *few, "--trainer.val_check_interval=null"], run=False)
+    assert run_and_compare(cli, prompts) == {"denoiser", "ema"}
+    assert cli.trainer.global_step == 3
+    assert cli.model.generative_model().kind == "teacher"
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_says_that_it_was_not_run_here_and_where_it_is_from(recipe):
     lines = recipe.read_text(encoding="utf-8").splitlines()
@@ -139,7 +153,7 @@ def test_recipe_says_that_it_was_not_run_here_and_where_it_is_from(recipe):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_writes_into_a_folder_of_its_own_and_ends_with_a_turn_of_the_student(recipe):
     config = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    cycle = config["model"]["init_args"]["fake_updates_per_student"] + 1
+    cycle = config["model"]["init_args"].get("fake_updates_per_student", 0) + 1
     assert config["trainer"]["default_root_dir"] == f"runs/recipes/{recipe.stem}"
     assert config["trainer"]["max_steps"] % cycle == 0
 

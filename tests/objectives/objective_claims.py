@@ -22,6 +22,7 @@ from exact_problem import (
 )
 
 from fdistill.evaluation.metrics import monge_gap
+from fdistill.models.denoiser import Denoiser
 from fdistill.objectives import (
     DMD,
     DMD2,
@@ -39,6 +40,7 @@ from fdistill.objectives import (
     ScoreOfMixture,
     SiD,
     SiDA,
+    TiltedTeacher,
     UniInstruct,
     WarmStarted,
 )
@@ -56,6 +58,8 @@ from fdistill.theory.divergences import (
     UniformlySkewedJensenShannon,
     WarmStart,
 )
+from fdistill.theory.paths import VarianceExploding
+from fdistill.theory.preconditioning import X0Prediction
 from fdistill.theory.schedules import Linear
 
 FEW, EPSILON = 9, 60.0  # latents of a Monge gap and its entropic regularisation
@@ -232,6 +236,32 @@ def reward_augmented():
     yield Claim(RewardAugmented(FDistill(JensenShannon(), normaliser="sigma"), Nearness(0.5), 0.3), terms)
 
 
+class Tilted:
+    """p_t exp(beta r(D)), not normalised: what a tilted teacher is the score of."""
+
+    def __init__(self, teacher, reward, beta):
+        self.teacher, self.reward, self.beta = teacher, reward, beta
+
+    def __getattr__(self, name):
+        return getattr(self.teacher, name)
+
+    def log_prob(self, x, sigma):
+        denoised = Denoiser(self.teacher, X0Prediction(VarianceExploding()))(x, sigma)
+        return self.teacher.log_prob(x, sigma) + self.beta * self.reward(denoised, None)
+
+
+def by_tilted(descended, *how):
+    """What is descended, with the tilted teacher in the place of the teacher."""
+    return lambda at, theta: descended(at._replace(teacher=Tilted(at.teacher, *how)), theta)
+
+
+def tilted_teacher():
+    how = Nearness(0.5), 0.3
+    both = {"student": by_tilted(matching(ReverseKL(), "sigma"), *how), "adversarial": adversarial(0.1)}
+    yield Claim(TiltedTeacher(DMD2(0.1, "sigma"), *how), both)
+    yield Claim(TiltedTeacher(SiD(0.5, "sigma"), *how), {"student": by_tilted(score_identity(0.5, "sigma"), *how)})
+
+
 def entropic_gap(at, theta):
     """By Sinkhorn's plain iteration, with derivatives through all of its steps."""
     nodes = quadrature(at.student(theta.detach()), at.sigma)
@@ -279,6 +309,7 @@ CLAIMS = {
     ScoreOfMixture: score_of_mixture,
     SiD: sid,
     SiDA: sida,
+    TiltedTeacher: tilted_teacher,
     UniInstruct: uni_instruct,
     VSD: vsd,
     WarmStarted: warm_started,

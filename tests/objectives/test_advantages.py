@@ -76,7 +76,7 @@ def test_the_window_slides_over_all_steps_and_begins_again():
     ("mistake", "words"),
     [
         (lambda: DDPO(eta=0), "eta > 0, got 0"),
-        (lambda: FlowGRPO(eta=float("inf")), "eta"),
+        (lambda: FlowGRPO(eta=float("nan")), "eta"),
         (lambda: FlowGRPO(group=1), "group of at least 2, got 1"),
         (lambda: MixGRPO(group=1), "group"),
         (lambda: DiffusionNFT(group=1), "group"),

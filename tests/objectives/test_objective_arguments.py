@@ -19,9 +19,11 @@ from fdistill.objectives import (
     ScoreOfMixture,
     SiD,
     SiDA,
+    TiltedTeacher,
     UniInstruct,
     WarmStarted,
 )
+from fdistill.objectives.image_rewards import Compressibility
 from fdistill.theory.divergences import JensenShannon
 
 NORMALISED = [
@@ -58,6 +60,11 @@ def test_unknown_normaliser_is_refused_with_the_known_ones(build):
         (lambda: UniInstruct(JensenShannon(), "rough"), "normalised"),
         (lambda: UniInstruct(JensenShannon(), clip=0.0), "UniInstruct"),
         (lambda: RewardAugmented(SiD(), Nearness(), -1.0), "beta"),
+        (lambda: RewardAugmented(SiD(), Compressibility(), 1.0), "best_of"),
+        (lambda: TiltedTeacher(DMD2(), Nearness(), math.nan), "beta"),
+        (lambda: TiltedTeacher(DMD2(), Compressibility(), 1.0), "RewardTuningModule"),
+        (lambda: TiltedTeacher(FDistill(JensenShannon()), Nearness(), 1.0), "FDistill"),
+        (lambda: TiltedTeacher(Adversarial(), Nearness(), 1.0), "Adversarial"),
         (lambda: MongeRegularised(SiD(), -0.5), "weight"),
         (lambda: MongeRegularised(SiD(), 1.0, math.nan), "MongeRegularised"),
         (lambda: WarmStarted(SiD(), DiffInstruct(), 0), "update"),

@@ -85,6 +85,7 @@ def pair_loss(algorithm, made, shares, theta, old_theta, slope, reference, updat
 CASES = {
     "Flow-GRPO": (FlowGRPO(1.2, kl_weight=0.0), 0),
     "without a clip": (FlowGRPO(0.8, clip=float("inf"), kl_weight=0.0), 0),
+    "renoising": (FlowGRPO(float("inf"), kl_weight=0.0), 0),
     "DDPO at the posterior": (DDPO(1.0), 0),
     "the first window": (MixGRPO(1.2, window=1, every=1), 0),
     "the middle window": (MixGRPO(1.2, window=1, every=1), 1),

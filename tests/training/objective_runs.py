@@ -21,6 +21,7 @@ from fdistill.objectives import (
     ScoreOfMixture,
     SiD,
     SiDA,
+    TiltedTeacher,
     UniInstruct,
     WarmStarted,
 )
@@ -42,6 +43,7 @@ OBJECTIVES = {
     "ScoreOfMixture": lambda: ScoreOfMixture(adversarial_weight=0.1),
     "SiD": SiD,
     "SiDA": lambda: SiDA(0.1),
+    "TiltedTeacher": lambda: TiltedTeacher(DMD2(0.1), TargetReward([1.0, 0.0]), 0.1),
     "UniInstruct": lambda: UniInstruct(ForwardKL()),
     "VSD": VSD,
     "WarmStarted": lambda: WarmStarted(SiDA(0.1), DiffInstruct(), 1),

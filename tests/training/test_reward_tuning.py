@@ -1,6 +1,7 @@
 """A teacher is tuned towards a reward: exactly resumable, whatever is evaluated at once, and a teacher at the end."""
 
 import functools
+import math
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.grids import KarrasGrid
 from fdistill.theory.preconditioning import EDM
 from fdistill.training import NonFiniteError, RewardTuningModule
+from fdistill.training.rollout import roll_out
 
 ALGORITHMS = {
     "DDPO": lambda **more: DDPO(**{"group": 2, "updates": 3, "clip": 0.01} | more),
@@ -135,6 +137,54 @@ def test_a_tuned_teacher_is_a_teacher_that_is_sampled_as_before_and_distilled(tm
     assert torch.equal(tuned.denoiser.network.output.bias, module.ema.average.network.output.bias)
     assert not torch.equal(tuned.denoiser.network.output.bias, model.denoiser.network.output.bias)
     fit(distillation(str(tmp_path / "tuned.ckpt")), 1, data())
+
+
+def few_steps(levels=(4.0, 1.0, 0.3)):
+    return GenerativeModel.student(mlp(num_classes=2, seed=2), levels)
+
+
+def test_rollouts_of_a_student_are_its_own_samples():
+    student, z = few_steps(), torch.randn(9, 3, 2, generator=torch.Generator().manual_seed(0))
+    labels, draws = torch.arange(9) % 2, iter(z[:, 1:].unbind(1))
+
+    def denoise(x, sigma, rows):
+        return student.denoiser(x, torch.full((len(x),), sigma), labels[rows])
+
+    made = roll_out(denoise, z[:, 0], [4.0, 1.0, 0.3, 0.0], [math.inf] * 2, lambda: next(draws), "sigma", 4)
+    torch.testing.assert_close(made.samples, student.sample(z, labels))
+    assert made.sigma.tolist() == [4.0, 1.0]
+    torch.testing.assert_close(made.fresh, torch.tensor([1.0, 0.3]))
+    assert made.old_share.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("algorithm", [FlowGRPO(math.inf, group=8, kl_weight=0.0), DDPO(math.inf, group=8)])
+def test_a_student_of_several_steps_is_tuned_and_stays_one(algorithm, tmp_path):
+    student, noise, labels = few_steps(), torch.randn(400, 3, 2), torch.arange(400) % 2
+    module = tuning(algorithm, student, grid=None)
+
+    def worth(model):
+        return float(module.reward(model.sample(noise, labels)).mean())
+
+    fit(module, 25, data()).save_checkpoint(tmp_path / "tuned.ckpt")
+    tuned = load_model(tmp_path / "tuned.ckpt")
+    assert (tuned.kind, tuned.sigmas.tolist()) == ("student", pytest.approx([4.0, 1.0, 0.3]))
+    assert worth(tuned) > worth(student) + 0.1
+
+
+@pytest.mark.parametrize(
+    ("mistake", "word"),
+    [
+        (lambda: tuning(FlowGRPO(1.2), few_steps(), grid=None), "eta 1.2, 1.2"),
+        (lambda: tuning(DiffusionNFT(), few_steps(), grid=None), "DiffusionNFT"),
+        (lambda: tuning(MixGRPO(math.inf, window=1), few_steps(), grid=None), "MixGRPO"),
+        (lambda: tuning(FlowGRPO(math.inf), few_steps()), "grid"),
+        (lambda: tuning(FlowGRPO(math.inf), few_steps([4.0]), grid=None), "2 steps"),
+    ],
+)
+def test_a_student_is_tuned_by_renoising_alone(mistake, word):
+    with pytest.raises(ValueError, match=word) as error:
+        mistake()
+    assert "\n" not in str(error.value)
 
 
 def test_images_are_judged_as_they_are_saved_and_validation_says_their_reward():

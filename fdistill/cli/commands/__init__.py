@@ -76,6 +76,15 @@ VERBS = {
         "fdistill.cli.commands.plan",
         of_fit="settings",
     ),
+    "submit": Verb(
+        "queue a fit: CONFIG..., then its options; here, or --on ray, slurm, kubernetes",
+        "fdistill.cli.commands.jobs",
+        of_fit="settings",
+    ),
+    "jobs": Verb("the queued runs: state, step, seconds, exit status", "fdistill.cli.commands.jobs"),
+    "stop": Verb("end a run after it has saved", "fdistill.cli.commands.jobs", positional=True),
+    "resume": Verb("continue a run from its last checkpoint", "fdistill.cli.commands.jobs", positional=True),
+    "logs": Verb("what a run has printed", "fdistill.cli.commands.jobs", positional=True),
     "diagnose": Verb(
         "do a teacher's deterministic samples crowd together, and why",
         "fdistill.cli.commands.diagnose",
@@ -83,6 +92,9 @@ VERBS = {
     ),
     "dashboard": Verb(
         "how runs go: one page of curves and pictures", "fdistill.cli.commands.dashboard", several="runs"
+    ),
+    "serve": Verb(
+        "generators over HTTP: OpenAI's images API, and a page", "fdistill.cli.commands.serve", several="folders"
     ),
     "presets": Verb("configurations and checkpoints that are found by name", "fdistill.cli.commands.presets"),
     "doctor": Verb("versions, devices, and what is wrong or slow here", "fdistill.cli.commands.doctor"),
@@ -111,7 +123,8 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
     if verb.of_fit is not None:
         arguments, passed[verb.of_fit] = _own_and_others(arguments, options)
     try:
-        values = parser.parse_args([f"{given}=true" if given in switches else given for given in arguments])
+        spelled = [_underscored(given) for given in arguments]
+        values = parser.parse_args([f"{given}=true" if given in switches else given for given in spelled])
     except (ArgumentError, TypeError) as error:
         raise UsageError(f"{explain(str(error), options)} (fdistill {name} --help tells the options)") from error
     try:
@@ -120,6 +133,12 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
         raise raised_by_class(error) from error
     function(**built, **passed)
     return 0
+
+
+def _underscored(argument: str) -> str:
+    """--best-of as --best_of; values stay as they are."""
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
 
 
 def _own_and_others(arguments: Sequence[str], options: Iterable[str]) -> tuple[list[str], list[str]]:

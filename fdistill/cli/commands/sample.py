@@ -1,9 +1,12 @@
 """`fdistill sample`: pictures (or numbers) from a checkpoint or an exported folder."""
 
 import io
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from fdistill.cli.commands.checked import usable_device
@@ -12,12 +15,13 @@ from fdistill.core.atomic_files import atomic_write
 from fdistill.core.places import require_writable
 from fdistill.io.load import load_model
 from fdistill.io.stock_pipeline import PIPELINE, prompt_condition
+from fdistill.models.condition import Condition
 from fdistill.sampling import Sampler
-from fdistill.sampling.draw import chosen_labels, draw
+from fdistill.sampling.draw import Labels, chosen_labels, draw
 from fdistill.sampling.first_step import with_first_step_of
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.grids import SamplingGrid
-from fdistill.sampling.pictures import show
+from fdistill.sampling.pictures import show, to_pixels
 
 
 def sample(
@@ -35,6 +39,9 @@ def sample(
     guidance_interval: list[float] | None = None,
     guide: str | None = None,
     first_step: str | None = None,
+    best_of: int | None = None,
+    reward: str | dict[str, Any] | None = None,
+    data: str | None = None,
 ) -> None:
     """Generate samples; a seed gives the same ones from the .ckpt, the exported folder and its diffusers pipeline.
 
@@ -42,7 +49,8 @@ def sample(
         checkpoint: a run's .ckpt file, or a folder written by fdistill export.
         n: how many samples.
         seed: seed of the noise, which is drawn on the CPU whatever the device.
-        out: file to write: a .png picture of all samples in a grid, or a .npz file of the arrays samples and labels.
+        out: file to write: a .png picture of all samples in a grid, a .npz file of the arrays samples and labels, or a
+            .zip file of one picture each in folders of their classes, which `ImageFolder` reads.
         labels: the class to draw, or several like '[0,1,2]', repeated up to n; all classes in turn where not given.
             Those of several sets of classes by name: '{"digit": 7, "ground": [0, 1]}'.
         prompt: of a text-to-image model, or several like '["a cat","a dog"]', repeated up to n.
@@ -55,12 +63,18 @@ def sample(
         guide: a worse teacher of the same samples, for autoguidance.
         first_step: who makes the first step of a student of several: teacher for the one that it was distilled from, or
             the .ckpt or folder of it.
+        best_of: candidates of each sample, of which the one of the largest reward is kept.
+        reward: by which: a class of rewards, as Brightness, or
+            '{"class_path": "TargetReward", "init_args": {"target": 0.5}}'.
+        data: YAML file with a data section, for a reward that is fitted to it; the model's own where not given.
     """
+    if (best_of is None) != (reward is None):
+        raise ValueError("the best of N candidates is that of a reward: give --best_of and --reward, or neither")
     if n < 1:
         raise ValueError(f"n is a number of samples and positive: got {n}")
     path = Path(out)
-    if path.suffix not in (".png", ".npz"):
-        raise ValueError(f"samples are written as .png or .npz: got {out!r}; name the file like that")
+    if path.suffix not in (".png", ".npz", ".zip"):
+        raise ValueError(f"samples are written as .png, .npz or .zip: got {out!r}; name the file like that")
     require_writable(path)
     model = resampled(load_model(checkpoint), sampler, steps, grid, guidance, guidance_interval, guide)
     if first_step is not None:
@@ -69,21 +83,48 @@ def sample(
     if prompt is None and PIPELINE in model.facts:
         raise ValueError("this model makes pictures of prompts: expected --prompt 'TEXT', got none")
     if prompt is None:
-        wanted = chosen_labels(model, n, labels)
-        samples = draw(model, n, seed, labels)
+        wanted, asked = chosen_labels(model, n, labels), labels
     else:
-        wanted = None
-        samples = draw(model, n, seed, prompt_condition(model, [prompt] if isinstance(prompt, str) else prompt, n))
+        wanted, asked = None, prompt_condition(model, [prompt] if isinstance(prompt, str) else prompt, n)
+    if best_of is None or reward is None:
+        samples, told = draw(model, n, seed, asked), ""
+    else:
+        samples, told = _kept(model, n, best_of, reward, seed, asked, data)
+    _write(path, model, samples, wanted)
+    evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
+    print(f"wrote {n} sample{'s' * (n > 1)} of {evaluations} each to {path}{told}")
+
+
+def _kept(
+    model: GenerativeModel,
+    n: int,
+    candidates: int,
+    given: str | dict[str, Any],
+    seed: int,
+    asked: Labels | Condition,
+    data: str | None,
+) -> tuple[Tensor, str]:
+    """The best candidates, and what is told of them."""
+    from fdistill.cli.commands.yaml_section import data_of_file
+    from fdistill.training.best_of import best_of, named_reward  # seconds of imports that other samples do without
+
+    real = None if data is None else data_of_file(data)
+    kept = best_of(model, n, candidates, named_reward(given), seed, asked, data=real)
+    means = (f"{name} {kept.rewards[name].mean():.4g} in place of {of.mean():.4g}" for name, of in kept.plain.items())
+    return kept.samples, f", the best of {candidates} each: {', '.join(means)}; KL at most {kept.kl:.3g} nats"
+
+
+def _write(path: Path, model: GenerativeModel, samples: Tensor, labels: Tensor | None) -> None:
     if path.suffix == ".npz":
-        atomic_write(path, _npz(samples, wanted))
+        atomic_write(path, _npz(samples, labels))
+    elif path.suffix == ".zip":
+        atomic_write(path, _zip(samples, labels))
     elif samples.ndim == 4:
         atomic_write(path, _png(samples))
     else:
         from fdistill.evaluation.report.grid import sample_grid_figure
 
         sample_grid_figure({f"{model.kind}, {model.evaluations} evaluations": samples}, path)
-    evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
-    print(f"wrote {n} sample{'s' * (n > 1)} of {evaluations} each to {path}")
 
 
 def _teacher_of(student: GenerativeModel, given: str) -> GenerativeModel:
@@ -104,4 +145,18 @@ def _png(samples: Tensor) -> bytes:
 def _npz(samples: Tensor, labels: Tensor | None) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, samples=samples.numpy(), labels=np.zeros(0) if labels is None else labels.numpy())
+    return buffer.getvalue()
+
+
+def _zip(samples: Tensor, labels: Tensor | None) -> bytes:
+    """An archive of PNG files, not compressed again; raises ValueError for samples that are no images."""
+    if samples.ndim != 4 or samples.shape[1] not in (1, 3):
+        raise ValueError(f"a .zip file holds images [n, 1 or 3, H, W]: got samples of shape {list(samples.shape)}")
+    buffer, digits = io.BytesIO(), len(str(0 if labels is None else int(labels.max())))
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for i, pixels in enumerate(to_pixels(samples)):
+            picture = io.BytesIO()
+            Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(picture, format="PNG")
+            folder = "" if labels is None else f"{int(labels[i]):0{digits}}/"
+            archive.writestr(f"{folder}{i:06}.png", picture.getvalue())
     return buffer.getvalue()

@@ -6,6 +6,7 @@ import torch
 from cli_runs import fdistill, one_error_line, succeeds
 from PIL import Image
 
+from fdistill.data import ImageFolder
 from fdistill.io.export import export_folder
 from fdistill.io.load import load_model
 from fdistill.models.denoiser import Denoiser
@@ -43,6 +44,16 @@ def test_png_is_a_grid_of_enlarged_pixels(student_checkpoint, tmp_path):
         np.testing.assert_array_equal(cell, np.round((samples[i, 0].clip(-1, 1) / 2 + 0.5) * 255).astype(np.uint8))
     assert (grid[50:, 100:] == 255).all()  # the sixth cell is empty
     assert (grid[48:50] == 255).all()
+
+
+def test_zip_is_a_folder_of_images_by_class(student_checkpoint, tmp_path):
+    samples, labels = arrays(student_checkpoint, tmp_path / "out.npz", "--n", 12)
+    succeeds("sample", "--checkpoint", student_checkpoint, "--n", 12, "--out", tmp_path / "out.zip")
+    everything = ImageFolder(str(tmp_path / "out.zip"), 8, channels=1).everything().measured()
+    found = everything.rows(torch.arange(12))
+    order = np.argsort(labels, kind="stable")
+    assert found.classes.tolist() == labels[order].tolist()
+    np.testing.assert_allclose(found.x, samples[order].clip(-1, 1), atol=1 / 255 + 1e-6)
 
 
 def test_pixels_are_clipped_and_rounded():
@@ -91,6 +102,18 @@ def test_vectors_become_a_scatter_plot_and_a_npz_file(tmp_path):
     assert Image.open(tmp_path / "out.png").size > (100, 100)
 
 
+def test_best_of_n_keeps_brighter_samples_and_tells_its_kl(student_checkpoint, tmp_path):
+    flags, brightness = ("--checkpoint", student_checkpoint, "--n", 20, "--reward", "Brightness"), []
+    for candidates in (1, 4):
+        path = tmp_path / f"{candidates}.npz"
+        told = succeeds("sample", *flags, "--best-of", candidates, "--out", path)
+        brightness.append(np.load(path)["samples"].clip(-1, 1).mean())
+    np.testing.assert_array_equal(np.load(tmp_path / "1.npz")["samples"], arrays(*flags[1:2], path, *flags[2:4])[0])
+    assert brightness[1] > brightness[0]
+    assert f"{brightness[1]:.4g} in place of {brightness[0]:.4g}" in told
+    assert "at most 0.636 nats" in told
+
+
 MISTAKES = {
     "label too large": (["--labels=10"], "a class label lies in [0, 10): got 10"),
     "label below zero": (["--labels=[0,-1]"], "a class label lies in [0, 10): got -1"),
@@ -103,7 +126,11 @@ MISTAKES = {
     "unknown device": (["--device=gpu"], "device is cpu, cuda, cuda:1, mps ...: got 'gpu'"),
     "device that is not here": (["--device=cuda:99"], "there is no device 'cuda:99' here: expected one of cpu"),
     "device of no machine": (["--device=meta"], "there is no device 'meta' here"),
-    "unknown ending": (["--out=out.gif"], "samples are written as .png or .npz: got 'out.gif'"),
+    "no candidates": (["--best-of=0", "--reward=Brightness"], "N = 0"),
+    "candidates without a reward": (["--best-of=4"], "--reward"),
+    "reward without candidates": (["--reward=Brightness"], "--best_of"),
+    "unknown reward": (["--best-of=4", "--reward=Bright"], "Brightness"),
+    "unknown ending": (["--out=out.gif"], "samples are written as .png, .npz or .zip: got 'out.gif'"),
 }
 
 
