@@ -14,6 +14,7 @@ from torch import Tensor
 from fdistill.sampling.pictures import show, to_pixels
 
 LARGEST_SEED = 2**63 - 1
+_HOW: dict[str, dict[str, Any]] = {"png": {"compress_level": 1}, "webp": {"lossless": True}, "jpeg": {"quality": 95}}
 _DRAWN_BELOW = 2**31  # seeds that nobody gave: a script reads them exactly
 _REMEDIES = {
     "extra_forbidden": "is not honoured here: leave it out",
@@ -88,16 +89,11 @@ class Request(BaseModel):
 
 def encoded(images: Tensor, kind: str) -> list[bytes]:
     """Each of images [n, C, H, W] in [-1, 1] as a file of that kind; webp without loss, jpeg at quality 95."""
-    ways: dict[str, dict[str, Any]] = {
-        "png": {"compress_level": 1},
-        "webp": {"lossless": True},
-        "jpeg": {"quality": 95},
-    }
     pixels = to_pixels(images)
     files = []
     for each in pixels.squeeze(-1) if pixels.shape[3] == 1 else pixels:
         buffer = io.BytesIO()
-        Image.fromarray(each).save(buffer, kind, **ways[kind])
+        Image.fromarray(each).save(buffer, kind, **_HOW[kind])
         files.append(buffer.getvalue())
     return files
 
