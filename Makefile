@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 # else every process compiles the package and the tests anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart text-quickstart demonstrations reward-demonstration check test this-half other-half coverage slow gpu lint types docs clean
+.PHONY: quickstart text-quickstart demonstrations reward-demonstration service-demonstration check test this-half other-half coverage slow gpu lint types docs clean
 
 # torch comes first and exactly: a range would pull another build. What is imported is compiled then, and not all of it here.
 $(STAMP): pyproject.toml constraints.txt
@@ -44,6 +44,11 @@ demonstrations: $(STAMP)
 	$(BIN)/python tools/demonstrate.py configs/quickstart/mixture.yaml --out runs/demonstrations/mixture
 	$(FIT) --config configs/quickstart/teacher_unconditional.yaml --ckpt_path last
 	$(BIN)/python tools/demonstrate.py configs/quickstart/mode_dropping.yaml --out runs/demonstrations/mode_dropping
+
+# serves the shipped digits student, asks it by OpenAI's client, and stops it: docs/service.md
+service-demonstration: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt openai --editable '.[serve]'
+	$(BIN)/python tools/demonstrate_service.py --out runs/service-demonstration
 
 # A teacher before and after 25 turns of reward tuning, and one-step students with the reward: docs/reward.md.
 reward-demonstration: export OMP_NUM_THREADS = 1

@@ -11,7 +11,7 @@ import argparse
 import torch
 
 from fdistill.data import Digits
-from fdistill.evaluation.reward_gap import Z, Gap, GapProbe
+from fdistill.evaluation.reward_gap import Gap, GapProbe, Z
 from fdistill.io.load import load_model
 from fdistill.objectives import image_rewards
 from fdistill.training.judging import judged

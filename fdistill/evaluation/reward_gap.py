@@ -133,9 +133,17 @@ class GapProbe:
             draw: names the latents.
             ranks: rank, and number of them.
         """
+        return self.read(self.pictures(model, steps, eta, draw, ranks), judge, ranks)
+
+    def pictures(
+        self, model: GenerativeModel, steps: int, eta: float, draw: int = 0, ranks: tuple[int, int] = (0, 1)
+    ) -> Tensor:
+        """This rank's share of the N S samples, all seeds of a condition together; arguments as of `look`."""
         grid = karras_grid(steps, self.ends[1], self.ends[0])
-        sampled = dataclasses.replace(model, sampler=GDDIM(eta), sigmas=grid)
-        pictures = self.probe.pictures(sampled, draw, *ranks)
+        return self.probe.pictures(dataclasses.replace(model, sampler=GDDIM(eta), sigmas=grid), draw, *ranks)
+
+    def read(self, pictures: Tensor, judge: Judge, ranks: tuple[int, int] = (0, 1)) -> Look:
+        """Judge and compare every rank's `pictures`."""
         condition = self.probe.condition.repeat(self.probe.seeds).rows(slice(ranks[0], None, ranks[1]))
         scores = self.probe.in_order(judge(pictures, condition), ranks[1]).cpu()
         features = self.probe.features(pictures, ranks[1])

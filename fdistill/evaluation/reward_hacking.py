@@ -28,8 +28,8 @@ class HackingAlarm:
     """Judges a tuned teacher by the draws of the untuned one.
 
     Recall, Vendi ratio and anchored TID have the bands of `CollapseAlarm`, the seeds of each condition those of
-    `SeedAlarm`; both from the teacher's draws. Hacked is a teacher with one of them outside in `patience` evaluations in
-    a row, and with a reward above the untuned one's by more than the 95% interval of the difference. Less diversity
+    `SeedAlarm`, both from the teacher's draws. An alarm needs one of them outside of its band in `patience` evaluations
+    in a row, and a reward above the untuned teacher's by more than the 95% interval of the difference. Less diversity
     without more reward is a collapse, more reward inside the bands is what tuning is for: neither is an alarm.
     """
 

@@ -236,8 +236,16 @@ class StockPipeline:
         return scheduler.sigmas.double().cpu()
 
 
-def prompt_condition(model: GenerativeModel, prompts: Sequence[str], n: int) -> Condition:
+def prompt_condition(
+    model: GenerativeModel, prompts: Sequence[str], n: int, pipeline: StockPipeline | None = None
+) -> Condition:
     """The conditions of n samples of a model that takes prompts, which are repeated up to n.
+
+    Args:
+        model: with the fact that says where its pipeline lies.
+        prompts: at least one.
+        n: how many samples.
+        pipeline: the one that lies there, where it is loaded already.
 
     Raises:
         ValueError: where it takes none, or its pipeline refuses them.
@@ -248,7 +256,8 @@ def prompt_condition(model: GenerativeModel, prompts: Sequence[str], n: int) -> 
     factor: Any = model.denoiser.network.image_factor
     height, width = (int(length * factor) for length in model.sample_shape[1:])
     # no condition depends on the number of steps, and exported schedulers refuse all but few
-    asked = StockPipeline(model.facts[PIPELINE]).ask(prompts, (height, width), null=False, num_steps=1)
+    pipeline = pipeline or StockPipeline(model.facts[PIPELINE])
+    asked = pipeline.ask(prompts, (height, width), null=False, num_steps=1)
     return asked.condition.rows(torch.arange(n) % len(prompts))
 
 

@@ -76,6 +76,15 @@ VERBS = {
         "fdistill.cli.commands.plan",
         of_fit="settings",
     ),
+    "submit": Verb(
+        "queue a fit: CONFIG..., then its options; here, or --on ray, slurm, kubernetes",
+        "fdistill.cli.commands.jobs",
+        of_fit="settings",
+    ),
+    "jobs": Verb("the queued runs: state, step, seconds, exit status", "fdistill.cli.commands.jobs"),
+    "stop": Verb("end a run after it has saved", "fdistill.cli.commands.jobs", positional=True),
+    "resume": Verb("continue a run from its last checkpoint", "fdistill.cli.commands.jobs", positional=True),
+    "logs": Verb("what a run has printed", "fdistill.cli.commands.jobs", positional=True),
     "diagnose": Verb(
         "do a teacher's deterministic samples crowd together, and why",
         "fdistill.cli.commands.diagnose",
@@ -83,6 +92,9 @@ VERBS = {
     ),
     "dashboard": Verb(
         "how runs go: one page of curves and pictures", "fdistill.cli.commands.dashboard", several="runs"
+    ),
+    "serve": Verb(
+        "generators over HTTP: OpenAI's images API, and a page", "fdistill.cli.commands.serve", several="folders"
     ),
     "presets": Verb("configurations and checkpoints that are found by name", "fdistill.cli.commands.presets"),
     "doctor": Verb("versions, devices, and what is wrong or slow here", "fdistill.cli.commands.doctor"),

@@ -1,12 +1,13 @@
 """A run folder has one writer at a time, and a new run never takes the place of an older one."""
 
 import errno
-import json
 import os
 import socket
 import warnings
 from pathlib import Path
 from typing import BinaryIO
+
+from fdistill.core.turns_done import turns_done
 
 try:
     import fcntl
@@ -17,7 +18,6 @@ LOCK = ".lock"
 _BY_NAME = ("last", "best", "hpc", "registry")  # what Lightning takes in place of a file
 _NONE = " without a checkpoint"
 _BUSY = (errno.EACCES, errno.EAGAIN)
-_TAIL = 2**16  # bytes at the end of metrics.jsonl in which its last whole line is looked for
 
 
 class RunFolder:
@@ -72,7 +72,7 @@ class RunFolder:
         metrics = self.path / "metrics.jsonl"
         if not checkpoints and not metrics.is_file() and not (self.path / "config.yaml").is_file():
             return None
-        turns = _turns(metrics)
+        turns = turns_done(metrics)
         length = "a run" if turns is None else f"a run of {turns} turns"
         return f"{length} with {', '.join(checkpoints[:3])}" if checkpoints else length + _NONE
 
@@ -149,20 +149,3 @@ def _owner(file: BinaryIO) -> str:
     number, _, host = file.read(1000).decode(errors="replace").strip().partition(" ")
     where = "" if host == socket.gethostname() else f" on {host}"
     return f"process {number}{where}" if number.isdigit() else "another process"
-
-
-def _turns(metrics: Path) -> int | None:
-    """How many turns the last whole line of metrics.jsonl tells of; None where there is none."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, metrics.stat().st_size - _TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            values = json.loads(line)
-            return values["step"] + any(name.startswith("loss/") for name in values)  # losses are written in a turn
-        except (ValueError, KeyError, TypeError):  # a kill tears the last line
-            continue
-    return None

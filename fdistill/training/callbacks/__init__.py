@@ -9,6 +9,7 @@ from fdistill.training.callbacks.monge_gap import MongeGap
 from fdistill.training.callbacks.power_averages import PowerAverages
 from fdistill.training.callbacks.progress import TurnProgressBar
 from fdistill.training.callbacks.ratio_histograms import RatioHistograms
+from fdistill.training.callbacks.reward_gap import RewardGap
 from fdistill.training.callbacks.sample_grid import SampleGrid
 from fdistill.training.callbacks.see_saw import SeeSaw
 from fdistill.training.callbacks.seed_diversity import SeedDiversity
@@ -25,6 +26,7 @@ __all__ = [
     "MongeGap",
     "PowerAverages",
     "RatioHistograms",
+    "RewardGap",
     "SampleGrid",
     "SeeSaw",
     "SeedDiversity",

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 import torch.distributed as dist
 from forked import ended, fork_ranks
@@ -9,11 +10,13 @@ from places import two_places
 from tiny_runs import adam, fit, mlp, ring, weights
 from torch.testing import assert_close
 
+from fdistill.evaluation.features import PixelFeatures
 from fdistill.objectives.advantages import group_advantages
 from fdistill.objectives.reward_algorithms import DDPO, FlowGRPO
 from fdistill.objectives.rewards import TargetReward
 from fdistill.sampling.grids import KarrasGrid
 from fdistill.training import RewardTuningModule
+from fdistill.training.callbacks import RewardGap
 
 
 class Watched(RewardTuningModule):
@@ -38,13 +41,18 @@ def tuned(algorithm, reward):
     return Watched(mlp(num_classes=2), reward, algorithm, adam, KarrasGrid(4, 0.05, 10.0))
 
 
+def watching():
+    return RewardGap(1, (2, 3), seeds=9, teacher_draws=2, spaces={"x": PixelFeatures()})
+
+
 def main(folder):
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo")
     run = {"strategy": "replicated", "devices": 2}
     with two_places():
         module = tuned(FlowGRPO(group=3), TargetReward(1.0))
-        fit(module, 2, ring(batch_size=8), **run)
+        gap = watching()
+        fit(module, 2, ring(batch_size=8), callbacks=[gap], **run)
         running = tuned(DDPO(group=1), TargetReward(1.0))
         fit(running, 3, ring(batch_size=8), **run)
         try:
@@ -56,13 +64,14 @@ def main(folder):
         "weights": weights(module.denoiser),
         "statistics": running._advantages.state_dict(),
         "said": said,
+        "untuned": gap.state_dict()["teacher"],
     }
     torch.save(results, folder / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def test_advantages_statistics_and_failures_are_shared(tmp_path):
+def test_advantages_statistics_failures_and_the_gap_are_shared(tmp_path):
     codes = ended(fork_ranks(lambda rank: main(tmp_path), tmp_path), 120)
     assert codes == [0, 0], "\n".join((tmp_path / f"rank{rank}.log").read_text()[-3000:] for rank in range(2))
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
@@ -73,3 +82,8 @@ def test_advantages_statistics_and_failures_are_shared(tmp_path):
     assert ranks[0]["statistics"] == ranks[1]["statistics"]
     assert sum(map(len, ranks[0]["statistics"].values())) == 32  # the last 16 of each class, of 48 samples
     assert all("BrokenOnRank1" in rank["said"] for rank in ranks)
+    alone = watching()
+    fit(tuned(FlowGRPO(group=3), TargetReward(1.0)), 1, ring(batch_size=8), callbacks=[alone])
+    for mine, first, second in zip(alone.state_dict()["teacher"], *(rank["untuned"] for rank in ranks), strict=True):
+        assert_close(first["scores"], mine["scores"])
+        assert first["values"] == second["values"] == pytest.approx(mine["values"])

@@ -1,0 +1,52 @@
+"""`fdistill serve`: generators over HTTP, by OpenAI's images API and on a page."""
+
+import importlib.util
+import logging
+import sys
+
+from fdistill.cli.commands.checked import usable_device
+
+_NEEDS = ("fastapi", "uvicorn", "prometheus_client")
+
+
+def serve(
+    folders: list[str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token_file: str | None = None,
+    max_batch: int = 64,
+    queue: int = 1024,
+    limit: int = 64,
+    device: str = "cpu",
+    bf16: bool = False,
+    compile: bool = False,
+    decoder: str | None = None,
+) -> None:
+    """Serve generators until SIGTERM, which answers what waits: docs/service.md.
+
+    Args:
+        folders: of fdistill export, checkpoints of runs, or names of shipped ones; NAME=PATH names one.
+        host: address to listen on; one beyond this machine needs a token.
+        port: to listen on; 0 for a free one.
+        token_file: file of the token that every request has to bring.
+        max_batch: images of every batch, which is padded to it so that a seed gives the same bytes in any company.
+        queue: images that may wait; beyond it requests are answered by 429.
+        limit: images of one request.
+        device: where to compute: cpu, cuda, cuda:1, mps.
+        bf16: compute in bfloat16 where that is safe; other last bits than without.
+        compile: networks go through torch.compile, which makes the start longer; other last bits than without.
+        decoder: folder of another VAE of the same latents, as AutoencoderTiny, which is faster than a generator's own.
+    """
+    missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"a service needs {', '.join(missing)}, not found here: pip install 'fdistill[serve]'")
+    from fdistill.serving.generators import How
+    from fdistill.serving.server import run
+
+    log = logging.getLogger("fdistill.serving")
+    log.setLevel(logging.INFO)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    how = How(max_batch, usable_device(device), bf16, compile, decoder)
+    run(folders, how, host, port, token_file, queue, limit)

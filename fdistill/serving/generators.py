@@ -1,0 +1,314 @@
+"""Generators that are served: loaded from folders by name, warmed, and replaced when their folder is made anew."""
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fdistill.core.presets import checkpoint as known_checkpoint
+from fdistill.core.weight_files import CheckpointError
+from fdistill.io.load import load_model
+from fdistill.io.stock_pipeline import PIPELINE, StockPipeline, prompt_condition
+from fdistill.models.condition import Condition, declared
+from fdistill.models.vae import Decoder
+from fdistill.sampling.draw import chosen_labels
+from fdistill.sampling.generator import GenerativeModel
+
+_LOG = logging.getLogger(__name__)
+_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+_OURS = ("pipeline.py", "model/generator.py")  # what fdistill export writes for stock diffusers; it is not run here
+_CODE = (".py", ".pyc", ".so")
+_REMOTE_CODE = ("auto_map", "trust_remote_code")
+_SLICE = 16  # images that a decoder makes at once
+_CLASSES = "classes.txt"
+_LONGEST = 4000  # characters of a prompt
+_PLACE = re.compile(r"\s*(\w+://|data:|\.{0,2}/|~|[A-Za-z]:\\)")
+_KEPT = 256  # conditions of texts
+
+
+@dataclass(frozen=True)
+class How:
+    """How every generator computes; each setting has its own last bits.
+
+    Attributes:
+        size: pictures of every batch, >= 1.
+        device: where.
+        bf16: networks compute in bfloat16 where autocast lets them.
+        compiled: networks go through torch.compile.
+        decoder: folder of another VAE, as a tiny one, in place of a generator's own.
+    """
+
+    size: int = 64
+    device: torch.device | str = "cpu"
+    bf16: bool = False
+    compiled: bool = False
+    decoder: str | None = None
+
+
+class Generator:
+    """A model that makes pictures in batches of one shape; a `Maker` of the batcher."""
+
+    def __init__(self, name: str, path: Path, how: How) -> None:
+        """Load it and make one batch.
+
+        Args:
+            name: what requests call it.
+            path: of a folder of fdistill export, or of a run's checkpoint.
+            how: it computes.
+
+        Raises:
+            CheckpointError: where it cannot be served, in one line.
+        """
+        check_safe(path)
+        self.name, self.size = name, how.size
+        self.model = model = _prepared(load_model(path), path, how)
+        self.card = _card(path) or f"{name}: no model card beside {path.name}"
+        self.classes = _class_names(path, model)
+        self.reads_text = PIPELINE in model.facts
+        takes = model.denoiser.takes
+        if takes and not model.num_classes and not self.reads_text:
+            raise CheckpointError(f"{path} takes {declared(takes)}, which no prompt tells: serve its exported folder")
+        self._encode = functools.lru_cache(_KEPT)(self._text_condition)
+        # the last slice is as large as the first: another shape has other last bits
+        self._slice = math.gcd(how.size, _SLICE)
+        example = "warm" if self.reads_text else "0" if model.num_classes else ""
+        shape = self._warmed(self.condition(example)).shape[1:]
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise CheckpointError(f"{path} makes samples {list(shape)}, no pictures: fdistill sample writes them")
+        self.shape = tuple(shape)
+
+    @property
+    def side(self) -> str:
+        """Width x height of a picture, as OpenAI's API writes it."""
+        return f"{self.shape[2]}x{self.shape[1]}"
+
+    @property
+    def asks(self) -> str:
+        """What a prompt is, in words."""
+        if self.reads_text:
+            return "a text"
+        takes = self.model.denoiser.takes
+        if len(takes) > 1:
+            sets = ", ".join(f"{name}=0..{entry.classes - 1}" for name, entry in takes.items())
+            return f"one class of each set ({sets}) or the number of a combination, 0 to {self.model.num_classes - 1}"
+        if not self.model.num_classes:
+            return "empty, for this generator takes no condition"
+        names = f" or name ({', '.join(self.classes[:4])} ...)" if self.classes else ""
+        return f"the number of a class, 0 to {self.model.num_classes - 1}{names}"
+
+    def condition(self, prompt: str) -> Condition:
+        """What the network takes for one picture, one row; of a text in one thread at a time.
+
+        Raises:
+            ValueError: where the prompt is none of this generator, in one line.
+        """
+        if len(prompt) > _LONGEST:
+            raise ValueError(f"a prompt has at most {_LONGEST:,} characters: got {len(prompt):,}")
+        if _PLACE.match(prompt):
+            raise ValueError("a prompt is a class or a text: got a path or an address, and none is ever opened")
+        if self.reads_text:
+            if not prompt.strip():
+                raise ValueError("a prompt of this generator is a text: got none")
+            return self._encode(prompt)
+        number = self._number(" ".join(prompt.split()))
+        return self.model.condition(None if number is None else torch.tensor([number]), 1)
+
+    def _number(self, prompt: str) -> int | None:
+        takes, lower = self.model.denoiser.takes, [name.lower() for name in self.classes]
+        if not takes and not prompt:
+            return None
+        if prompt.isascii() and prompt.isdigit() and len(prompt) < 10 and int(prompt) < self.model.num_classes:
+            return int(prompt)
+        if prompt.lower() in lower:
+            return lower.index(prompt.lower())
+        pairs = re.fullmatch(r"\w+ ?= ?\d{1,9}(, ?\w+ ?= ?\d{1,9})*", prompt)
+        if pairs and len(takes) > 1:
+            given = dict(re.findall(r"(\w+) ?= ?(\d+)", prompt))
+            numbers = chosen_labels(self.model, 1, {name: int(value) for name, value in given.items()})
+            return None if numbers is None else int(numbers[0])
+        raise ValueError(f"a prompt of {self.name} is {self.asks}: got {prompt[:60]!r}")
+
+    @functools.cached_property
+    def _pipeline(self) -> StockPipeline:
+        return StockPipeline(self.model.facts[PIPELINE])
+
+    def _text_condition(self, prompt: str) -> Condition:
+        return prompt_condition(self.model, [prompt], 1, self._pipeline)
+
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """The latent of one picture, [1, *latent_shape]."""
+        return self.model.latents(1, generator)
+
+    def make(self, noise: Tensor, condition: Condition, wanted: int) -> Tensor:
+        """The first `wanted` pictures, float32 [wanted, C, H, W] in [-1, 1], of noise of the one shape of batches.
+
+        The network makes the whole batch, a decoder whole slices of it.
+        """
+        samples = self.model.sample(noise, condition, batch_size=self.size)
+        if self.model.decoder is None:
+            return samples[:wanted]
+        slices = -(-wanted // self._slice)
+        return self.model.decoder(samples[: slices * self._slice], self._slice)[:wanted]
+
+    def _warmed(self, condition: Condition) -> Tensor:
+        noise = torch.zeros(self.size, *self.model.latent_shape)
+        return self.make(noise, Condition.cat([condition] * self.size), self.size)
+
+
+def _prepared(model: GenerativeModel, path: Path, how: How) -> GenerativeModel:
+    if how.decoder is not None:
+        if model.decoder is None:
+            raise CheckpointError(f"{path} makes pixels, not latents: leave --decoder out")
+        model = dataclasses.replace(model, decoder=Decoder(how.decoder))
+    model.sampling_on(how.device)
+    if how.bf16:
+        model.autocast = torch.bfloat16
+    if how.compiled:
+        model.denoiser.network.compile(dynamic=False)
+    return model
+
+
+def check_safe(path: Path) -> None:
+    """Raises CheckpointError for a folder with pickles, or with code that fdistill export does not write.
+
+    Nothing of a folder is ever run or unpickled; one that has such files is none that should be handed on.
+    """
+    for file in sorted(path.rglob("*")) if path.is_dir() else ():
+        inner = file.relative_to(path).as_posix()
+        kind = "a pickle" if file.suffix in _PICKLES else "code" if file.suffix in _CODE else None
+        if kind == "code" and inner in _OURS:
+            kind = None
+        if file.suffix == ".json" and file.is_file() and file.stat().st_size < 2**20:
+            kind = "a switch for code" if any(word in _keys(file) for word in _REMOTE_CODE) else None
+        if kind is not None:
+            raise CheckpointError(
+                f"{path} holds {kind}, {inner}: expected configurations and safetensors alone; export it by fdistill"
+            )
+
+
+def _keys(file: Path) -> Sequence[str]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError):
+        return ()
+    return tuple(found) if isinstance(found, dict) else ()
+
+
+def _card(path: Path) -> str:
+    """The model card of a folder without the metadata before it; empty where there is none."""
+    file = path / "README.md"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()
+
+
+def _class_names(path: Path, model: GenerativeModel) -> list[str]:
+    """The lines of classes.txt in a folder: one name for each class, in their order."""
+    file = path / _CLASSES
+    if not file.is_file():
+        return []
+    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    if len(names) != model.num_classes or len({name.lower() for name in names} - {""}) != len(names):
+        raise CheckpointError(f"{file} has one name for each of {model.num_classes} classes: got {len(names)} lines")
+    return names
+
+
+class Shelf:
+    """Generators by name; a thread looks whether their folders were made anew."""
+
+    def __init__(self, given: Sequence[str], how: How) -> None:
+        """Load all.
+
+        Args:
+            given: a path or the name of a shipped checkpoint, or NAME=PATH; without NAME the last part of the path.
+            how: they compute.
+
+        Raises:
+            CheckpointError: where one cannot be served.
+            ValueError: for two of one name, or none at all.
+        """
+        named = [_named(each) for each in given]
+        self._places = {name: known_checkpoint(path) for name, path in named}
+        if len(self._places) != len(named) or not named:
+            names = ", ".join(name for name, _ in named) or "none"
+            raise ValueError(f"give at least one generator, each with a name of its own (NAME=PATH): got {names}")
+        self._how = how
+        self._stamps = {name: stamp(path) for name, path in self._places.items()}
+        self._seen = dict(self._stamps)
+        self._found = {name: Generator(name, path, how) for name, path in self._places.items()}
+        self.failures: dict[str, str] = {}
+        self.reloads = 0
+        self._end = threading.Event()
+
+    def names(self) -> list[str]:
+        """Of all generators, in the order they were given."""
+        return list(self._found)
+
+    def get(self, name: str | None) -> Generator:
+        """The generator of a name; of none, the only one.
+
+        Raises:
+            ValueError: where there is no such generator.
+        """
+        if name is None and len(self._found) == 1:
+            return next(iter(self._found.values()))
+        if name not in self._found:
+            got = "none" if name is None else repr(name[:60])
+            raise ValueError(f"model is one of {', '.join(self._found)}: got {got}")
+        return self._found[name]
+
+    def look(self) -> None:
+        """Load what was made anew and has come to rest since the last look; what is broken leaves the old one."""
+        for name, path in self._places.items():
+            now, before = stamp(path), self._seen[name]
+            self._seen[name] = now
+            if now == self._stamps[name] or now != before:
+                continue
+            self._stamps[name] = now
+            try:
+                self._found[name] = Generator(name, path, self._how)
+            except Exception as error:
+                self.failures[name] = f"{name} was made anew and cannot be served, the old one stays: the log says why"
+                _LOG.error("%s was made anew and cannot be served, the old one stays: %s", name, error)
+                continue
+            self.failures.pop(name, None)
+            self.reloads += 1
+            _LOG.info("%s was made anew: the new one is served", name)
+
+    def watch(self, seconds: float = 2.0) -> None:
+        """Look every so many seconds, in a thread, until `close`."""
+
+        def run() -> None:
+            while not self._end.wait(seconds):
+                self.look()
+
+        threading.Thread(target=run, name="folders", daemon=True).start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._end.set()
+
+
+def _named(given: str) -> tuple[str, str]:
+    name, equals, path = given.partition("=")
+    if equals and re.fullmatch(r"[\w.-]+", name):
+        return name, path
+    place = Path(given)
+    return (place.absolute().name if place.is_dir() else place.stem), given
+
+
+def stamp(path: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Names, sizes, times and inodes of all files of a folder, or of one file; nothing where it is not there."""
+    try:
+        files = [(str(file), file.stat()) for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    except OSError:
+        return ()
+    return tuple((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in files)

@@ -1,0 +1,20 @@
+"""One exported generator for all tests of the service."""
+
+import pytest
+from services import NAMES, export
+
+from fdistill.serving.generators import Generator, How
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A folder with a generator of ten classes that have names."""
+    made = export(tmp_path_factory.mktemp("served") / "tiny")
+    (made / "classes.txt").write_text("\n".join(NAMES))
+    return made
+
+
+@pytest.fixture(scope="session")
+def generator(folder):
+    """Loaded, in batches of 8."""
+    return Generator("tiny", folder, How(8))

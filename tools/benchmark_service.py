@@ -1,0 +1,216 @@
+"""What a service gives of a bare loop of batches, how long requests wait, and what happens when too much is asked.
+
+    python tools/benchmark_service.py --repeats 5
+
+A service in a process of its own, clients in this one. Of every repeat the bare loop (batches of the one padded shape,
+made here, with and without PNG) runs just before the service is asked. Printed are medians and ranges over repeats.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from fdistill.core.presets import checkpoint
+from fdistill.core.random import generator_for
+from fdistill.models.condition import Condition
+from fdistill.serving.generators import Generator, How
+from fdistill.serving.images import encoded
+
+LOADS = ((32, 8), (8, 64))  # clients, images of a request
+
+
+class Server:
+    """`fdistill serve` of one generator."""
+
+    def __init__(self, options: argparse.Namespace, *more: object) -> None:
+        command = [sys.executable, "-m", "fdistill", "serve", f"served={options.generator}", "--port", 0]
+        command += ["--max_batch", options.batch, *more]
+        self.process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
+        found = None
+        while found is None:
+            line = self.process.stderr.readline()
+            if not line:
+                raise RuntimeError("the service did not start")
+            found = re.search(r"http://127.0.0.1:(\d+)", line)
+        self.port = int(found[1])
+
+    def memory(self) -> float:
+        """Resident, in MB."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+class Client:
+    """One connection that is kept; no more of HTTP than this needs."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.reader = port, None
+
+    async def ask(self, n: int, prompt: str = "3") -> int:
+        """The status of an answer that was read to its end; 0 for a connection that broke."""
+        try:
+            if self.reader is None:
+                self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+            body = json.dumps({"prompt": prompt, "n": n}).encode()
+            about = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            self.writer.write(b"POST /v1/images/generations HTTP/1.1\r\n" + about.encode() + body)
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            await self.reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))
+            if b"connection: close" in head.lower():
+                self.close()
+            return int(head[9:12])
+        except (OSError, asyncio.IncompleteReadError):
+            self.reader = None
+            return 0
+
+    def close(self) -> None:
+        if self.reader is not None:
+            self.writer.close()
+            self.reader = None
+
+
+async def load(port: int, clients: int, n: int, seconds: float) -> tuple[float, list[float], Counter]:
+    """Images a second, seconds of requests, and counts of statuses of clients that ask one after the other."""
+    end, times, statuses = time.perf_counter() + seconds, [], Counter()
+
+    async def one() -> None:
+        client = Client(port)
+        while (begin := time.perf_counter()) < end:
+            status = await client.ask(n)
+            statuses[status] += 1
+            if status == 200:
+                times.append(time.perf_counter() - begin)
+        client.close()
+
+    begin = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    return n * statuses[200] / (time.perf_counter() - begin), times, statuses
+
+
+def bare(generator: Generator, seconds: float, png: bool) -> tuple[float, float]:
+    """Images a second of the bare padded loop, and the median seconds of its batches."""
+    condition, times, seed = Condition.cat([generator.condition("3")] * generator.size), [], 0
+    begin = time.perf_counter()
+    while time.perf_counter() < begin + seconds:
+        start = time.perf_counter()
+        noise = torch.cat([generator.noise(generator_for(seed, index)) for index in range(generator.size)])
+        made = generator.make(noise, condition, generator.size)
+        if png:
+            encoded(made, "png")
+        times.append(time.perf_counter() - start)
+        seed += 1
+    return generator.size * len(times) / sum(times), statistics.median(times)
+
+
+def quantiles(times: list[float]) -> tuple[float, float]:
+    """p50 and p99 in milliseconds."""
+    ordered = sorted(times)
+    return 1000 * ordered[len(ordered) // 2], 1000 * ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+
+
+def said(values: list[float], digits: int = 0) -> str:
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def throughput(options: argparse.Namespace, generator: Generator) -> None:
+    server = Server(options)
+    asyncio.run(load(server.port, 4, 8, 1))
+    found: dict[str, list[float]] = {}
+    for _ in range(options.repeats):
+        rate, seconds = bare(generator, options.seconds, png=False)
+        with_png, _ = bare(generator, options.seconds, png=True)
+        values = {"bare loop, images/s": rate, "bare loop with PNG, images/s": with_png}
+        for clients, n in LOADS:
+            images, times, statuses = asyncio.run(load(server.port, clients, n, options.seconds))
+            assert set(statuses) == {200}, statuses
+            p50, p99 = quantiles(times)
+            name = f"{clients} clients x {n}"
+            values |= {f"{name}, images/s": images, f"{name}, of the bare loop": images / rate}
+            values |= {f"{name}, of the bare loop with PNG": images / with_png}
+            values |= {f"{name}, p50 ms": p50, f"{name}, p99 ms": p99, f"{name}, p99 / p50": p99 / p50}
+        _, times, _ = asyncio.run(load(server.port, 1, 1, options.seconds))
+        values |= {"a batch, ms": 1000 * seconds, "a lone request, p50 ms": quantiles(times)[0]}
+        values["a lone request less a batch, ms"] = values["a lone request, p50 ms"] - values["a batch, ms"]
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    print("| | median (least to most) |\n|---|---|")
+    for name, each in found.items():
+        print(f"| {name} | {said(each, 0 if name.endswith('images/s') else 2)} |")
+    print(f"| memory, MB | {server.memory():,.0f} |", flush=True)
+    server.end()
+
+
+async def at_once(port: int, clients: int, n: int, prompts: list[str]) -> Counter:
+    return Counter(await asyncio.gather(*(Client(port).ask(n, prompts[i % len(prompts)]) for i in range(clients))))
+
+
+def overload(options: argparse.Namespace) -> None:
+    """Ten times as many images at once as the queue has room for, for a while; then as before."""
+    room = 4 * options.batch
+    server = Server(options, "--queue", room)
+    asyncio.run(load(server.port, 8, 8, 1))
+    before, lone = server.memory(), quantiles(asyncio.run(load(server.port, 1, 1, 1))[1])[0]
+    _, times, statuses = asyncio.run(load(server.port, 10 * room // 8, 8, options.seconds))
+    after = [quantiles(asyncio.run(load(server.port, 1, 1, 1))[1])[0], server.memory()]
+    p50, p99 = quantiles(times)
+    print(f"* {10 * room // 8} clients x 8 at a queue of {room}: {dict(statuses)}, p50 {p50:.0f}, p99 {p99:.0f} ms")
+    print(f"* lone request {lone:.1f} ms before and {after[0]:.1f} ms in the second after")
+    print(f"* memory {before:,.0f} MB before, {after[1]:,.0f} after", flush=True)
+    mixed = asyncio.run(at_once(server.port, 41, 1, ["3"] * 40 + ["eleven"]))
+    print(f"* 40 good requests and one bad: {dict(mixed)}", flush=True)
+    server.end()
+
+
+def endings(options: argparse.Namespace) -> None:
+    """SIGTERM, and kill -9, with 100 requests in flight."""
+
+    async def killed(server: Server, how: int) -> tuple[Counter, float]:
+        waiting = [asyncio.ensure_future(Client(server.port).ask(8)) for _ in range(100)]
+        await asyncio.sleep(0.2)
+        server.process.send_signal(how)
+        begin = time.perf_counter()
+        return Counter(await asyncio.gather(*waiting)), time.perf_counter() - begin
+
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        server = Server(options)
+        statuses, seconds = asyncio.run(killed(server, how))
+        code = server.process.wait(60)
+        print(f"* {how.name} with 100 in flight: {dict(statuses)}, all within {seconds:.2f} s, exit status {code}")
+        sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generator", default="digits-student")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    print(
+        f"{options.generator}, batches of {options.batch}, {options.repeats} repeats of {options.seconds:g} s; ", end=""
+    )
+    print(f"load before: {os.getloadavg()[0]:.1f}", flush=True)
+    throughput(options, Generator("here", checkpoint(options.generator), How(options.batch)))
+    overload(options)
+    endings(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Train a teacher with much noise and generate with none? Reward, gap, distance and diversity over the turns.
+
+    python tools/study_reward.py --out runs/study_reward
+
+digits-teacher learns two rewards by Flow-GRPO and MixGRPO with five stochasticities, and by DiffusionNFT, from rollouts
+of 100 samples of 10 steps (batches of 10 classes, groups of 10, one update a rollout). It is measured before, half-way
+and at the end: by GDDIM with eta 0 at 5, 10 and 20 steps, and with the training eta (DiffusionNFT: 1.2) at 10. The gap
+is the reward with the training eta less that with none, at 10 steps, from the same latents. Distance is the mean
+squared difference of tuned and untuned denoiser, per entry, on training samples noised to each level of the grid.
+Features are of another classifier than the reward's.
+
+Writes one JSON file a run, which another run with the same --out does not compute again, and from all that are there
+table.md. Rewards "at equal distance" and "at equal recall" are read off each run's own course by linear interpolation,
+at the smallest final distance, and the largest final recall, of a reward's runs of Flow-GRPO ("-": not reached). All
+numbers are averages over seeds, +- 1.96 standard errors of them; these are of training, the latents of all measurements
+being the same.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from fdistill.core.atomic_files import write_json
+from fdistill.core.random import generator_for
+from fdistill.data import Digits
+from fdistill.evaluation.reward_gap import Gap, GapProbe, Z
+from fdistill.io.load import load_model
+from fdistill.models.condition import Condition
+from fdistill.models.denoiser import Denoiser
+from fdistill.objectives.image_rewards import Brightness
+from fdistill.objectives.reward_algorithms import DiffusionNFT, FlowGRPO, MixGRPO, RewardAlgorithm
+from fdistill.objectives.rewards import ClassifierReward, Reward
+from fdistill.sampling.grids import KarrasGrid
+from fdistill.training import RewardTuningModule
+from fdistill.training.judging import judged
+
+TEACHER = "digits-teacher"
+GROUP, STEPS, ENDS = 10, 10, (80.0, 0.02)
+ETAS = (0.5, 0.8, 1.0, 1.2, 1.5)
+WITHOUT = (5, 10, 20)  # steps of the samples without noise
+REWARDS: dict[str, Callable[[], Reward]] = {"brightness": Brightness, "eight": functools.partial(ClassifierReward, 8)}
+LEARNING_RATE = 2e-4
+
+
+class Cell(NamedTuple):
+    """One run."""
+
+    reward: str
+    algorithm: str
+    eta: float
+    seed: int
+
+    @property
+    def row(self) -> tuple[str, str, float]:
+        """What its seeds have in common."""
+        return self[:3]
+
+    def build(self) -> RewardAlgorithm:
+        """The algorithm; DiffusionNFT has deterministic rollouts, and its eta is that of the samples it is read by."""
+        if self.algorithm == "Flow-GRPO":
+            return FlowGRPO(self.eta, GROUP, kl_weight=0.0)
+        return MixGRPO(self.eta, every=2, group=GROUP) if self.algorithm == "MixGRPO" else DiffusionNFT(group=GROUP)
+
+
+def cells(seeds: int) -> list[Cell]:
+    """All runs, those that answer most first."""
+    first = [*(("Flow-GRPO", eta) for eta in ETAS), ("DiffusionNFT", 1.2), ("MixGRPO", 1.2)]
+    others = [("MixGRPO", eta) for eta in ETAS if eta != 1.2]
+    return [
+        Cell(reward, *how, seed)
+        for these in (first, others)
+        for seed in range(seeds)
+        for reward in REWARDS
+        for how in these
+    ]
+
+
+class Study:
+    """What the runs share: data, teacher, probe, and the teacher's own numbers."""
+
+    def __init__(self, seeds: int) -> None:
+        self.data, self.model = Digits(batch_size=10), load_model(TEACHER)
+        self.probe = GapProbe(self.data, ENDS, seeds=seeds, seed=1)
+        generator = generator_for(2)
+        chosen = torch.randperm(len(self.data.train_samples), generator=generator)[:200]
+        seen = self.data.train_samples.rows(chosen)
+        self._noise, self._x, self._labels = torch.randn(seen.x.shape, generator=generator), seen.x, seen.classes
+        self._rewards: dict[str, Reward] = {}
+
+    def distance(self, denoiser: Denoiser) -> float:
+        """See the head of this file."""
+        total = 0.0
+        for sigma in KarrasGrid(STEPS, ENDS[1]).levels()[:-1].tolist():
+            x, level = self._x + sigma * self._noise, torch.full((len(self._x),), sigma)
+            ours, theirs = (network(x, level, self._labels) for network in (denoiser, self.model.denoiser))
+            total += float((ours - theirs).square().mean()) / STEPS
+        return total
+
+    def reward(self, name: str) -> Reward:
+        """The prepared reward; that of a run is another of the same seed, and so the same."""
+        if name not in self._rewards:
+            self._rewards[name] = REWARDS[name]()
+            self._rewards[name].prepare(self.data)
+        return self._rewards[name]
+
+    @functools.lru_cache  # noqa: B019 one study a process
+    def untuned(self, reward: str, eta: float) -> dict[str, Any]:
+        """Of the teacher."""
+        return self.measure(self.model, reward, eta)
+
+    def measure(self, model: Any, reward: str, eta: float) -> dict[str, Any]:
+        """Every number of one state of a run."""
+
+        def judge(pictures: Tensor, condition: Condition) -> Tensor:
+            return judged(self.reward(reward), pictures, condition, None, torch.device("cpu"), 500)[0]
+
+        looks = {f"{steps} steps": self.probe.look(model, judge, steps, 0.0) for steps in WITHOUT}
+        looks["training eta"] = self.probe.look(model, judge, STEPS, eta)
+        gap = Gap.of(looks["training eta"].scores[:, 0], looks[f"{STEPS} steps"].scores[:, 0])
+        rows = {name: {"reward": float(look.scores.mean()), **look.values} for name, look in looks.items()}
+        return {"gap": gap.mean, "gap_error": gap.error, "distance": self.distance(model.denoiser), **rows}
+
+
+class Watch(L.Callback):
+    """Measures the tuned teacher at some turns."""
+
+    def __init__(self, study: Study, cell: Cell, turns: list[int]) -> None:
+        self.study, self.cell, self.turns = study, cell, turns
+        self.course = {0: study.untuned(cell.reward, cell.eta)}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        turn = trainer.global_step
+        if turn in self.turns and turn not in self.course and isinstance(pl_module, RewardTuningModule):
+            with torch.no_grad():
+                self.course[turn] = self.study.measure(pl_module.generative_model(), self.cell.reward, self.cell.eta)
+
+
+def run(study: Study, cell: Cell, turns: list[int]) -> dict[str, Any]:
+    """Train one teacher and measure it on the way."""
+    optimizer = functools.partial(torch.optim.AdamW, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    module = RewardTuningModule(
+        TEACHER, REWARDS[cell.reward](), cell.build(), optimizer, KarrasGrid(STEPS, ENDS[1]), seed=cell.seed
+    )
+    watch = Watch(study, cell, turns)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=turns[-1],
+        callbacks=[watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, datamodule=Digits(batch_size=10, seed=cell.seed))
+    return {**cell._asdict(), "course": {str(turn): found for turn, found in watch.course.items()}}
+
+
+def at(course: list[tuple[float, float]], level: float) -> float | None:
+    """The reward where a run's course (x, reward) first reaches x = level, by linear interpolation."""
+    for (x0, y0), (x1, y1) in itertools.pairwise(course):
+        if min(x0, x1) <= level <= max(x0, x1) and x0 != x1:
+            return y0 + (y1 - y0) * (level - x0) / (x1 - x0)
+    return None
+
+
+def words(values: list[float | None]) -> str:
+    """Mean +- 1.96 standard errors over seeds; how many have a value, where some have none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    error = f" ± {Z * statistics.stdev(known) / len(known) ** 0.5:.2g}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.4g}{error}" + (f" ({len(known)}/{len(values)})" if None in values else "")
+
+
+def table(entries: list[dict[str, Any]]) -> str:
+    """Of each reward: one row for each algorithm and eta."""
+    lines = []
+    for reward in REWARDS:
+        mine = [entry for entry in entries if entry["reward"] == reward]
+        ends = [list(entry["course"].values())[-1] for entry in mine if entry["algorithm"] == "Flow-GRPO"]
+        if not ends:
+            continue
+        near = min(end["distance"] for end in ends)
+        recall = max(end["10 steps"]["recall"] for end in ends)
+        turns = [int(turn) for turn in mine[0]["course"]]
+        lines += [f"{reward}; equal distance {near:.4g}, equal recall {recall:.3f}", ""]
+        heads = ["algorithm", "eta", "seeds", *(f"gap, turn {turn}" for turn in turns)]
+        heads += ["5 steps", "10 steps", "20 steps", "training eta", "distance", "recall", "Vendi ratio"]
+        heads += ["at equal distance", "at equal recall"]
+        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        for _, algorithm, eta in sorted({Cell(**{k: e[k] for k in Cell._fields}).row for e in mine}):
+            runs = [list(e["course"].values()) for e in mine if (e["algorithm"], e["eta"]) == (algorithm, eta)]
+            row = [algorithm, f"{eta:g}", str(len(runs))]
+            row += [words([states[index]["gap"] for states in runs]) for index in range(len(turns))]
+            row += [words([states[-1][name]["reward"] for states in runs]) for name in (*_NAMES, "training eta")]
+            row += [words([states[-1]["distance"] for states in runs])]
+            row += [words([states[-1]["10 steps"][name] for states in runs]) for name in ("recall", "vendi_ratio")]
+            for read, level in ((_distance, near), (_recall, recall)):
+                row += [words([at([(read(s), s["10 steps"]["reward"]) for s in states], level) for states in runs])]
+            lines.append("| " + " | ".join(row) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+_NAMES = [f"{steps} steps" for steps in WITHOUT]
+
+
+def _distance(state: dict[str, Any]) -> float:
+    return state["distance"]
+
+
+def _recall(state: dict[str, Any]) -> float:
+    return state["10 steps"]["recall"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/study_reward"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--turns", type=int, nargs="+", default=[12, 24], help="at which to measure; ends at the last")
+    parser.add_argument("--samples", type=int, default=50, help="of each class, measured")
+    parser.add_argument("--only", type=int, help="runs, the first ones")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    study = Study(options.samples)
+    for cell in cells(options.seeds)[: options.only]:
+        file = options.out / f"{cell.reward}-{cell.algorithm}-{cell.eta:g}-{cell.seed}.json"
+        if not file.exists():
+            write_json(file, run(study, cell, options.turns))
+            print(file.name, flush=True)
+    entries = [json.loads(file.read_text()) for file in sorted(options.out.glob("*.json"))]
+    (options.out / "table.md").write_text(table(entries))
+
+
+if __name__ == "__main__":
+    main()
