@@ -192,6 +192,7 @@ def tradeoff_figure(entries: list[dict[str, Any]], path: Path) -> None:
             if middles:
                 axes.plot(*zip(*middles, strict=True), "o-", ms=4, lw=1, color=colour, label=way)
         axes.set_title(name)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("reward (mean brightness)")
     figure.axes[0].legend()
     save_figure(figure, path)
