@@ -3,12 +3,12 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fastapi
-from fastapi import FastAPI, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from torch import Tensor
@@ -126,8 +126,14 @@ def _of_query(http: fastapi.Request) -> Request:
     return Request.read(given)
 
 
-def create_app(service: Service, token: str | None = None) -> FastAPI:
-    """The application of a service; with a token, see `Guard`. Its documentation pages, which load scripts, are off."""
+def create_app(service: Service, token: str | None = None, also: Sequence[APIRouter] = ()) -> FastAPI:
+    """The application of a service; its documentation pages, which load scripts, are off.
+
+    Args:
+        service: answers.
+        token: see `Guard`.
+        also: routes beside those of pictures.
+    """
     app = FastAPI(title="fdistill", docs_url=None, redoc_url=None, openapi_url=None)
     shelf, batcher = service.shelf, service.batcher
 
@@ -188,6 +194,8 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
         what = f"{http.method} {http.url.path[:100]}: {str(error.detail).lower()}"
         return JSONResponse(RequestError(what, status=error.status_code).as_json(), error.status_code, error.headers)
 
+    for routes in also:
+        app.include_router(routes)
     app.add_middleware(Guard, token=token)
     return app
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 
 import uvicorn
+from fastapi import APIRouter
 
 from fdistill.serving.app import Service, create_app
 from fdistill.serving.batcher import Batcher
@@ -36,7 +37,16 @@ def listening(host: str, port: int) -> socket.socket:
         raise OSError(f"{host}:{port} {what}") from error
 
 
-def run(paths: Sequence[str], how: How, host: str, port: int, token_file: str | None, queue: int, limit: int) -> None:
+def run(
+    paths: Sequence[str],
+    how: How,
+    host: str,
+    port: int,
+    token_file: str | None,
+    queue: int,
+    limit: int,
+    also: Sequence[APIRouter] = (),
+) -> None:
     """Serve until SIGTERM or SIGINT, then answer what waits.
 
     Args:
@@ -47,6 +57,7 @@ def run(paths: Sequence[str], how: How, host: str, port: int, token_file: str | 
         token_file: see `read_token`.
         queue: images that may be asked for and not yet be answered.
         limit: images of one request.
+        also: see `create_app`.
 
     Raises:
         ValueError: for arguments that are wrong, in one line.
@@ -69,7 +80,7 @@ def run(paths: Sequence[str], how: How, host: str, port: int, token_file: str | 
         server: uvicorn.Server
         batcher = Batcher(how.size, queue, died=lambda: setattr(server, "should_exit", True))
         config = uvicorn.Config(
-            create_app(Service(shelf, batcher, limit), token),
+            create_app(Service(shelf, batcher, limit), token, also),
             access_log=False,
             lifespan="off",
             log_level="warning",

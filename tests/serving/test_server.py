@@ -35,6 +35,8 @@ CHROMIUM = Path("/usr/bin/chromium")
         (["--device", "cuda:77"], "device"),
         (["--decoder", "vae"], "decoder"),
         (["--port", "-1"], "port"),
+        (["--jobs", "runs"], "both or neither"),
+        (["--jobs", "runs", "--configs", "absent"], "absent"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_starts(folder, tmp_path, monkeypatch, arguments, word):

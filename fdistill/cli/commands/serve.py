@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import sys
+from pathlib import Path
 
 from fdistill.cli.commands.checked import usable_device
 
@@ -21,6 +22,8 @@ def serve(
     bf16: bool = False,
     compile: bool = False,
     decoder: str | None = None,
+    jobs: str | None = None,
+    configs: str | None = None,
 ) -> None:
     """Serve generators until SIGTERM, which answers what waits: docs/service.md.
 
@@ -36,10 +39,16 @@ def serve(
         bf16: compute in bfloat16 where that is safe; other last bits than without.
         compile: networks go through torch.compile, which makes the start longer; other last bits than without.
         decoder: folder of another VAE of the same latents, as AutoencoderTiny, which is faster than a generator's own.
+        jobs: folder of a queue of runs, as of fdistill submit, that requests may list, stop, resume and add to.
+        configs: with --jobs, folder of the only configurations that requests may run.
     """
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"a service needs {', '.join(missing)}, not found here: pip install 'fdistill[serve]'")
+    if (jobs is None) != (configs is None):
+        raise ValueError("runs are served from --jobs FOLDER and --configs FOLDER: expected both or neither, got one")
+    if configs is not None and not Path(configs).is_dir():
+        raise ValueError(f"--configs is a folder of configurations: {configs} is none")
     from fdistill.serving.generators import How
     from fdistill.serving.server import run
 
@@ -49,4 +58,9 @@ def serve(
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     how = How(max_batch, usable_device(device), bf16, compile, decoder)
-    run(folders, how, host, port, token_file, queue, limit)
+    also = []
+    if jobs is not None and configs is not None:
+        from fdistill.serving.jobs.routes import router
+
+        also.append(router(jobs, configs))
+    run(folders, how, host, port, token_file, queue, limit, also)

@@ -33,14 +33,14 @@ class Local:
         logging.getLogger("dbos").setLevel(logging.ERROR)
         home.records.mkdir(parents=True, exist_ok=True)
         self.home = home
-        self._database = {
+        self._database: dict[str, Any] = {
             "system_database_url": f"sqlite:///{home.path / 'jobs.sqlite'}",
             "serializer": DBOSPortableJSONSerializer(),
         }
         DBOS.migrate(self._database["system_database_url"])
-        self._client = DBOSClient(**self._database)
+        self._client: Any = DBOSClient(**self._database)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Any:
         """What a worker opens DBOS with."""
         names = {"name": "fdistill", "application_version": _VERSION, "executor_id": "local", "log_level": "ERROR"}
         return names | self._database
