@@ -15,6 +15,7 @@ from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from fdistill.serving.app import json_body
 from fdistill.serving.images import RequestError
 from fdistill.serving.jobs.jobs import Jobs, RunStatus
 
@@ -56,7 +57,7 @@ def router(home: str | Path, configs: str | Path) -> APIRouter:
 
     @routes.post("", status_code=202)
     async def submit(http: HttpRequest) -> dict[str, Any]:
-        body = await http.body()
+        body = await json_body(http)
         with _refused():
             return dataclasses.asdict(await run_in_threadpool(_submit, body, folder, jobs))
 
