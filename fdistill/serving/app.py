@@ -182,10 +182,8 @@ def create_app(service: Service, token: str | None = None, also: Sequence[APIRou
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        return JSONResponse(
-            {"ready": batcher.alive, "models": shelf.names(), "detail": sorted(shelf.failures.values())},
-            200 if batcher.alive else 503,
-        )
+        told = {"ready": batcher.alive, "models": shelf.names(), "detail": sorted(shelf.failures.values())}
+        return JSONResponse(told, 200 if batcher.alive else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -238,7 +238,13 @@ def test_pictures_of_a_client_that_left_are_not_made(folder, is_whole, dropped):
 def test_everything_but_the_probes_wants_the_token(service, path):
     assert [get(service, probe, token=TOKEN).status_code for probe in ("/healthz", "/readyz")] == [200, 200]
     expected = 404 if path == "/nowhere" else 200
-    for given, status in (("", 401), ("Bearer wrong", 401), (f"Basic {TOKEN}", 401), (b"Basic \xe9", 401), (f"Bearer {TOKEN}", expected)):
+    for given, status in (
+        ("", 401),
+        ("Bearer wrong", 401),
+        (f"Basic {TOKEN}", 401),
+        (b"Basic \xe9", 401),
+        (f"Bearer {TOKEN}", expected),
+    ):
         answer = get(service, path, token=TOKEN, authorization=given)
         assert answer.status_code == status
     (answer,) = asked(service, ("GET", path, {"auth": BasicAuth("me", TOKEN)}), token=TOKEN)
