@@ -11,6 +11,7 @@ import fastapi
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from fdistill.serving.batcher import Batcher, FullError, Job, StoppedError
@@ -100,15 +101,27 @@ async def _unless_left(http: fastapi.Request, pictures: Coroutine[Any, Any, Tens
         left.cancel()
 
 
-async def _body(http: fastapi.Request) -> bytes:
+async def json_body(http: fastapi.Request) -> bytes:
+    """The body of a request that says it is JSON.
+
+    Raises:
+        RequestError: for another kind of body, one that is too large, or where the client leaves.
+    """
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # which a page of somebody else cannot send unasked
         raise RequestError(f"the body is JSON, Content-Type: application/json: got {kind[:60] or 'none'}", status=415)
+    return await _body(http)
+
+
+async def _body(http: fastapi.Request) -> bytes:
     body = b""
-    async for part in http.stream():
-        body += part
-        if len(body) > _LARGEST_BODY:
-            raise RequestError(f"the body has at most {_LARGEST_BODY:,} bytes", status=413)
+    try:
+        async for part in http.stream():
+            body += part
+            if len(body) > _LARGEST_BODY:
+                raise RequestError(f"the body has at most {_LARGEST_BODY:,} bytes", status=413)
+    except ClientDisconnect:
+        raise RequestError("the client left", status=_LEFT) from None
     return body
 
 
@@ -139,7 +152,7 @@ def create_app(service: Service, token: str | None = None, also: Sequence[APIRou
 
     @app.post("/v1/images/generations")
     async def generations(http: fastapi.Request) -> Response:
-        asked = Request.read(await _body(http))
+        asked = Request.read(await json_body(http))
 
         def finish(generator: Generator, pictures: Tensor, seed: int) -> Response:
             return _json(as_json(pictures, asked, generator.name, generator.side, seed))
@@ -148,7 +161,7 @@ def create_app(service: Service, token: str | None = None, also: Sequence[APIRou
 
     @app.get("/v1/generate.png")
     async def generate(http: fastapi.Request) -> Response:
-        await http.body()
+        await _body(http)
 
         def finish(_: Generator, pictures: Tensor, seed: int) -> Response:
             return Response(as_picture(pictures), media_type="image/png", headers={"X-Seed": str(seed)})
@@ -169,10 +182,8 @@ def create_app(service: Service, token: str | None = None, also: Sequence[APIRou
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        return JSONResponse(
-            {"ready": batcher.alive, "models": shelf.names(), "detail": sorted(shelf.failures.values())},
-            200 if batcher.alive else 503,
-        )
+        told = {"ready": batcher.alive, "models": shelf.names(), "detail": sorted(shelf.failures.values())}
+        return JSONResponse(told, 200 if batcher.alive else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import json
 import logging
 import math
@@ -189,6 +190,8 @@ def check_safe(path: Path) -> None:
             kind = None
         if file.suffix == ".json" and file.is_file() and file.stat().st_size < 2**20:
             kind = "a switch for code" if any(word in _keys(file) for word in _REMOTE_CODE) else None
+        if file.is_symlink() and file.is_dir():
+            kind = "a link to a folder"  # what is behind it is not looked at
         if kind is not None:
             raise CheckpointError(
                 f"{path} holds {kind}, {inner}: expected configurations and safetensors alone; export it by fdistill"
@@ -215,7 +218,13 @@ def _class_names(path: Path, model: GenerativeModel) -> list[str]:
     file = path / _CLASSES
     if not file.is_file():
         return []
-    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file} is text in UTF-8: got bytes that are none, at {error.start}") from error
+    strange = [name for number, name in enumerate(names) if name.isdecimal() and int(name) != number]
+    if strange:
+        raise CheckpointError(f"{file} may call a class by its own number, not by another's: got {strange[0]}")
     if len(names) != model.num_classes or len({name.lower() for name in names} - {""}) != len(names):
         raise CheckpointError(f"{file} has one name for each of {model.num_classes} classes: got {len(names)} lines")
     return names
@@ -273,6 +282,7 @@ class Shelf:
             if now == self._stamps[name] or now != before:
                 continue
             self._stamps[name] = now
+            gc.collect()  # what was replaced before: cycles hold its weights, and three are one too many for a device
             try:
                 self._found[name] = Generator(name, path, self._how)
             except Exception as error:

@@ -92,7 +92,8 @@ def run(
         _LOG.info("serving %s on %s", ", ".join(shelf.names()), place)
         batcher.start()
         shelf.watch()
-        before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises what it got once more at its end
+        # for what comes before uvicorn listens to signals, and what it raises once more at its end
+        before = signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
         try:
             server.run(sockets=[opened])
         finally:

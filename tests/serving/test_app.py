@@ -134,6 +134,10 @@ def test_bodies_that_are_none(service, body, kind, status):
     assert (answer.status_code, set(answer.json())) == (status, {"error"})
 
 
+def test_a_query_brings_no_large_body(service):
+    assert asked(service, ("GET", "/v1/generate.png?prompt=3", {"content": b" " * 70_000}))[0].status_code == 413
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
@@ -207,9 +211,11 @@ def test_a_full_queue_says_when_to_come_back_and_then_takes_again(folder):
     assert service.batcher.reserved == 0
 
 
-def test_pictures_of_a_client_that_left_are_not_made(folder):
+@pytest.mark.parametrize(("is_whole", "dropped"), [(True, 9), (False, 0)])
+def test_pictures_of_a_client_that_left_are_not_made(folder, is_whole, dropped):
     async def run(service):
-        parts = [{"type": "http.request", "body": json.dumps({"prompt": "3", "n": 9}).encode()}]
+        body = json.dumps({"prompt": "3", "n": 9}).encode()
+        parts = [{"type": "http.request", "body": body, "more_body": not is_whole}]
 
         async def receive():
             return parts.pop(0) if parts else {"type": "http.disconnect"}
@@ -225,14 +231,20 @@ def test_pictures_of_a_client_that_left_are_not_made(folder):
         asyncio.run(run(service))
         assert service.batcher.reserved == 0
         service.batcher.start()
-    assert (service.batcher.dropped, service.batcher.made) == (9, 0)
+    assert (service.batcher.dropped, service.batcher.made) == (dropped, 0)
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/models", "/metrics", "/v1/generate.png?prompt=3", "/nowhere"])
 def test_everything_but_the_probes_wants_the_token(service, path):
     assert [get(service, probe, token=TOKEN).status_code for probe in ("/healthz", "/readyz")] == [200, 200]
     expected = 404 if path == "/nowhere" else 200
-    for given, status in (("", 401), ("Bearer wrong", 401), (f"Basic {TOKEN}", 401), (f"Bearer {TOKEN}", expected)):
+    for given, status in (
+        ("", 401),
+        ("Bearer wrong", 401),
+        (f"Basic {TOKEN}", 401),
+        (b"Basic \xe9", 401),
+        (f"Bearer {TOKEN}", expected),
+    ):
         answer = get(service, path, token=TOKEN, authorization=given)
         assert answer.status_code == status
     (answer,) = asked(service, ("GET", path, {"auth": BasicAuth("me", TOKEN)}), token=TOKEN)

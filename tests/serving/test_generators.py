@@ -1,7 +1,9 @@
 """Served generators: what prompts mean, what is refused, and what happens when a folder is made anew."""
 
+import gc
 import os
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -79,12 +81,43 @@ def test_folders_with_pickles_or_code_are_refused(folder, tmp_path, file, conten
         Shelf([str(copy)], How(2))
 
 
-@pytest.mark.parametrize("names", ["a\nb", "\n".join(["same"] * 10)])
-def test_class_names_are_one_for_each_class(folder, tmp_path, names):
+@pytest.mark.parametrize(
+    ("names", "word"),
+    [
+        (b"a\nb", "one name for each of 10"),
+        (b"\n".join([b"same"] * 10), "one name for each of 10"),
+        (b"\n".join(b"0 1 10 2 3 4 5 6 7 8".split()), "number"),  # 2 would be the class 10
+        (b"\xff\n" * 10, "UTF-8"),
+    ],
+)
+def test_class_names_are_one_for_each_class(folder, tmp_path, names, word):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "classes.txt").write_text(names)
-    with pytest.raises(CheckpointError, match="one name for each of 10"):
+    (copy / "classes.txt").write_bytes(names)
+    with pytest.raises(CheckpointError, match=word):
         Generator("copy", copy, How(2))
+
+
+def test_folders_behind_links_are_refused(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "elsewhere").mkdir()
+    (copy / "unet").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="link"):
+        check_safe(copy)
+
+
+def test_what_was_replaced_is_gone_before_the_next_is_loaded(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    shelf = Shelf([str(copy)], How(2))
+    first = weakref.ref(shelf.get(None).model.denoiser)
+    gc.disable()
+    try:
+        for card in ("one", "two"):
+            (copy / "README.md").write_text(card)
+            shelf.look()
+            shelf.look()
+    finally:
+        gc.enable()
+    assert (shelf.reloads, first()) == (2, None)
 
 
 def test_generators_have_names(folder, tmp_path):

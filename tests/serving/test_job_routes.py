@@ -59,6 +59,13 @@ def test_settings_are_numbers_and_names_are_names(client, wrong):
     assert client.get("/v1/runs").json()["data"] == []
 
 
+def test_the_folder_of_a_run_is_that_of_the_queue(client):
+    asked = {"name": "run", "configs": ["tiny"], "settings": {"trainer.default_root_dir": 5}}
+    answer = client.post("/v1/runs", json=asked)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("settings")
+
+
 def test_a_run_is_listed_stopped_and_resumed(client, tmp_path):
     Jobs(tmp_path / "home").submit(Job("run", str(tmp_path / "run"), str(tmp_path), ["true"]))
     (listed,) = client.get("/v1/runs").json()["data"]
@@ -71,8 +78,15 @@ def test_a_run_is_listed_stopped_and_resumed(client, tmp_path):
     assert {client.get("/v1/runs/rum").status_code, client.post("/v1/runs/rum/stop").status_code} == {404}
 
 
+@pytest.mark.parametrize(("kind", "size", "status"), [("text/plain", 0, 415), ("application/json", 70_000, 413)])
+def test_a_body_is_json_and_small(client, kind, size, status):
+    content = b'{"name": "run", "configs": ["absent"]' + b" " * size + b"}"
+    assert client.post("/v1/runs", content=content, headers={"content-type": kind}).status_code == status
+
+
 def test_a_page_of_another_site_stops_nothing(client, tmp_path):
     Jobs(tmp_path / "home").submit(Job("run", str(tmp_path / "run"), str(tmp_path), ["true"]))
-    assert client.post("/v1/runs/run/stop", headers={"Origin": "https://example.org"}).status_code == 403
+    for origin in ("https://example.org", "null", "http://[", "http://testserver.example.org"):
+        assert client.post("/v1/runs/run/stop", headers={"Origin": origin}).status_code == 403
     assert client.get("/v1/runs/run").json()["state"] == "queued"
     assert client.post("/v1/runs/run/stop", headers={"Origin": "http://testserver"}).status_code == 202

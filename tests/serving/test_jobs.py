@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("dbos")
 
-from fdistill.serving.jobs import Job, Jobs, worker
+from fdistill.serving.jobs import Job, Jobs, jobs, worker
 from fdistill.serving.jobs.home import try_lock
 from fdistill.serving.jobs.local import Local
 
@@ -151,11 +151,31 @@ def test_a_worker_that_is_told_to_end_stops_the_run_and_the_next_one_continues_i
     assert queue.outcome("run") == ("done", 0)
 
 
-def test_a_log_is_handed_over_to_its_end(queue):
-    queue.submit("run", "echo one; echo two >&2; sleep .3; echo three")
+def test_a_worker_that_is_told_to_end_while_a_run_starts_stops_it(queue, monkeypatch):
+    start = worker.Worker._start
+
+    def start_and_leave(self, *given):
+        process = start(self, *given)
+        self._leave()
+        return process
+
+    queue.submit("run", "test -e here && exit 0; touch here; sleep 30")
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.Worker, "_start", start_and_leave)
+        queue.work()
+    assert queue.jobs.status("run").state == "queued"
+    assert Local(queue.jobs.home).noted(queue.jobs.home.read("run"))["code"] == -signal.SIGTERM
+    (queue.path / "here").touch()
+    queue.work()
+    assert queue.outcome("run") == ("done", 0)
+
+
+def test_a_log_is_handed_over_to_its_end(queue, monkeypatch):
+    monkeypatch.setattr(jobs, "_POLL", 0.05)
+    queue.submit("run", "echo one; echo two >&2; printf '\\303'; sleep .3; printf '\\251\\n'")  # a letter by halves
     said = []
     queue.meanwhile(lambda: queue.jobs.follow("run", said.append, until_end=True))
-    assert "".join(said).split() == ["one", "two", "three"]
+    assert "".join(said).split() == ["one", "two", "é"]
 
 
 def test_what_cannot_be_is_refused(queue):
@@ -178,3 +198,17 @@ def test_what_cannot_be_is_refused(queue):
     (queue.path / "run" / "job.log").unlink()
     (queue.path / "run").rmdir()
     assert queue.submit("run", "true").state == "queued"  # its folder is gone: the name is free
+
+
+def test_a_name_that_is_taken_keeps_its_configuration(queue):
+    mine = Job("run", str(queue.path / "run"), str(queue.path), ["true"])
+    queue.jobs.submit(mine, "a: 1")
+    with pytest.raises(ValueError, match="name"):
+        queue.jobs.submit(mine, "a: 2")
+    assert queue.jobs.home.file("run", "yaml").read_text() == "a: 1"
+
+
+def test_a_queue_that_is_none_is_said(tmp_path):
+    (tmp_path / "jobs.sqlite").write_bytes(b"\0garbage" * 100)
+    with pytest.raises(ValueError, match="SQLite"):
+        Jobs(tmp_path).submit(Job("run", str(tmp_path / "run"), str(tmp_path), ["true"]))

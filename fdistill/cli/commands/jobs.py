@@ -10,7 +10,6 @@ from typing import Any
 
 from fdistill.cli.commands import UsageError
 from fdistill.cli.runs import RunFolder
-from fdistill.core.atomic_files import atomic_write
 from fdistill.core.yaml_files import parse_yaml
 from fdistill.serving.jobs import Job, Jobs, RunStatus
 
@@ -63,8 +62,7 @@ def submit(settings: list[str], name: str | None = None, on: str = "local", home
     place = RunFolder(folder)
     place.enter(None)  # refuses a folder that holds a run, or in which one trains
     place.release()
-    atomic_write(file, merged)
-    _tell(jobs.submit(job))
+    _tell(jobs.submit(job, merged))
 
 
 def jobs(home: str = "runs", work: bool = False) -> None:

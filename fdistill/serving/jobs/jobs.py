@@ -1,12 +1,15 @@
 """Training runs as jobs: submit, watch, stop and resume, whoever runs them."""
 
+import codecs
 import dataclasses
 import fcntl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fdistill.core.atomic_files import atomic_write
 from fdistill.core.turns_done import turns_done
 from fdistill.serving.jobs.engines import Kubernetes, Ray, Slurm
 from fdistill.serving.jobs.home import Home, Job, State
@@ -50,18 +53,22 @@ class Jobs:
         self.home = Home(home)
         self._engines: dict[str, Any] = {}
 
-    def submit(self, job: Job) -> RunStatus:
+    def submit(self, job: Job, configuration: str | None = None) -> RunStatus:
         """Hand a run to its engine.
+
+        Args:
+            job: the run.
+            configuration: kept in its file of the home, which its command reads.
 
         Raises:
             ValueError: where another run has its name or folder, or the engine is not there.
         """
         engine = self._engine(job.engine)
-        self.home.records.mkdir(parents=True, exist_ok=True)
-        with (self.home.records / ".submit.lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._alone():
             self.check(job)
             Path(job.folder).mkdir(parents=True, exist_ok=True)
+            if configuration is not None:
+                atomic_write(self.home.file(job.name, "yaml"), configuration)
             self.home.write(job)
             self.home.write(dataclasses.replace(job, number=engine.submit(job)))
         return self.status(job.name)
@@ -143,14 +150,15 @@ class Jobs:
         Raises:
             ValueError: where it still runs, or has reached its end.
         """
-        found = self.status(name)
-        if found.state in (*_LIVE, "done"):
-            raise ValueError(
-                f"a run that stopped or failed can be resumed: {name} is {found.state}"
-                + ("; to go on, fdistill fit with a larger --trainer.max_steps" if found.state == "done" else "")
-            )
         job = self.home.read(name)
-        self.home.write(dataclasses.replace(job, number=self._engine(job.engine).resume(job)))
+        with self._alone():
+            found = self.status(name)
+            if found.state in (*_LIVE, "done"):
+                raise ValueError(
+                    f"a run that stopped or failed can be resumed: {name} is {found.state}"
+                    + ("; to go on, fdistill fit with a larger --trainer.max_steps" if found.state == "done" else "")
+                )
+            self.home.write(dataclasses.replace(job, number=self._engine(job.engine).resume(job)))
         return self.status(name)
 
     def follow(self, name: str, write: Callable[[str], object], until_end: bool) -> None:
@@ -162,12 +170,13 @@ class Jobs:
             until_end: go on as it prints more, until it has ended.
         """
         job, position = self.home.read(name), 0
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a letter may have been printed by half
         while True:
             is_live = until_end and self.status(name).state in _LIVE
             if job.log.is_file():
                 with job.log.open("rb") as file:
                     file.seek(position)
-                    write(file.read().decode("utf-8", errors="replace"))
+                    write(decoder.decode(file.read()))
                     position = file.tell()
             if not is_live:
                 return
@@ -177,6 +186,14 @@ class Jobs:
         """Whether somebody works on the queue of this machine, or nobody needs to."""
         is_open = any(run.engine == "local" and run.state in ("queued", "running") for run in self.all())
         return not is_open or bool(self._engine("local").has_worker())
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time looks at what there is and adds to it."""
+        self.home.records.mkdir(parents=True, exist_ok=True)
+        with (self.home.records / ".submit.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _engine(self, name: str) -> Any:
         if name not in ENGINES:

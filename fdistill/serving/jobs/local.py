@@ -28,6 +28,7 @@ class Local:
         """
         try:
             from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer
+            from sqlalchemy.exc import DatabaseError  # of dbos
         except ImportError as error:
             raise ValueError(f"the queue needs dbos: pip install 'fdistill[jobs]' ({error})") from error
         logging.getLogger("dbos").setLevel(logging.ERROR)
@@ -37,8 +38,14 @@ class Local:
             "system_database_url": f"sqlite:///{home.path / 'jobs.sqlite'}",
             "serializer": DBOSPortableJSONSerializer(),
         }
-        DBOS.migrate(self._database["system_database_url"])
-        self._client: Any = DBOSClient(**self._database)
+        try:
+            DBOS.migrate(self._database["system_database_url"])
+            self._client: Any = DBOSClient(**self._database)
+        except DatabaseError as error:
+            raise ValueError(
+                f"the queue is a SQLite file that can be written: got {home.path / 'jobs.sqlite'} ({error.orig}); move "
+                "it away, and submit what has not run yet again"
+            ) from error
 
     def settings(self) -> Any:
         """What a worker opens DBOS with."""

@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from fdistill.serving.app import json_body
 from fdistill.serving.images import RequestError
 from fdistill.serving.jobs.jobs import Jobs, RunStatus
 
-_SETTING = re.compile(r"(trainer|model|data)(\.[a-z]\w*)+|seed_everything")
+_SETTING = re.compile(r"(?!trainer\.default_root_dir$)(trainer|model|data)(\.[a-z]\w*)+|seed_everything")
 
 
 class Submission(BaseModel):
@@ -56,7 +56,7 @@ def router(home: str | Path, configs: str | Path) -> APIRouter:
 
     @routes.post("", status_code=202)
     async def submit(http: HttpRequest) -> dict[str, Any]:
-        body = await http.body()
+        body = await json_body(http)
         with _refused():
             return dataclasses.asdict(await run_in_threadpool(_submit, body, folder, jobs))
 
@@ -121,7 +121,7 @@ def _known(jobs: Jobs, name: str) -> RunStatus:
 def _of_this_site(http: HttpRequest) -> None:
     """Without a token, a page of another site could ask a browser on this machine to stop runs."""
     origin = http.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != http.headers.get("host"):
+    if origin is not None and origin.partition("://")[2] != http.headers.get("host"):
         raise RequestError(
             f"runs are managed from this service's own pages: got a request of {origin[:100]}", status=403
         )

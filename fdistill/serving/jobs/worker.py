@@ -103,6 +103,8 @@ class Worker:
             files = [file.fileno() for file in (*lock, *(file for _, file in devices))]
             process = self._start(job, ",".join(self.devices[index] for index, _ in devices), files)
             self._groups.add(process.pid)
+            if self._leaving:  # told so while this one started
+                self._leave()
         self._queue.note(job, began=time.time())
         code = process.wait()
         with contextlib.suppress(ProcessLookupError):
