@@ -3,13 +3,13 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fastapi
 from fastapi import APIRouter, FastAPI, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from torch import Tensor
 
@@ -126,13 +126,13 @@ def _of_query(http: fastapi.Request) -> Request:
     return Request.read(given)
 
 
-def create_app(service: Service, token: str | None = None, also: Sequence[APIRouter] = ()) -> FastAPI:
+def create_app(service: Service, token: str | None = None, runs: Callable[[Shelf], APIRouter] | None = None) -> FastAPI:
     """The application of a service; its documentation pages, which load scripts, are off.
 
     Args:
         service: answers.
         token: see `Guard`.
-        also: routes beside those of pictures.
+        runs: makes the routes of training runs, to which the page then leads.
     """
     app = FastAPI(title="fdistill", docs_url=None, redoc_url=None, openapi_url=None)
     shelf, batcher = service.shelf, service.batcher
@@ -180,8 +180,8 @@ def create_app(service: Service, token: str | None = None, also: Sequence[APIRou
 
     @app.get("/")
     async def front() -> Response:
-        text, headers = page([shelf.get(name) for name in shelf.names()], service.limit)
-        return HTMLResponse(text, headers=headers)
+        generators = [shelf.get(name) for name in shelf.names()]
+        return page("page.html", generators=generators, limit=service.limit, has_runs=runs is not None)
 
     @app.exception_handler(RequestError)
     async def refused(_: fastapi.Request, error: RequestError) -> Response:
@@ -194,8 +194,8 @@ def create_app(service: Service, token: str | None = None, also: Sequence[APIRou
         what = f"{http.method} {http.url.path[:100]}: {str(error.detail).lower()}"
         return JSONResponse(RequestError(what, status=error.status_code).as_json(), error.status_code, error.headers)
 
-    for routes in also:
-        app.include_router(routes)
+    if runs is not None:
+        app.include_router(runs(shelf))
     app.add_middleware(Guard, token=token)
     return app
 

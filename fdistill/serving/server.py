@@ -4,7 +4,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import uvicorn
 from fastapi import APIRouter
@@ -45,7 +45,7 @@ def run(
     token_file: str | None,
     queue: int,
     limit: int,
-    also: Sequence[APIRouter] = (),
+    runs: Callable[[Shelf], APIRouter] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then answer what waits.
 
@@ -57,7 +57,7 @@ def run(
         token_file: see `read_token`.
         queue: images that may be asked for and not yet be answered.
         limit: images of one request.
-        also: see `create_app`.
+        runs: see `create_app`.
 
     Raises:
         ValueError: for arguments that are wrong, in one line.
@@ -80,7 +80,7 @@ def run(
         server: uvicorn.Server
         batcher = Batcher(how.size, queue, died=lambda: setattr(server, "should_exit", True))
         config = uvicorn.Config(
-            create_app(Service(shelf, batcher, limit), token, also),
+            create_app(Service(shelf, batcher, limit), token, runs),
             access_log=False,
             lifespan="off",
             log_level="warning",
