@@ -20,6 +20,7 @@ from fdistill.serving.images import Request, RequestError, as_json, as_picture
 from fdistill.serving.metrics import Metrics
 from fdistill.serving.page import page
 
+Routes = Callable[[Shelf], APIRouter]  # of training runs, which may be served
 _LARGEST_BODY = 64 * 1024  # bytes
 _IN_QUERY = ("prompt", "seed", "n", "model")
 _LEFT = 499  # the status that nginx writes down for clients that left; nobody reads it
@@ -126,7 +127,7 @@ def _of_query(http: fastapi.Request) -> Request:
     return Request.read(given)
 
 
-def create_app(service: Service, token: str | None = None, runs: Callable[[Shelf], APIRouter] | None = None) -> FastAPI:
+def create_app(service: Service, token: str | None = None, runs: Routes | None = None) -> FastAPI:
     """The application of a service; its documentation pages, which load scripts, are off.
 
     Args:
@@ -180,14 +181,12 @@ def create_app(service: Service, token: str | None = None, runs: Callable[[Shelf
 
     @app.get("/")
     async def front() -> Response:
-        generators = [shelf.get(name) for name in shelf.names()]
-        return page("page.html", generators=generators, limit=service.limit, has_runs=runs is not None)
+        return page("page.html", generators=shelf.all(), limit=service.limit, has_runs=runs is not None)
 
     @app.exception_handler(RequestError)
     async def refused(_: fastapi.Request, error: RequestError) -> Response:
         service.metrics.refused(error.status)
-        headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
-        return JSONResponse(error.as_json(), error.status, headers)
+        return JSONResponse(error.as_json(), error.status, error.headers)
 
     @app.exception_handler(HTTPException)
     async def unknown(http: fastapi.Request, error: HTTPException) -> Response:

@@ -252,6 +252,10 @@ class Shelf:
         """Of all generators: those given at the start in their order, then what was added."""
         return list(self._found)
 
+    def all(self) -> list[Generator]:
+        """The generators themselves, in that order."""
+        return list(self._found.values())
+
     def add(self, name: str, path: Path) -> None:
         """Load a further generator beside the others, or the same one anew; it takes its place once it is warm.
 

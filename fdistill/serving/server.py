@@ -4,12 +4,11 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import uvicorn
-from fastapi import APIRouter
 
-from fdistill.serving.app import Service, create_app
+from fdistill.serving.app import Routes, Service, create_app
 from fdistill.serving.batcher import Batcher
 from fdistill.serving.generators import How, Shelf
 from fdistill.serving.guard import is_loopback, read_token
@@ -45,7 +44,7 @@ def run(
     token_file: str | None,
     queue: int,
     limit: int,
-    runs: Callable[[Shelf], APIRouter] | None = None,
+    runs: Routes | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then answer what waits.
 
