@@ -3,13 +3,13 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fastapi
 from fastapi import APIRouter, FastAPI, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from torch import Tensor
@@ -21,6 +21,7 @@ from fdistill.serving.images import Request, RequestError, as_json, as_picture
 from fdistill.serving.metrics import Metrics
 from fdistill.serving.page import page
 
+Routes = Callable[[Shelf], APIRouter]  # of training runs, which may be served
 _LARGEST_BODY = 64 * 1024  # bytes
 _IN_QUERY = ("prompt", "seed", "n", "model")
 _LEFT = 499  # the status that nginx writes down for clients that left; nobody reads it
@@ -139,13 +140,13 @@ def _of_query(http: fastapi.Request) -> Request:
     return Request.read(given)
 
 
-def create_app(service: Service, token: str | None = None, also: Sequence[APIRouter] = ()) -> FastAPI:
+def create_app(service: Service, token: str | None = None, runs: Routes | None = None) -> FastAPI:
     """The application of a service; its documentation pages, which load scripts, are off.
 
     Args:
         service: answers.
         token: see `Guard`.
-        also: routes beside those of pictures.
+        runs: makes the routes of training runs, to which the page then leads.
     """
     app = FastAPI(title="fdistill", docs_url=None, redoc_url=None, openapi_url=None)
     shelf, batcher = service.shelf, service.batcher
@@ -191,22 +192,20 @@ def create_app(service: Service, token: str | None = None, also: Sequence[APIRou
 
     @app.get("/")
     async def front() -> Response:
-        text, headers = page([shelf.get(name) for name in shelf.names()], service.limit)
-        return HTMLResponse(text, headers=headers)
+        return page("page.html", generators=shelf.all(), limit=service.limit, has_runs=runs is not None)
 
     @app.exception_handler(RequestError)
     async def refused(_: fastapi.Request, error: RequestError) -> Response:
         service.metrics.refused(error.status)
-        headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
-        return JSONResponse(error.as_json(), error.status, headers)
+        return JSONResponse(error.as_json(), error.status, error.headers)
 
     @app.exception_handler(HTTPException)
     async def unknown(http: fastapi.Request, error: HTTPException) -> Response:
         what = f"{http.method} {http.url.path[:100]}: {str(error.detail).lower()}"
         return JSONResponse(RequestError(what, status=error.status_code).as_json(), error.status_code, error.headers)
 
-    for routes in also:
-        app.include_router(routes)
+    if runs is not None:
+        app.include_router(runs(shelf))
     app.add_middleware(Guard, token=token)
     return app
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fdistill.core.presets import checkpoint as known_checkpoint
-from fdistill.core.weight_files import CheckpointError
+from fdistill.core.weight_files import CheckpointError, as_one_line
 from fdistill.io.load import load_model
 from fdistill.io.stock_pipeline import PIPELINE, StockPipeline, prompt_condition
 from fdistill.models.condition import Condition, declared
@@ -258,17 +258,35 @@ class Shelf:
         self._end = threading.Event()
 
     def names(self) -> list[str]:
-        """Of all generators, in the order they were given."""
+        """Of all generators: those given at the start in their order, then what was added."""
         return list(self._found)
 
+    def all(self) -> list[Generator]:
+        """The generators themselves, in that order."""
+        return list(self._found.values())
+
+    def add(self, name: str, path: Path) -> None:
+        """Load a further generator beside the others, or the same one anew; it takes its place once it is warm.
+
+        It is not watched: training rewrites its checkpoint all the time. Requests have to name it.
+
+        Raises:
+            ValueError: where a generator that was given at the start has the name, or this one cannot be served.
+        """
+        if name in self._places:
+            raise ValueError(f"{name} is served already from {self._places[name]}, which stays: start with NAME=PATH")
+        with as_one_line(f"{path} cannot be served"):
+            self._found[name] = Generator(name, path, self._how)
+        _LOG.info("%s is served from %s", name, path)
+
     def get(self, name: str | None) -> Generator:
-        """The generator of a name; of none, the only one.
+        """The generator of a name; of none, the only one that was given at the start.
 
         Raises:
             ValueError: where there is no such generator.
         """
-        if name is None and len(self._found) == 1:
-            return next(iter(self._found.values()))
+        if name is None and len(self._places) == 1:
+            name = next(iter(self._places))
         if name not in self._found:
             got = "none" if name is None else repr(name[:60])
             raise ValueError(f"model is one of {', '.join(self._found)}: got {got}")

@@ -31,6 +31,11 @@ class RequestError(Exception):
         super().__init__(message)
         self.message, self.param, self.status, self.code, self.retry_after = message, param, status, code, retry_after
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of the answer."""
+        return {"Retry-After": str(self.retry_after)} if self.retry_after else {}
+
     def as_json(self) -> dict[str, Any]:
         """The error as OpenAI's API writes it."""
         kind = "server_error" if self.status >= 500 else "rate_limit_error" if self.status == 429 else None

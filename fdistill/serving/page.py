@@ -1,17 +1,16 @@
-"""The page of a service: a prompt, and pictures while it is typed. It loads nothing from elsewhere."""
+"""The pages of a service. They load nothing from elsewhere."""
 
 import secrets
-from collections.abc import Sequence
+from typing import Any
 
+from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from fdistill.serving.generators import Generator
 
 _TEMPLATES = Environment(loader=PackageLoader("fdistill.serving"), autoescape=True, undefined=StrictUndefined)
 
 
-def page(generators: Sequence[Generator], limit: int) -> tuple[str, dict[str, str]]:
-    """HTML and headers: only the script and the style that were sent with it work on it."""
+def page(template: str, **shown: Any) -> HTMLResponse:
+    """A filled template: only the script and the style that were sent with it work on it."""
     nonce = secrets.token_urlsafe(16)
     policy = (
         f"default-src 'none'; connect-src 'self'; img-src data:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
@@ -21,5 +20,4 @@ def page(generators: Sequence[Generator], limit: int) -> tuple[str, dict[str, st
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
     }
-    text = _TEMPLATES.get_template("page.html").render(generators=generators, limit=limit, nonce=nonce)
-    return text, headers
+    return HTMLResponse(_TEMPLATES.get_template(template).render(shown, nonce=nonce), headers=headers)

@@ -7,9 +7,8 @@ import socket
 from collections.abc import Sequence
 
 import uvicorn
-from fastapi import APIRouter
 
-from fdistill.serving.app import Service, create_app
+from fdistill.serving.app import Routes, Service, create_app
 from fdistill.serving.batcher import Batcher
 from fdistill.serving.generators import How, Shelf
 from fdistill.serving.guard import is_loopback, read_token
@@ -45,7 +44,7 @@ def run(
     token_file: str | None,
     queue: int,
     limit: int,
-    also: Sequence[APIRouter] = (),
+    runs: Routes | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then answer what waits.
 
@@ -57,7 +56,7 @@ def run(
         token_file: see `read_token`.
         queue: images that may be asked for and not yet be answered.
         limit: images of one request.
-        also: see `create_app`.
+        runs: see `create_app`.
 
     Raises:
         ValueError: for arguments that are wrong, in one line.
@@ -80,7 +79,7 @@ def run(
         server: uvicorn.Server
         batcher = Batcher(how.size, queue, died=lambda: setattr(server, "should_exit", True))
         config = uvicorn.Config(
-            create_app(Service(shelf, batcher, limit), token, also),
+            create_app(Service(shelf, batcher, limit), token, runs),
             access_log=False,
             lifespan="off",
             log_level="warning",

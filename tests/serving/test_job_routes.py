@@ -25,7 +25,7 @@ def client(tmp_path, monkeypatch):
     (tmp_path / "secret.yaml").write_text("trainer: {max_steps: 3}\n")
     (tmp_path / "configs" / "link.yaml").symlink_to(tmp_path / "secret.yaml")
     application = FastAPI(exception_handlers={RequestError: lambda _, e: JSONResponse(e.as_json(), e.status)})
-    application.include_router(router(tmp_path / "home", tmp_path / "configs"))
+    application.include_router(router(tmp_path / "home", tmp_path / "configs", None))
     return TestClient(application)
 
 

@@ -57,6 +57,7 @@ def submit(settings: list[str], name: str | None = None, on: str = "local", home
         max(devices, 0) if isinstance(devices, int) else len(devices) if isinstance(devices, list) else 0,
         trainer["num_nodes"],
         on,
+        max_steps=trainer["max_steps"] if trainer["max_steps"] > 0 else None,
     )
     jobs.check(job)
     place = RunFolder(folder)

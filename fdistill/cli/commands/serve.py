@@ -1,5 +1,6 @@
 """`fdistill serve`: generators over HTTP, by OpenAI's images API and on a page."""
 
+import functools
 import importlib.util
 import logging
 import sys
@@ -39,7 +40,7 @@ def serve(
         bf16: compute in bfloat16 where that is safe; other last bits than without.
         compile: networks go through torch.compile, which makes the start longer; other last bits than without.
         decoder: folder of another VAE of the same latents, as AutoencoderTiny, which is faster than a generator's own.
-        jobs: folder of a queue of runs, as of fdistill submit, that requests may list, stop, resume and add to.
+        jobs: folder of a queue of runs, as of fdistill submit, that requests may list, stop, resume, add to and serve.
         configs: with --jobs, folder of the only configurations that requests may run.
     """
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
@@ -58,9 +59,9 @@ def serve(
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     how = How(max_batch, usable_device(device), bf16, compile, decoder)
-    also = []
+    runs = None
     if jobs is not None and configs is not None:
         from fdistill.serving.jobs.routes import router
 
-        also.append(router(jobs, configs))
-    run(folders, how, host, port, token_file, queue, limit, also)
+        runs = functools.partial(router, jobs, configs)
+    run(folders, how, host, port, token_file, queue, limit, runs)

@@ -41,6 +41,13 @@ class Run:
             by_turn = sorted((self.folder / name).glob("*.png"), key=lambda path: (len(path.stem), path.stem))
             yield from {path.stem.rstrip("0123456789"): path for path in by_turn}.values()
 
+    def alarms(self) -> dict[str, tuple[bool, list[tuple[float, str]]]]:
+        """By its name, whether an alarm is on, and its last reasons in words with their steps."""
+        return {
+            name: (bool(self.log.curves[f"{name}/alarm"][1][-1]), self.log.words.get(f"{name}/reason", [])[-REASONS:])
+            for name in sorted(curve.removesuffix("/alarm") for curve in self.log.curves if curve.endswith("/alarm"))
+        }
+
 
 def read_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
     """Read run folders; returns them by title, which is the folder's name, or the path where names repeat.
@@ -63,11 +70,15 @@ def read_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
 
 def dashboard_page(runs: Mapping[str, Run], path: str | Path) -> Path:
     """Write one self-contained page to `path` and return the path; it loads nothing from anywhere."""
-    names = sorted({name for run in runs.values() for name in run.log.curves})
-    *groups, rest = all_groups(names)
-    sections = [_section(group, names, runs) for group in groups]
-    sections += [_pictures(runs), _section(rest, names, runs)]
+    *sections, rest = curve_sections(runs)
+    sections = [*sections, _pictures(runs), rest]
     return write_page(path, "dashboard.html", title=", ".join(runs), runs=runs, sections=sections)
+
+
+def curve_sections(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
+    """Title and figures (title, PNG, what is well, width) of every group of panels, with reasons of alarms."""
+    names = sorted({name for run in runs.values() for name in run.log.curves})
+    return [_section(group, names, runs) for group in all_groups(names)]
 
 
 def _section(group: Group, names: list[str], runs: Mapping[str, Run]) -> dict[str, Any]:
@@ -76,7 +87,8 @@ def _section(group: Group, names: list[str], runs: Mapping[str, Run]) -> dict[st
     reasons = [
         (title, step, reason)
         for title, run in runs.items()
-        for step, reason in run.log.words.get("collapse/reason", [])[-REASONS:]
+        for _, reasons in run.alarms().values()
+        for step, reason in reasons
     ]
     return {"title": group.title, "well": "", "figures": figures, "reasons": reasons * (group.title == COLLAPSE)}
 

@@ -27,6 +27,7 @@ class Job:
         nodes: machines.
         engine: who runs it.
         number: what the engine calls it; empty before it was handed over.
+        max_steps: of the training; None where it has no end, or an older record does not tell.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Job:
     nodes: int = 1
     engine: str = "local"
     number: str = ""
+    max_steps: int | None = None
 
     @property
     def log(self) -> Path:

@@ -32,6 +32,7 @@ class RunStatus:
         code: exit status of its last life.
         engine: who runs it.
         folder: run folder.
+        max_steps: of its training; None where it has no end, or is not told.
     """
 
     name: str
@@ -41,6 +42,7 @@ class RunStatus:
     code: int | None
     engine: str
     folder: str
+    max_steps: int | None
 
 
 class Jobs:
@@ -102,7 +104,7 @@ class Jobs:
                 found.append(self.status(name))
             except (ValueError, RuntimeError, OSError):
                 job = self.home.read(name)
-                found.append(RunStatus(name, "unknown", None, 0.0, None, job.engine, job.folder))
+                found.append(RunStatus(name, "unknown", None, 0.0, None, job.engine, job.folder, job.max_steps))
         return found
 
     def status(self, name: str) -> RunStatus:
@@ -114,7 +116,8 @@ class Jobs:
         job = self.home.read(name)
         state: State = self._engine(job.engine).state(job)
         step = turns_done(Path(job.folder) / "metrics.jsonl")
-        return RunStatus(name, state.name, step, round(state.seconds, 1), state.code, job.engine, job.folder)
+        seconds = round(state.seconds, 1)
+        return RunStatus(name, state.name, step, seconds, state.code, job.engine, job.folder, job.max_steps)
 
     def saved_step(self, name: str) -> int | None:
         """The step of its last checkpoint; None before the first."""

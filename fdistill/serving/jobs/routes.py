@@ -1,22 +1,27 @@
 """The runs over HTTP, for the service's application, which asks for its token before it comes here."""
 
+import asyncio
 import dataclasses
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from fdistill.serving.app import json_body
+from fdistill.serving.generators import Shelf
 from fdistill.serving.images import RequestError
 from fdistill.serving.jobs.jobs import Jobs, RunStatus
+from fdistill.serving.jobs.look import look
+from fdistill.serving.page import page
 
 _SETTING = re.compile(r"(?!trainer\.default_root_dir$)(trainer|model|data)(\.[a-z]\w*)+|seed_everything")
 
@@ -37,8 +42,8 @@ class Submission(BaseModel):
     settings: dict[str, bool | int | float] = {}
 
 
-def router(home: str | Path, configs: str | Path) -> APIRouter:
-    """GET and POST /v1/runs, GET /v1/runs/NAME, POST /v1/runs/NAME/stop and /resume.
+def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
+    """The page /runs; GET and POST /v1/runs, GET /v1/runs/NAME and its /look, POST its /stop, /resume and /serve.
 
     A configuration names classes, which are code: only files of one folder are taken, and settings beside them are
     numbers. A RequestError is raised for what is wrong (400) or not there (404), and for a page of another site (403).
@@ -46,9 +51,11 @@ def router(home: str | Path, configs: str | Path) -> APIRouter:
     Args:
         home: folder of the queue.
         configs: folder of the configurations that may be run.
+        shelf: gets the generators of runs that are to be served.
     """
     jobs, folder = Jobs(home), Path(configs).resolve()
     routes = APIRouter(prefix="/v1/runs", dependencies=[Depends(_of_this_site)])
+    loading = ThreadPoolExecutor(1, "loading")  # one at a time, beside the worker that makes pictures
 
     @routes.get("")
     def listed() -> dict[str, Any]:
@@ -76,7 +83,26 @@ def router(home: str | Path, configs: str | Path) -> APIRouter:
         with _refused():
             return dataclasses.asdict(jobs.resume(name))
 
-    return routes
+    @routes.get("/{name}/look")
+    async def shown(name: str) -> Response:
+        run = await run_in_threadpool(_known, jobs, name)
+        with _refused():
+            return Response(await look(Path(run.folder)), media_type="application/json")
+
+    @routes.post("/{name}/serve")
+    async def serve(name: str) -> dict[str, str]:
+        await run_in_threadpool(_known, jobs, name)
+        with _refused():
+            checkpoint = jobs.home.read(name).checkpoint
+            if not checkpoint.is_file():
+                raise ValueError(f"{name} has saved no checkpoint yet, so that there is nothing to serve")
+            await asyncio.get_running_loop().run_in_executor(loading, shelf.add, name, checkpoint)
+        return {"model": name}
+
+    both = APIRouter()
+    both.include_router(routes)
+    both.add_api_route("/runs", lambda: page("runs.html"))
+    return both
 
 
 def _submit(body: bytes, folder: Path, jobs: Jobs) -> RunStatus:
