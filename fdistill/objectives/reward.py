@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from fdistill.data import GenerativeDataModule
 from fdistill.objectives.adversarial import check_weight, is_on
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, expand, required
-from fdistill.objectives.rewards import Reward
+from fdistill.objectives.rewards import Reward, worth
 from fdistill.theory.schedules import Schedule, value_at
 
 
@@ -43,13 +43,8 @@ class WithReward(Objective):
     def worth(self, x: Tensor, at: NoisedSamples) -> Tensor:
         """The reward [B] of samples x [B, *sample_shape], with a graph to them."""
         images = x if at.decoder is None else at.decoder.differentiable(x)
-        found = self.reward(images.clamp(-1, 1) if images.ndim == 4 else images, at.condition)
-        if found.shape != x.shape[:1]:
-            raise ValueError(
-                f"the reward {type(self.reward).__name__} gives one number for each sample: expected [{len(x)}], got "
-                f"{list(found.shape)}"
-            )
-        return found
+        images = images.clamp(-1, 1) if images.ndim == 4 else images
+        return worth(type(self.reward).__name__, self.reward, images, at.condition)
 
 
 class RewardAugmented(WithReward):

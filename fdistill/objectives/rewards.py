@@ -49,6 +49,23 @@ class Reward(nn.Module, Described, ABC):
         """Called before the first turn: fit what has to be fitted."""
 
 
+def worth(name: str, reward: Reward, x: Tensor, condition: Condition) -> Tensor:
+    """r(x, condition) [B].
+
+    Raises:
+        ValueError: naming the reward, where it raises, or does not give one number a sample.
+    """
+    try:
+        found = reward(x, condition)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"the reward {name} raised {type(error).__name__}: {said}") from error
+    if not isinstance(found, Tensor) or found.shape != (len(x),):
+        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"the reward {name} gives one number for each sample: expected [{len(x)}], got {got}")
+    return found
+
+
 class TargetReward(Reward):
     """-|x - target|^2 / 2, summed over the entries of a sample.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fdistill.models.condition import Condition
-from fdistill.objectives.rewards import Reward
+from fdistill.objectives.rewards import Reward, worth
 
 
 @torch.no_grad()
@@ -45,14 +45,7 @@ def judged(
 
 
 def _checked(name: str, reward: Reward, images: Tensor, condition: Condition) -> Tensor:
-    try:
-        found = reward(images, condition)
-    except Exception as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"the reward {name} raised {type(error).__name__}: {said}") from error
-    if not isinstance(found, Tensor) or found.shape != (len(images),):
-        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"the reward {name} gives one number for each sample: expected [{len(images)}], got {got}")
+    found = worth(name, reward, images, condition)
     broken = int((~found.isfinite()).sum())
     if broken:
         raise ValueError(f"the reward {name} is NaN or infinite for {broken} of {len(images)} samples")

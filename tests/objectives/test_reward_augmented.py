@@ -191,3 +191,13 @@ def test_reward_of_another_shape_is_refused():
     x = torch.zeros(3, 2)
     with pytest.raises(ValueError, match=r"expected \[3\], got \[3, 2\]"):
         RewardAugmented(SiD(), Map(), 1.0).worth(x, NoisedSamples(x, x, torch.ones(3), 1.0))
+
+
+def test_a_reward_that_raises_is_named():
+    class Picky(Reward):
+        def forward(self, x, condition):
+            return condition["x"]
+
+    x = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match="Picky raised KeyError"):
+        RewardAugmented(SiD(), Picky(), 1.0).worth(x, NoisedSamples(x, x, torch.ones(3), 1.0))

@@ -5,6 +5,11 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = Path("/usr/bin/chromium")
 
 
 @contextlib.contextmanager
@@ -36,3 +41,21 @@ def live(*arguments, before=""):
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+@contextlib.contextmanager
+def visited(place):
+    """A page of Chromium at an address, skipped without one: neither errors nor requests of other places at the end."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM.is_file():
+        pytest.skip(f"no {CHROMIUM} here")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page, wrong, asked = browser.new_page(), [], []
+        page.on("pageerror", lambda error: wrong.append(error))
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(place)
+        yield page, wrong
+        assert all(url.startswith((place, "data:")) for url in asked)
+        browser.close()

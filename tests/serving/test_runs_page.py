@@ -13,7 +13,7 @@ pytest.importorskip("dbos")
 pytest.importorskip("fastapi")
 
 from fastapi.testclient import TestClient
-from live import live
+from live import live, visited
 from PIL import Image
 from services import serving
 
@@ -26,7 +26,6 @@ from fdistill.serving.jobs.routes import router
 
 pytestmark = pytest.mark.system
 
-CHROMIUM = Path("/usr/bin/chromium")
 REASON = "recall lies below its band"
 
 
@@ -130,22 +129,12 @@ def test_wrong_names_are_not_there(home, client):
 
 @pytest.mark.slow
 def test_a_person_sees_a_run_stops_it_and_serves_it(home, folder, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM.is_file():
-        pytest.skip(f"no {CHROMIUM} here")
     job = queued(home, "run")
     queued(home, "other")
     save(job, folder)
     (tmp_path / "configs").mkdir()
     given = (folder, "--jobs", home, "--configs", tmp_path / "configs")
-    with live(*given) as (_, place), playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        wrong, asked = [], []
-        page.on("pageerror", lambda error: wrong.append(error))
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(place)
+    with live(*given) as (_, place), visited(place) as (page, wrong):
         page.click("text=training runs")
         page.click("#runs a[href='#run']")
         page.wait_for_selector("#curves img")
@@ -162,5 +151,3 @@ def test_a_person_sees_a_run_stops_it_and_serves_it(home, folder, tmp_path):
         page.wait_for_selector("#prompt")
         assert page.input_value("#model") == "run"
         assert wrong == []
-        assert all(url.startswith((place, "data:")) for url in asked)
-        browser.close()

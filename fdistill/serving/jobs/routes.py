@@ -56,6 +56,7 @@ def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
     jobs, folder = Jobs(home), Path(configs).resolve()
     routes = APIRouter(prefix="/v1/runs", dependencies=[Depends(_of_this_site)])
     loading = ThreadPoolExecutor(1, "loading")  # one at a time, beside the worker that makes pictures
+    submitting = ThreadPoolExecutor(1, "submitting")  # each is a process that imports torch
 
     @routes.get("")
     def listed() -> dict[str, Any]:
@@ -65,7 +66,8 @@ def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
     async def submit(http: HttpRequest) -> dict[str, Any]:
         body = await json_body(http)
         with _refused():
-            return dataclasses.asdict(await run_in_threadpool(_submit, body, folder, jobs))
+            done = asyncio.get_running_loop().run_in_executor(submitting, _submit, body, folder, jobs)
+            return dataclasses.asdict(await done)
 
     @routes.get("/{name}")
     def one(name: str) -> dict[str, Any]:
