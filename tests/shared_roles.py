@@ -30,7 +30,7 @@ KEEPS = {"student_optimizer": Kept, "fake_score_optimizer": Kept, "gradient_clip
 def doubled(module):
     """In float64, but for the bins of the ratio, which are float32 whatever the networks are."""
     module.double()
-    for bins in () if module.ratio is None else module.ratio.buffers():
+    for bins in () if getattr(module, "ratio", None) is None else module.ratio.buffers():
         bins.data = bins.float()
     return module
 
@@ -38,11 +38,16 @@ def doubled(module):
 def moved(module):
     """The module, with factors of student and fake score that are not at their start."""
     for seed, name in enumerate(("student", "fake_score")):
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for factor in adapter_parameters(getattr(module, name) or mlp()):
-                factor.copy_(0.2 * torch.randn(factor.shape, generator=generator))
+        moved_factors(getattr(module, name) or mlp(), seed)
     return module
+
+
+@torch.no_grad()
+def moved_factors(network, seed):
+    """Random factors in place of those at their start."""
+    generator = torch.Generator().manual_seed(seed)
+    for factor in adapter_parameters(network):
+        factor.copy_(0.2 * torch.randn(factor.shape, generator=generator))
 
 
 def separate(module, build):
@@ -57,13 +62,13 @@ def gradients(module, name):
     return {names[number]: value for number, value in module.trainer.optimizers[name == "fake_score"].seen.items()}
 
 
-def chain_rule_error(shared, full):
+def chain_rule_error(shared, full, names=("student", "fake_score")):
     """Largest error of a gradient, relative to its norm + 1e-3, by W + s B A: dA = s B^T dW and dB = s dW A^T.
 
     What learns in full has the gradients of the other module's network. Infinite where a gradient is missing.
     """
     errors = []
-    for name in ("student", "fake_score"):
+    for name in names:
         one = getattr(shared, name)
         if one is None:
             continue

@@ -1,9 +1,12 @@
 """Train a teacher with much noise and generate with none? Reward, gap, distance and diversity over the turns.
 
     python tools/study_reward.py --out runs/study_reward
+    python tools/study_reward.py --out runs/study_reward --problem captions --turns 6 12 --samples 20
 
-digits-teacher learns two rewards by Flow-GRPO and MixGRPO with five stochasticities, and by DiffusionNFT, from rollouts
-of 100 samples of 10 steps (batches of 10 classes, groups of 10, one update a rollout). It is measured before, half-way
+digits-teacher learns two rewards by Flow-GRPO and MixGRPO with five stochasticities, by DDPO and by DiffusionNFT, from
+rollouts of 100 samples of 10 steps (batches of 10 classes, groups of 10, one update a rollout). The problem "captions"
+is the teacher that `make text-quickstart` leaves in runs/text-quickstart, without guidance: batches are of 10 of 270
+captions, and the second reward is the judge's log-probability of the caption. It is measured before, half-way
 and at the end: by GDDIM with eta 0 at 5, 10 and 20 steps, and with the training eta (DiffusionNFT: 1.2) at 10. The gap
 is the reward with the training eta less that with none, at 10 steps, from the same latents. Distance is the mean
 squared difference of tuned and untuned denoiser, per entry, on training samples noised to each level of the grid.
@@ -17,11 +20,12 @@ being the same.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,24 +35,59 @@ from torch import Tensor
 
 from fdistill.core.atomic_files import write_json
 from fdistill.core.random import generator_for
-from fdistill.data import Digits
+from fdistill.data import CaptionedDigits, Digits, GenerativeDataModule
 from fdistill.evaluation.reward_gap import Gap, GapProbe, Z
 from fdistill.io.load import load_model
 from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.objectives.image_rewards import Brightness
-from fdistill.objectives.reward_algorithms import DiffusionNFT, FlowGRPO, MixGRPO, RewardAlgorithm
+from fdistill.objectives.prompt_rewards import CaptionReward
+from fdistill.objectives.reward_algorithms import DDPO, DiffusionNFT, FlowGRPO, MixGRPO, RewardAlgorithm
 from fdistill.objectives.rewards import ClassifierReward, Reward
+from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.grids import KarrasGrid
 from fdistill.training import RewardTuningModule
 from fdistill.training.judging import judged
 
-TEACHER = "digits-teacher"
-GROUP, STEPS, ENDS = 10, 10, (80.0, 0.02)
+GROUP, STEPS = 10, 10
+TEXT = Path("runs/text-quickstart")
 ETAS = (0.5, 0.8, 1.0, 1.2, 1.5)
 WITHOUT = (5, 10, 20)  # steps of the samples without noise
-REWARDS: dict[str, Callable[[], Reward]] = {"brightness": Brightness, "eight": functools.partial(ClassifierReward, 8)}
 LEARNING_RATE = 2e-4
+
+
+class Problem(NamedTuple):
+    """Who is tuned, on which conditions, between which noise levels, and towards what."""
+
+    teacher: str
+    data: Callable[..., GenerativeDataModule]
+    ends: tuple[float, float]
+    rewards: dict[str, Callable[[], Reward]]
+
+    @property
+    def grid(self) -> KarrasGrid:
+        """Of the rollouts."""
+        return KarrasGrid(STEPS, self.ends[1], self.ends[0])
+
+    def model(self) -> GenerativeModel:
+        """The teacher, without guidance."""
+        return dataclasses.replace(load_model(self.teacher), guidance=1.0)
+
+
+PROBLEMS = {
+    "digits": Problem(
+        "digits-teacher",
+        Digits,
+        (80.0, 0.02),
+        {"brightness": Brightness, "eight": functools.partial(ClassifierReward, 8)},
+    ),
+    "captions": Problem(
+        str(TEXT / "teacher"),
+        functools.partial(CaptionedDigits, str(TEXT / "prompts")),
+        (14.6, 0.03),
+        {"brightness of captions": Brightness, "prompt": functools.partial(CaptionReward, seed=1)},
+    ),
+}
 
 
 class Cell(NamedTuple):
@@ -68,47 +107,49 @@ class Cell(NamedTuple):
         """The algorithm; DiffusionNFT has deterministic rollouts, and its eta is that of the samples it is read by."""
         if self.algorithm == "Flow-GRPO":
             return FlowGRPO(self.eta, GROUP, kl_weight=0.0)
+        if self.algorithm == "DDPO":
+            return DDPO(self.eta, GROUP)
         return MixGRPO(self.eta, every=2, group=GROUP) if self.algorithm == "MixGRPO" else DiffusionNFT(group=GROUP)
 
 
-def cells(seeds: int) -> list[Cell]:
+def cells(rewards: Iterable[str], seeds: int) -> list[Cell]:
     """All runs, those that answer most first."""
-    first = [*(("Flow-GRPO", eta) for eta in ETAS), ("DiffusionNFT", 1.2), ("MixGRPO", 1.2)]
+    first = [*(("Flow-GRPO", eta) for eta in ETAS), *((name, 1.2) for name in ("DiffusionNFT", "MixGRPO", "DDPO"))]
     others = [("MixGRPO", eta) for eta in ETAS if eta != 1.2]
     return [
         Cell(reward, *how, seed)
         for these in (first, others)
         for seed in range(seeds)
-        for reward in REWARDS
+        for reward in rewards
         for how in these
     ]
 
 
 class Study:
-    """What the runs share: data, teacher, probe, and the teacher's own numbers."""
+    """What the runs of a problem share: data, teacher, probe, and the teacher's own numbers."""
 
-    def __init__(self, seeds: int) -> None:
-        self.data, self.model = Digits(batch_size=10), load_model(TEACHER)
-        self.probe = GapProbe(self.data, ENDS, seeds=seeds, seed=1)
+    def __init__(self, problem: Problem, seeds: int) -> None:
+        self.problem, self.data, self.model = problem, problem.data(batch_size=10), problem.model()
+        self.probe = GapProbe(self.data, problem.ends, seeds=seeds, seed=1)
         generator = generator_for(2)
         chosen = torch.randperm(len(self.data.train_samples), generator=generator)[:200]
         seen = self.data.train_samples.rows(chosen)
-        self._noise, self._x, self._labels = torch.randn(seen.x.shape, generator=generator), seen.x, seen.classes
+        self._noise, self._x, self._seen = torch.randn(seen.x.shape, generator=generator), seen.x, seen.condition
         self._rewards: dict[str, Reward] = {}
 
     def distance(self, denoiser: Denoiser) -> float:
         """See the head of this file."""
         total = 0.0
-        for sigma in KarrasGrid(STEPS, ENDS[1]).levels()[:-1].tolist():
+        for sigma in self.problem.grid.levels()[:-1].tolist():
             x, level = self._x + sigma * self._noise, torch.full((len(self._x),), sigma)
-            ours, theirs = (network(x, level, self._labels) for network in (denoiser, self.model.denoiser))
+            ours, theirs = (network(x, level, self._seen) for network in (denoiser, self.model.denoiser))
             total += float((ours - theirs).square().mean()) / STEPS
         return total
 
     def reward(self, name: str) -> Reward:
         """The prepared reward; that of a run is another of the same seed, and so the same."""
         if name not in self._rewards:
-            self._rewards[name] = REWARDS[name]()
+            self._rewards[name] = self.problem.rewards[name]()
             self._rewards[name].prepare(self.data)
         return self._rewards[name]
 
@@ -147,9 +188,9 @@ class Watch(L.Callback):
 def run(study: Study, cell: Cell, turns: list[int]) -> dict[str, Any]:
     """Train one teacher and measure it on the way."""
     optimizer = functools.partial(torch.optim.AdamW, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
-    module = RewardTuningModule(
-        TEACHER, REWARDS[cell.reward](), cell.build(), optimizer, KarrasGrid(STEPS, ENDS[1]), seed=cell.seed
-    )
+    problem = study.problem
+    reward = problem.rewards[cell.reward]()
+    module = RewardTuningModule(problem.model(), reward, cell.build(), optimizer, problem.grid, seed=cell.seed)
     watch = Watch(study, cell, turns)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -162,7 +203,7 @@ def run(study: Study, cell: Cell, turns: list[int]) -> dict[str, Any]:
         limit_val_batches=0,
         use_distributed_sampler=False,
     )
-    trainer.fit(module, datamodule=Digits(batch_size=10, seed=cell.seed))
+    trainer.fit(module, datamodule=problem.data(batch_size=10, seed=cell.seed))
     return {**cell._asdict(), "course": {str(turn): found for turn, found in watch.course.items()}}
 
 
@@ -186,7 +227,7 @@ def words(values: list[float | None]) -> str:
 def table(entries: list[dict[str, Any]]) -> str:
     """Of each reward: one row for each algorithm and eta."""
     lines = []
-    for reward in REWARDS:
+    for reward in (name for problem in PROBLEMS.values() for name in problem.rewards):
         mine = [entry for entry in entries if entry["reward"] == reward]
         ends = [list(entry["course"].values())[-1] for entry in mine if entry["algorithm"] == "Flow-GRPO"]
         if not ends:
@@ -231,11 +272,17 @@ def main() -> None:
     parser.add_argument("--turns", type=int, nargs="+", default=[12, 24], help="at which to measure; ends at the last")
     parser.add_argument("--samples", type=int, default=50, help="of each class, measured")
     parser.add_argument("--only", type=int, help="runs, the first ones")
+    parser.add_argument("--problem", choices=PROBLEMS, default="digits")
+    parser.add_argument(
+        "--cell", nargs=4, action="append", metavar=("REWARD", "ALGORITHM", "ETA", "SEED"), help="these runs alone"
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    study = Study(options.samples)
-    for cell in cells(options.seeds)[: options.only]:
-        file = options.out / f"{cell.reward}-{cell.algorithm}-{cell.eta:g}-{cell.seed}.json"
+    problem = PROBLEMS[options.problem]
+    study = Study(problem, options.samples)
+    asked = [Cell(reward, how, float(eta), int(seed)) for reward, how, eta, seed in options.cell or ()]
+    for cell in asked or cells(problem.rewards, options.seeds)[: options.only]:
+        file = options.out / f"{cell.reward.replace(' ', '-')}-{cell.algorithm}-{cell.eta:g}-{cell.seed}.json"
         if not file.exists():
             write_json(file, run(study, cell, options.turns))
             print(file.name, flush=True)

@@ -27,7 +27,7 @@ from fdistill.core.yaml_files import parse_yaml, read_yaml
 from fdistill.data import GenerativeDataModule
 from fdistill.evaluation import features, metrics  # noqa: F401
 from fdistill.models import networks  # noqa: F401
-from fdistill.objectives import image_rewards, reward_algorithms, rewards  # noqa: F401
+from fdistill.objectives import image_rewards, pretrained_rewards, reward_algorithms, rewards  # noqa: F401
 from fdistill.sampling import grids  # noqa: F401
 from fdistill.theory import divergences, loss_weights, noise_levels, paths, preconditioning, schedules  # noqa: F401
 from fdistill.training import GenerativeModule, callbacks  # noqa: F401

@@ -123,6 +123,25 @@ def on_rank_0(compute: Callable[[], T]) -> T:
     return received
 
 
+def together(compute: Callable[[], T]) -> T:
+    """What each rank computes by itself; a ValueError of any is raised on all, so that none waits for another.
+
+    Every rank has to ask equally often.
+
+    Raises:
+        ValueError: with the message of the first rank that raised one.
+    """
+    result, raised = None, None
+    try:
+        result = compute()
+    except ValueError as error:
+        raised = error
+    said = [fault for fault in gather_objects(None if raised is None else str(raised)) if fault is not None]
+    if said:
+        raise ValueError(said[0]) from raised
+    return cast(T, result)
+
+
 def _named(error: BaseException) -> tuple[str, str]:
     """Name of the nearest built-in kind of an exception that a message makes, and its message for other ranks."""
     kinds = [kind.__name__ for kind in type(error).__mro__ if kind in (ValueError, KeyError, OSError, TypeError)]

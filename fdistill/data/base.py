@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as L
@@ -109,6 +109,10 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
             return Condition(), ["all samples"]
         chosen = torch.linspace(0, self.num_classes - 1, min(most, self.num_classes)).round().long()
         return Condition.of_numbers(self.takes, chosen), [f"class {number}" for number in chosen.tolist()]
+
+    def prompts_in_parts(self) -> Iterator[tuple[Condition, list[str]]]:
+        """Yield all prompts, some at a time: their conditions and texts; nothing where conditions are no prompts."""
+        yield from ()
 
     def in_pixels(self, device: torch.device | str = "cpu") -> "GenerativeDataModule":
         """Return the data that people and metrics look at: itself, or the images of latents, decoded on a device."""

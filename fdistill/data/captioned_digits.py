@@ -1,5 +1,6 @@
 """Coloured digits on coloured grounds with captions: a text-to-image problem that a laptop solves, all offline."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -113,6 +114,10 @@ class CaptionedDigits(GenerativeDataModule):
         chosen = torch.linspace(0, self.num_classes - 1, min(most, self.num_classes)).round().long()
         texts = captions()
         return self.encoded.rows(chosen), [texts[number] for number in chosen]
+
+    def prompts_in_parts(self) -> Iterator[tuple[Condition, list[str]]]:
+        """Yield the 300 captions."""
+        yield self.encoded, captions()
 
     def load_splits(self) -> tuple[InMemorySplit, InMemorySplit]:
         """Return the two splits."""

@@ -1,6 +1,6 @@
 """Encoded prompts as training data: alone, or as the captions of encoded images; no text encoder is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,8 @@ from fdistill.data.latents_only import LatentsOnly, NoSamples
 from fdistill.data.prompt_encoders import encoder_identity
 from fdistill.data.prompt_files import PromptFiles
 from fdistill.models.condition import Condition, Takes
+
+_READ_AT_ONCE = 256  # prompts
 
 
 class _PromptConditions:
@@ -36,6 +38,11 @@ class _PromptConditions:
         """Up to `most` prompts, evenly over all, as conditions and as texts."""
         chosen = torch.linspace(0, len(self.files) - 1, min(most, len(self.files))).round().long().tolist()
         return self.files.condition(chosen), self.files.texts(chosen)
+
+    def prompts_in_parts(self) -> Iterator[tuple[Condition, list[str]]]:
+        """Yield all prompts as conditions and as texts."""
+        for part in torch.arange(len(self.files)).split(_READ_AT_ONCE):
+            yield self.files.condition(part.tolist()), self.files.texts(part.tolist())
 
 
 class Prompts(_PromptConditions, LatentsOnly):

@@ -42,7 +42,7 @@ def load_model(path: Path | str, merge: bool = True) -> GenerativeModel:
 
     Args:
         path: of either, or the name of a checkpoint that comes with the package, as digits-student.
-        merge: whether a student's adapters are added to weights of its own; else it keeps them.
+        merge: whether adapters are added to weights of the model's own; else it keeps them.
 
     Raises:
         CheckpointError: with one line that says what is wrong with it.
@@ -73,7 +73,7 @@ def load_model(path: Path | str, merge: bool = True) -> GenerativeModel:
 
 
 def _with_adapters(record: dict[str, Any], weights: dict[str, Tensor], path: Path) -> GenerativeModel:
-    """A student whose weights are those of the teacher that its run names, with adapters.
+    """A student or tuned teacher whose weights are those of the teacher that its run names, with adapters.
 
     Raises:
         CheckpointError: where that teacher is not found, or is another one.
@@ -84,8 +84,8 @@ def _with_adapters(record: dict[str, Any], weights: dict[str, Tensor], path: Pat
         source, dtype = base["source"], {"float32": torch.float32, "bfloat16": torch.bfloat16}[base["dtype"]]
     if not isinstance(source, str):
         raise CheckpointError(
-            f"{path} holds the adapters of a student, whose weights are those of a teacher that was no file: continue "
-            "its run to use it, or give the teacher as a file"
+            f"{path} holds adapters on weights that are those of a teacher that was no file: "
+            "continue its run to use it, or give the teacher as a file"
         )
     try:
         teacher = load_model(source).denoiser.hold_in(dtype)

@@ -16,13 +16,14 @@ SMALLEST_STD = 1e-4
 
 
 def condition_keys(condition: Condition, n: int) -> Tensor:
-    """One number for each of n samples, equal for equal conditions: a hash of their values; int64 [n] on the CPU."""
+    """One number for each of n samples, equal where conditions are, up to zeros at the end; int64 [n] on the CPU."""
     rows = [hashlib.blake2b(digest_size=8) for _ in range(n)]
     for name in sorted(condition):
         values = condition[name].detach().to("cpu").contiguous()
         values = values.float() if values.dtype == torch.bfloat16 else values  # which numpy does not know
         for row, value in zip(rows, values.numpy(), strict=True):
-            row.update(value.tobytes())
+            content = value.tobytes().rstrip(b"\0")  # a prompt's padding is zeros, as many as its batch needs
+            row.update(len(content).to_bytes(8, "little") + content)
     numbers = [int.from_bytes(row.digest(), "little", signed=True) for row in rows]
     return torch.tensor(numbers, dtype=torch.int64)
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from fdistill.core.distributed import together
 from fdistill.data import GenerativeDataModule
 from fdistill.objectives.adversarial import check_weight, is_on
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, expand, required
@@ -41,10 +42,14 @@ class WithReward(Objective):
         self.reward.prepare(data.in_pixels())
 
     def worth(self, x: Tensor, at: NoisedSamples) -> Tensor:
-        """The reward [B] of samples x [B, *sample_shape], with a graph to them."""
+        """The reward [B] of samples x [B, *sample_shape], with a graph to them.
+
+        Raises:
+            ValueError: on every rank, where the reward of any rank's samples raises or has another shape.
+        """
         images = x if at.decoder is None else at.decoder.differentiable(x)
         images = images.clamp(-1, 1) if images.ndim == 4 else images
-        return worth(type(self.reward).__name__, self.reward, images, at.condition)
+        return together(lambda: worth(type(self.reward).__name__, self.reward, images, at.condition))
 
 
 class RewardAugmented(WithReward):
@@ -104,8 +109,10 @@ class TiltedTeacher(WithReward):
     def loss(self, at: NoisedSamples) -> StudentLoss:
         needs, teacher = self.objective.needs, required(at.teacher)
         through, beta = needs.teacher == "gradient", value_at(self.beta, at.update)
-        worth = self.worth(teacher, at).sum()
-        (uphill,) = torch.autograd.grad(worth, at.x_t, create_graph=through, retain_graph=True)
+        worth = self.worth(teacher, at)
+        (uphill,) = torch.autograd.grad(worth.sum(), at.x_t, create_graph=through, retain_graph=True)
         tilted = teacher + expand(beta * at.sigma.square(), teacher) * uphill
         seen = at._replace(teacher=tilted if through else tilted.detach())
-        return self.objective.loss(seen if needs.input_gradient else seen._replace(x_t=at.x_t.detach()))
+        matching = self.objective.loss(seen if needs.input_gradient else seen._replace(x_t=at.x_t.detach()))
+        matching.terms.setdefault("reward", Term(-worth.detach(), 0.0))  # for the log, and named where it is NaN
+        return matching

@@ -10,7 +10,7 @@ from fdistill.core.distributed import same_on_all_ranks
 from fdistill.core.spec import Described
 from fdistill.data import GenerativeDataModule
 from fdistill.evaluation.features import ClassifierFeatures
-from fdistill.models.condition import Condition, Conditioned, Takes
+from fdistill.models.condition import Condition, Conditioned, Takes, count_classes, declared
 
 
 class Reward(nn.Module, Described, ABC):
@@ -44,6 +44,12 @@ class Reward(nn.Module, Described, ABC):
     def total(self, scores: Tensor) -> Tensor:
         """[N] of the parts' rewards [N, parts], over all samples that are compared with each other."""
         return scores[:, 0]
+
+    def check_takes(self, takes: Takes) -> None:
+        """Raises ValueError where samples of a network that takes this lack what the reward reads of a condition."""
+        for part in self.parts().values():
+            if part is not self:
+                part.check_takes(takes)
 
     def prepare(self, data: GenerativeDataModule) -> None:
         """Called before the first turn: fit what has to be fitted."""
@@ -127,6 +133,13 @@ class ClassifierReward(Reward):
             raise ValueError(f"label is a class of the data: expected >= 0, got {label}")
         self.label, self.seed, self.features = label, seed, ClassifierFeatures(epochs)
         self._takes: Takes = {}
+
+    def check_takes(self, takes: Takes) -> None:
+        if self.label is None and not count_classes(takes):
+            raise ValueError(
+                "ClassifierReward scores the class that each sample was asked for: expected a network that takes "
+                f"classes, got one of {declared(takes)}; set label, or give a conditional one"
+            )
 
     def prepare(self, data: GenerativeDataModule) -> None:
         """Train the classifier, on this module's device.

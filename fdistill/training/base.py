@@ -28,6 +28,7 @@ from fdistill.training.continuation import Continuation
 from fdistill.training.guard import Check, Guard, TurnValues
 from fdistill.training.loggers import JsonlLogger, log_numbers
 from fdistill.training.parallel import ReplicatedStrategy
+from fdistill.training.roles import shared_names
 
 
 class MicroBatch(NamedTuple):
@@ -220,7 +221,6 @@ class GenerativeModule(L.LightningModule):
         self._gathered.enter_context(self.generative_model().whole())
 
     def on_validation_end(self) -> None:
-        """Let it go."""
         self._gathered.close()
 
     def on_train_end(self) -> None:
@@ -256,9 +256,9 @@ class GenerativeModule(L.LightningModule):
         return {"perf/step_ms": 1000 * seconds, **images}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
-        """Without the frozen networks."""
-        state = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in state.items() if not name.startswith(self.frozen_prefixes)}
+        """Without the frozen networks, and without what adapters share with them."""
+        state, shared = super().state_dict(*args, **kwargs), shared_names(self)
+        return {n: v for n, v in state.items() if n not in shared and not n.startswith(self.frozen_prefixes)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the description of the model and the random states of every rank (for teachers that learn with dropout).

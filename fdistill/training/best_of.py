@@ -102,7 +102,7 @@ def named_reward(given: str | dict[str, Any]) -> Reward:
     Raises:
         ValueError: for something else, or arguments that it does not take.
     """
-    import fdistill.objectives.image_rewards  # noqa: F401  # to be found by name
+    from fdistill.objectives import image_rewards, pretrained_rewards  # noqa: F401  # to be found by name
 
     paths = {found.__name__: public_path(found) for found in subclasses(Reward)}
     return Reward.from_spec(_with_paths({"class_path": given} if isinstance(given, str) else given, paths))
@@ -121,6 +121,7 @@ def _with_paths(given: Any, paths: dict[str, str]) -> Any:
 
 def _prepare(reward: Reward, model: GenerativeModel, data: GenerativeDataModule | None) -> None:
     """Fit the reward to the data, where it reads some; the model may remember its own."""
+    reward.check_takes(model.denoiser.takes)
     if any(type(part).prepare is not Reward.prepare for part in reward.parts().values()):
         real = remembered_data(model.facts) if data is None and "data" in model.facts else data
         if real is not None:

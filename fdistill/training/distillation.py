@@ -10,7 +10,6 @@ from torch import nn
 
 from fdistill.core.distributed import warn_on_rank_0
 from fdistill.data import GenerativeDataModule
-from fdistill.io.checkpoints import RECORD
 from fdistill.io.export.stock_text import is_text_student, scheduled
 from fdistill.io.stock_pipeline import PIPELINE
 from fdistill.models.adapters import own_parameters
@@ -19,6 +18,7 @@ from fdistill.models.guidance import Guidance
 from fdistill.models.networks import train_without_dropout
 from fdistill.objectives import Objective
 from fdistill.objectives.log_ratio import RatioEstimator
+from fdistill.objectives.rewards import Reward
 from fdistill.sampling import Start
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.student_steps import check_start
@@ -51,7 +51,7 @@ from fdistill.training.initial_networks import (
     teacher_model,
 )
 from fdistill.training.noise_range import check_on_path, known_by, levels_on_path, student_levels
-from fdistill.training.roles import FullCopies, Roles, base_record, check_same_roles, shared_names
+from fdistill.training.roles import FullCopies, Roles, check_same_roles, write_roles
 from fdistill.training.student_validation import StudentValidation
 from fdistill.training.turn_schedule import Turn, TurnSchedule
 
@@ -228,6 +228,8 @@ class DistillationModule(DistillationTurn, StudentValidation):
         )
         check_imitation(self.imitation, self.fake_score, self.student)
         self.frozen = nn.ModuleList(self.objective.networks()).requires_grad_(False).eval()
+        for reward in (part for part in self.frozen if isinstance(part, Reward)):
+            reward.check_takes(self.student.takes)
         self.ema, self.teacher_facts = EMA(self.student, ema_decay), loaded.facts
 
     def _guide_fake(self, teacher: float, scale: float, training: float, projection: float | None) -> None:
@@ -312,18 +314,10 @@ class DistillationModule(DistillationTurn, StudentValidation):
             groups.append(group if self.discriminator_lr is None else {**group, "lr": self.discriminator_lr})
         return [self.student_optimizer(own_parameters(self.student).values()), self.fake_score_optimizer(groups)]
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # as its base's
-        """Without what adapters share with the teacher, either."""
-        state, shared = super().state_dict(*args, **kwargs), shared_names(self)
-        return {name: value for name, value in state.items() if name not in shared}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the roles, and where an adapted student's base is found."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["roles"] = self.roles.spec()
-        adapters = self.roles.record("student")
-        if adapters is not None:
-            checkpoint[RECORD]["adapters"] = adapters | {"base": base_record(self)}
+        write_roles(self, "teacher", checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises CheckpointError where it is of other roles."""

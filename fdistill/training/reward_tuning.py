@@ -1,19 +1,18 @@
 """Tuning a teacher by reinforcement: it samples, its samples are judged, and good ones become more probable."""
 
-import copy
 import dataclasses
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from fdistill.core.distributed import gather_objects, gather_rows
+from fdistill.core.distributed import gather_rows, together
 from fdistill.core.random import VALIDATION, generator_for
 from fdistill.data import Batch, GenerativeDataModule
 from fdistill.io.stock_pipeline import PIPELINE
+from fdistill.models.adapters import own_parameters
 from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
@@ -27,9 +26,11 @@ from fdistill.training.argument_checks import check_renoised
 from fdistill.training.averaging.ema import EMA
 from fdistill.training.base import GenerativeModule
 from fdistill.training.guard import TurnValues
-from fdistill.training.initial_networks import described_source, teacher_model, tunable_model
+from fdistill.training.initial_networks import described_source, tunable_model
 from fdistill.training.judging import judged
 from fdistill.training.noise_range import levels_on_path
+from fdistill.training.policies import follow, old_policy, policy_and_reference
+from fdistill.training.roles import FullCopies, Roles, check_same_roles, write_roles
 from fdistill.training.rollout import Rollout, roll_out
 
 _NOISE, _ORDER, _LEVELS = range(3)  # streams of a turn
@@ -58,6 +59,7 @@ class RewardTuningModule(GenerativeModule):
         ema_decay: float = 0.9,
         gradient_clip: float = 1.0,
         skip_nonfinite: int = 0,
+        roles: Roles | None = None,
         seed: int = 0,
     ) -> None:
         """Args:
@@ -68,12 +70,13 @@ class RewardTuningModule(GenerativeModule):
         optimizer: class_path and init_args of the optimiser.
         grid: noise levels of the rollouts; the teacher's own where not given. The tuned teacher keeps its own.
         reference: what the divergence of `algorithm.kl_weight` is measured from, a denoiser or checkpoint of the same
-            network; None for the teacher as it was.
+            network; None for the teacher as it was, which is the base of adapters.
         at_once: samples of a rollout, and pairs of an update, that are evaluated together: their memory.
         ema_decay: of the weights' moving average, in [0, 1).
         gradient_clip: largest gradient norm of a step.
         skip_nonfinite: turns in a row with a NaN or an infinity that are skipped and counted, where a rollout has one
             update; 0 stops at the first.
+        roles: what learns: all of a copy of the teacher where not given, or adapters on its weights (`SharedBase`).
         seed: of all noise; set by seed_everything on the command line.
         """
         super().__init__(seed, gradient_clip, 1, skip_nonfinite)
@@ -85,12 +88,15 @@ class RewardTuningModule(GenerativeModule):
                 f"skip_nonfinite 0, got {skip_nonfinite} with updates {algorithm.updates}"
             )
         loaded = tunable_model(teacher)
-        self.source, self.denoiser = described_source(teacher), _trainable(loaded.denoiser)
+        self.teacher_source, self.roles = described_source(teacher), roles or FullCopies()
+        self.denoiser, self.reference = policy_and_reference(
+            self.roles, loaded.denoiser, reference, algorithm.kl_weight
+        )
         self.ema = EMA(self.denoiser, ema_decay)
         self._tuned = dataclasses.replace(loaded, denoiser=self.ema.average)  # sampled as the teacher was
-        self.old = _frozen(self.denoiser) if isinstance(algorithm, DiffusionNFT) else None
-        self.reference = _reference(reference, loaded.denoiser, algorithm.kl_weight)
+        self.old = old_policy(self.denoiser) if isinstance(algorithm, DiffusionNFT) else None
         self.guide = Guidance.of(loaded.guidance).guide
+        reward.check_takes(self.denoiser.takes)
         self.reward, self.algorithm, self.optimizer, self.at_once = reward, algorithm, optimizer, at_once
         self.levels = (loaded.sigmas if grid is None else grid.levels()).tolist()
         self.levels += [0.0] if loaded.kind == "student" else []
@@ -108,7 +114,7 @@ class RewardTuningModule(GenerativeModule):
     def generative_model(self) -> GenerativeModel:
         before = self._tuned.facts
         kept = {name: before[name] for name in ("sigma_data", PIPELINE) if name in before}
-        facts = {**kept, **self.run_facts(), "teacher": self.source}
+        facts = {**kept, **self.run_facts(), "teacher": self.teacher_source}
         facts |= {"reward": self.reward.spec(), "algorithm": self.algorithm.spec()}
         return dataclasses.replace(self._tuned, facts=facts, decoder=self._decoder)
 
@@ -144,7 +150,7 @@ class RewardTuningModule(GenerativeModule):
             self._prepared = True
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(self.denoiser.parameters())
+        return self.optimizer(own_parameters(self.denoiser).values())
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         turn = self.global_step
@@ -166,7 +172,8 @@ class RewardTuningModule(GenerativeModule):
                 return
             found["grad_norm/denoiser"] = norms[f"denoiser{where}"]
         self.ema.update(self.denoiser, turn)
-        self._follow()
+        if self.old is not None and isinstance(self.algorithm, DiffusionNFT):
+            follow(self.old, self.denoiser, self.algorithm.keep_old)
         if self.is_logging_turn(turn):
             self.write_log({**found, **seen}, turn)
 
@@ -203,15 +210,10 @@ class RewardTuningModule(GenerativeModule):
         Raises:
             ValueError: on every rank, where a reward of any rank fails.
         """
-        found, fault, error = None, None, None
         try:
-            found = self._judged(samples, condition)
-        except ValueError as raised:
-            error, fault = raised, f"{raised}; no weight was changed"
-        fault = next((said for said in gather_objects(fault) if said), None)
-        if fault is not None or found is None:
-            raise ValueError(fault) from error
-        return found
+            return together(lambda: self._judged(samples, condition))
+        except ValueError as error:
+            raise ValueError(f"{error}; no weight was changed") from error
 
     def _judged(self, samples: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """The same of this rank alone: ranks may validate different numbers of batches."""
@@ -254,22 +256,14 @@ class RewardTuningModule(GenerativeModule):
         seen = pairs.x, pairs.sigma, pairs.condition
         denoised = guidance(self.denoiser, *seen)
         with torch.no_grad():
-            reference = None if self.reference is None else guidance(self.reference, *seen)
+            far = self.reference if self.algorithm.kl_weight else None  # a base is there without it, too
+            reference = None if far is None else guidance(far, *seen)
             old = None if self.old is None else guidance(self.old, *seen)
         found = self.algorithm.loss(pairs, denoised, reference, old)
         terms = {"loss/policy": found.policy.mean()} | ({} if found.kl is None else {"loss/kl": found.kl.mean()})
         watched = {f"policy/{name}": value.mean() for name, value in found.watched.items()}
         sums = [value.detach().flatten(1).sum(1, keepdim=True) for value in (pairs.x, denoised)]
         return terms | watched, TurnValues(pairs.sigma, sums)  # a sum is broken where an entry is, and is small
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the old policy, which makes the samples, towards the one that learns."""
-        if self.old is not None and isinstance(self.algorithm, DiffusionNFT):
-            for weight, now in zip(self.old.parameters(), self.denoiser.parameters(), strict=True):
-                weight.lerp_(now, 1 - self.algorithm.keep_old)
-            for buffer, present in zip(self.old.buffers(), self.denoiser.buffers(), strict=True):
-                buffer.copy_(present)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The reward of as many samples of the tuned teacher as the batch has, by its own sampler."""
@@ -288,13 +282,19 @@ class RewardTuningModule(GenerativeModule):
         return model.sample(model.latents(len(batch.x), generator), batch.condition)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the running statistics, where advantages have some."""
+        """Add what learns, and the running statistics, where advantages have some."""
         super().on_save_checkpoint(checkpoint)
+        write_roles(self, "reference", checkpoint)
         if isinstance(self._advantages, RunningAdvantages):
             checkpoint[_ADVANTAGES] = self._advantages.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Go on with them.
+
+        Raises:
+            CheckpointError: where it is of other roles.
+        """
+        check_same_roles(checkpoint.get("roles"), self.roles)
         super().on_load_checkpoint(checkpoint)
         if isinstance(self._advantages, RunningAdvantages):
             self._advantages.load_state_dict(checkpoint.get(_ADVANTAGES, {}))
@@ -308,32 +308,3 @@ class RewardTuningModule(GenerativeModule):
             if frozen is not None:
                 frozen.eval()
         return self
-
-
-def _trainable(denoiser: Denoiser) -> Denoiser:
-    copied = copy.deepcopy(denoiser).requires_grad_(True)
-    if not any(True for _ in copied.parameters()):
-        raise ValueError("this teacher has no parameters to tune: give one with a network that learns")
-    train_without_dropout(copied)
-    return copied
-
-
-def _frozen(denoiser: nn.Module) -> Any:
-    return copy.deepcopy(denoiser).requires_grad_(False).eval()
-
-
-def _reference(source: Denoiser | str | Path | None, teacher: Denoiser, kl_weight: float) -> Denoiser | None:
-    """The frozen reference, where the divergence counts.
-
-    Raises:
-        ValueError: for one that would not count, or of another network than the teacher's.
-    """
-    if source is not None and not kl_weight:
-        raise ValueError("a reference counts by the algorithm's kl_weight: expected one above 0 beside it, got 0")
-    found = teacher if source is None else teacher_model(source).denoiser
-    if found.spec() != teacher.spec():
-        raise ValueError(
-            f"reference is another model: expected the teacher's network and preconditioning, {teacher.spec()}, got "
-            f"{found.spec()}; give an earlier checkpoint of the teacher, or leave it out"
-        )
-    return _frozen(found) if kl_weight else None

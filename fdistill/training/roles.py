@@ -10,6 +10,7 @@ from torch import nn
 
 from fdistill.core.spec import Described
 from fdistill.core.weight_files import CheckpointError
+from fdistill.io.checkpoints import RECORD
 from fdistill.io.importing.lora import with_lora_added, with_lora_beside
 from fdistill.models.adapters import Named, adapter_layers, adapter_state, with_adapters
 from fdistill.models.denoiser import Denoiser
@@ -61,6 +62,8 @@ class FullCopies(Roles):
 
 class SharedBase(Roles):
     """Student and fake score are adapters on the weights of the teacher, which lie in memory once.
+
+    A teacher that is tuned has the role of the student alone, and its base is the reference.
 
     Each network stays a tree of modules of its own (`fdistill.models.adapters`): graphs of all roles live together, and
     gradient checkpointing, compilation and optimisers need to know nothing. A checkpoint holds the adapters, where the
@@ -135,14 +138,28 @@ def shared_names(module: nn.Module) -> set[str]:
     return found
 
 
-def base_record(module: Any) -> dict[str, Any]:
-    """Where the base of a distillation's adapters is found, how it is held, and the fingerprint of its weights then."""
+def write_roles(module: Any, base: str, checkpoint: dict[str, Any]) -> None:
+    """Add the roles of a run to its checkpoint, and where the base of its generator's adapters is found.
+
+    Args:
+        module: with `roles` and `teacher_source`.
+        base: its name of the frozen network that adapters stand on.
+        checkpoint: with the record of the model.
+    """
+    checkpoint["roles"] = module.roles.spec()
+    adapters = module.roles.record("student")
+    if adapters is not None:
+        checkpoint[RECORD]["adapters"] = adapters | {"base": _base_record(module, base)}
+
+
+def _base_record(module: Any, base: str) -> dict[str, Any]:
+    """Where the base is found, how it is held, and the fingerprint of its weights when the run began."""
     networks = next(found for found in module.trainer.callbacks if isinstance(found, Continuation)).networks
     source = module.teacher_source
     if isinstance(source, str) and Path(source).exists():
         source = str(Path(source).resolve())
-    held = "bfloat16" if module.teacher.halved else "float32"
-    return {"source": source, "dtype": held, "fingerprint": networks.get("teacher")}
+    held = "bfloat16" if getattr(module, base).halved else "float32"
+    return {"source": source, "dtype": held, "fingerprint": networks.get(base)}
 
 
 def check_same_roles(before: dict[str, Any] | None, roles: Roles) -> None:

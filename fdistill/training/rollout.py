@@ -82,6 +82,11 @@ def _of_rows(condition: Condition, row: Tensor, n: int) -> Condition:
     return condition.rows((row // (n // condition.length)).to(first.device))
 
 
+def _kept(x: Tensor) -> Tensor:
+    """On the CPU, in float32 at least."""
+    return x.to("cpu", torch.promote_types(x.dtype, torch.float32))
+
+
 @torch.no_grad()
 def roll_out(
     denoise: Denoise,
@@ -118,8 +123,8 @@ def roll_out(
             moved = moved + fresh * draw()
             shares = (torch.full((len(x),), share, device=x.device) for share in (old, fresh))
             log_probs.append(StepLaw.of(denoised, x, *shares).log_prob(moved).cpu())
-            states += [] if states else [x.float().cpu()]
-            states.append(moved.float().cpu())
+            states += [] if states else [_kept(x)]
+            states.append(_kept(moved))
             steps.append((here, old, fresh))
         x = moved
     sigma, old_share, fresh_std = torch.tensor(steps, dtype=torch.float32).reshape(-1, 3).unbind(1)

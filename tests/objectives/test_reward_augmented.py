@@ -201,3 +201,12 @@ def test_a_reward_that_raises_is_named():
     x = torch.zeros(3, 2)
     with pytest.raises(ValueError, match="Picky raised KeyError"):
         RewardAugmented(SiD(), Picky(), 1.0).worth(x, NoisedSamples(x, x, torch.ones(3), 1.0))
+
+
+def test_a_tilted_teacher_tells_the_reward_of_its_mean_without_descending_it():
+    x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    levels = torch.ones(5, dtype=torch.float64)
+    at = NoisedSamples(x, x, levels, 1.0, teacher=2 * x, fake_score=torch.zeros(5, 2).double())
+    term = TiltedTeacher(DMD2(0.0), Along(), 0.5).loss(at).terms["reward"]
+    assert (term.weight, term.value.requires_grad) == (0.0, False)
+    assert torch.equal(term.value, -2 * x.detach().sum(1))

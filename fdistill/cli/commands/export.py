@@ -52,7 +52,7 @@ def export(
         onnx: of a student, also write generator.onnx: latents and labels to samples, for any batch size.
         torch_export: of a student, also write generator.pt2, the same for torch.export.load.
         dtype: of the network's weights, of a text-to-image student; of its LoRA with --lora.
-        lora: of a student whose adapters learned, write these alone, as a LoRA file for its teacher's pipeline.
+        lora: of a student or tuned teacher whose adapters learned, write these alone, as a LoRA file of the pipeline.
         lora_names: with --lora, names of the tensors: peft, which every pipeline loads; kohya, which ComfyUI takes too.
     """
     if lora and (onnx or torch_export):
@@ -76,7 +76,7 @@ def export(
     if numbers is not None and model.kind == "student":
         print_table(numbers)
     if lora:
-        print(f"wrote {target}: the LoRA of a student, for load_lora_weights of its teacher's pipeline")
+        print(f"wrote {target}: the LoRA of a {model.kind}, for load_lora_weights of the pipeline that it was made of")
         return
     loader = "stock diffusers" if loads_in_stock_diffusers(model) else "fdistill"
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"

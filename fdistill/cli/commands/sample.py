@@ -3,7 +3,7 @@
 import io
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -89,7 +89,8 @@ def sample(
     if best_of is None or reward is None:
         samples, told = draw(model, n, seed, asked), ""
     else:
-        samples, told = _kept(model, n, best_of, reward, seed, asked, data)
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        samples, told = _kept(model, n, best_of, reward, seed, asked, texts, data)
     _write(path, model, samples, wanted)
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
     print(f"wrote {n} sample{'s' * (n > 1)} of {evaluations} each to {path}{told}")
@@ -102,14 +103,19 @@ def _kept(
     given: str | dict[str, Any],
     seed: int,
     asked: Labels | Condition,
+    texts: list[str] | None,
     data: str | None,
 ) -> tuple[Tensor, str]:
     """The best candidates, and what is told of them."""
     from fdistill.cli.commands.yaml_section import data_of_file
+    from fdistill.objectives.prompt_rewards import PromptReward
     from fdistill.training.best_of import best_of, named_reward  # seconds of imports that other samples do without
 
-    real = None if data is None else data_of_file(data)
-    kept = best_of(model, n, candidates, named_reward(given), seed, asked, data=real)
+    real, by = None if data is None else data_of_file(data), named_reward(given)
+    for part in by.parts().values():
+        if texts is not None and isinstance(part, PromptReward):
+            part.know(cast(Condition, asked), [texts[i % len(texts)] for i in range(n)])
+    kept = best_of(model, n, candidates, by, seed, asked, data=real)
     means = (f"{name} {kept.rewards[name].mean():.4g} in place of {of.mean():.4g}" for name, of in kept.plain.items())
     return kept.samples, f", the best of {candidates} each: {', '.join(means)}; KL at most {kept.kl:.3g} nats"
 

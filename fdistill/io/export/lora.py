@@ -1,4 +1,4 @@
-"""A student's adapters as a LoRA file of its teacher's stock pipeline, beside the scheduler that makes its steps."""
+"""Adapters of a student or a tuned teacher as a LoRA file of a stock pipeline; a student's scheduler beside it."""
 
 import json
 from pathlib import Path
@@ -25,6 +25,7 @@ from fdistill.io.export.stock_text import (
 )
 from fdistill.io.stock_pipeline import METADATA, PIPELINE
 from fdistill.models.adapters import adapter_layers, adapter_state
+from fdistill.models.guidance import Guidance
 from fdistill.models.networks import TextToImageNetwork
 from fdistill.sampling.generator import GenerativeModel
 
@@ -46,10 +47,12 @@ def export_lora(
     report: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write a folder with the LoRA file, the scheduler and a card; alpha and rank are in the file's metadata.
+    """Write a folder with the LoRA file and a card; alpha and rank are in the file's metadata.
+
+    A student's has the scheduler that makes its steps, too; a tuned teacher is sampled by that of its base.
 
     Args:
-        model: a text-to-image student with adapters, which `load_model(..., merge=False)` keeps.
+        model: a text-to-image student or teacher with adapters, which `load_model(..., merge=False)` keeps.
         target: the folder; one that holds an exported model is replaced once the new one is whole.
         names: of the tensors.
         report: an evaluation report, for the card.
@@ -61,16 +64,15 @@ def export_lora(
             target that holds something else.
     """
     network = _checked(model, names)
-    made, target = scheduled(model), require_replaceable(Path(target))
-    if "guidance_scale" in (network.family.guided or {}):  # the base's network has no weight that switches it off
-        made.call["guidance_scale"] = 0.0
+    made, target = _call(model, network), require_replaceable(Path(target))
     record = model_record(model)
     record["facts"] = {name: value for name, value in record["facts"].items() if name != PIPELINE}
     text = front_matter(model), _use(model, target.name, made)
     tensors = {name: value.cpu().to(dtype).contiguous() for name, value in _tensors(network, names).items()}
     with replace_folder(target) as folder:
         save_file(tensors, folder / FILE, metadata=_metadata(network) if names == "peft" else {"format": "pt"})
-        write_scheduler(folder, made)
+        if made.name:
+            write_scheduler(folder, made)
         (folder / LORA_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         card = folder / "README.md"
         card.write_text(model_card(model, target.name, True, report, text), encoding="utf-8")
@@ -81,12 +83,12 @@ def export_lora(
 def _checked(model: GenerativeModel, names: Names) -> TextToImageNetwork:
     """The network of a model that can be written so; raises ValueError for every other."""
     network: Any = model.denoiser.network
-    remedy = "leave --lora out, which writes the whole student"
-    if not is_text_student(model):
+    remedy = f"leave --lora out, which writes the whole {model.kind}"
+    if not isinstance(network, TextToImageNetwork) or PIPELINE not in model.facts:
         kind = f"a {model.kind} in a {type(network).__name__}"
-        raise ValueError(f"a LoRA file is for a stock text-to-image pipeline, of a student: got {kind}; {remedy}")
+        raise ValueError(f"a LoRA file is for a stock text-to-image pipeline: got {kind}; {remedy}")
     if not adapter_layers(network):
-        raise ValueError(f"a LoRA file holds a student's adapters: got one without, all of which learned; {remedy}")
+        raise ValueError(f"a LoRA file holds adapters: got a {model.kind} without, all of which learned; {remedy}")
     import diffusers
 
     name = str(read_json(Path(model.facts[PIPELINE]) / "model_index.json").get("_class_name"))
@@ -102,6 +104,20 @@ def _checked(model: GenerativeModel, names: Names) -> TextToImageNetwork:
             "--lora_names out, or train with targets dmd2"
         )
     return cast(TextToImageNetwork, network)
+
+
+def _call(model: GenerativeModel, network: TextToImageNetwork) -> Scheduled:
+    """How the pipeline is called, and a student's scheduler; a teacher has its base's, and no name."""
+    guided, scale = network.family.guided or {}, Guidance.of(model.guidance).scale
+    if is_text_student(model):
+        made = scheduled(model)
+        if "guidance_scale" in guided:  # the base's network has no weight that switches it off
+            made.call["guidance_scale"] = 0.0
+        return made
+    call = {name: scale if isinstance(usual, float) else usual for name, usual in guided.items()}
+    if network.family.guidance is not None:
+        call["guidance_scale"] = network.family.guidance
+    return Scheduled("", {}, {"num_inference_steps": len(model.sigmas) - 1} | call)
 
 
 def _tensors(network: TextToImageNetwork, names: Names) -> dict[str, Tensor]:
@@ -131,11 +147,13 @@ def _use(model: GenerativeModel, name: str, made: Scheduled) -> str:
     source = Path(model.facts[PIPELINE])
     published = published_name(source)
     base, where = (published, "") if published else (source.name, "  # the teacher's pipeline")
+    scheduler = f'pipeline.scheduler = {made.name}.from_pretrained("{name}", subfolder="scheduler")\n'
     code = (
-        f"import torch\nfrom diffusers import DiffusionPipeline, {made.name}\n\n"
+        f"import torch\nfrom diffusers import DiffusionPipeline{f', {made.name}' if made.name else ''}\n\n"
         f'pipeline = DiffusionPipeline.from_pretrained("{base}"){where}\n'
-        f'pipeline.scheduler = {made.name}.from_pretrained("{name}", subfolder="scheduler")\n'
+        f"{scheduler if made.name else ''}"
         f'pipeline.load_lora_weights("{name}", weight_name="{FILE}")\n'
         f"{call_line(made)}"
     )
-    return f"## Use\n\n```python\n{code}\n```\n\nNeeds diffusers, transformers and peft. {notes_on(made)}"
+    notes = notes_on(made) if made.name else "Its scheduler is the pipeline's own."
+    return f"## Use\n\n```python\n{code}\n```\n\nNeeds diffusers, transformers and peft. {notes}"

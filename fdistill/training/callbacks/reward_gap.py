@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from fdistill.core.distributed import patient
+from fdistill.core.distributed import patient, together
 from fdistill.data import GenerativeDataModule
 from fdistill.evaluation.features import FeatureExtractor
 from fdistill.evaluation.metrics import ConditionDiversity
@@ -162,7 +162,8 @@ class RewardGap(L.Callback):
 
     def _look(self, trainer: L.Trainer, module: RewardTuningModule, steps: int, eta: float, draw: int = 0) -> Look:
         def judge(pictures: Tensor, condition: Condition) -> Tensor:
-            return judged(module.reward, pictures, condition, None, module.device, module.at_once)[0]
+            how = (module.reward, pictures, condition, None, module.device, module.at_once)
+            return together(lambda: judged(*how)[0])
 
         model = in_run_precision(trainer, module.generative_model())
         ranks = (trainer.global_rank, trainer.world_size)
