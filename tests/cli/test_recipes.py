@@ -133,6 +133,7 @@ def test_recipe_of_a_reward_tunes_the_tiny_pipeline_of_its_family_for_three_turn
     teacher, _, prompts = text_teachers(REWARDED[name])
     flags = short(CONFIGS / "recipes" / f"{name}.yaml", teacher, tmp_path, 3)
     few = ["--model.algorithm.group=2", "--model.algorithm.updates=2", "--data.folder=nowhere"]
+    few += ["--model.roles.rank=2"] if name == "flux_reward" else []
     cli = run_trainer([*flags, *few, "--trainer.val_check_interval=null"], run=False)
     assert run_and_compare(cli, prompts) == {"denoiser", "ema"}
     assert cli.trainer.global_step == 3

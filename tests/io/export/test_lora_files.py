@@ -1,5 +1,7 @@
 """A student's adapters as a LoRA file: stock diffusers makes the student's latents of it and the base; alpha counts."""
 
+import dataclasses
+
 import diffusers
 import pytest
 import torch
@@ -181,3 +183,17 @@ def test_a_network_of_no_text_pipeline_is_refused(tmp_path):
     model = GenerativeModel.student(with_adapters(Denoiser(network, EDM(0.5)), 2, targets="all"), [80.0])
     with pytest.raises(ValueError, match="leave --lora out"):
         export_lora(model, tmp_path / "lora")
+
+
+def test_a_tuned_teacher_is_its_pipeline_with_the_file_and_its_card_asks_for_no_scheduler(teachers, tmp_path):
+    source, teacher = teachers("sd")
+    tuned = dataclasses.replace(teacher, denoiser=student(teacher).denoiser, guidance=3.0)
+    export_lora(tuned, tmp_path / "lora")
+    again = import_model(source, Options(resolution=(side_of("sd"),), num_steps=1, lora=tmp_path / "lora" / FILE))
+    again.guidance = 3.0
+    assert difference(ours_of(again, source, "sd"), ours_of(tuned, source, "sd")) < 1e-5
+    card = (tmp_path / "lora" / "README.md").read_text()
+    assert "num_inference_steps=1, guidance_scale=3.0" in card
+    assert "scheduler =" not in card
+    assert not (tmp_path / "lora" / "scheduler").exists()
+    assert with_lora(source, tmp_path / "lora").unet is not None

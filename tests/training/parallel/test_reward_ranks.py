@@ -7,10 +7,11 @@ import torch
 import torch.distributed as dist
 from forked import ended, fork_ranks
 from places import two_places
-from tiny_runs import adam, fit, mlp, ring, weights
+from tiny_runs import adam, distillation, fit, mlp, ring, weights
 from torch.testing import assert_close
 
 from fdistill.evaluation.features import PixelFeatures
+from fdistill.objectives import DMD2, TiltedTeacher
 from fdistill.objectives.advantages import group_advantages
 from fdistill.objectives.reward_algorithms import DDPO, FlowGRPO
 from fdistill.objectives.rewards import TargetReward
@@ -37,6 +38,23 @@ class BrokenOnRank1(TargetReward):
         return super().forward(x) * (float("nan") if dist.get_rank() else 1.0)
 
 
+class RaisesOnRank1(TargetReward):
+    def forward(self, x, condition=None):
+        if dist.get_rank():
+            raise KeyError("prompt")
+        return super().forward(x)
+
+
+def message_of(run):
+    with pytest.raises(ValueError, match="the reward") as error:
+        run()
+    return str(error.value)
+
+
+def tilted(reward):
+    return distillation(mlp(), TiltedTeacher(DMD2(0.0, "sigma"), reward, 0.1))
+
+
 def tuned(algorithm, reward):
     return Watched(mlp(num_classes=2), reward, algorithm, adam, KarrasGrid(4, 0.05, 10.0))
 
@@ -55,10 +73,13 @@ def main(folder):
         fit(module, 2, ring(batch_size=8), callbacks=[gap], **run)
         running = tuned(DDPO(group=1), TargetReward(1.0))
         fit(running, 3, ring(batch_size=8), **run)
-        try:
-            fit(tuned(FlowGRPO(group=3), BrokenOnRank1(1.0)), 1, ring(batch_size=8), **run)
-        except ValueError as error:
-            said = str(error)
+        said = [
+            message_of(lambda: fit(tuned(FlowGRPO(group=3), BrokenOnRank1(1.0)), 1, ring(batch_size=8), **run)),
+            message_of(
+                lambda: fit(tuned(FlowGRPO(group=3), BrokenOnRank1(1.0)), 1, ring(8), callbacks=[watching()], **run)
+            ),
+            message_of(lambda: fit(tilted(RaisesOnRank1(1.0)), 1, ring(batch_size=8), **run)),
+        ]
     results = {
         "judged": module.judged,
         "weights": weights(module.denoiser),
@@ -81,7 +102,9 @@ def test_advantages_statistics_failures_and_the_gap_are_shared(tmp_path):
     assert all(torch.equal(value, ranks[1]["weights"][name]) for name, value in ranks[0]["weights"].items())
     assert ranks[0]["statistics"] == ranks[1]["statistics"]
     assert sum(map(len, ranks[0]["statistics"].values())) == 32  # the last 16 of each class, of 48 samples
-    assert all("BrokenOnRank1" in rank["said"] for rank in ranks)
+    assert ranks[0]["said"] == ranks[1]["said"]  # of a rollout, of a measured gap, of a tilted teacher
+    assert ["BrokenOnRank1" in one for one in ranks[0]["said"]] == [True, True, False]
+    assert "RaisesOnRank1 raised KeyError" in ranks[0]["said"][2]
     alone = watching()
     fit(tuned(FlowGRPO(group=3), TargetReward(1.0)), 1, ring(batch_size=8), callbacks=[alone])
     for mine, first, second in zip(alone.state_dict()["teacher"], *(rank["untuned"] for rank in ranks), strict=True):
