@@ -24,7 +24,7 @@ RECORD = "fdistill"
 OWN_WEIGHTS = "denoiser.safetensors"  # in an exported folder that is none of stock diffusers
 STOCK_PIPELINE = "ConsistencyModelPipeline"
 AVERAGE = "ema.average."  # beginning of the names of a generator's weights in a run
-_GUIDE = "guide."  # beginning of the names of a guide's weights
+GUIDE = "guide."  # beginning of the names of a guide's weights
 
 
 def read_run_checkpoint(path: Path | str, whole: bool = True, together: bool = False) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def model_weights(model: GenerativeModel) -> dict[str, torch.Tensor]:
     """The denoiser's tensors and, under names that begin with "guide.", those of its guide; on the CPU."""
     tensors, guide = dict(model.denoiser.state_dict()), Guidance.of(model.guidance).guide
     if guide is not None:
-        tensors |= {f"{_GUIDE}{name}": value for name, value in guide.state_dict().items()}
+        tensors |= {f"{GUIDE}{name}": value for name, value in guide.state_dict().items()}
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
@@ -159,8 +159,8 @@ def model_from_record(record: dict[str, Any], weights: dict[str, torch.Tensor], 
         model = GenerativeModel(denoiser.eval(), record["kind"], sigmas, guidance, record["facts"], **how)
     guide = Guidance.of(guidance).guide
     if guide is not None:
-        its = {name.removeprefix(_GUIDE): value for name, value in weights.items() if name.startswith(_GUIDE)}
+        its = {name.removeprefix(GUIDE): value for name, value in weights.items() if name.startswith(GUIDE)}
         load_weights(guide, its, f"{source} (guide)")
-        weights = {name: value for name, value in weights.items() if not name.startswith(_GUIDE)}
+        weights = {name: value for name, value in weights.items() if not name.startswith(GUIDE)}
     load_weights(denoiser, weights, source)
     return model

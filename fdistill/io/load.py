@@ -22,7 +22,15 @@ from fdistill.core.weight_files import (
     read_stock_weights,
     shown,
 )
-from fdistill.io.checkpoints import AVERAGE, OWN_WEIGHTS, RECORD, STOCK_PIPELINE, model_from_record, read_run_checkpoint
+from fdistill.io.checkpoints import (
+    AVERAGE,
+    GUIDE,
+    OWN_WEIGHTS,
+    RECORD,
+    STOCK_PIPELINE,
+    model_from_record,
+    read_run_checkpoint,
+)
 from fdistill.io.shards import SHARDS, Shards
 from fdistill.io.stock_pipeline import COND_PROJ, NULL_WEIGHTS, PIPELINE
 from fdistill.io.strangers import what_lies_at
@@ -60,19 +68,24 @@ def load_model(path: Path | str, merge: bool = True) -> GenerativeModel:
             "and make a teacher of that by fdistill import FILE.safetensors TARGET --config FILE.yaml"
         )
     if SHARDS in checkpoint:
-        checkpoint = Shards(checkpoint, path).whole(checkpoint, f"state_dict/{AVERAGE}")
+        shards = Shards(checkpoint, path)
+        for under in (AVERAGE, GUIDE):
+            checkpoint = shards.whole(checkpoint, f"state_dict/{under}")
     weights = {
         name.removeprefix(AVERAGE): value
         for name, value in checkpoint["state_dict"].items()
         if name.startswith(AVERAGE)
     }
+    guide = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith(GUIDE)}
     if "adapters" not in checkpoint[RECORD]:
-        return model_from_record(checkpoint[RECORD], weights, path)
-    adapted = _with_adapters(checkpoint[RECORD], weights, path)
+        return model_from_record(checkpoint[RECORD], weights | guide, path)
+    adapted = _with_adapters(checkpoint[RECORD], weights, guide, path)
     return adapted.merged() if merge else adapted
 
 
-def _with_adapters(record: dict[str, Any], weights: dict[str, Tensor], path: Path) -> GenerativeModel:
+def _with_adapters(
+    record: dict[str, Any], weights: dict[str, Tensor], guide: dict[str, Tensor], path: Path
+) -> GenerativeModel:
     """A student or tuned teacher whose weights are those of the teacher that its run names, with adapters.
 
     Raises:
@@ -98,7 +111,7 @@ def _with_adapters(record: dict[str, Any], weights: dict[str, Tensor], path: Pat
             f"{path} holds adapters on the weights of its teacher: expected those with the fingerprint "
             f"{base['fingerprint']}, got others in {source}; put the teacher that it was trained on there"
         )
-    model = model_from_record(record, teacher.state_dict(), path)
+    model = model_from_record(record, teacher.state_dict() | guide, path)
     with as_one_line(f"the adapters of {path} are none of its teacher's"):
         model.denoiser = with_adapters(model.denoiser.hold_in(dtype), **how).eval()
         load_adapter_state(model.denoiser, weights)

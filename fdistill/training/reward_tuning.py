@@ -45,7 +45,7 @@ class RewardTuningModule(GenerativeModule):
     of a batch are not read. Advantages compare samples of equal conditions on all ranks.
     """
 
-    frozen_prefixes = ("reference.", "guide.", "reward.")
+    frozen_prefixes = ("reference.", "reward.")  # a guide samples the tuned teacher, and is saved with it
 
     def __init__(
         self,

@@ -7,8 +7,10 @@ import pytest
 import torch
 from tiny_runs import GivenData, adam, distillation, exact, fit, mlp, ring, trainer, weights
 
+from fdistill.io.export.folder import export_folder
 from fdistill.io.load import load_model
 from fdistill.models.denoiser import Denoiser
+from fdistill.models.guidance import Guidance
 from fdistill.models.networks import DiffusersUNet
 from fdistill.objectives.image_rewards import Brightness, RewardSum
 from fdistill.objectives.reward_algorithms import DDPO, DiffusionNFT, FlowGRPO, MixGRPO
@@ -18,6 +20,7 @@ from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.grids import KarrasGrid
 from fdistill.theory.preconditioning import EDM
 from fdistill.training import NonFiniteError, RewardTuningModule
+from fdistill.training.roles import SharedBase
 from fdistill.training.rollout import roll_out
 
 ALGORITHMS = {
@@ -137,6 +140,17 @@ def test_a_tuned_teacher_is_a_teacher_that_is_sampled_as_before_and_distilled(tm
     assert torch.equal(tuned.denoiser.network.output.bias, module.ema.average.network.output.bias)
     assert not torch.equal(tuned.denoiser.network.output.bias, model.denoiser.network.output.bias)
     fit(distillation(str(tmp_path / "tuned.ckpt")), 1, data())
+
+
+@pytest.mark.parametrize("roles", [None, SharedBase(2, targets="all")], ids=["full", "adapters"])
+def test_a_tuned_teacher_keeps_the_guide_that_it_is_sampled_by(roles, tmp_path):
+    guided = GenerativeModel.teacher(mlp(num_classes=2), 4, 0.1, 5.0, guidance=Guidance(2.0, guide=mlp(seed=3)))
+    teacher = export_folder(guided, tmp_path / "teacher")
+    module = tuning(teacher=str(teacher), roles=roles)
+    fit(module, 1, data()).save_checkpoint(tmp_path / "tuned.ckpt")
+    tuned, noise, labels = load_model(tmp_path / "tuned.ckpt"), torch.randn(6, 2), torch.arange(6) % 2
+    torch.testing.assert_close(tuned.sample(noise, labels), module.generative_model().sample(noise, labels))
+    fit(tuning(teacher=str(teacher), roles=roles), 2, data(), resume_from=tmp_path / "tuned.ckpt")
 
 
 def few_steps(levels=(4.0, 1.0, 0.3)):
