@@ -86,7 +86,7 @@ class NoisedSamples(NamedTuple):
 class Term(NamedTuple):
     """One term of the student's loss: the mean of `value` over the batch, times `weight`."""
 
-    value: Tensor  # [B], with a graph to x (or to regression.x, or first.x)
+    value: Tensor  # [B], with a graph to x (or to regression.x, or first.x); none at weight 0, which is only logged
     weight: float = 1.0
 
 

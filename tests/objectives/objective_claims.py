@@ -363,7 +363,7 @@ def expected_gradients(objective, problem, share, samples):
 def gradients_of_loss(objective, problem, share, samples):
     loss = objective.loss(samples)
     found = {}
-    for name, term in loss.terms.items():
+    for name, term in ((name, term) for name, term in loss.terms.items() if term.weight):  # others are only logged
         mean = term.weight * (share * term.value).sum()
         (found[name],) = torch.autograd.grad(mean, problem.theta, retain_graph=True)
     if loss.sample_weight is not None:
