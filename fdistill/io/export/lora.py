@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -103,7 +103,7 @@ def _checked(model: GenerativeModel, names: Names) -> TextToImageNetwork:
             f"kohya's names load again but for layers of {_NOT_KOHYA[:-1]}: got {', '.join(unread)}; leave "
             "--lora_names out, or train with targets dmd2"
         )
-    return cast(TextToImageNetwork, network)
+    return network
 
 
 def _call(model: GenerativeModel, network: TextToImageNetwork) -> Scheduled:
