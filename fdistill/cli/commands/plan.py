@@ -12,10 +12,11 @@ from fdistill.cli.fit import TrainerCLI, run_trainer
 from fdistill.core.atomic_files import write_json
 from fdistill.core.meta_device import without_weights
 from fdistill.core.places import require_writable
-from fdistill.evaluation.report.plan_table import print_measured, print_plan
-from fdistill.training import RewardTuningModule
+from fdistill.evaluation.report.plan_table import print_measured, print_plan, print_quote
+from fdistill.training import DistillationModule, RewardTuningModule
 from fdistill.training.planning import GPUS, Gpu, Plan, plan_run
 from fdistill.training.planning.hardware import Arithmetic, measured_ceiling
+from fdistill.training.planning.scaling_law import packaged_law, quote
 from fdistill.training.planning.turn_clock import TurnClock
 from fdistill.training.quiet import quiet
 from fdistill.training.run_parts import set_callbacks
@@ -45,6 +46,8 @@ def plan(
     out: str | None = None,
 ) -> None:
     """Print what a run needs: memory of a GPU, FLOPs of a turn, a bound on its time, days to the last turn.
+
+    Where a measured scaling law covers the run, also what it predicts, with intervals; elsewhere why there is none.
 
     All other options are those of fdistill fit: the same --config files, and overrides such as --data.batch_size 64.
     Nothing is trained, and nothing is written but --out.
@@ -81,6 +84,9 @@ def plan(
     hardware = {"gpu": gpu, "memory": device.memory, "arithmetic": used, "peak": device.peak(used), "link": link}
     content = {"hardware": hardware | {"mfu": mfu}, **_plain(made)}
     print_plan(content)
+    if isinstance(cli.model, DistillationModule):
+        content["scaling"] = quote(packaged_law(), cli.model, cli.datamodule, made).to_json()
+        print_quote(content["scaling"])
     _write(content, out)
 
 

@@ -54,6 +54,27 @@ def print_measured(measured: dict[str, Any]) -> None:
         _print_row(name, (f"{turn['turns']:,}", _short(turn["flops"] / 1e9), *times, share))
 
 
+def print_quote(scaling: dict[str, Any]) -> None:
+    """Print what a scaling law predicts of the run, with the range it was measured in, or why it predicts nothing."""
+    law, reasons = scaling["law"], "; ".join(scaling["reasons"])
+    problem = ", ".join(f"{name} {value}" for name, value in law["problem"].items())
+    measured = ", ".join(f"{name} {low:,.0f} to {high:,.0f}" for name, (low, high) in law["ranges"].items())
+    told = f"scaling law ({problem}; {measured or 'no trend in any quantity'})"
+    if not scaling["predicted"]:
+        print(f"{told} predicts nothing here: {reasons or '; '.join(law['unknown'].values())}")
+        return
+    numbers = (
+        f"{name.replace('_', ' ')} {_short(at['value'])} ({_short(at['low'])} to {_short(at['high'])})"
+        for name, at in scaling["predicted"].items()
+    )
+    print(f"{told}, {scaling['level']:.0%} of single runs: {', '.join(numbers)}")
+    for name, reason in law["unknown"].items():
+        print(f"  {name.replace('_', ' ')}: {reason}")
+    if reasons:
+        print(f"  this run has {reasons}, which may move these numbers")
+    print(f"  {law['held_out']}")
+
+
 def _print_row(name: str, cells: tuple[str, ...]) -> None:
     print(f"{name:<8}" + "".join(f"{cell:>{_WIDTH}}" for cell in cells))
 
