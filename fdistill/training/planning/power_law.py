@@ -6,6 +6,7 @@ measured, so that A_i is a part of L in the middle of the data, which correlates
 
 Intervals are by the wild cluster bootstrap (Cameron, Gelbach and Miller 2008): the points of a run stray together, so
 that runs, not points, are independent, and the log residuals of each whole run keep or change their sign at random.
+They are made larger for the degrees of freedom between runs, by Student's quantile over the normal one.
 """
 
 import math
@@ -180,7 +181,8 @@ def fit_power_law(points: Points, replicas: int = 200, seed: int = 0) -> PowerLa
     spare = len(logs) - len(fitted)
     scatter = math.sqrt(float(residuals @ residuals) / spare)
     number, place = points.clusters()
-    larger = math.sqrt(len(logs) / spare * number / (number - 1))
+    freedom = number - _between(points)
+    larger = math.sqrt(number / freedom) * _quantile(freedom) / _quantile(math.inf)
     rows = [fitted]
     for signs in np.random.default_rng(seed).choice([-1.0, 1.0], (replicas, number)):
         again = logs - residuals + larger * signs[place] * residuals
@@ -189,25 +191,34 @@ def fit_power_law(points: Points, replicas: int = 200, seed: int = 0) -> PowerLa
 
 
 def trends(points: Points) -> dict[str, Interval]:
-    """Slopes of log L over log x_i, all inputs together by least squares, with intervals that are robust to clusters.
+    """Slopes of log L over log x_i, all inputs together by least squares, with intervals over runs.
 
-    The sandwich of Liang and Zeger with the small-sample factor CR1, and quantiles of Student's t for one degree of
-    freedom fewer than there are runs (Cameron and Miller 2015).
+    Standard errors are those of the jackknife that leaves out a run at a time, which few runs of unequal weight need
+    (CV3 of MacKinnon, Nielsen and Webb 2023), and quantiles are Student's.
     """
-    from scipy.stats import t  # seconds of imports, which reading a law does without
-
     design = np.stack([np.ones(len(points.values)), *(np.log(x) for x in points.inputs.values())], axis=1)
     logs = np.log(points.values)
-    bread = np.linalg.pinv(design.T @ design)
-    slopes = bread @ design.T @ logs
     number, place = points.clusters()
-    scores = np.zeros((number, design.shape[1]))
-    np.add.at(scores, place, design * (logs - design @ slopes)[:, None])
-    n, k = design.shape
-    small = number / (number - 1) * (n - 1) / (n - k)
-    errors = np.sqrt(np.diag(small * bread @ (scores.T @ scores) @ bread)) * t.ppf((1 + LEVEL) / 2, number - 1)
+    slopes = np.linalg.lstsq(design, logs)[0]
+    others = [np.linalg.lstsq(design[place != run], logs[place != run])[0] for run in range(number)]
+    variances = (number - 1) / number * ((np.array(others) - slopes) ** 2).sum(axis=0)
+    errors = np.sqrt(variances) * _quantile(number - 1)
     found = zip(points.inputs, slopes[1:], errors[1:], strict=True)
     return {name: Interval(float(b), float(b - e), float(b + e)) for name, b, e in found}
+
+
+def _quantile(freedom: float) -> float:
+    """Of Student's t, the upper end of a two-sided interval."""
+    from scipy.stats import t  # a second of imports, which reading a law does without
+
+    return float(t.ppf((1 + LEVEL) / 2, freedom))
+
+
+def _between(points: Points) -> int:
+    """Unknowns that runs, not points, determine: the constant, and those of inputs that do not change within a run."""
+    number, place = points.clusters()
+    first = [int(np.argmax(place == run)) for run in range(number)]
+    return 1 + 2 * sum(bool((x == x[first][place]).all()) for x in points.inputs.values())
 
 
 def _check_enough(points: Points) -> None:
@@ -219,10 +230,11 @@ def _check_enough(points: Points) -> None:
             )
     number, _ = points.clusters()
     unknowns = 1 + 2 * len(points.inputs)
-    if number < _LEAST_RUNS or len(points.values) <= unknowns:
+    if number < max(_LEAST_RUNS, _between(points) + 1) or len(points.values) <= unknowns:
         raise CannotSay(
             f"cannot say: {len(points.inputs)} inputs make {unknowns} unknowns, and intervals are over runs: expected "
-            f"more points and at least {_LEAST_RUNS} runs, got {len(points.values)} points of {number}"
+            f"more points, and at least {max(_LEAST_RUNS, _between(points) + 1)} runs, got {len(points.values)} points "
+            f"of {number}"
         )
     if np.ptp(np.log(points.values)) < 1e-9:
         raise CannotSay(f"cannot say: all {len(points.values)} values are {points.values[0]:.4g}")
