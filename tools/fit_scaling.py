@@ -6,9 +6,10 @@
 
 Distance, missed recall (1 - recall, at least half a sample) and fake-score loss are fitted as L = E + A N^-a + G T^-g
 + B D^-b (fdistill/training/planning/power_law.py): N weights of the student, T of the teacher, D samples generated for
-the student's updates, or in a second fit C FLOPs in place of D. The runs of the largest student are held out. A
-quantity is predicted if at least 90% of their points lie in the 95% intervals of single runs, and the mean over seeds
-at their end too; then the law is said to hold up to them, else within the fitted runs alone.
+the student's updates. Points before the 40th update, while the student still leaves its start, are left out; two more
+fits are listed beside it, one of all points, and one in C FLOPs in place of D. The runs of the largest student are held
+out. A quantity is predicted if at least 90% of their points lie in the 95% intervals of single runs, and the mean over
+seeds at their end too; then the law is said to hold up to them, else within the fitted runs alone.
 
 With --runs it writes tools/scaling_points.json anew, from which all else follows. Writes table.md and picture.png into
 --out, and with --package fdistill/training/planning/digits_law.json, which `fdistill plan` quotes.
@@ -19,6 +20,7 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,9 @@ QUANTITIES = {
     "missed_recall": "1 - recall",
     "fake_score_loss": "loss of the fake score",
 }
+VARIANTS = {"D": ("samples", 40), "D, all points": ("samples", 0), "C": ("flops", 40)}
+"""The axis of compute, and the least number of updates; the first is drawn and packaged."""
+FIRST = next(iter(VARIANTS))
 LEAST_SHARE = 0.9  # of held-out points inside of their intervals
 HALF_A_SAMPLE = 0.5 / 500
 PROBLEM = {"data": "Digits", "objective": "FDistill", "steps": 1}
@@ -49,6 +54,8 @@ MEASURED = {
     "batch_size": 32,
 }
 Run = dict[str, Any]
+Fits = Mapping[tuple[str, str], PowerLaw | str]
+"""By quantity and variant: a law, or why there is none."""
 
 
 def collected(folder: Path) -> dict[str, Any]:
@@ -80,8 +87,14 @@ def inputs_of(run: Run, row: list[float], compute: str) -> dict[str, float]:
     return {"student": run["student"], "teacher": run["teacher"], compute: spent}
 
 
-def points_of(runs: list[Run], quantity: str, compute: str) -> Points:
-    rows = [(number, run, row) for number, run in enumerate(runs) for row in run["curve"]]
+def rows_of(run: Run, least: int) -> list[list[float]]:
+    """Of at least so many updates."""
+    return [row for row in run["curve"] if row[0] >= least]
+
+
+def points_of(runs: list[Run], quantity: str, variant: str) -> Points:
+    compute, least = VARIANTS[variant]
+    rows = [(number, run, row) for number, run in enumerate(runs) for row in rows_of(run, least)]
     columns = [inputs_of(run, row, compute) for _, run, row in rows]
     inputs = {name: np.array([column[name] for column in columns], float) for name in columns[0]}
     values = np.array([value(quantity, row) for _, _, row in rows])
@@ -91,11 +104,12 @@ def points_of(runs: list[Run], quantity: str, compute: str) -> Points:
 class HeldOut:
     """What a law predicts of runs that it has not seen, beside what they gave."""
 
-    def __init__(self, law: PowerLaw, runs: list[Run], quantity: str, compute: str) -> None:
+    def __init__(self, law: PowerLaw, runs: list[Run], quantity: str, variant: str) -> None:
+        compute, least = VARIANTS[variant]
         inside = [
             law.single_run(inputs_of(run, row, compute)).holds(value(quantity, row))
             for run in runs
-            for row in run["curve"]
+            for row in rows_of(run, least)
         ]
         self.inside, self.points = sum(inside), len(inside)
         last = [run["curve"][-1] for run in runs]
@@ -111,12 +125,12 @@ class HeldOut:
         )
 
 
-def table(fits: Mapping[tuple[str, str], PowerLaw | str], held_out: Mapping[tuple[str, str], HeldOut]) -> str:
+def table(fits: Fits, held_out: Mapping[tuple[str, str], HeldOut]) -> str:
     """Parameters with intervals, scatter and what became of the held-out runs; or why there is no law."""
     lines = ["| | E | A, a (student) | G, g (teacher) | B, b (compute) | scatter of log L | held out, at its end |"]
     lines.append("|---" * 7 + "|")
-    for (quantity, compute), law in fits.items():
-        title = f"{QUANTITIES[quantity]}, {'D' if compute == 'samples' else 'C'}"
+    for (quantity, variant), law in fits.items():
+        title, compute = f"{QUANTITIES[quantity]}, {variant}", VARIANTS[variant][0]
         if isinstance(law, str):
             lines.append(f"| {title} | {law} | | | | | |")
             continue
@@ -125,7 +139,7 @@ def table(fits: Mapping[tuple[str, str], PowerLaw | str], held_out: Mapping[tupl
             law.left_out.get(name) or f"{_shown(found[f'A {name}'])}; {_shown(found[f'a {name}'])}"
             for name in ("student", "teacher", compute)
         ]
-        cells = [_shown(found["E"]), *cells, f"{law.scatter:.3f}", str(held_out[quantity, compute])]
+        cells = [_shown(found["E"]), *cells, f"{law.scatter:.3f}", str(held_out[quantity, variant])]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -134,39 +148,36 @@ def _shown(found: Interval) -> str:
     return f"{found.value:.2g} ({found.low:.2g} to {found.high:.2g})"
 
 
-def packaged(
-    fits: Mapping[tuple[str, str], PowerLaw | str], held_out: Mapping[tuple[str, str], HeldOut], runs: list[Run]
-) -> ScalingLaw:
+def packaged(fits: Fits, held_out: Mapping[tuple[str, str], HeldOut], runs: list[Run]) -> ScalingLaw:
     """The laws in samples, each as far as it was tried."""
     laws, unknown, tried = {}, {}, []
-    for (quantity, compute), law in fits.items():
-        if compute != "samples":
-            continue
+    for quantity in QUANTITIES:
+        law = fits[quantity, FIRST]
         if isinstance(law, str):
             unknown[quantity] = law
             continue
-        found, name = held_out[quantity, compute], quantity.replace("_", " ")
+        found, name = held_out[quantity, FIRST], quantity.replace("_", " ")
         tried.append(f"{name} {'within' if found.holds else 'NOT within'} its interval")
-        laws[quantity] = law if not found.holds else _up_to(law, runs, compute)
+        laws[quantity] = law if not found.holds else _up_to(law, runs)
     size = max(run["student"] for run in runs)
     sentence = f"tried on held-out students of {size:,} weights: {', '.join(tried)}" if tried else "not tried"
     return ScalingLaw(PROBLEM, MEASURED, laws, unknown, sentence)
 
 
-def _up_to(law: PowerLaw, runs: list[Run], compute: str) -> PowerLaw:
+def _up_to(law: PowerLaw, runs: list[Run]) -> PowerLaw:
     """The law with the ranges of all runs."""
-    measured = points_of(runs, "distance", compute).inputs
+    measured = points_of(runs, "distance", FIRST).inputs
     return dataclasses.replace(law, ranges={name: (float(x.min()), float(x.max())) for name, x in measured.items()})
 
 
 @styled
-def picture(fits: Mapping[tuple[str, str], PowerLaw | str], runs: list[Run], held_out: list[Run], path: Path) -> None:
+def picture(fits: Fits, runs: list[Run], held_out: list[Run], path: Path) -> None:
     """Every quantity against FLOPs, for the teacher that all students have."""
     figure = new_figure(11.5, 4.0)
     teacher = held_out[0]["teacher"]
     shown = [run for run in runs if run["teacher"] == teacher] + held_out
     for axes, (quantity, title) in zip(_panels(figure, len(QUANTITIES)), QUANTITIES.items(), strict=True):
-        law = fits[quantity, "samples"]
+        law = fits[quantity, FIRST]
         sizes = sorted({run["student"] for run in shown})
         for place, size in enumerate(sizes):
             unseen = size == held_out[0]["student"]
@@ -197,7 +208,7 @@ def _drawn(axes: Axes, runs: list[Run], quantity: str, colour: str, label: str) 
 
 def _law_drawn(axes: Axes, law: PowerLaw, run: Run, colour: str, unseen: bool) -> None:
     """The law along a run; its band is of the mean, and of a single run where the run was held out."""
-    updates = np.geomspace(run["curve"][0][0], run["curve"][-1][0], 40)
+    updates = np.geomspace(VARIANTS[FIRST][1], run["curve"][-1][0], 40)
     at = [inputs_of(run, [n], "samples") for n in updates]
     found = [law.single_run(each) if unseen else law.mean(each) for each in at]
     spent = updates * run["flops"] / 1e12
@@ -270,12 +281,11 @@ def main() -> None:
     largest = max(run["student"] for run in runs)
     seen, unseen = ([run for run in runs if (run["student"] == largest) == out] for out in (False, True))
     fits: dict[tuple[str, str], PowerLaw | str] = {}
-    for compute in ("samples", "flops"):
-        for quantity in QUANTITIES:
-            try:
-                fits[quantity, compute] = fit_power_law(points_of(seen, quantity, compute), options.replicas)
-            except CannotSay as reason:
-                fits[quantity, compute] = str(reason)
+    for quantity, variant in product(QUANTITIES, VARIANTS):
+        try:
+            fits[quantity, variant] = fit_power_law(points_of(seen, quantity, variant), options.replicas)
+        except CannotSay as reason:
+            fits[quantity, variant] = str(reason)
     tried = {key: HeldOut(law, unseen, *key) for key, law in fits.items() if isinstance(law, PowerLaw)}
     atomic_write(options.out / "table.md", table(fits, tried))
     picture(fits, seen, unseen, options.out / "picture.png")

@@ -58,8 +58,8 @@ def print_quote(scaling: dict[str, Any]) -> None:
     """Print what a scaling law predicts of the run, with the range it was measured in, or why it predicts nothing."""
     law, reasons = scaling["law"], "; ".join(scaling["reasons"])
     problem = ", ".join(f"{name} {value}" for name, value in law["problem"].items())
-    measured = ", ".join(f"{name} {low:,.0f} to {high:,.0f}" for name, (low, high) in law["ranges"].items())
-    told = f"scaling law ({problem}; {measured or 'no trend in any quantity'})"
+    measured = (f"{name} {low:,.0f} to {high:,.0f}" for name, (low, high) in law["ranges"].items())
+    told = f"scaling law ({'; '.join([problem, *measured])})"
     if not scaling["predicted"]:
         print(f"{told} predicts nothing here: {reasons or '; '.join(law['unknown'].values())}")
         return

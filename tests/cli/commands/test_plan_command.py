@@ -22,9 +22,12 @@ def test_plan_tells_memory_turns_and_time_and_writes_only_its_file(teacher_check
     assert plan["turns"]["fused"]["count"] == 1200
     assert plan["turns"]["fused"]["all_reduce_bytes"] == 4 * (2 * weights + plan["parameters"]["discriminator"])
     assert plan["hardware"]["gpu"] == "A100"
+    assert plan["scaling"]["predicted"] == {}  # smaller networks than were measured, for longer
     assert plan["batch_size"] == 128
     for words in ("4 x A100, tf32 at 40%", "optimiser states", "fused", "fits", "an update of the generator costs"):
         assert words in out
+    assert "scaling law (data Digits, objective FDistill, steps 1" in out
+    assert "predicts nothing here: " in out
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 

@@ -1,4 +1,4 @@
-"""The fit finds the law that made the points, its intervals hold it as often as they say, and it says when it cannot."""
+"""The fit finds the law that made the points, with intervals that hold it, and says when it cannot."""
 
 import dataclasses
 import json

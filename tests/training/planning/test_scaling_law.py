@@ -40,7 +40,9 @@ def quoted(module, turns=20, known=None):
 def test_inside_of_its_range_it_predicts_an_interval_by_the_samples_of_the_run():
     found = quoted(distillation())
     assert found.predicted["distance"].value == pytest.approx(1 + 0.5 * 100 / 160)
-    assert found.predicted["distance"].low == pytest.approx(found.predicted["distance"].value * np.exp(-0.196), rel=0.05)
+    assert found.predicted["distance"].low == pytest.approx(
+        found.predicted["distance"].value * np.exp(-0.196), rel=0.05
+    )
     assert found.reasons == ()
 
 
