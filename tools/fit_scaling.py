@@ -44,6 +44,7 @@ VARIANTS = {"D": ("samples", 40), "D, all points": ("samples", 0), "C": ("flops"
 """The axis of compute, and the least number of updates; the first is drawn and packaged."""
 FIRST = next(iter(VARIANTS))
 LEAST_SHARE = 0.9  # of held-out points inside of their intervals
+NOTHING = 2e-3  # a part of the law that is looked for down to a thousandth of the least value
 HALF_A_SAMPLE = 0.5 / 500
 PROBLEM = {"data": "Digits", "objective": "FDistill", "steps": 1}
 MEASURED = {
@@ -145,7 +146,8 @@ def table(fits: Fits, held_out: Mapping[tuple[str, str], HeldOut]) -> str:
 
 
 def _shown(found: Interval) -> str:
-    return f"{found.value:.2g} ({found.low:.2g} to {found.high:.2g})"
+    value, low, high = (f"{number:.2g}" if number > NOTHING else "0" for number in found)
+    return f"{value} ({low} to {high})"
 
 
 def packaged(fits: Fits, held_out: Mapping[tuple[str, str], HeldOut], runs: list[Run]) -> ScalingLaw:
