@@ -44,7 +44,7 @@ class Interval(NamedTuple):
 
     def holds(self, value: float) -> bool:
         """Whether it lies between the bounds."""
-        return self.low <= value <= self.high
+        return bool(self.low <= value <= self.high)
 
 
 @dataclass(frozen=True)
