@@ -33,7 +33,7 @@ _SLICE = 16  # images that a decoder makes at once
 _CLASSES = "classes.txt"
 _LONGEST = 4000  # characters of a prompt
 _PLACE = re.compile(r"\s*(\w+://|data:|\.{0,2}/|~|[A-Za-z]:\\)")
-_KEPT = 256  # conditions of texts
+_KEPT = 256  # conditions of prompts
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Generator:
         takes = model.denoiser.takes
         if takes and not model.num_classes and not self.reads_text:
             raise CheckpointError(f"{path} takes {declared(takes)}, which no prompt tells: serve its exported folder")
-        self._encode = functools.lru_cache(_KEPT)(self._text_condition)
+        self._of = functools.lru_cache(_KEPT)(self._condition)
         # the last slice is as large as the first: another shape has other last bits
         self._slice = math.gcd(how.size, _SLICE)
         example = "warm" if self.reads_text else "0" if model.num_classes else ""
@@ -116,10 +116,13 @@ class Generator:
             raise ValueError(f"a prompt has at most {_LONGEST:,} characters: got {len(prompt):,}")
         if _PLACE.match(prompt):
             raise ValueError("a prompt is a class or a text: got a path or an address, and none is ever opened")
+        return self._of(prompt)
+
+    def _condition(self, prompt: str) -> Condition:
         if self.reads_text:
             if not prompt.strip():
                 raise ValueError("a prompt of this generator is a text: got none")
-            return self._encode(prompt)
+            return prompt_condition(self.model, [prompt], 1, self._pipeline)
         number = self._number(" ".join(prompt.split()))
         return self.model.condition(None if number is None else torch.tensor([number]), 1)
 
@@ -141,9 +144,6 @@ class Generator:
     @functools.cached_property
     def _pipeline(self) -> StockPipeline:
         return StockPipeline(self.model.facts[PIPELINE])
-
-    def _text_condition(self, prompt: str) -> Condition:
-        return prompt_condition(self.model, [prompt], 1, self._pipeline)
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """The latent of one picture, [1, *latent_shape]."""
