@@ -261,6 +261,10 @@ class Shelf:
         """Of all generators: those given at the start in their order, then what was added."""
         return list(self._found)
 
+    def added(self) -> list[str]:
+        """Of those that were added since the start."""
+        return [name for name in self._found if name not in self._places]
+
     def all(self) -> list[Generator]:
         """The generators themselves, in that order."""
         return list(self._found.values())
@@ -278,6 +282,16 @@ class Shelf:
         with as_one_line(f"{path} cannot be served"):
             self._found[name] = Generator(name, path, self._how)
         _LOG.info("%s is served from %s", name, path)
+
+    def remove(self, name: str) -> None:
+        """Serve a generator that was added no more; batches that have it are made.
+
+        Raises:
+            ValueError: where none of that name was added.
+        """
+        if name in self._places or self._found.pop(name, None) is None:
+            raise ValueError(f"{name} was not added while the service runs: there is nothing to take away")
+        _LOG.info("%s is served no more", name)
 
     def get(self, name: str | None) -> Generator:
         """The generator of a name; of none, the only one that was given at the start.

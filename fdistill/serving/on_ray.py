@@ -77,7 +77,8 @@ def run(settings: Settings, replicas: int) -> None:
         _connect(ray, serve, kind, replicas)
         for each in before:  # Ray's own would end this process at once
             signal.signal(each, lambda *_: ended.set())
-        serve.start(proxy_location="EveryNode", http_options={"host": settings.host, "port": port})
+        quiet = {"log_level": "WARNING", "enable_access_log": False}
+        serve.start("EveryNode", {"host": settings.host, "port": port}, logging_config=quiet)
         deployment = serve.deployment(
             name=_NAME,
             num_replicas=replicas,
@@ -85,10 +86,11 @@ def run(settings: Settings, replicas: int) -> None:
             max_ongoing_requests=settings.queue + 1,  # the bound is the service's, which answers 429
             graceful_shutdown_timeout_s=DRAIN,
             health_check_period_s=1,
+            logging_config=quiet,
             max_constructor_retry_count=_TRIES,
         )(serve.ingress()(Replica))
         serve.run(deployment.bind(settings), name=_NAME)
-        _LOG.info("serving %s on %s, by %d replicas of Ray", ", ".join(names), settings.place(port), replicas)
+        _LOG.info("%d replicas of Ray: serving %s on %s", replicas, ", ".join(names), settings.place(port))
         while not ended.wait(1):
             serve.status()  # raises where the cluster has ended
         serve.delete(_NAME, _blocking=False)  # each replica answers what it has, then ends

@@ -59,8 +59,15 @@ def test_without_sbatch_the_file_is_written(tmp_path):
         jobs.stop("run")
 
 
+def test_several_machines_are_not_silently_one(tmp_path):
+    for engine in ("ray", "kubernetes"):
+        with pytest.raises(ValueError, match="num_nodes 1, got 2"):
+            Jobs(tmp_path / "home").submit(job(tmp_path, engine))
+    assert list((tmp_path / "home" / ".jobs").glob("run*")) == []
+
+
 def test_kubernetes_gets_a_manifest_that_kueue_starts(tmp_path):
-    assert Jobs(tmp_path / "home").submit(job(tmp_path, "kubernetes")).state == "written"
+    assert Jobs(tmp_path / "home").submit(job(tmp_path, "kubernetes", nodes=1)).state == "written"
     manifest = json.loads((tmp_path / "home" / ".jobs" / "run.rayjob.yaml").read_text())
     assert manifest["spec"]["suspend"]  # until Kueue admits it
     assert shlex.split(manifest["spec"]["entrypoint"]) == ["python", "-m", "fdistill", "fit"]
@@ -73,7 +80,7 @@ def test_an_engine_that_is_not_here_leaves_nothing_behind(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "dbos", None)
     for engine, extra in (("ray", "ray"), ("local", "jobs")):
         with pytest.raises(ValueError, match=rf"fdistill\[{extra}\]"):
-            Jobs(tmp_path / "home").submit(job(tmp_path, engine))
+            Jobs(tmp_path / "home").submit(job(tmp_path, engine, nodes=1))
     assert list(tmp_path.iterdir()) == []
     Home(tmp_path).write(job(tmp_path, "ray"))  # of a machine that has it
     assert [run.state for run in Jobs(tmp_path).all()] == ["unknown"]

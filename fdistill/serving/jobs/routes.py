@@ -45,6 +45,8 @@ class Submission(BaseModel):
 def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
     """The page /runs; GET and POST /v1/runs, GET /v1/runs/NAME and its /look, POST its /stop, /resume and /serve.
 
+    DELETE /v1/runs/NAME/serve takes the generator away that /serve has added, also of a run that is there no more.
+
     A configuration names classes, which are code: only files of one folder are taken, and settings beside them are
     numbers. A RequestError is raised for what is wrong (400) or not there (404), and for a page of another site (403).
 
@@ -60,7 +62,7 @@ def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
 
     @routes.get("")
     def listed() -> dict[str, Any]:
-        return {"object": "list", "data": [dataclasses.asdict(run) for run in jobs.all()]}
+        return {"object": "list", "data": [dataclasses.asdict(run) for run in jobs.all()], "served": shelf.added()}
 
     @routes.post("", status_code=202)
     async def submit(http: HttpRequest) -> dict[str, Any]:
@@ -99,6 +101,12 @@ def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
             if not checkpoint.is_file():
                 raise ValueError(f"{name} has saved no checkpoint yet, so that there is nothing to serve")
             await asyncio.get_running_loop().run_in_executor(loading, shelf.add, name, checkpoint)
+        return {"model": name}
+
+    @routes.delete("/{name}/serve")
+    def unserve(name: str) -> dict[str, str]:
+        with _refused(404):
+            shelf.remove(name)
         return {"model": name}
 
     both = APIRouter()
