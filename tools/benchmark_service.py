@@ -50,6 +50,11 @@ class Server:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
 
+    def processor(self) -> float:
+        """Seconds of processor time that it has used."""
+        used = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
@@ -136,12 +141,15 @@ def throughput(options: argparse.Namespace, generator: Generator) -> None:
         with_png, _ = bare(generator, options.seconds, png=True)
         values = {"bare loop, images/s": rate, "bare loop with PNG, images/s": with_png}
         for clients, n in LOADS:
+            begin, used = time.perf_counter(), (server.processor(), time.process_time())
             images, times, statuses = asyncio.run(load(server.port, clients, n, options.seconds))
             assert set(statuses) == {200}, statuses
+            took, used = time.perf_counter() - begin, (server.processor() - used[0], time.process_time() - used[1])
             p50, p99 = quantiles(times)
             name = f"{clients} clients x {n}"
             values |= {f"{name}, images/s": images, f"{name}, of the bare loop": images / rate}
             values |= {f"{name}, of the bare loop with PNG": images / with_png}
+            values |= {f"{name}, cores of the service": used[0] / took, f"{name}, of its clients": used[1] / took}
             values |= {f"{name}, p50 ms": p50, f"{name}, p99 ms": p99, f"{name}, p99 / p50": p99 / p50}
         _, times, _ = asyncio.run(load(server.port, 1, 1, options.seconds))
         values |= {"a batch, ms": 1000 * seconds, "a lone request, p50 ms": quantiles(times)[0]}

@@ -12,9 +12,9 @@ from fastapi import FastAPI
 
 from fdistill.serving.app import Service, create_app
 from fdistill.serving.batcher import Batcher
-from fdistill.serving.generators import Shelf
 from fdistill.serving.guard import read_token
 from fdistill.serving.server import DRAIN, Settings, listening
+from fdistill.serving.shelf import Shelf
 
 _LOG = logging.getLogger(__name__)
 _NAME = "fdistill"

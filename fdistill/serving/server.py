@@ -11,8 +11,9 @@ import uvicorn
 
 from fdistill.serving.app import Routes, Service, create_app
 from fdistill.serving.batcher import Batcher
-from fdistill.serving.generators import How, Shelf
+from fdistill.serving.generators import How
 from fdistill.serving.guard import is_loopback, read_token
+from fdistill.serving.shelf import Shelf
 
 _LOG = logging.getLogger(__name__)
 DRAIN = 600  # seconds for answers to those that still wait, of whom slow readers are cut then

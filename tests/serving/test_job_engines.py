@@ -60,9 +60,8 @@ def test_without_sbatch_the_file_is_written(tmp_path):
 
 
 def test_several_machines_are_not_silently_one(tmp_path):
-    for engine in ("ray", "kubernetes"):
-        with pytest.raises(ValueError, match="num_nodes 1, got 2"):
-            Jobs(tmp_path / "home").submit(job(tmp_path, engine))
+    with pytest.raises(ValueError, match="num_nodes 1, got 2"):
+        Jobs(tmp_path / "home").submit(job(tmp_path, "kubernetes"))
     assert list((tmp_path / "home" / ".jobs").glob("run*")) == []
 
 
@@ -76,7 +75,8 @@ def test_kubernetes_gets_a_manifest_that_kueue_starts(tmp_path):
 
 
 def test_an_engine_that_is_not_here_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
+    for module in ("ray", "ray.job_submission"):
+        monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, "dbos", None)
     for engine, extra in (("ray", "ray"), ("local", "jobs")):
         with pytest.raises(ValueError, match=rf"fdistill\[{extra}\]"):

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from fdistill.serving.app import json_body
-from fdistill.serving.generators import Shelf
 from fdistill.serving.images import RequestError
 from fdistill.serving.jobs.jobs import Jobs, RunStatus
 from fdistill.serving.jobs.look import look
 from fdistill.serving.page import page
+from fdistill.serving.shelf import Shelf
 
 _SETTING = re.compile(r"(?!trainer\.default_root_dir$)(trainer|model|data)(\.[a-z]\w*)+|seed_everything")
 
@@ -45,7 +45,7 @@ class Submission(BaseModel):
 def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
     """The page /runs; GET and POST /v1/runs, GET /v1/runs/NAME and its /look, POST its /stop, /resume and /serve.
 
-    DELETE /v1/runs/NAME/serve takes the generator away that /serve has added, also of a run that is there no more.
+    DELETE of the last takes the generator away again, also of a run that is there no more.
 
     A configuration names classes, which are code: only files of one folder are taken, and settings beside them are
     numbers. A RequestError is raised for what is wrong (400) or not there (404), and for a page of another site (403).
@@ -109,6 +109,10 @@ def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
             shelf.remove(name)
         return {"model": name}
 
+    return _with_page(routes)
+
+
+def _with_page(routes: APIRouter) -> APIRouter:
     both = APIRouter()
     both.include_router(routes)
     both.add_api_route("/runs", lambda: page("runs.html"))
