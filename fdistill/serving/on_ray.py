@@ -14,7 +14,7 @@ from fdistill.serving.app import Service, create_app
 from fdistill.serving.batcher import Batcher
 from fdistill.serving.guard import read_token
 from fdistill.serving.server import DRAIN, Settings, listening
-from fdistill.serving.shelf import Shelf
+from fdistill.serving.shelf import Shelf, tidy
 
 _LOG = logging.getLogger(__name__)
 _NAME = "fdistill"
@@ -30,6 +30,7 @@ class Replica:
         """
         self._token = read_token(settings.token_file)
         shelf = Shelf(settings.paths, settings.how)
+        tidy()
         self._batcher = Batcher(settings.how.size, settings.queue)
         self._service = Service(shelf, self._batcher, settings.limit)
         self._batcher.start()

@@ -13,7 +13,7 @@ from fdistill.serving.app import Routes, Service, create_app
 from fdistill.serving.batcher import Batcher
 from fdistill.serving.generators import How
 from fdistill.serving.guard import is_loopback, read_token
-from fdistill.serving.shelf import Shelf
+from fdistill.serving.shelf import Shelf, tidy
 
 _LOG = logging.getLogger(__name__)
 DRAIN = 600  # seconds for answers to those that still wait, of whom slow readers are cut then
@@ -99,6 +99,7 @@ def run(settings: Settings, runs: Routes | None = None) -> None:
     """
     token = settings.token()
     shelf = Shelf(settings.paths, settings.how)
+    tidy()
     with listening(settings.host, settings.port) as opened:
         server: uvicorn.Server
         batcher = Batcher(settings.how.size, settings.queue, died=lambda: setattr(server, "should_exit", True))

@@ -98,7 +98,7 @@ class Shelf:
             if now == self._stamps[name] or now != before:
                 continue
             self._stamps[name] = now
-            gc.collect()  # what was replaced before: cycles hold its weights, and three are one too many for a device
+            tidy()  # what was replaced before: cycles hold its weights, and three are one too many for a device
             try:
                 self._found[name] = Generator(name, path, self._how)
             except Exception as error:
@@ -121,6 +121,17 @@ class Shelf:
     def close(self) -> None:
         """Look no more."""
         self._end.set()
+
+
+def tidy() -> None:
+    """Collect garbage, and leave out of later collections what is left.
+
+    It is half a million objects, nearly all of modules: to look through them holds up every thread for a quarter of a
+    second, each time that Python's collector finds it is due.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _named(given: str) -> tuple[str, str]:
