@@ -9,6 +9,7 @@ Processor time, of all threads, says what a busy machine hides: its ratio is wha
 
 import argparse
 import asyncio
+import io
 import json
 import os
 import re
@@ -20,11 +21,15 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from fdistill.core.presets import checkpoint
 from fdistill.core.random import generator_for
 from fdistill.models.condition import Condition
+from fdistill.sampling.pictures import to_pixels
 from fdistill.serving.generators import Generator, How
 from fdistill.serving.images import encoded
 
@@ -124,6 +129,32 @@ def bare(generator: Generator, seconds: float, png: bool) -> tuple[float, float,
     return generator.size * len(times) / sum(times), statistics.median(times), used / len(times)
 
 
+def pngs(generator: Generator) -> None:
+    """Processor time and size of a PNG here and of Pillow's, of the generator's pictures and of two photographs."""
+    condition = Condition.cat([generator.condition("3")] * generator.size)
+    noise = torch.cat([generator.noise(generator_for(0, index)) for index in range(generator.size)])
+    photographs = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2) / 127.5 - 1
+    for images in (generator.make(noise, condition, generator.size), photographs):
+        found = []
+        for write in (lambda images=images: encoded(images, "png"), lambda images=images: pillows(images)):
+            files, begin, count = write(), time.process_time(), 0
+            while time.process_time() < begin + 0.5:
+                write()
+                count += 1
+            micros = 1e6 * (time.process_time() - begin) / count / len(files)
+            found.append(f"{micros:,.0f} us and {sum(map(len, files)) / len(files):,.0f} bytes")
+        print(f"* a PNG of {list(images.shape[1:])}: {found[0]}; Pillow's {found[1]}", flush=True)
+
+
+def pillows(images: torch.Tensor) -> list[bytes]:
+    files = []
+    for each in to_pixels(images):
+        buffer = io.BytesIO()
+        Image.fromarray(each.squeeze()).save(buffer, "png", compress_level=1)
+        files.append(buffer.getvalue())
+    return files
+
+
 def quantiles(times: list[float]) -> tuple[float, float]:
     """p50 and p99 in milliseconds."""
     ordered = sorted(times)
@@ -220,9 +251,11 @@ def main() -> None:
         f"{options.generator}, batches of {options.batch}, {options.repeats} repeats of {options.seconds:g} s; ", end=""
     )
     print(f"load before: {os.getloadavg()[0]:.1f}", flush=True)
-    throughput(options, Generator("here", checkpoint(options.generator), How(options.batch)))
+    generator = Generator("here", checkpoint(options.generator), How(options.batch))
+    throughput(options, generator)
     overload(options)
     endings(options)
+    pngs(generator)
 
 
 if __name__ == "__main__":

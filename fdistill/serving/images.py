@@ -112,8 +112,8 @@ def encoded(images: Tensor, kind: str) -> list[bytes]:
 def _png(pixels: np.ndarray) -> list[bytes]:
     """Each of uint8 [n, H, W, 1 or 3] as a PNG (RFC 2083) of one filter, and of runs by Huffman's code alone.
 
-    Pillow chooses a filter for each row and searches for repetitions, which pictures hardly have: it takes three to
-    four times as long, for files as large (docs/service.md).
+    Pillow chooses a filter for each row and searches for repetitions, which pictures hardly have: it takes two to three
+    times as long, for files as large (docs/service.md).
     """
     n, height, width, channels = pixels.shape
     rows = np.empty((n, height, 1 + width * channels), np.uint8)
