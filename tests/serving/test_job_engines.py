@@ -4,10 +4,12 @@ import json
 import os
 import shlex
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from fdistill.serving.jobs import Home, Job, Jobs
+from fdistill.serving.jobs.ray_nodes import Machine
 
 pytestmark = pytest.mark.system
 
@@ -57,6 +59,36 @@ def test_without_sbatch_the_file_is_written(tmp_path):
     assert "gpus" not in (tmp_path / "home" / ".jobs" / "run.sbatch").read_text()
     with pytest.raises(ValueError, match="nothing to stop"):
         jobs.stop("run")
+
+
+def test_ray_starts_a_run_of_several_machines_by_one_process_that_starts_theirs(tmp_path, monkeypatch):
+    asked = []
+    client = SimpleNamespace(
+        submit_job=lambda **given: asked.append(given) or "7",
+        get_job_info=lambda _: SimpleNamespace(
+            end_time=None, start_time=None, driver_exit_code=None, status=SimpleNamespace(value="PENDING")
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "ray.job_submission", SimpleNamespace(JobSubmissionClient=lambda _: client))
+    assert Jobs(tmp_path / "home").submit(job(tmp_path, "ray")).state == "queued"
+    ((entry, gpus),) = [(each["entrypoint"], each["entrypoint_num_gpus"]) for each in asked]
+    several = ["-m", "fdistill.serving.jobs.ray_nodes", "2", "4", "gpu", f"{tmp_path}/a run/job.log"]
+    assert shlex.split(entry)[5:] == [*several, "python", "-m", "fdistill", "fit", ">>", several[-1], "2>&1"]
+    assert gpus == 0  # those are asked for on each machine
+
+
+def test_a_machine_starts_what_torchrun_would_and_the_first_failure_ends_all(tmp_path):
+    names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
+    told = f"print(*(os.environ[name] for name in {names}), os.getcwd(), flush=True)"
+    ends = "sys.exit(7) if os.environ['LOCAL_RANK'] == '1' else time.sleep(60)"
+    command = [sys.executable, "-c", f"import os, sys, time; {told}; {ends}"]
+    log = tmp_path / "log"
+    assert Machine().run(command, str(tmp_path), str(log), {"WORLD_SIZE": "4"}, 1, 2) == 7
+    assert sorted(log.read_text().split("\n"))[1:] == [f"2 0 1 2 4 {tmp_path}", f"3 1 1 2 4 {tmp_path}"]
+    told_before = Machine()
+    told_before.stop()
+    assert told_before.run(command, str(tmp_path), str(log), {"WORLD_SIZE": "4"}, 1, 2) == 143
 
 
 def test_several_machines_are_not_silently_one(tmp_path):

@@ -45,11 +45,13 @@ class Machine:
                 ranks = {"LOCAL_RANK": str(local), "RANK": str(node * devices + local)}
                 environment = {**os.environ, **shared, **own, **ranks}
                 self._processes.append(subprocess.Popen(command, cwd=cwd, env=environment, stdout=file, stderr=file))
-        while None in (codes := [each.poll() for each in self._processes]):
-            if any(codes):
+        first = 0 if self._processes else 128 + signal.SIGTERM
+        while None in (codes := [each.poll() for each in self._processes]) or (not first and any(codes)):
+            if not first and any(codes):
+                first = next(code for code in codes if code)
                 self.stop()
             time.sleep(_POLL)
-        return next((code if code > 0 else 128 - code for code in codes if code), 0)
+        return first if first >= 0 else 128 - first  # as a shell tells the signal
 
     def stop(self) -> None:
         """SIGTERM, once, to those that run, which save."""
