@@ -66,12 +66,17 @@ def run(settings: Settings, replicas: int) -> None:
     settings.token()
     if replicas < 1:
         raise ValueError(f"--replicas is a number of replicas and positive: got {replicas}")
+    device = torch.device(settings.how.device)
+    if device.index is not None:
+        raise ValueError(
+            f"Ray gives each replica a {device.type} device of its own: give --device {device.type}, got {device}"
+        )
     # what cannot be served is told here, in one line, and not by every replica
     names = Shelf(settings.paths, dataclasses.replace(settings.how, size=1, device="cpu", compiled=False)).names()
     with listening(settings.host, settings.port) as opened:
         port = opened.getsockname()[1]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # to nobody
-    kind = "GPU" if torch.device(settings.how.device).type == "cuda" else "CPU"
+    kind = "GPU" if device.type == "cuda" else "CPU"
     ended = threading.Event()
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -108,7 +113,7 @@ def run(settings: Settings, replicas: int) -> None:
 def _connect(ray: Any, serve: Any, kind: str, replicas: int) -> None:
     """Join the cluster of RAY_ADDRESS, or start one here that ends with this process."""
     try:
-        ray.init(dashboard_host="127.0.0.1", logging_level=logging.WARNING)
+        ray.init(logging_level=logging.WARNING)  # its dashboard listens on 127.0.0.1
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = os.environ.get("RAY_ADDRESS", "this machine")
         raise ValueError(f"no Ray cluster at {where} (RAY_ADDRESS, as 10.0.0.1:6379): {error}") from error

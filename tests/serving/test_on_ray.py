@@ -37,6 +37,7 @@ def test_what_is_wrong_is_said_before_a_cluster_starts(folder, tmp_path):
     pytest.importorskip("ray.serve")
     on = ["--on", "ray", "--port", "0"]
     assert "token" in one_error_line(fdistill("serve", folder, *on, "--host", "0.0.0.0"))
+    assert "--device cpu" in one_error_line(fdistill("serve", folder, *on, "--device", "cpu:0"))
     assert "positive" in one_error_line(fdistill("serve", folder, *on, "--replicas", "0"))
     assert "nothing" in one_error_line(fdistill("serve", tmp_path / "nothing", *on))
 
