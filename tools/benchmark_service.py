@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -60,6 +61,12 @@ class Server:
         """Seconds of processor time that it has used."""
         used = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+
+    def taken(self) -> float:
+        """Images that it has answered, or is asked for."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
+            values = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[:1] != "#")
+        return float(values["fdistill_images_total"]) + float(values["fdistill_queue_images"])
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -225,7 +232,8 @@ def endings(options: argparse.Namespace) -> None:
 
     async def killed(server: Server, how: int) -> tuple[Counter, float]:
         waiting = [asyncio.ensure_future(Client(server.port).ask(8)) for _ in range(100)]
-        await asyncio.sleep(0.2)
+        while await asyncio.to_thread(server.taken) < 800:
+            await asyncio.sleep(0.01)
         server.process.send_signal(how)
         begin = time.perf_counter()
         return Counter(await asyncio.gather(*waiting)), time.perf_counter() - begin
