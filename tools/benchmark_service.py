@@ -4,10 +4,12 @@
 
 A service in a process of its own, clients in this one. Of every repeat the bare loop (batches of the one padded shape,
 made here, with and without PNG) runs just before the service is asked. Printed are medians and ranges over repeats.
+Processor time, of all threads, says what a busy machine hides: its ratio is what Python's lock could cost at most.
 """
 
 import argparse
 import asyncio
+import io
 import json
 import os
 import re
@@ -16,14 +18,19 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from fdistill.core.presets import checkpoint
 from fdistill.core.random import generator_for
 from fdistill.models.condition import Condition
+from fdistill.sampling.pictures import to_pixels
 from fdistill.serving.generators import Generator, How
 from fdistill.serving.images import encoded
 
@@ -49,6 +56,17 @@ class Server:
         """Resident, in MB."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
+
+    def processor(self) -> float:
+        """Seconds of processor time that it has used."""
+        used = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+
+    def taken(self) -> float:
+        """Images that it has answered, or is asked for."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
+            values = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[:1] != "#")
+        return float(values["fdistill_images_total"]) + float(values["fdistill_queue_images"])
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -102,10 +120,10 @@ async def load(port: int, clients: int, n: int, seconds: float) -> tuple[float, 
     return n * statuses[200] / (time.perf_counter() - begin), times, statuses
 
 
-def bare(generator: Generator, seconds: float, png: bool) -> tuple[float, float]:
-    """Images a second of the bare padded loop, and the median seconds of its batches."""
+def bare(generator: Generator, seconds: float, png: bool) -> tuple[float, float, float]:
+    """Images a second of the bare padded loop, the median seconds of its batches, and their processor seconds."""
     condition, times, seed = Condition.cat([generator.condition("3")] * generator.size), [], 0
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), time.process_time()
     while time.perf_counter() < begin + seconds:
         start = time.perf_counter()
         noise = torch.cat([generator.noise(generator_for(seed, index)) for index in range(generator.size)])
@@ -114,7 +132,34 @@ def bare(generator: Generator, seconds: float, png: bool) -> tuple[float, float]
             encoded(made, "png")
         times.append(time.perf_counter() - start)
         seed += 1
-    return generator.size * len(times) / sum(times), statistics.median(times)
+    used = time.process_time() - used
+    return generator.size * len(times) / sum(times), statistics.median(times), used / len(times)
+
+
+def pngs(generator: Generator) -> None:
+    """Processor time and size of a PNG here and of Pillow's, of the generator's pictures and of two photographs."""
+    condition = Condition.cat([generator.condition("3")] * generator.size)
+    noise = torch.cat([generator.noise(generator_for(0, index)) for index in range(generator.size)])
+    photographs = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2) / 127.5 - 1
+    for images in (generator.make(noise, condition, generator.size), photographs):
+        found = []
+        for write in (lambda images=images: encoded(images, "png"), lambda images=images: pillows(images)):
+            files, begin, count = write(), time.process_time(), 0
+            while time.process_time() < begin + 0.5:
+                write()
+                count += 1
+            micros = 1e6 * (time.process_time() - begin) / count / len(files)
+            found.append(f"{micros:,.0f} us and {sum(map(len, files)) / len(files):,.0f} bytes")
+        print(f"* a PNG of {list(images.shape[1:])}: {found[0]}; Pillow's {found[1]}", flush=True)
+
+
+def pillows(images: torch.Tensor) -> list[bytes]:
+    files = []
+    for each in to_pixels(images):
+        buffer = io.BytesIO()
+        Image.fromarray(each.squeeze()).save(buffer, "png", compress_level=1)
+        files.append(buffer.getvalue())
+    return files
 
 
 def quantiles(times: list[float]) -> tuple[float, float]:
@@ -132,16 +177,22 @@ def throughput(options: argparse.Namespace, generator: Generator) -> None:
     asyncio.run(load(server.port, 4, 8, 1))
     found: dict[str, list[float]] = {}
     for _ in range(options.repeats):
-        rate, seconds = bare(generator, options.seconds, png=False)
-        with_png, _ = bare(generator, options.seconds, png=True)
+        rate, seconds, _ = bare(generator, options.seconds, png=False)
+        with_png, _, processor = bare(generator, options.seconds, png=True)
         values = {"bare loop, images/s": rate, "bare loop with PNG, images/s": with_png}
+        values["bare loop with PNG, processor ms of a batch"] = 1000 * processor
         for clients, n in LOADS:
+            used = server.processor(), time.process_time()
             images, times, statuses = asyncio.run(load(server.port, clients, n, options.seconds))
             assert set(statuses) == {200}, statuses
+            batches = n * statuses[200] / options.batch
+            used = (server.processor() - used[0]) / batches, (time.process_time() - used[1]) / batches
             p50, p99 = quantiles(times)
             name = f"{clients} clients x {n}"
             values |= {f"{name}, images/s": images, f"{name}, of the bare loop": images / rate}
             values |= {f"{name}, of the bare loop with PNG": images / with_png}
+            values |= {f"{name}, processor ms of a batch": 1000 * used[0], f"{name}, of its clients": 1000 * used[1]}
+            values[f"{name}, processor time, of the bare loop with PNG"] = used[0] / processor
             values |= {f"{name}, p50 ms": p50, f"{name}, p99 ms": p99, f"{name}, p99 / p50": p99 / p50}
         _, times, _ = asyncio.run(load(server.port, 1, 1, options.seconds))
         values |= {"a batch, ms": 1000 * seconds, "a lone request, p50 ms": quantiles(times)[0]}
@@ -181,7 +232,8 @@ def endings(options: argparse.Namespace) -> None:
 
     async def killed(server: Server, how: int) -> tuple[Counter, float]:
         waiting = [asyncio.ensure_future(Client(server.port).ask(8)) for _ in range(100)]
-        await asyncio.sleep(0.2)
+        while await asyncio.to_thread(server.taken) < 800:
+            await asyncio.sleep(0.01)
         server.process.send_signal(how)
         begin = time.perf_counter()
         return Counter(await asyncio.gather(*waiting)), time.perf_counter() - begin
@@ -207,9 +259,11 @@ def main() -> None:
         f"{options.generator}, batches of {options.batch}, {options.repeats} repeats of {options.seconds:g} s; ", end=""
     )
     print(f"load before: {os.getloadavg()[0]:.1f}", flush=True)
-    throughput(options, Generator("here", checkpoint(options.generator), How(options.batch)))
+    generator = Generator("here", checkpoint(options.generator), How(options.batch))
+    throughput(options, generator)
     overload(options)
     endings(options)
+    pngs(generator)
 
 
 if __name__ == "__main__":

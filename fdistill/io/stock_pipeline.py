@@ -160,6 +160,17 @@ class StockPipeline:
         """The scale that the pipeline tells a network with embedded guidance by itself."""
         return inspect.signature(self.pipeline.__call__).parameters["guidance_scale"].default
 
+    def unknown(self, prompt: str) -> list[str]:
+        """The words that no tokenizer knows: in their place the network would read one sign, for CLIP its end.
+
+        Tokenizers of bytes or letters know all words that those make up.
+        """
+        reads = [part for part in self.pipeline.components.values() if hasattr(part, "tokenize")]
+        if not reads:
+            return []
+        with _quiet():  # one word may be longer than what the network reads
+            return [word for word in prompt.split() if all(part.unk_token in part.tokenize(word) for part in reads)]
+
     def takes(self, name: str) -> bool:
         """Whether the pipeline's call has an argument of that name."""
         return name in inspect.signature(self.pipeline.__call__).parameters
@@ -248,7 +259,7 @@ def prompt_condition(
         pipeline: the one that lies there, where it is loaded already.
 
     Raises:
-        ValueError: where it takes none, or its pipeline refuses them.
+        ValueError: where it takes none, its pipeline refuses them, or no tokenizer knows a word.
         CheckpointError: where the folder of its text encoders is no longer there.
     """
     if PIPELINE not in model.facts:
@@ -257,6 +268,8 @@ def prompt_condition(
     height, width = (int(length * factor) for length in model.sample_shape[1:])
     # no condition depends on the number of steps, and exported schedulers refuse all but few
     pipeline = pipeline or StockPipeline(model.facts[PIPELINE])
+    if unknown := [word for prompt in prompts for word in pipeline.unknown(prompt)]:
+        raise ValueError(f"a prompt has words that the text encoder knows: it does not know {', '.join(unknown)[:200]}")
     asked = pipeline.ask(prompts, (height, width), null=False, num_steps=1)
     return asked.condition.rows(torch.arange(n) % len(prompts))
 

@@ -15,11 +15,12 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from fdistill.serving.batcher import Batcher, FullError, Job, StoppedError
-from fdistill.serving.generators import Generator, Shelf
+from fdistill.serving.generators import Generator
 from fdistill.serving.guard import Guard
 from fdistill.serving.images import Request, RequestError, as_json, as_picture
 from fdistill.serving.metrics import Metrics
 from fdistill.serving.page import page
+from fdistill.serving.shelf import Shelf
 
 Routes = Callable[[Shelf], APIRouter]  # of training runs, which may be served
 _LARGEST_BODY = 64 * 1024  # bytes

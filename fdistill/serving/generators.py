@@ -1,13 +1,10 @@
-"""Generators that are served: loaded from folders by name, warmed, and replaced when their folder is made anew."""
+"""Generators that are served: loaded from folders that hold no code, warmed, and making batches of one shape."""
 
 import dataclasses
 import functools
-import gc
 import json
-import logging
 import math
 import re
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fdistill.core.presets import checkpoint as known_checkpoint
-from fdistill.core.weight_files import CheckpointError, as_one_line
+from fdistill.core.weight_files import CheckpointError
 from fdistill.io.load import load_model
 from fdistill.io.stock_pipeline import PIPELINE, StockPipeline, prompt_condition
 from fdistill.models.condition import Condition, declared
@@ -24,7 +20,6 @@ from fdistill.models.vae import Decoder
 from fdistill.sampling.draw import chosen_labels
 from fdistill.sampling.generator import GenerativeModel
 
-_LOG = logging.getLogger(__name__)
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _OURS = ("pipeline.py", "model/generator.py")  # what fdistill export writes for stock diffusers; it is not run here
 _CODE = (".py", ".pyc", ".so")
@@ -33,7 +28,7 @@ _SLICE = 16  # images that a decoder makes at once
 _CLASSES = "classes.txt"
 _LONGEST = 4000  # characters of a prompt
 _PLACE = re.compile(r"\s*(\w+://|data:|\.{0,2}/|~|[A-Za-z]:\\)")
-_KEPT = 256  # conditions of texts
+_KEPT = 256  # conditions of prompts
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ class Generator:
         takes = model.denoiser.takes
         if takes and not model.num_classes and not self.reads_text:
             raise CheckpointError(f"{path} takes {declared(takes)}, which no prompt tells: serve its exported folder")
-        self._encode = functools.lru_cache(_KEPT)(self._text_condition)
+        self._of = functools.lru_cache(_KEPT)(self._condition)
         # the last slice is as large as the first: another shape has other last bits
         self._slice = math.gcd(how.size, _SLICE)
         example = "warm" if self.reads_text else "0" if model.num_classes else ""
@@ -116,10 +111,13 @@ class Generator:
             raise ValueError(f"a prompt has at most {_LONGEST:,} characters: got {len(prompt):,}")
         if _PLACE.match(prompt):
             raise ValueError("a prompt is a class or a text: got a path or an address, and none is ever opened")
+        return self._of(prompt)
+
+    def _condition(self, prompt: str) -> Condition:
         if self.reads_text:
             if not prompt.strip():
                 raise ValueError("a prompt of this generator is a text: got none")
-            return self._encode(prompt)
+            return prompt_condition(self.model, [prompt], 1, self._pipeline)
         number = self._number(" ".join(prompt.split()))
         return self.model.condition(None if number is None else torch.tensor([number]), 1)
 
@@ -141,9 +139,6 @@ class Generator:
     @functools.cached_property
     def _pipeline(self) -> StockPipeline:
         return StockPipeline(self.model.facts[PIPELINE])
-
-    def _text_condition(self, prompt: str) -> Condition:
-        return prompt_condition(self.model, [prompt], 1, self._pipeline)
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """The latent of one picture, [1, *latent_shape]."""
@@ -228,115 +223,3 @@ def _class_names(path: Path, model: GenerativeModel) -> list[str]:
     if len(names) != model.num_classes or len({name.lower() for name in names} - {""}) != len(names):
         raise CheckpointError(f"{file} has one name for each of {model.num_classes} classes: got {len(names)} lines")
     return names
-
-
-class Shelf:
-    """Generators by name; a thread looks whether their folders were made anew."""
-
-    def __init__(self, given: Sequence[str], how: How) -> None:
-        """Load all.
-
-        Args:
-            given: a path or the name of a shipped checkpoint, or NAME=PATH; without NAME the last part of the path.
-            how: they compute.
-
-        Raises:
-            CheckpointError: where one cannot be served.
-            ValueError: for two of one name, or none at all.
-        """
-        named = [_named(each) for each in given]
-        self._places = {name: known_checkpoint(path) for name, path in named}
-        if len(self._places) != len(named) or not named:
-            names = ", ".join(name for name, _ in named) or "none"
-            raise ValueError(f"give at least one generator, each with a name of its own (NAME=PATH): got {names}")
-        self._how = how
-        self._stamps = {name: stamp(path) for name, path in self._places.items()}
-        self._seen = dict(self._stamps)
-        self._found = {name: Generator(name, path, how) for name, path in self._places.items()}
-        self.failures: dict[str, str] = {}
-        self.reloads = 0
-        self._end = threading.Event()
-
-    def names(self) -> list[str]:
-        """Of all generators: those given at the start in their order, then what was added."""
-        return list(self._found)
-
-    def all(self) -> list[Generator]:
-        """The generators themselves, in that order."""
-        return list(self._found.values())
-
-    def add(self, name: str, path: Path) -> None:
-        """Load a further generator beside the others, or the same one anew; it takes its place once it is warm.
-
-        It is not watched: training rewrites its checkpoint all the time. Requests have to name it.
-
-        Raises:
-            ValueError: where a generator that was given at the start has the name, or this one cannot be served.
-        """
-        if name in self._places:
-            raise ValueError(f"{name} is served already from {self._places[name]}, which stays: start with NAME=PATH")
-        with as_one_line(f"{path} cannot be served"):
-            self._found[name] = Generator(name, path, self._how)
-        _LOG.info("%s is served from %s", name, path)
-
-    def get(self, name: str | None) -> Generator:
-        """The generator of a name; of none, the only one that was given at the start.
-
-        Raises:
-            ValueError: where there is no such generator.
-        """
-        if name is None and len(self._places) == 1:
-            name = next(iter(self._places))
-        if name not in self._found:
-            got = "none" if name is None else repr(name[:60])
-            raise ValueError(f"model is one of {', '.join(self._found)}: got {got}")
-        return self._found[name]
-
-    def look(self) -> None:
-        """Load what was made anew and has come to rest since the last look; what is broken leaves the old one."""
-        for name, path in self._places.items():
-            now, before = stamp(path), self._seen[name]
-            self._seen[name] = now
-            if now == self._stamps[name] or now != before:
-                continue
-            self._stamps[name] = now
-            gc.collect()  # what was replaced before: cycles hold its weights, and three are one too many for a device
-            try:
-                self._found[name] = Generator(name, path, self._how)
-            except Exception as error:
-                self.failures[name] = f"{name} was made anew and cannot be served, the old one stays: the log says why"
-                _LOG.error("%s was made anew and cannot be served, the old one stays: %s", name, error)
-                continue
-            self.failures.pop(name, None)
-            self.reloads += 1
-            _LOG.info("%s was made anew: the new one is served", name)
-
-    def watch(self, seconds: float = 2.0) -> None:
-        """Look every so many seconds, in a thread, until `close`."""
-
-        def run() -> None:
-            while not self._end.wait(seconds):
-                self.look()
-
-        threading.Thread(target=run, name="folders", daemon=True).start()
-
-    def close(self) -> None:
-        """Look no more."""
-        self._end.set()
-
-
-def _named(given: str) -> tuple[str, str]:
-    name, equals, path = given.partition("=")
-    if equals and re.fullmatch(r"[\w.-]+", name):
-        return name, path
-    place = Path(given)
-    return (place.absolute().name if place.is_dir() else place.stem), given
-
-
-def stamp(path: Path) -> tuple[tuple[str, int, int, int], ...]:
-    """Names, sizes, times and inodes of all files of a folder, or of one file; nothing where it is not there."""
-    try:
-        files = [(str(file), file.stat()) for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    except OSError:
-        return ()
-    return tuple((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in files)

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from fdistill.serving.batcher import Batcher
-from fdistill.serving.generators import Shelf
+from fdistill.serving.shelf import Shelf
 
 
 class Metrics:

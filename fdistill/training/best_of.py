@@ -1,6 +1,8 @@
 """Best-of-N sampling: of N candidates for each sample the one of the largest reward is kept; it needs no training."""
 
+import json
 import math
+import re
 from typing import Any, NamedTuple
 
 import torch
@@ -103,6 +105,14 @@ def named_reward(given: str | dict[str, Any]) -> Reward:
         ValueError: for something else, or arguments that it does not take.
     """
     from fdistill.objectives import image_rewards, pretrained_rewards  # noqa: F401  # to be found by name
+
+    if isinstance(given, str) and not re.fullmatch(r"[\w.]+", given):
+        try:
+            json.loads(given)
+        except ValueError as error:
+            raise ValueError(
+                f"a reward is the name of a class, or JSON with its class_path: {error}, in {given!r:.100}"
+            ) from None
 
     paths = {found.__name__: public_path(found) for found in subclasses(Reward)}
     return Reward.from_spec(_with_paths({"class_path": given} if isinstance(given, str) else given, paths))

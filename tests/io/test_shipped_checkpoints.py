@@ -57,6 +57,8 @@ def test_the_captions_student_draws_what_prompts_say():
     means = torch.stack([digits.x[digits.labels == k].mean(0).flatten() for k in range(10)])
     read = torch.cdist(2 * ink.flatten(1) - 1, means).argmin(1)
     assert (read == parts[:, 0]).double().mean() > 0.8  # of real digits this rule reads nine in ten
+    with pytest.raises(ValueError, match="does not know purple, 漢"):
+        prompt_condition(model, ["a red three", "a purple three 漢"], 2)
 
 
 @pytest.mark.parametrize("folder", sorted(FOLDERS["student"].parent.glob("*/")), ids=lambda folder: folder.name)

@@ -11,7 +11,8 @@ from fdistill.models.networks import SmallUNet
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.serving.app import Service, create_app
 from fdistill.serving.batcher import Batcher
-from fdistill.serving.generators import How, Shelf
+from fdistill.serving.generators import How
+from fdistill.serving.shelf import Shelf
 from fdistill.theory.preconditioning import EDM
 
 SIZE = 8

@@ -15,7 +15,8 @@ from fdistill.io.export import export_folder
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import MLP
 from fdistill.sampling.generator import GenerativeModel
-from fdistill.serving.generators import Generator, How, Shelf, check_safe
+from fdistill.serving.generators import Generator, How, check_safe
+from fdistill.serving.shelf import Shelf, tidy
 from fdistill.theory.preconditioning import EDM
 
 
@@ -175,3 +176,19 @@ def test_bf16_by_choice_gives_other_bits_which_are_the_same_each_time(folder):
 
 def test_names_are_said_to_who_asks(generator):
     assert all(name in generator.asks for name in NAMES[:4])
+
+
+def test_what_the_collector_leaves_out_is_freed_once_it_was_replaced():
+    class Cycle:
+        def __init__(self):
+            self.me = self
+
+    tidy()
+    kept = Cycle()
+    seen = weakref.ref(kept)
+    tidy()
+    del kept
+    gc.collect()
+    assert seen() is not None  # not looked at
+    tidy()
+    assert seen() is None

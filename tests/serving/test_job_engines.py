@@ -4,10 +4,12 @@ import json
 import os
 import shlex
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from fdistill.serving.jobs import Home, Job, Jobs
+from fdistill.serving.jobs.ray_nodes import Machine
 
 pytestmark = pytest.mark.system
 
@@ -59,8 +61,44 @@ def test_without_sbatch_the_file_is_written(tmp_path):
         jobs.stop("run")
 
 
+def test_ray_starts_a_run_of_several_machines_by_one_process_that_starts_theirs(tmp_path, monkeypatch):
+    asked = []
+    client = SimpleNamespace(
+        submit_job=lambda **given: asked.append(given) or "7",
+        get_job_info=lambda _: SimpleNamespace(
+            end_time=None, start_time=None, driver_exit_code=None, status=SimpleNamespace(value="PENDING")
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "ray.job_submission", SimpleNamespace(JobSubmissionClient=lambda _: client))
+    assert Jobs(tmp_path / "home").submit(job(tmp_path, "ray")).state == "queued"
+    ((entry, gpus),) = [(each["entrypoint"], each["entrypoint_num_gpus"]) for each in asked]
+    several = ["-m", "fdistill.serving.jobs.ray_nodes", "2", "4", "gpu", f"{tmp_path}/a run/job.log"]
+    assert shlex.split(entry)[5:] == [*several, "python", "-m", "fdistill", "fit", ">>", several[-1], "2>&1"]
+    assert gpus == 0  # those are asked for on each machine
+
+
+def test_a_machine_starts_what_torchrun_would_and_the_first_failure_ends_all(tmp_path):
+    names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
+    told = f"print(*(os.environ[name] for name in {names}), os.getcwd(), flush=True)"
+    ends = "sys.exit(7) if os.environ['LOCAL_RANK'] == '1' else time.sleep(60)"
+    command = [sys.executable, "-c", f"import os, sys, time; {told}; {ends}"]
+    log = tmp_path / "log"
+    assert Machine().run(command, str(tmp_path), str(log), {"WORLD_SIZE": "4"}, 1, 2) == 7
+    assert sorted(log.read_text().split("\n"))[1:] == [f"2 0 1 2 4 {tmp_path}", f"3 1 1 2 4 {tmp_path}"]
+    told_before = Machine()
+    told_before.stop()
+    assert told_before.run(command, str(tmp_path), str(log), {"WORLD_SIZE": "4"}, 1, 2) == 143
+
+
+def test_several_machines_are_not_silently_one(tmp_path):
+    with pytest.raises(ValueError, match="num_nodes 1, got 2"):
+        Jobs(tmp_path / "home").submit(job(tmp_path, "kubernetes"))
+    assert list((tmp_path / "home" / ".jobs").glob("run*")) == []
+
+
 def test_kubernetes_gets_a_manifest_that_kueue_starts(tmp_path):
-    assert Jobs(tmp_path / "home").submit(job(tmp_path, "kubernetes")).state == "written"
+    assert Jobs(tmp_path / "home").submit(job(tmp_path, "kubernetes", nodes=1)).state == "written"
     manifest = json.loads((tmp_path / "home" / ".jobs" / "run.rayjob.yaml").read_text())
     assert manifest["spec"]["suspend"]  # until Kueue admits it
     assert shlex.split(manifest["spec"]["entrypoint"]) == ["python", "-m", "fdistill", "fit"]
@@ -69,11 +107,12 @@ def test_kubernetes_gets_a_manifest_that_kueue_starts(tmp_path):
 
 
 def test_an_engine_that_is_not_here_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
+    for module in ("ray", "ray.job_submission"):
+        monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, "dbos", None)
     for engine, extra in (("ray", "ray"), ("local", "jobs")):
         with pytest.raises(ValueError, match=rf"fdistill\[{extra}\]"):
-            Jobs(tmp_path / "home").submit(job(tmp_path, engine))
+            Jobs(tmp_path / "home").submit(job(tmp_path, engine, nodes=1))
     assert list(tmp_path.iterdir()) == []
     Home(tmp_path).write(job(tmp_path, "ray"))  # of a machine that has it
     assert [run.state for run in Jobs(tmp_path).all()] == ["unknown"]

@@ -1,5 +1,9 @@
 """Runs over HTTP: only configurations of one folder, only numbers beside them."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("dbos")
@@ -25,7 +29,7 @@ def client(tmp_path, monkeypatch):
     (tmp_path / "secret.yaml").write_text("trainer: {max_steps: 3}\n")
     (tmp_path / "configs" / "link.yaml").symlink_to(tmp_path / "secret.yaml")
     application = FastAPI(exception_handlers={RequestError: lambda _, e: JSONResponse(e.as_json(), e.status)})
-    application.include_router(router(tmp_path / "home", tmp_path / "configs", None))
+    application.include_router(router(tmp_path / "home", tmp_path / "configs", SimpleNamespace(added=list)))
     return TestClient(application)
 
 
@@ -76,6 +80,26 @@ def test_a_run_is_listed_stopped_and_resumed(client, tmp_path):
         assert (answer.status_code, answer.json()["state"]) == (202, state)
     assert client.post("/v1/runs/run/resume").status_code == 400  # it waits already
     assert {client.get("/v1/runs/rum").status_code, client.post("/v1/runs/rum/stop").status_code} == {404}
+
+
+def test_of_resumes_at_once_one_is_done(client, tmp_path):
+    home = tmp_path / "home"
+    Jobs(home).submit(Job("run", str(tmp_path / "run"), str(tmp_path), ["true"]))
+    Jobs(home).stop("run")
+    at_once = threading.Barrier(4)
+
+    def resume(jobs):
+        at_once.wait()
+        try:
+            return jobs.resume("run").state
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(resume, [Jobs(home) for _ in range(4)]))
+    assert done.count("queued") == 1
+    assert sum("run is queued" in each for each in done) == 3
+    assert client.get("/v1/runs/run").json()["state"] == "queued"
 
 
 @pytest.mark.parametrize(("kind", "size", "status"), [("text/plain", 0, 415), ("application/json", 70_000, 413)])

@@ -113,6 +113,20 @@ def test_the_checkpoint_of_a_run_is_a_further_generator(home, client, folder):
     assert client.post("/v1/images/generations", json=asked[0]).json()["data"] == first  # the old one stays
 
 
+def test_a_served_run_is_taken_away_and_what_was_given_stays(home, client, folder):
+    save(queued(home, "run"), folder)
+    assert client.delete("/v1/runs/run/serve").status_code == 404  # not served yet
+    client.post("/v1/runs/run/serve")
+    assert client.get("/v1/runs").json()["served"] == ["run"]
+    assert client.delete("/v1/runs/run/serve", headers={"Origin": "https://example.org"}).status_code == 403
+    assert client.delete("/v1/runs/run/serve").json() == {"model": "run"}
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny"]
+    assert client.get("/v1/runs").json()["served"] == []
+    assert client.post("/v1/images/generations", json={"prompt": "3", "model": "run"}).status_code == 404
+    assert client.delete("/v1/runs/tiny/serve").status_code == 404
+    assert client.post("/v1/images/generations", json={"prompt": "3"}).status_code == 200
+
+
 def test_a_run_takes_no_name_of_a_generator_that_was_given(home, client, folder):
     save(queued(home, "tiny"), folder)
     answer = client.post("/v1/runs/tiny/serve")
@@ -150,4 +164,8 @@ def test_a_person_sees_a_run_stops_it_and_serves_it(home, folder, tmp_path):
         page.click("#said a")
         page.wait_for_selector("#prompt")
         assert page.input_value("#model") == "run"
+        page.go_back()
+        page.click("[data-does=unserve]")
+        page.wait_for_selector("#said:has-text('served no more')")
+        assert page.is_disabled("[data-does=unserve]")
         assert wrong == []

@@ -124,6 +124,7 @@ def test_a_reward_is_described_by_its_name_or_its_arguments():
         (lambda model: named_reward("Bright"), "Brightness"),
         (lambda model: named_reward("TargetReward"), "target"),
         (lambda model: named_reward({"beta": 1}), "class_path"),
+        (lambda model: named_reward('{"class_path": "Brightness"'), "JSON with its class_path: Expecting"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(gaussian, mistake, word):

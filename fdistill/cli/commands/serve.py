@@ -25,6 +25,8 @@ def serve(
     decoder: str | None = None,
     jobs: str | None = None,
     configs: str | None = None,
+    on: str = "here",
+    replicas: int = 1,
 ) -> None:
     """Serve generators until SIGTERM, which answers what waits: docs/service.md.
 
@@ -42,6 +44,8 @@ def serve(
         decoder: folder of another VAE of the same latents, as AutoencoderTiny, which is faster than a generator's own.
         jobs: folder of a queue of runs, as of fdistill submit, that requests may list, stop, resume, add to and serve.
         configs: with --jobs, folder of the only configurations that requests may run.
+        on: here, or ray: the same service on Ray Serve, in a cluster (RAY_ADDRESS) or one that is started for it.
+        replicas: on ray, how many, each with batches of its own and, on cuda, a GPU of its own.
     """
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
@@ -50,8 +54,14 @@ def serve(
         raise ValueError("runs are served from --jobs FOLDER and --configs FOLDER: expected both or neither, got one")
     if configs is not None and not Path(configs).is_dir():
         raise ValueError(f"--configs is a folder of configurations: {configs} is none")
+    if on not in ("here", "ray"):
+        raise ValueError(f"--on is here or ray: got {on}")
+    if on == "here" and replicas != 1:
+        raise ValueError(f"--replicas is for --on ray, here there is one: got {replicas}")
+    if on == "ray" and jobs is not None:
+        raise ValueError("--jobs is served here, not on ray, for one replica would serve a run and the others not")
     from fdistill.serving.generators import How
-    from fdistill.serving.server import run
+    from fdistill.serving.server import Settings, run
 
     log = logging.getLogger("fdistill.serving")
     log.setLevel(logging.INFO)
@@ -64,4 +74,10 @@ def serve(
         from fdistill.serving.jobs.routes import router
 
         runs = functools.partial(router, jobs, configs)
-    run(folders, how, host, port, token_file, queue, limit, runs)
+    settings = Settings(folders, how, host, port, token_file, queue, limit)
+    if on == "ray":
+        from fdistill.serving import on_ray
+
+        on_ray.run(settings, replicas)
+    else:
+        run(settings, runs)

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -83,12 +84,16 @@ class Ray:
 
     def submit(self, job: Job) -> str:
         """Queue it; Ray's number of it."""
-        log = shlex.quote(str(job.log))
+        log, command = shlex.quote(str(job.log)), job.command
+        if job.nodes > 1:
+            kind = "cpu" if job.accelerator == "cpu" else "gpu"
+            several = ["-m", "fdistill.serving.jobs.ray_nodes", str(job.nodes), str(job.devices), kind, str(job.log)]
+            command = [sys.executable, *several, *command]
         return self._client.submit_job(
-            entrypoint=f"cd {shlex.quote(job.cwd)} && exec {shlex.join(job.command)} >> {log} 2>&1",
+            entrypoint=f"cd {shlex.quote(job.cwd)} && exec {shlex.join(command)} >> {log} 2>&1",
             runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_LONGEST_SAVE)}},
             metadata={"fdistill": job.name},
-            entrypoint_num_gpus=0 if job.accelerator == "cpu" else job.devices,
+            entrypoint_num_gpus=0 if job.accelerator == "cpu" or job.nodes > 1 else job.devices,
         )
 
     resume = submit

@@ -87,6 +87,11 @@ class Jobs:
                 f"--on {job.engine} asks for what the run needs: expected --trainer.accelerator gpu or cpu and a "
                 f"number of --trainer.devices, got {job.accelerator} and {job.devices or 'auto'}"
             )
+        if job.nodes > 1 and job.engine == "kubernetes":
+            raise ValueError(
+                f"--on kubernetes writes a job of one machine: expected --trainer.num_nodes 1, got {job.nodes}; "
+                "several by --on ray or slurm"
+            )
         self._engine(job.engine)
         for name in self.home.names():
             other = self.home.read(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fdistill.evaluation.report.dashboard import FILE_NAME, PICTURE_FOLDERS, curve_sections, read_runs
-from fdistill.serving.generators import stamp
+from fdistill.serving.shelf import stamp
 
 _KEPT = 8  # looks of a megabyte each
 _DRAWING = ThreadPoolExecutor(1, "curves")  # matplotlib's settings are those of the whole process

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from fdistill.serving.app import json_body
-from fdistill.serving.generators import Shelf
 from fdistill.serving.images import RequestError
 from fdistill.serving.jobs.jobs import Jobs, RunStatus
 from fdistill.serving.jobs.look import look
 from fdistill.serving.page import page
+from fdistill.serving.shelf import Shelf
 
 _SETTING = re.compile(r"(?!trainer\.default_root_dir$)(trainer|model|data)(\.[a-z]\w*)+|seed_everything")
 
@@ -45,6 +45,8 @@ class Submission(BaseModel):
 def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
     """The page /runs; GET and POST /v1/runs, GET /v1/runs/NAME and its /look, POST its /stop, /resume and /serve.
 
+    DELETE of the last takes the generator away again, also of a run that is there no more.
+
     A configuration names classes, which are code: only files of one folder are taken, and settings beside them are
     numbers. A RequestError is raised for what is wrong (400) or not there (404), and for a page of another site (403).
 
@@ -60,7 +62,7 @@ def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
 
     @routes.get("")
     def listed() -> dict[str, Any]:
-        return {"object": "list", "data": [dataclasses.asdict(run) for run in jobs.all()]}
+        return {"object": "list", "data": [dataclasses.asdict(run) for run in jobs.all()], "served": shelf.added()}
 
     @routes.post("", status_code=202)
     async def submit(http: HttpRequest) -> dict[str, Any]:
@@ -101,6 +103,16 @@ def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
             await asyncio.get_running_loop().run_in_executor(loading, shelf.add, name, checkpoint)
         return {"model": name}
 
+    @routes.delete("/{name}/serve")
+    def unserve(name: str) -> dict[str, str]:
+        with _refused(404):
+            shelf.remove(name)
+        return {"model": name}
+
+    return _with_page(routes)
+
+
+def _with_page(routes: APIRouter) -> APIRouter:
     both = APIRouter()
     both.include_router(routes)
     both.add_api_route("/runs", lambda: page("runs.html"))

@@ -73,6 +73,29 @@ def test_torchrun_and_srun_make_the_same_run_and_continue_it(teacher_checkpoint,
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
 
 
+RAY = f"""#!/usr/bin/env bash
+# Two "machines" of one process each, of a cluster of Ray that ends with the first of these processes.
+{sys.executable} -m fdistill.serving.jobs.ray_nodes 2 1 cpu "$LOG" {sys.executable} -m fdistill fit "$@" \\
+    --trainer.devices 1 --trainer.num_nodes 2 --ckpt_path last
+code=$?
+cat "$LOG" >&2
+exit $code
+"""
+
+
+@pytest.mark.slow
+def test_two_machines_of_ray_make_the_run_of_torchrun_and_continue_it(teacher_checkpoint, tmp_path):
+    pytest.importorskip("ray")
+    (tmp_path / "ray.sh").write_text(RAY)
+    told = {"LOG": str(tmp_path / "log"), "RAY_USAGE_STATS_ENABLED": "0"}
+    by_torchrun = {"GPUS": "2", "HEAD": f"localhost:{port()}"}
+    whole = run(CLUSTER / "torchrun.sh", tmp_path / "whole", teacher_checkpoint, 4, tmp_path, **by_torchrun)
+    for turns in (2, 4):
+        parts = run(tmp_path / "ray.sh", tmp_path / "parts", teacher_checkpoint, turns, tmp_path, **told)
+        assert torch.load(last(tmp_path / "parts"), weights_only=True)["global_step"] == turns
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+
+
 @pytest.mark.slow
 def test_two_sets_of_classes_at_once_resume_on_two_processes(tmp_path):
     quick = {"accelerator": "cpu", "max_steps": 1, "limit_val_batches": 0}
