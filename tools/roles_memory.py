@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -28,6 +28,7 @@ from fdistill.cli.fit import run_trainer
 from fdistill.core.atomic_files import write_json
 from fdistill.data import Batch
 from fdistill.models.condition import Condition
+from fdistill.training.argument_checks import Stored
 from fdistill.training.planning import GPUS, plan_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -51,10 +52,10 @@ def settings_of(teacher: Path, way: str, dtype: str) -> list[str]:
     return [*arguments, "--data.batch_size=1", f"--model.teacher_dtype={dtype}", *OPTIMISERS, *WAYS[way]]
 
 
-def planned(teacher: str, way: str) -> dict[str, int]:
+def planned(teacher: str, way: str, dtype: str) -> dict[str, int]:
     """Bytes by what they hold, in bf16-mixed."""
     settings = [
-        *settings_of(CONFIGS / "teachers" / f"{teacher}.yaml", way, "bfloat16"),
+        *settings_of(CONFIGS / "teachers" / f"{teacher}.yaml", way, dtype),
         "--trainer.precision=bf16-mixed",
     ]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -63,13 +64,13 @@ def planned(teacher: str, way: str) -> dict[str, int]:
         return json.loads(out.read_text())["memory"]
 
 
-def plan_table(teachers: list[str], ways: list[str]) -> None:
+def plan_table(teachers: list[str], ways: list[str], dtype: str) -> None:
     roles = ("teacher", "student", "fake_score", "ema")
     print("| teacher | roles | base | student | fake score | EMA | optimisers | turn | sum, GB |")
     print("|---|---" + "|--:" * 7 + "|")
     for teacher in teachers:
         for way in ways:
-            memory = planned(teacher, way)
+            memory = planned(teacher, way, dtype)
             values = [memory.pop(f"weights of {role}", 0) for role in roles]
             values += [memory.pop("optimiser states"), memory.pop("turn (activations, gradients)")]
             if memory:
@@ -134,19 +135,20 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--measure", action="store_true", help="run turns in place of the table by plan")
     parser.add_argument("--teacher", choices=TEACHERS, help="measured in its real size; else a network of 77 million")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the measured base")
+    parser.add_argument("--dtype", choices=get_args(Stored), help="of the base; float32 where measured, else bfloat16")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--out", type=Path, help="folder for memory.json, what was measured in bytes")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.dtype = options.dtype or ("float32" if options.measure else "bfloat16")
     if options.way:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(measured(options, Path(folder))))
     elif options.measure:
         measured_table(options)
     else:
-        plan_table(options.teachers, options.ways)
+        plan_table(options.teachers, options.ways, options.dtype)
 
 
 if __name__ == "__main__":

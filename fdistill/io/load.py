@@ -43,6 +43,7 @@ from fdistill.theory.preconditioning import EDM, ConsistencyEDM
 
 _TIME_SCALE = 1000.0  # a ConsistencyModelPipeline's timestep is 250 ln(sigma), 1000 times EDM's noise input
 _REMEDY = "export it again"
+_HELD = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 def load_model(path: Path | str, merge: bool = True) -> GenerativeModel:
@@ -94,24 +95,26 @@ def _with_adapters(
     with as_one_line(f"the record of {path} describes no adapters"):
         how = dict(record["adapters"])
         base = dict(how.pop("base"))
-        source, dtype = base["source"], {"float32": torch.float32, "bfloat16": torch.bfloat16}[base["dtype"]]
+        source, dtype = base["source"], _HELD[base["dtype"]]
     if not isinstance(source, str):
         raise CheckpointError(
             f"{path} holds adapters on weights that are those of a teacher that was no file: "
             "continue its run to use it, or give the teacher as a file"
         )
     try:
-        teacher = load_model(source).denoiser.hold_in(dtype)
+        teacher = load_model(source).denoiser
     except CheckpointError as error:
         raise CheckpointError(
             f"{path} holds adapters on the weights of its teacher, which cannot be read: {error}"
         ) from error
+    whole = teacher.state_dict()
+    teacher.hold_in(dtype)
     if fingerprint(teacher.spec(), teacher.state_dict()) != base["fingerprint"]:
         raise CheckpointError(
             f"{path} holds adapters on the weights of its teacher: expected those with the fingerprint "
             f"{base['fingerprint']}, got others in {source}; put the teacher that it was trained on there"
         )
-    model = model_from_record(record, teacher.state_dict() | guide, path)
+    model = model_from_record(record, whole | guide, path)
     with as_one_line(f"the adapters of {path} are none of its teacher's"):
         model.denoiser = with_adapters(model.denoiser.hold_in(dtype), **how).eval()
         load_adapter_state(model.denoiser, weights)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fdistill.models.denoiser import Denoiser
+from fdistill.models.quantised import Int8Conv2d, Int8Linear
 
 Named = Literal["attention", "dmd2", "all"]
 """Layers by a name: of attention; those of DMD2's LoRA of SDXL (arXiv 2405.14867); or every plain linear layer and
@@ -34,30 +35,44 @@ TARGETS: dict[str, tuple[str, ...]] = {
 _FACTORS = ("lora_A", "lora_B")
 
 
-class LowRankLinear(nn.Linear):
-    """A linear layer whose weight and bias another network shares, and two factors of its own."""
+class LowRank(nn.Module):
+    """A layer whose weight and bias another network shares, and two factors of its own; mixed in before the layer."""
 
-    lora_A: nn.Linear  # to the rank; [rank, in_features]
-    lora_B: nn.Linear  # and back; [out_features, rank], 0 at first
+    weight: Tensor
+    lora_A: nn.Linear | nn.Conv2d  # to the rank; [rank, in_features] or [rank, in_channels, height, width]
+    lora_B: nn.Linear | nn.Conv2d  # and back, 0 at first; [out_features, rank] or [out_channels, rank, 1, 1]
     scale: float
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.add(super().forward(x), self.lora_B(self.lora_A(x)), alpha=self.scale)
 
 
-class LowRankConv2d(nn.Conv2d):
-    """A convolution whose weight and bias another network shares; A is a convolution like it, B one of a pixel."""
-
-    lora_A: nn.Conv2d  # [rank, in_channels, height, width]
-    lora_B: nn.Conv2d  # [out_channels, rank, 1, 1], 0 at first
-    scale: float
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.add(super().forward(x), self.lora_B(self.lora_A(x)), alpha=self.scale)
+class LowRankLinear(LowRank, nn.Linear):
+    """A linear layer with an adapter."""
 
 
-LowRank = LowRankLinear | LowRankConv2d
-_KINDS: dict[type[nn.Module], type[LowRank]] = {nn.Linear: LowRankLinear, nn.Conv2d: LowRankConv2d}
+class LowRankConv2d(LowRank, nn.Conv2d):
+    """A convolution with an adapter."""
+
+
+class LowRankInt8Linear(LowRank, Int8Linear):
+    """A linear layer held in int8 with an adapter."""
+
+    whole = LowRankLinear
+
+
+class LowRankInt8Conv2d(LowRank, Int8Conv2d):
+    """A convolution held in int8 with an adapter."""
+
+    whole = LowRankConv2d
+
+
+_KINDS: dict[type[nn.Module], type[LowRank]] = {
+    nn.Linear: LowRankLinear,
+    nn.Conv2d: LowRankConv2d,
+    Int8Linear: LowRankInt8Linear,
+    Int8Conv2d: LowRankInt8Conv2d,
+}
 
 
 def with_adapters(
@@ -105,13 +120,12 @@ def merged(denoiser: Denoiser) -> Denoiser:
     """A denoiser of plain layers and weights of its own, W + (alpha / rank) B A, summed and kept in float32 at the
     least; a copy where there are no adapters."""
     copied = copy.deepcopy(denoiser)
-    if copied.halved:
-        copied.hold_in(torch.float32)
+    copied.hold_in(torch.float32)
     for layer in adapter_layers(copied).values():
         layer.weight = nn.Parameter(layer.weight + layer_delta(layer), layer.weight.requires_grad)
         for name in (*_FACTORS, "scale"):
             delattr(layer, name)
-        plain: Any = next(kind for kind, adapted in _KINDS.items() if isinstance(layer, adapted))
+        plain: Any = next(kind for kind, adapted in _KINDS.items() if type(layer) is adapted)
         layer.__class__ = plain
     return copied
 
@@ -246,10 +260,11 @@ def _check_layer(name: str, layer: nn.Module, is_plain: bool, rank: int) -> None
         raise ValueError(
             f"adapters are for plain Linear and Conv2d without groups: got {name}, a {kind}; choose targets without it"
         )
-    if type(weight.data) is not Tensor or not weight.is_floating_point() or weight.element_size() < 2:
+    is_float = type(weight.data) is Tensor and weight.is_floating_point() and weight.element_size() > 1
+    if not is_float and not isinstance(layer, Int8Linear | Int8Conv2d):
         raise ValueError(
-            f"adapters stand on weights of float32, bfloat16 or float16, not on quantised ones: got {name}, of "
-            f"{weight.dtype} in {type(weight.data).__name__}; load the base without quantisation"
+            f"adapters stand on weights of float32, bfloat16 or float16, or on what teacher_dtype int8 makes of them: "
+            f"got {name}, of {weight.dtype} in {type(weight.data).__name__}; load the base without quantisation"
         )
     if rank > _least(layer):
         raise ValueError(

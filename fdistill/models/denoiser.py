@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fdistill.core.spec import Described
 from fdistill.models.condition import Condition, Conditioned, Takes
 from fdistill.models.networks import Encoding, Network
+from fdistill.models.quantised import dequantise, quantise
 from fdistill.theory.paths import NoiseRange
 from fdistill.theory.preconditioning import Coefficients, Preconditioning
 
@@ -53,7 +54,12 @@ class Denoiser(nn.Module, Described):
         """
         super().__init__()
         self.network, self.preconditioning = network, preconditioning
-        self.halved = False  # whether it computes in bfloat16 by itself
+        self.held = torch.float32  # how the matrices and kernels of its network lie in memory
+
+    @property
+    def halved(self) -> bool:
+        """Whether it computes in bfloat16 by itself."""
+        return self.held == torch.bfloat16
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -124,17 +130,27 @@ class Denoiser(nn.Module, Described):
         return _expand(self.preconditioning.coefficients(sigma).skip, x).to(x.dtype) * x
 
     def hold_in(self, dtype: torch.dtype) -> Self:
-        """Keep the matrices and kernels of a network that does not learn in bfloat16, or in float32 again; in place.
+        """Keep the matrices and kernels of a network that does not learn in bfloat16, int8, or float32 again; in place.
 
         In bfloat16 they are multiplied in it, as under autocast; vectors, tables of embeddings and all that goes in and
         out stay float32. Under bf16 autocast, which rounds weights for every product, nothing changes but where a
-        network scales its weights before it uses them (EDM2).
+        network scales its weights before it uses them (EDM2). In int8 (`fdistill.models.quantised`) the weights of
+        linear layers and convolutions are rounded for good, and multiplied in the run's own precision.
+
+        Raises:
+            ValueError: where int8 finds no such layer.
         """
-        for module in self.network.modules():
+        if dtype == self.held:
+            return self
+        if self.held == torch.int8:
+            dequantise(self.network)
+        for module in self.network.modules() if torch.bfloat16 in (dtype, self.held) else ():
             for parameter in () if isinstance(module, nn.Embedding) else module.parameters(recurse=False):
                 if parameter.ndim > 1:
-                    parameter.data = parameter.data.to(dtype)
-        self.halved = dtype == torch.bfloat16
+                    parameter.data = parameter.data.to(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+        if dtype == torch.int8:
+            quantise(self.network)
+        self.held = dtype
         return self
 
     def _arithmetic(self, x: Tensor) -> AbstractContextManager[object]:

@@ -21,7 +21,7 @@ from fdistill.theory.schedules import Schedule
 from fdistill.training.discrimination import Reads
 from fdistill.training.turn_schedule import Turn
 
-Stored = Literal["float32", "bfloat16"]
+Stored = Literal["float32", "bfloat16", "int8"]
 """Type of the matrices and kernels of a network that does not learn."""
 
 

@@ -117,7 +117,8 @@ class DistillationModule(DistillationTurn, StudentValidation):
             and random skews are drawn for each micro-batch: other numbers of the same law.
         skip_nonfinite: turns in a row with a NaN or an infinity that are skipped and counted; 0 stops at the first.
         teacher_dtype: of the matrices and kernels of teacher and guide; bfloat16 halves their memory, and they compute
-            in it whatever the run's precision. Student and fake score start from the weights before they are rounded.
+            in it whatever the run's precision; int8 halves it again. Full copies start from the weights before they
+            are rounded.
         feature_blocks: numbers of the blocks of a text-to-image network behind which the discriminator reads
             features of teacher or fake score; None for the middle.
         meta_start: whether rank 0 alone gets the weights of all networks on the CPU when they are built. The others

@@ -158,7 +158,7 @@ def _base_record(module: Any, base: str) -> dict[str, Any]:
     source = module.teacher_source
     if isinstance(source, str) and Path(source).exists():
         source = str(Path(source).resolve())
-    held = "bfloat16" if getattr(module, base).halved else "float32"
+    held = str(getattr(module, base).held).removeprefix("torch.")
     return {"source": source, "dtype": held, "fingerprint": networks.get(base)}
 
 

@@ -31,6 +31,7 @@ from fdistill.theory.preconditioning import EDM
 from fdistill.training.averaging.ema import EMA
 from fdistill.training.averaging.power_ema import PowerEMA
 from fdistill.training.callbacks import FastNetworks
+from fdistill.training.parallel import ShardedStrategy
 from fdistill.training.planning import GPUS, plan_run
 from fdistill.training.roles import FullCopies, SharedBase
 
@@ -104,13 +105,30 @@ def test_gradients_are_the_same_with_activations_computed_again(objective, doubl
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_gradients_are_the_same_in_compiled_networks(backend, double):
+def test_gradients_are_the_same_in_compiled_networks(backend, dtype, double):
     def build(teacher=None, **changes):
-        return distillation(teacher or unet(), SiD(), **KEEPS | changes)
+        held = dtype if isinstance(changes.get("roles"), SharedBase) else "float32"
+        return distillation(teacher or unet(), SiD(), teacher_dtype=held, **KEEPS | changes)
 
     compiled = FastNetworks(backend=backend, tf32=False)
     assert error_beside_separate(build, 2, images, callbacks=[compiled]) <= 1e-10
+
+
+@pytest.mark.parametrize("checkpointed", slow_but([False, True], True), ids=["", "checkpointed"])
+def test_on_a_base_in_int8_gradients_are_those_of_its_rounded_weights(checkpointed, double):
+    """The other run's teacher is the same base, in floating point again."""
+
+    def build(teacher=None, **changes):
+        is_shared = isinstance(changes.get("roles"), SharedBase)
+        how = {
+            "gradient_checkpointing": checkpointed and is_shared,
+            "teacher_dtype": "int8" if is_shared else "float32",
+        }
+        return distillation(teacher or stock(), SiDA(0.1), **how | KEEPS | changes)
+
+    assert error_beside_separate(build, 2, lambda: images(1)) <= 1e-10
 
 
 def shared_run(**changes):
@@ -212,7 +230,7 @@ def teacher_file(tmp_path):
     return export_folder(teacher, tmp_path / "teacher")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_a_student_is_loaded_whole_from_its_adapters_and_its_teacher_s_file(dtype, tmp_path, teacher_file):
     module = distillation(str(teacher_file), roles=SharedBase(2, 3.0, "all"), teacher_dtype=dtype)
     path = tmp_path / "a.ckpt"
@@ -249,6 +267,7 @@ def test_another_base_or_none_is_refused_in_one_line(tmp_path, teacher_file):
         ({"fake_score": mlp(seed=1)}, "leave fake_score out"),
         ({"roles": SharedBase()}, "match no layer"),
         ({"roles": SharedBase(99, targets="all")}, "rank"),
+        ({"teacher_dtype": "int4"}, "int8"),
     ],
 )
 def test_what_cannot_stand_on_the_base_is_refused_in_one_line(changes, word):
@@ -265,6 +284,12 @@ def test_unknown_roles_are_refused(arguments, word):
         SharedBase(**arguments)
 
 
+def test_a_base_in_int8_is_not_sharded():
+    with pytest.raises(ValueError, match="teacher_dtype") as error:
+        ShardedStrategy().shards(shared_run(teacher_dtype="int8"))
+    assert "\n" not in str(error.value)
+
+
 def test_a_plan_counts_the_base_once():
     module, full = shared_run(), distillation(mlp(), adversarial_weight=0.1)
     base = sum(value.numel() for value in module.teacher.parameters())
@@ -279,6 +304,10 @@ def test_a_plan_counts_the_base_once():
     halved = plan_run(shared_run(teacher_dtype="bfloat16"), 8, 100, GPUS["A100"])
     assert halved.memory["weights of teacher"] < 0.7 * plans[0].memory["weights of teacher"]
     assert {name: turn.flops for name, turn in halved.turns.items()} == {n: t.flops for n, t in plans[0].turns.items()}
+    in_int8 = plan_run(shared_run(teacher_dtype="int8"), 8, 100, GPUS["A100"])
+    assert in_int8.memory["weights of teacher"] < 0.45 * plans[0].memory["weights of teacher"]
+    assert in_int8.memory["weights of student"] == plans[0].memory["weights of student"]
+    assert {name: turn.flops for name, turn in in_int8.turns.items()} == {n: t.flops for n, t in plans[0].turns.items()}
 
 
 def test_the_rest_of_a_run_takes_adapters():

@@ -29,12 +29,22 @@ def known(folders):
     return functools.cache(lambda name: teacher_and_prompts(folders(name)[0], name))
 
 
-@pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
+@pytest.mark.parametrize(
+    ("checkpointed", "dtype"),
+    [
+        pytest.param(False, "float32", id=""),
+        pytest.param(True, "float32", id="checkpointed"),
+        pytest.param(True, "int8", id="int8", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == "sd" else [pytest.mark.slow]) for name in FAMILIES]
 )
-def test_families_learn_as_separate_networks(name, checkpointed, known):
-    """SiDA differentiates teacher and fake score by their input, and the discriminator reads the fake score."""
+def test_families_learn_as_separate_networks(name, checkpointed, dtype, known):
+    """SiDA differentiates teacher and fake score by their input, and the discriminator reads the fake score.
+
+    On a base in int8 the separate networks have its rounded weights in float64.
+    """
     teacher, prompts = known(name)
     teacher.denoiser.double()
     doubled = {key: value.double() if value.is_floating_point() else value for key, value in prompts.condition.items()}
@@ -51,6 +61,7 @@ def test_families_learn_as_separate_networks(name, checkpointed, known):
             "turn": "fused",
             "discriminator": "fake_score",
             "gradient_checkpointing": checkpointed,
+            "teacher_dtype": dtype if given is None else "float32",
         }
         return DistillationModule(start, SiDA(0.1), **arguments | KEEPS | changes)
 

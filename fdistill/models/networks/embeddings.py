@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fdistill.models.condition import LABELS, Condition, Takes, takes_classes
+from fdistill.models.quantised import weight_dtype
 
 
 class FourierEmbedding(nn.Module):
@@ -47,7 +48,7 @@ class ConditionEmbedding(nn.Module):
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         """noise [B], the condition of as many samples."""
         waves, linear, activation = self.noise
-        embedding = self.mix(activation(linear(waves(noise).to(linear.weight.dtype))))
+        embedding = self.mix(activation(linear(waves(noise).to(weight_dtype(linear)))))
         if self.classes is not None:
             embedding = embedding + class_embedding(self.classes, condition)
         return embedding

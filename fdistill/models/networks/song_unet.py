@@ -17,6 +17,7 @@ from fdistill.models.networks.base import Encoding, Network
 from fdistill.models.networks.embeddings import at_least_single, class_vectors
 from fdistill.models.networks.resampling import Downsample, Upsample
 from fdistill.models.networks.small_unet import check_halving
+from fdistill.models.quantised import weight_dtype
 
 _Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
 _HALF = math.sqrt(0.5)  # a sum of two branches of equal variance keeps it
@@ -162,12 +163,12 @@ class SongUNet(Network):
 
     def _embedding(self, noise: Tensor, condition: Condition) -> Tensor:
         """[B, channel_mult_emb model_channels]; "no class" is the zero vector of classes."""
-        embedding = self.map_noise(noise.to(at_least_single(self.map_layer0.weight.dtype)))
+        embedding = self.map_noise(noise.to(at_least_single(weight_dtype(self.map_layer0))))
         if self.map_label is not None:
             classes = class_vectors(condition, self.num_classes).to(embedding.dtype)
             scaled = classes * math.sqrt(self.num_classes)
-            embedding = embedding + self.map_label(scaled.to(self.map_label.weight.dtype))
-        return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding.to(self.map_layer0.weight.dtype)))))
+            embedding = embedding + self.map_label(scaled.to(weight_dtype(self.map_label)))
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding.to(weight_dtype(self.map_layer0))))))
 
 
 class PositionalEmbedding(nn.Module):

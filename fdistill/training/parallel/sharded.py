@@ -27,6 +27,7 @@ from fdistill.core.private_apis import forget_passes, set_device
 from fdistill.io.shards import SHARDS, put_tensors, write_shards
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import EDM2UNet, TwoExperts
+from fdistill.models.quantised import quantised_layers
 from fdistill.training.averaging.ema import EMA
 from fdistill.training.checkpoint_io import SafeCheckpointIO
 from fdistill.training.parallel.replicated import ReplicatedStrategy
@@ -193,6 +194,11 @@ def _check_network(name: str, denoiser: Denoiser) -> None:
         raise ValueError(
             f"a sharded network neither writes its weights while it is asked nor leaves some of them out: "
             f"expected another {name} than {type(network).__name__}, or {remedy}"
+        )
+    if quantised_layers(network):
+        raise ValueError(
+            f"sharded weights are not in int8, as those of {name} are: expected teacher_dtype bfloat16 or float32, or "
+            f"{remedy}"
         )
     if any(parameter.ndim == 0 for parameter in network.parameters()):
         raise ValueError(
