@@ -61,11 +61,10 @@ def spread(pictures: Tensor) -> float:
     return float((pictures.var(0, unbiased=True).mean() * 2).sqrt()) if n > 1 else 0.0
 
 
-def fitted(steps: int = 150) -> VoxelScenes:
-    """Scenes of two true solids of each shape by least squares at the conditioned views: what the voxels can do."""
+def fitted(pictures: Tensor, steps: int = 150) -> VoxelScenes:
+    """Scenes of two true solids of each shape, by least squares at the views of [shapes, 2, views, 16, 16]."""
     torch.manual_seed(0)
     scenes, (shapes, each) = VoxelScenes(2), torch.meshgrid(torch.arange(len(SOLIDS)), torch.arange(2), indexing="ij")
-    pictures = torch.stack([true_solids(shape, 2, 16)[0][:, :VIEWS] for shape in range(len(SOLIDS))])
     optimizer = torch.optim.Adam(scenes.parameters(), lr=0.05, betas=(0.9, 0.99))
     for step in range(steps):
         view = torch.randint(VIEWS, (3, *shapes.shape), generator=generator_for(step))
@@ -122,11 +121,13 @@ def main() -> None:
     last = "checkpoints/last.ckpt"
     numbers = range(len(SOLIDS))
     true = [true_solids(shape, CANDIDATES, FINE)[1] for shape in numbers]
-    data = [true_solids(shape, 4, 16)[0] for shape in numbers]
-    teacher = teacher_pictures(arguments.teacher / last, 4)
+    data = [true_solids(shape, CANDIDATES, 16)[0] for shape in numbers]
+    teacher = teacher_pictures(arguments.teacher / last, 8)
     rows = {"data": {"spread": sum(spread(solid[:, :VIEWS]) for solid in data) / len(data)}}
     rows["teacher"] = {"spread": sum(map(spread, teacher)) / len(teacher)}
-    scenes = {"fitted": fitted()} | {run.name: fdistill.load(run / last).denoiser.network for run in arguments.runs}
+    pictures = torch.stack([solid[:2, :VIEWS] for solid in data])
+    scenes = {"start": VoxelScenes(), "fitted": fitted(pictures)}
+    scenes |= {run.name: fdistill.load(run / last).denoiser.network for run in arguments.runs}
     blocks = {"true solids": [solid[:, SHOWN] for solid in data], "teacher": [t[:, [0, 1, 2, 5]] for t in teacher]}
     for name, found in scenes.items():
         rows[name] = measured(found, true)

@@ -325,7 +325,7 @@ class DistillationTurn(GenerativeModule):
 
     def _step(self, losses: dict[str, Tensor], learners: Learners, samples: TurnValues) -> dict[str, Tensor] | None:
         found: Any = self.optimizers()  # one alone comes without a list
-        student, *fake = cast("list[LightningOptimizer]", found if isinstance(found, list) else [found])
+        student, *fake = cast("list[LightningOptimizer]", found if isinstance(found, list | tuple) else [found])
         fake_side: dict[str, nn.Module | None] = (
             {"fake_score": self.fake_score, "discriminator": self.ratio} if learners.fake else {}
         )
