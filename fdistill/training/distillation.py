@@ -188,9 +188,8 @@ class DistillationModule(DistillationTurn, StudentValidation):
         check_arguments(objective, *choices, *counts, pairs, r1_weight, r1_step, instance_noise)
         self.objective, self.start, self.roles = objective, check_start(start), roles or FullCopies()
         self.turn_schedule = TurnSchedule.of(objective.needs.others, turn, *counts)
-        self.teacher_source = described_source(teacher)
         self.reads = discriminator if objective.needs.discriminator else "none"
-        self.guidance_facts = guidance_facts(*guided, guidance_rescale)
+        self.teacher_source, self.guidance_facts = described_source(teacher), guidance_facts(*guided, guidance_rescale)
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
         self.discriminator_lr, self.imitation, self.reuse_generated = discriminator_lr, imitation, reuse_generated
         self.r1_weight, self.r1_step, self.instance_noise = r1_weight, r1_step, instance_noise
