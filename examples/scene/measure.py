@@ -5,9 +5,11 @@ python -m examples.scene.measure runs/scene/{sds,vsd}-{0,1,2} --teacher runs/sce
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -55,10 +57,13 @@ def overlaps(opaque: Tensor, true: Tensor) -> Tensor:
     return torch.stack([chosen[:, :VIEWS].mean(1), chosen[:, VIEWS:].mean(1)], 1)
 
 
-def spread(pictures: Tensor) -> float:
-    """Root mean square distance of pixels in [0, 1] between two of n pictures [n, views, ...] of one shape and view."""
-    n = len(pictures)
-    return float((pictures.var(0, unbiased=True).mean() * 2).sqrt()) if n > 1 else 0.0
+def spreads(shapes: Sequence[Tensor]) -> dict[str, float]:
+    """Root mean square distance of pixels in [0, 1] between two pictures of one shape and view, mean over shapes.
+
+    The coarse one is of means over 4x4 pixels: size and brightness, without speckle. Pictures are [n, views, 16, 16].
+    """
+    found = {"spread": list(shapes), "spread_coarse": [F.avg_pool2d(pictures, 4) for pictures in shapes]}
+    return {name: sum(float((2 * p.var(0).mean()).sqrt()) for p in of) / len(of) for name, of in found.items()}
 
 
 def fitted(pictures: Tensor, steps: int = 150) -> VoxelScenes:
@@ -81,10 +86,10 @@ def fitted(pictures: Tensor, steps: int = 150) -> VoxelScenes:
 def measured(scenes: VoxelScenes, true: list[Tensor]) -> dict[str, float]:
     """The numbers of one run, means over shapes and particles."""
     iou = torch.stack([overlaps(seen(scenes, shape, FINE)[1] > 0.5, true[shape]).mean(0) for shape in range(len(true))])
-    spreads = [spread(seen(scenes, shape, 16)[0][:, :VIEWS]) for shape in range(len(true))]
+    pictures = [seen(scenes, shape, 16)[0][:, :VIEWS] for shape in range(len(true))]
     by_shape = {f"iou_{name}": round(float(value), 3) for name, value in zip(SOLIDS, iou[:, 1], strict=True)}
     conditioned, held_out = iou.mean(0).tolist()
-    return {"iou": conditioned, "iou_held_out": held_out, "spread": sum(spreads) / len(spreads), **by_shape}
+    return {"iou": conditioned, "iou_held_out": held_out, **spreads(pictures), **by_shape}
 
 
 def teacher_pictures(checkpoint: Path, n: int) -> Tensor:
@@ -100,7 +105,7 @@ def picture(blocks: dict[str, list[Tensor]], file: Path, zoom: int = 3) -> None:
     columns = []
     for shown in blocks.values():
         rows = torch.cat([torch.cat(list(solid), 1) for shape in shown for solid in shape[:2]])
-        columns.append(torch.nn.functional.pad(rows, (2, 2)))
+        columns.append(F.pad(rows, (2, 2)))
     drawn = (torch.cat(columns, 1).clamp(0, 1) * 255).round().byte().numpy()
     image = Image.fromarray(drawn).resize((drawn.shape[1] * zoom, drawn.shape[0] * zoom), Image.Resampling.NEAREST)
     sheet = Image.new("L", (image.width, image.height + 16), 0)
@@ -123,8 +128,8 @@ def main() -> None:
     true = [true_solids(shape, CANDIDATES, FINE)[1] for shape in numbers]
     data = [true_solids(shape, CANDIDATES, 16)[0] for shape in numbers]
     teacher = teacher_pictures(arguments.teacher / last, 8)
-    rows = {"data": {"spread": sum(spread(solid[:, :VIEWS]) for solid in data) / len(data)}}
-    rows["teacher"] = {"spread": sum(map(spread, teacher)) / len(teacher)}
+    rows = {"data": spreads([solid[:, :VIEWS] for solid in data])}
+    rows["teacher"] = spreads(teacher)
     pictures = torch.stack([solid[:2, :VIEWS] for solid in data])
     scenes = {"start": VoxelScenes(), "fitted": fitted(pictures)}
     scenes |= {run.name: fdistill.load(run / last).denoiser.network for run in arguments.runs}

@@ -198,7 +198,7 @@ class DistillationModule(DistillationTurn, StudentValidation):
             loaded = self._keep_teacher(teacher_model(teacher), dtype)
             self.levels = student_levels(sigma_init, renoise_levels, student_times, loaded.denoiser)
             self._start_learners(loaded, student, fake_score, ema_decay)
-            self.sigma_data = known_sigma_data(sigma_data, (self.fake_score, self.student, self.teacher), loaded.facts)
+            self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.teacher, loaded.facts)
             self.guidance = teacher_guidance(*guided, guidance_rescale, loaded, dtype)
             self._guide_fake(guidance, fake_guidance, fake_training_guidance, projection_guidance)
             self._configure(feature_blocks, gradient_checkpointing)

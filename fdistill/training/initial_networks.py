@@ -165,22 +165,20 @@ def _given(source: Denoiser | str | Path | None) -> Denoiser | Path | None:
     return source
 
 
-def known_sigma_data(given: float | None, denoisers: Sequence[Denoiser | None], facts: dict[str, Any]) -> float:
-    """The standard deviation of the data: what is given, or what the EDM of the first of these that has one knows.
+def known_sigma_data(given: float | None, denoiser: Denoiser, facts: dict[str, Any]) -> float:
+    """The standard deviation of the data: what is given, or what the fake score's (else teacher's) EDM knows.
 
     An imported teacher, whose network may not hold it, has it among its facts.
 
     Raises:
         ValueError: where neither is there, or it is not positive.
     """
-    kinds = [denoiser.preconditioning for denoiser in denoisers if denoiser is not None]
-    known = [kind.sigma_data for kind in kinds if isinstance(kind, EDM)]
-    if given is None and known:
-        return known[0]
+    if given is None and isinstance(denoiser.preconditioning, EDM):
+        return denoiser.preconditioning.sigma_data
     given = facts.get("sigma_data") if given is None else given
     if given is None or not given > 0:
         raise ValueError(
-            "sigma_data is positive, and known only where a network has EDM preconditioning or the teacher was "
+            "sigma_data is positive, and known only where the fake score has EDM preconditioning or the teacher was "
             f"imported: got {given}; give the data's standard deviation"
         )
     return given
