@@ -45,6 +45,7 @@ MINIMISED = {  # words between ` are mathematics, in the order of the table
     "FDistill": "`c sigma^2 E_q[f(r)] / mean(h)`, and `adversarial_weight` times the softened reverse KL",
     "DiffInstruct": "`c sigma^2 KL(q_t||p_t)`",
     "VSD": "`c sigma^2 KL(q_t||p_t)` with `c = sigma / (1 + sigma^2)`",
+    "SDS": "`c sigma^2 E_q[-ln p_t]`, with the same `c`: `VSD` without the entropy of the student",
     "DMD": "`c sigma^2 KL(q_t||p_t)`, and `regression_weight` times the mean squared error to what the teacher makes "
     "of the same latents",
     "DMD2": "`c sigma^2 KL(q_t||p_t)`, and `adversarial_weight` times the softened reverse KL",

@@ -6,6 +6,7 @@ from fdistill.objectives.denoising import denoising_loss, weighted_denoising_los
 from fdistill.objectives.distribution_matching import (
     DMD,
     DMD2,
+    SDS,
     VSD,
     BregmanMatching,
     DiffInstruct,
@@ -24,6 +25,7 @@ from fdistill.objectives.warm_start import WarmStarted
 __all__ = [
     "DMD",
     "DMD2",
+    "SDS",
     "SIM",
     "VSD",
     "Adversarial",

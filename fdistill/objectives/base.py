@@ -33,6 +33,11 @@ class Needs(NamedTuple):
         return self.ratio or self.logit
 
     @property
+    def others(self) -> bool:
+        """Whether a network learns beside the student: a fake score or a discriminator."""
+        return self.fake_score != "nothing" or self.discriminator
+
+    @property
     def real(self) -> bool:
         """Whether real data is needed: what a discriminator learns from."""
         return self.discriminator

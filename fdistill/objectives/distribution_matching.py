@@ -109,6 +109,29 @@ class VSD(FDistill):
         super().__init__(ReverseKL(), 0.0, "vsd")
 
 
+class SDS(Objective):
+    """Score distillation sampling (DreamFusion, arXiv 2209.14988): `VSD` whose fake score is that of a point at x.
+
+    The entropy of the student is missing from what it descends, so that every sample goes to a mode of the teacher.
+    Only the student learns, in every turn.
+    """
+
+    def __init__(self, normaliser: Normaliser = "vsd") -> None:
+        """Args:
+        normaliser: step size of each noise level or sample; DreamFusion's is that of VSD.
+        """
+        check_normaliser(normaliser)
+        self.normaliser = normaliser
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("value")
+
+    def loss(self, at: NoisedSamples) -> StudentLoss:
+        direction = matching_direction(required(at.teacher), at.x, 1.0, normaliser(self.normaliser, at))
+        return StudentLoss({"student": Term(di(at.x, direction))})
+
+
 class DMD(FDistill):
     """DMD (arXiv 2311.18828): reverse KL, and regression to what the teacher's ODE makes of the same latents.
 

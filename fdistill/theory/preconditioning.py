@@ -164,6 +164,14 @@ class VelocityPrediction(_OnPath):
         )
 
 
+class Direct(Preconditioning):
+    """D(sigma z, sigma) = F(z): F is a generator, which has no noise level; sigma is without effect."""
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
+        return Coefficients(skip=zero, out=one, input=1 / sigma, noise=zero)
+
+
 class TrigFlowPrediction(EDM):
     """Simplified consistency models (arXiv 2410.11081): D = cos(t) x_t - sin(t) sigma_data F(x_t / sigma_data, t).
 

@@ -12,11 +12,14 @@ from torch import Tensor
 from fdistill.data import GenerativeDataModule
 from fdistill.models.adapters import own_parameters
 from fdistill.models.denoiser import Denoiser
+from fdistill.models.networks import Generator
 from fdistill.models.vae import Decoder
 from fdistill.objectives import Objective
 from fdistill.objectives.reward_algorithms import RewardAlgorithm
+from fdistill.sampling import Start
 from fdistill.sampling.grids import SamplingGrid
 from fdistill.theory.noise_levels import NoiseLevels
+from fdistill.theory.preconditioning import Direct
 from fdistill.theory.schedules import Schedule
 from fdistill.training.discrimination import Reads
 from fdistill.training.turn_schedule import Turn
@@ -70,7 +73,7 @@ def check_arguments(
     """Raises ValueError where arguments of `DistillationModule` break a rule that needs no network to be known."""
     check_choices(turn, discriminator, fake_noise_levels, fake_dropout, reuse_generated)
     check_numbers(fake_updates, warmup, fake_label_dropout=fake_dropout)
-    check_needs(objective, discriminator, pairs, r1_weight, r1_step)
+    check_needs(objective, discriminator, pairs, r1_weight, r1_step, warmup)
     check_instance_noise(instance_noise, objective)
 
 
@@ -93,14 +96,19 @@ def check_choices(
 
 
 def check_needs(
-    objective: Objective, discriminator: str, pairs: str | Path | None, r1_weight: float, r1_step: float
+    objective: Objective, discriminator: str, pairs: str | Path | None, r1_weight: float, r1_step: float, warmup: int
 ) -> None:
     """Raises ValueError where an objective lacks what it needs, or is given what nobody reads."""
     name, needs = type(objective).__name__, objective.needs
-    if needs.fake_score == "nothing" and not needs.discriminator:
+    if not needs.others and needs.teacher == "nothing":
         raise ValueError(
-            f"{name} needs neither a fake score nor a discriminator, so nothing would learn beside the student: "
+            f"{name} needs no teacher, fake score or discriminator, so nothing would tell the student anything: "
             "name one of them in its needs"
+        )
+    if not needs.others and warmup:
+        raise ValueError(
+            f"fake_score_warmup is of a fake score or a discriminator, and {name} has neither: set it to 0, got "
+            f"{warmup}"
         )
     if needs.discriminator and discriminator == "none":
         what = "the density ratio" if needs.ratio else "a discriminator's logit"
@@ -146,8 +154,15 @@ def check_instance_noise(instance_noise: float | Schedule, objective: Objective)
         )
 
 
-def check_one_step(objective: Objective, levels: tuple[float, ...]) -> None:
-    """Raises ValueError where an objective needs the one latent of a sample, and samples have several."""
+def check_one_step(objective: Objective, student: Denoiser, levels: tuple[float, ...], start: Start) -> None:
+    """Raises ValueError where an objective, or a generator, is about the one latent of a sample, and gets another."""
+    direct = isinstance(student.preconditioning, Direct)
+    if direct != isinstance(student.network, Generator) or (direct and (len(levels) > 1 or start != "sigma")):
+        raise ValueError(
+            "a generator makes a sample of its noise in one step: expected a Generator with preconditioning Direct, "
+            f"start sigma and no renoise_levels, got {type(student.network).__name__} with "
+            f"{type(student.preconditioning).__name__}, start {start} and {list(levels[1:])}"
+        )
     if objective.needs.latents and len(levels) > 1:
         raise ValueError(
             f"{type(objective).__name__} is about the map of a one-step student: leave renoise_levels out, got "

@@ -75,13 +75,13 @@ class DistillationModule(DistillationTurn, StudentValidation):
         start: what its first step makes of noise z: "sigma" for sigma_init z, "unit" for sqrt(1 + sigma_init^2) z,
             where stock pipelines start.
         student: initial student, a denoiser or a checkpoint of one, or a LoRA file (.safetensors) of the teacher; None
-            copies the teacher.
+            copies the teacher. `Denoiser(Generator, Direct())` is any differentiable generator.
         fake_score: initial fake score, likewise.
         fake_noise_levels: noise at which fake score and discriminator learn; None for the student's. Alternating only.
         sigma_data: standard deviation of the data; None takes what the fake score's EDM preconditioning or an
             imported teacher knows.
         turn: fused (every network learns from one generated batch) or alternating (one network a turn).
-        fake_updates_per_student: fake-score turns before each student turn, when alternating.
+        fake_updates_per_student: fake-score turns before each student turn, when alternating; SDS has none.
         discriminator: reads the encoder features of teacher or fake score, or the noised sample itself (small data).
         discriminator_lr: None for the fake score's learning rate.
         r1_weight: of half the squared gradient of the logit at noised real samples; 0 computes none.
@@ -188,9 +188,9 @@ class DistillationModule(DistillationTurn, StudentValidation):
         choices = (turn, discriminator, fake_noise_levels, fake_label_dropout, reuse_generated)
         check_arguments(objective, *choices, *counts, pairs, r1_weight, r1_step, instance_noise)
         self.objective, self.start, self.roles = objective, check_start(start), roles or FullCopies()
-        self.turn_schedule, self.teacher_source = TurnSchedule(turn, *counts), described_source(teacher)
+        self.turn_schedule = TurnSchedule.of(objective.needs.others, turn, *counts)
         self.reads = discriminator if objective.needs.discriminator else "none"
-        self.guidance_facts = guidance_facts(*guided, guidance_rescale)
+        self.teacher_source, self.guidance_facts = described_source(teacher), guidance_facts(*guided, guidance_rescale)
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
         self.discriminator_lr, self.imitation, self.reuse_generated = discriminator_lr, imitation, reuse_generated
         self.r1_weight, self.r1_step, self.instance_noise = r1_weight, r1_step, instance_noise
@@ -199,7 +199,7 @@ class DistillationModule(DistillationTurn, StudentValidation):
             loaded = self._keep_teacher(teacher_model(teacher), dtype)
             self.levels = student_levels(sigma_init, renoise_levels, student_times, loaded.denoiser)
             self._start_learners(loaded, student, fake_score, ema_decay)
-            self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.student, loaded.facts)
+            self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.teacher, loaded.facts)
             self.guidance = teacher_guidance(*guided, guidance_rescale, loaded, dtype)
             self._guide_fake(guidance, fake_guidance, fake_training_guidance, projection_guidance)
             self._configure(feature_blocks, gradient_checkpointing)
@@ -221,12 +221,12 @@ class DistillationModule(DistillationTurn, StudentValidation):
         ema_decay: float,
     ) -> None:
         needs = self.objective.needs
-        check_one_step(self.objective, self.levels)
         self.anchor = Anchor.of(self.objective, loaded, self.levels, self.start)
         with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
         self.student, self.fake_score = learners(
             self.roles, loaded.denoiser, self.teacher, student, fake_score, with_fake
         )
+        check_one_step(self.objective, self.student, self.levels, self.start)
         check_imitation(self.imitation, self.fake_score, self.student)
         self.frozen = nn.ModuleList(self.objective.networks()).requires_grad_(False).eval()
         for reward in (part for part in self.frozen if isinstance(part, Reward)):
@@ -234,8 +234,7 @@ class DistillationModule(DistillationTurn, StudentValidation):
         self.ema, self.teacher_facts = EMA(self.student, ema_decay), loaded.facts
 
     def _guide_fake(self, teacher: float, scale: float, training: float, projection: float | None) -> None:
-        scales = (scale, training, projection)
-        check_guidance(self.objective, teacher, *scales, self.fake_label_dropout, self.fake_score)
+        check_guidance(self.objective, teacher, scale, training, projection, self.fake_label_dropout, self.fake_score)
         self.guide = Guidance.of(self.guidance).guide
         self.fake_guidance = fake_guidance_like(self.guidance, scale)
         self.fake_training_guidance = fake_guidance_like(self.guidance, training)
@@ -313,7 +312,8 @@ class DistillationModule(DistillationTurn, StudentValidation):
         if self.ratio is not None:
             group: dict[str, Any] = {"params": list(self.ratio.parameters())}
             groups.append(group if self.discriminator_lr is None else {**group, "lr": self.discriminator_lr})
-        return [self.student_optimizer(own_parameters(self.student).values()), self.fake_score_optimizer(groups)]
+        fake = [self.fake_score_optimizer(groups)] if groups else []
+        return [self.student_optimizer(own_parameters(self.student).values()), *fake]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the roles, and where an adapted student's base is found."""

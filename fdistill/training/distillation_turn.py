@@ -324,13 +324,14 @@ class DistillationTurn(GenerativeModule):
             self.last_generated = mine.pop("x"), Condition(mine)
 
     def _step(self, losses: dict[str, Tensor], learners: Learners, samples: TurnValues) -> dict[str, Tensor] | None:
-        student_optimizer, fake_optimizer = cast("list[LightningOptimizer]", self.optimizers())
+        found: Any = self.optimizers()  # one alone comes without a list
+        student, *fake = cast("list[LightningOptimizer]", found if isinstance(found, list | tuple) else [found])
         fake_side: dict[str, nn.Module | None] = (
             {"fake_score": self.fake_score, "discriminator": self.ratio} if learners.fake else {}
         )
         networks: dict[str, nn.Module] = {"student": self.student} if learners.student else {}
         networks |= {name: network for name, network in fake_side.items() if network is not None}
-        moving = [student_optimizer] * learners.student + [fake_optimizer] * learners.fake
+        moving = [student] * learners.student + fake * learners.fake
         return self.guarded_step(losses, networks, moving, samples)
 
     @torch.no_grad()

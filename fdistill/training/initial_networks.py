@@ -166,7 +166,7 @@ def _given(source: Denoiser | str | Path | None) -> Denoiser | Path | None:
 
 
 def known_sigma_data(given: float | None, denoiser: Denoiser, facts: dict[str, Any]) -> float:
-    """The standard deviation of the data: what is given, or what the fake score's (else student's) EDM knows.
+    """The standard deviation of the data: what is given, or what the fake score's (else teacher's) EDM knows.
 
     An imported teacher, whose network may not hold it, has it among its facts.
 

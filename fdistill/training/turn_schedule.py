@@ -14,11 +14,19 @@ class Learners(NamedTuple):
 
 
 class TurnSchedule(NamedTuple):
-    """Turns of a distillation: a warm-up of the fake side, then fused turns, or cycles that end with the student's."""
+    """Turns of a distillation: a warm-up of the fake side, then fused turns, or cycles that end with the student's.
+
+    Where there is no fake side every turn is the student's.
+    """
 
     turn: Turn
     fake_updates_per_student: int
     warmup: int
+
+    @classmethod
+    def of(cls, fake_side: bool, turn: Turn, fake_updates_per_student: int, warmup: int) -> "TurnSchedule":
+        """The schedule of a run, with a fake side or without one."""
+        return cls(turn, fake_updates_per_student, warmup) if fake_side else cls("alternating", 0, 0)
 
     @property
     def cycle(self) -> int:

@@ -229,6 +229,12 @@ def divergence(problem, theta, f):
     return volume * (log_q.exp() * f((problem.log_teacher(x) - log_q).exp())).sum()
 
 
+def cross_entropy(problem, theta):
+    """E_q[-ln p_t]."""
+    x, volume = problem.axis()
+    return -volume * (problem.student(theta).log_prob(x, problem.sigma).exp() * problem.log_teacher(x)).sum()
+
+
 def fisher(problem, theta, moving=True):
     """E_q |s_p - s_q|^2; with samples that do not move, q outside the square is that of today."""
     x, volume = problem.axis()

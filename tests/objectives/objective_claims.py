@@ -12,6 +12,7 @@ from exact_problem import (
     SIGMA_DATA,
     UPDATE,
     Problem,
+    cross_entropy,
     divergence,
     expected_square,
     fisher,
@@ -26,6 +27,7 @@ from fdistill.models.denoiser import Denoiser
 from fdistill.objectives import (
     DMD,
     DMD2,
+    SDS,
     SIM,
     VSD,
     Adversarial,
@@ -170,6 +172,15 @@ def vsd():
     yield Claim(VSD(), {"student": matching(ReverseKL(), "vsd")})
 
 
+def sds():
+    for normaliser in ("vsd", "sigma"):
+
+        def descended(at, theta, normaliser=normaliser):
+            return step(normaliser, at.sigma) * at.sigma**2 / at.entries * cross_entropy(at, theta)
+
+        yield Claim(SDS(normaliser), {"student": descended})
+
+
 def dmd():
     terms = {"student": matching(ReverseKL(), "sigma"), "regression": lambda *at: 0.25 * regression(*at)}
     yield Claim(DMD(0.25, "sigma"), terms)
@@ -305,6 +316,7 @@ CLAIMS = {
     Fisher: fisher_objective,
     MongeRegularised: monge_regularised,
     RewardAugmented: reward_augmented,
+    SDS: sds,
     SIM: sim,
     ScoreOfMixture: score_of_mixture,
     SiD: sid,

@@ -7,6 +7,7 @@ from tiny_runs import distillation, mlp
 from fdistill.objectives import (
     DMD,
     DMD2,
+    SDS,
     SIM,
     VSD,
     Adversarial,
@@ -39,6 +40,7 @@ OBJECTIVES = {
     "Fisher": Fisher,
     "MongeRegularised": lambda: MongeRegularised(DiffInstruct(), 0.1),
     "RewardAugmented": lambda: RewardAugmented(SiD(), TargetReward([1.0, 0.0]), 0.1),
+    "SDS": SDS,
     "SIM": SIM,
     "ScoreOfMixture": lambda: ScoreOfMixture(adversarial_weight=0.1),
     "SiD": SiD,

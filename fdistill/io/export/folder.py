@@ -23,7 +23,7 @@ from fdistill.io.export.stock_levels import stock_levels
 from fdistill.io.export.stock_text import Scheduled, card_lines, is_text_student, scheduled, write_text_pipeline
 from fdistill.io.export.text_teacher import check_text_teacher, is_text_teacher, text_teacher_card, write_text_teacher
 from fdistill.io.stock_pipeline import PIPELINE
-from fdistill.models.networks import DiffusersUNet
+from fdistill.models.networks import DiffusersUNet, Generator
 from fdistill.sampling.draw import require_model
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.preconditioning import EDM
@@ -64,13 +64,20 @@ def export_folder(
 
     Raises:
         OSError: if it cannot be written.
-        ValueError: for programs of a teacher, or whose packages are missing, or a target that holds something else.
+        ValueError: for a generator that is no network, programs of a teacher or whose packages are missing, or a
+            target that holds something else.
     """
     model, target = require_model(model).merged(), Path(target)
     if not overwrite:
         require_replaceable(target)
     for program in programs:
         check_program(model, program)
+    if isinstance(model.denoiser.network, Generator):
+        raise ValueError(
+            "a pipeline runs a network: expected a student that is one, got the generator "
+            f"{type(model.denoiser.network).__name__}; keep its checkpoint, or write the state_dict of "
+            "fdistill.load(CHECKPOINT).denoiser.network by safetensors.torch.save_file"
+        )
     made = scheduled(model) if is_text_student(model) else None
     if made is None and dtype != torch.float32:
         raise ValueError(f"a text-to-image student may be written in half precision, others in float32: got {dtype}")

@@ -4,6 +4,7 @@ from fdistill.models.networks.base import Encoding, Network, train_without_dropo
 from fdistill.models.networks.diffusers_unet import DiffusersUNet
 from fdistill.models.networks.edm2_unet import EDM2UNet
 from fdistill.models.networks.gaussian_mixture import GaussianMixture
+from fdistill.models.networks.generator import Generator
 from fdistill.models.networks.mlp import MLP
 from fdistill.models.networks.small_unet import SmallUNet
 from fdistill.models.networks.song_unet import SongUNet
@@ -18,6 +19,7 @@ __all__ = [
     "EDM2UNet",
     "Encoding",
     "GaussianMixture",
+    "Generator",
     "Network",
     "SmallUNet",
     "SongUNet",
