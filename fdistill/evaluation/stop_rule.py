@@ -2,8 +2,9 @@
 
 A value is one draw of samples of one state of the weights: it scatters by both. The scatter is read off neighbouring
 measurements, windows of which are compared by the test of Mann and Whitney (1947, doi:10.1214/aoms/1177730491). It
-needs no unit, no variance and no shape of the curve; a value that is not finite is worse than every other. Simpler rules, patience and those of Prechelt ("Early stopping - but when?", 1998,
-doi:10.1007/3-540-49430-8_3), are compared in tools/study_early_stop.py.
+needs no unit, no variance and no shape of the curve; a value that is not finite is worse than every other. Beside it,
+tools/study_early_stop.py tries patience and the rules of Prechelt ("Early stopping - but when?", 1998,
+doi:10.1007/3-540-49430-8_3).
 """
 
 import math

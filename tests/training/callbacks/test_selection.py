@@ -123,7 +123,8 @@ def stopped_after(early, values, start=0):
 def test_a_run_stops_where_the_rule_says(mode, sign):
     values, early = [sign * v for v in FALLS + RISES], StopEarly(NAME, mode)
     assert stopped_after(early, values) == 23
-    assert why_stop(values[:23], 5, mode == "min") and not why_stop(values[:22], 5, mode == "min")
+    assert why_stop(values[:23], 5, mode == "min")
+    assert not why_stop(values[:22], 5, mode == "min")
     assert (early.turns, early.values) == ([10 * n for n in range(1, 24)], values[:23])
 
 
