@@ -56,11 +56,11 @@ class Setting(NamedTuple):
 SETTINGS = {
     "published": Setting("#8a8a8a", 5, 80.0, None, 6e-4, 1e-3),
     "published, start at 1": Setting("#d1782c", 5, 1.0, None, 6e-4, 1e-3),
-    "published, start found": Setting("#c9a227", 5, "auto", None, 6e-4, 1e-3),
     "the same, samples reused": Setting("#7b4fa3", 5, 1.0, None, 6e-4, 1e-3, reuses=True),
     "4:1, start at 1, batch 96": Setting("#6b9a3f", 4, 1.0, 96, 6e-4, 1.5e-3),
     "4:1, falling rates": Setting("#b02a4f", 4, 1.0, 96, 8e-4, 2e-3, falls_over=35),
     "fused, start at 1, batch 32": Setting("#2a66b0", None, 1.0, 32, 1e-4, 1e-3),
+    "published, start found": Setting("#c9a227", 5, "auto", None, 6e-4, 1e-3),
 }
 TEACHERS = {"digits": "checkpoints/digits-teacher", "stacked": None}
 Row = dict[str, float]

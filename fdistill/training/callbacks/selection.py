@@ -12,9 +12,9 @@ from typing import Any, Literal
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from fdistill.evaluation.stop_rule import LEAST_WINDOW, why_stop
+from fdistill.evaluation.stop_rule import LEAST_WINDOW, LEAST_WINDOWS, why_stop
 from fdistill.training.callbacks.measured import Monitor
 
 
@@ -86,9 +86,11 @@ class StopEarly(Monitor):
     next measurement and decides again; leave StopEarly out, or widen the window, to train on.
     """
 
-    def __init__(self, monitor: str, mode: Literal["min", "max"] = "min", window: int = 5) -> None:
+    def __init__(
+        self, monitor: str = "metric/pixel_frechet_distance", mode: Literal["min", "max"] = "min", window: int = 5
+    ) -> None:
         """Args:
-        monitor: name of a metric that a callback measures, e.g. metric/pixel_frechet_distance.
+        monitor: name of a metric that a callback measures.
         mode: whether smaller or larger is better.
         window: measurements that are compared with as many others, >= 5; more tell smaller changes, later.
         """
@@ -117,6 +119,16 @@ class StopEarly(Monitor):
         if why is not None:
             rank_zero_info(f"StopEarly: {self.monitor} {self._best()}; {why}; the run stops at turn {self.turns[-1]}")
             trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Warn where there was too little to decide on."""
+        super().on_train_end(trainer, pl_module)
+        least = LEAST_WINDOWS * self.window
+        if 0 < len(self.values) < least:
+            rank_zero_warn(
+                f"StopEarly did nothing: expected at least {least} measurements of {self.monitor}, got "
+                f"{len(self.values)}; measure more often"
+            )
 
     def _why(self) -> str | None:
         return why_stop(self.values, self.window, self.mode == "min")

@@ -168,6 +168,11 @@ def test_a_stopped_run_has_saved_its_last_and_best_and_says_why_also_where_it_is
         assert "had stopped this run: the last 5 measurements are worse" in caplog.text
 
 
+def test_too_few_measurements_are_told():
+    with pytest.warns(UserWarning, match="expected at least 20 measurements of metric/given, got 1"):
+        run(2, [1.0], StopEarly(NAME))
+
+
 @pytest.mark.parametrize("build", [StopEarly, BestCheckpoint])
 def test_a_metric_that_nobody_measures_is_named_with_those_that_are(tmp_path, build):
     with pytest.warns(UserWarning, match="metric"):
