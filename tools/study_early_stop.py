@@ -1,8 +1,8 @@
 """Does StopEarly stop in time? Made curves choose the rule, long runs judge it.
 
     python tools/study_early_stop.py simulate --out runs/early_stop
-    python tools/study_early_stop.py runs --problem digits_low --seeds 0 1 2 --out runs/early_stop
-    python tools/study_early_stop.py check --problem digits_low --seeds 0 --out runs/early_stop
+    python tools/study_early_stop.py runs --problem mixture --seeds 0 1 2 --out runs/early_stop
+    python tools/study_early_stop.py check --problem mixture --seeds 0 --out runs/early_stop
 
 `simulate`: noisy curves of five families, 60 and 150 measurements over three times the way to the best, relative noise
 of 1, 3 and 8%, independent and correlated (.7); the rule beside patience and those of Prechelt (1998). A curve counts
@@ -42,25 +42,32 @@ from fdistill.training.callbacks.measured import Listener
 
 NAME = "metric/pixel_frechet_distance"
 WITHIN = 1.1  # of the lowest value
-PROBLEMS: dict[str, tuple[int, dict[str, Any]]] = {  # measurements are 1/60 of these turns apart
+
+
+def _mixture(adversarial_weight: float) -> dict[str, Any]:
+    """Four unequal modes; a student that starts between them, with a discriminator of its own noised samples."""
+    init_args = {"divergence": "JensenShannon", "normaliser": "sigma", "adversarial_weight": adversarial_weight}
+    return {
+        "model.objective": json.dumps({"class_path": "FDistill", "init_args": init_args}),
+        "model.student.init_args.network.init_args.initial_output": "[0.0, 0.0]",
+        "model.fake_score_warmup": 50,
+        "data.batch_size": 128,
+    }
+
+
+PROBLEMS: dict[str, tuple[str, int, dict[str, Any]]] = {  # configuration, turns, changes; measured every 1/60 of them
+    "mixture": ("quickstart/mixture.yaml", 600, _mixture(1.0)),
+    "mixture_weak": ("quickstart/mixture.yaml", 600, _mixture(0.3)),
     "digits_low": (
+        "benchmarks/digits.yaml",
         750,
         {
+            "model.teacher": "digits-teacher",
             "model.objective": json.dumps({"class_path": "FDistill", "init_args": {"divergence": "JensenShannon"}}),
             "model.noise_levels": json.dumps({"class_path": "LogNormal", "init_args": {"mean": -1.7, "std": 0.3}}),
             "model.ema_decay": 0.98,
             "model.fake_score_optimizer.init_args.lr": 6e-4,
             "model.discriminator_lr": 5e-3,
-            "data.batch_size": 32,
-        },
-    ),
-    "digits": (
-        1500,
-        {
-            "model.objective": json.dumps(
-                {"class_path": "FDistill", "init_args": {"divergence": "JensenShannon", "adversarial_weight": 0.3}}
-            ),
-            "model.sigma_init": 1.0,
             "data.batch_size": 32,
         },
     ),
@@ -210,10 +217,10 @@ class Judge(Listener):
 
 def train(problem: str, seed: int, options: argparse.Namespace, *callbacks: L.Callback) -> float:
     """Processor seconds of a run with these callbacks beside the one that measures."""
-    turns, changes = PROBLEMS[problem]
+    config, turns, changes = PROBLEMS[problem]
     turns = options.turns or turns
-    changes = {"model.teacher": "digits-teacher", "seed_everything": seed, "trainer.callbacks": "[]"} | changes
-    configs = ["--config", "configs/trainer.yaml", "--config", "configs/benchmarks/digits.yaml"]
+    changes = {"seed_everything": seed, "trainer.callbacks": "[]"} | changes
+    configs = ["--config", "configs/trainer.yaml", "--config", f"configs/{config}"]
     cli = run_trainer(configs + [f"--{name}={value}" for name, value in changes.items()], run=False)
     started, measures = time.process_time(), StudentDistance(turns // 60)
     trainer = quiet_trainer(accelerator="cpu", max_steps=turns, callbacks=[*callbacks, measures])
@@ -313,7 +320,7 @@ def check(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["simulate", "runs", "check"])
-    parser.add_argument("--problem", choices=PROBLEMS, default="digits_low")
+    parser.add_argument("--problem", choices=PROBLEMS, default="mixture")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)))
     parser.add_argument("--turns", type=int, help="of a run, in place of the problem's")
     parser.add_argument("--curves", type=int, default=20, help="made ones of each family, size, noise and correlation")
