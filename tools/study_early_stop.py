@@ -8,10 +8,10 @@
 of 1, 3 and 8%, independent and correlated (.7); the rule beside patience and those of Prechelt (1998). A curve counts
 as stopped well where its noiseless value is within 10% of the lowest, not before half of the way to within 1% of it.
 
-`runs`: students that nobody stops, three times too long. A run is measured as `StudentDistance` does, from its fixed
-latents, which is what the rule reads, and judged from fresh ones each time, which is what it is scored by: the mean of
-three judgements in a row. The rule is replayed over each record by the function that the callback calls. Recorded runs
-are not repeated. Writes PROBLEM.json, PROBLEM.md and PROBLEM.png.
+`runs`: students that nobody stops. A run is measured as `StudentDistance` does, from its fixed latents, which is what
+the rule reads, and judged from fresh ones each time, which is what it is scored by: the mean of three judgements in a
+row. "After 90% of the fall": of that from the first judgement to the lowest. The rule is replayed over each record by
+the function that the callback calls. Recorded runs are not repeated. Writes PROBLEM.json, PROBLEM.md and PROBLEM.png.
 
 `check`: trains a seed again with the callback, which has to stop at the turn that the replay says.
 """
@@ -244,6 +244,7 @@ def scored(rows: list[dict[str, float]], rule: Callable[[Sequence[float]], Any])
         "best": rows[best]["turn"],
         "lowest": values[best],
         "at_stop": values[stop - 1] / values[best],
+        "fallen": (values[0] - values[stop - 1]) / (values[0] - values[best]),
         "kept": values[kept] / values[best],
         "end": values[-1] / values[best],
         "early": stop < (best + 1) / 2,
@@ -253,24 +254,29 @@ def scored(rows: list[dict[str, float]], rule: Callable[[Sequence[float]], Any])
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
     """Every rule over all seeds, and the seeds of the first rule."""
-    lines = [f"| rule | stops within 10% | best.ckpt within 10% | before half way | never | turns, of {_turns(runs)} |"]
-    lines.append("|---|---|---|---|---|---|")
+    heads = ["stops within 10%", "best.ckpt within 10%", "after 90% of the fall", "before half way", "never"]
+    lines = [f"| rule | {' | '.join(heads)} | turns, of {_turns(runs)} |", "|---" * 7 + "|"]
     for name, rule in RULES.items():
         found = [scored(run["rows"], rule) for run in runs.values()]
         counts = [
             sum(not f["early"] and f["at_stop"] <= WITHIN for f in found),
             sum(not f["early"] and f["kept"] <= WITHIN for f in found),
+            sum(f["fallen"] >= 0.9 for f in found),
             *(sum(f[what] for f in found) for what in ("early", "never")),
         ]
         turns = sorted(f["stop"] for f in found)
         cells = [*counts, f"{statistics.median(turns):.0f} ({turns[0]} to {turns[-1]})"]
         lines.append(f"| {name} | " + " | ".join(map(str, cells)) + " |")
-    lines += ["", "| seed | best turn | lowest | stops at | there | best.ckpt | at the end |", "|---" * 7 + "|"]
+    lines += [
+        "",
+        "| seed | best turn | lowest | stops at | there | of the fall | best.ckpt | at the end |",
+        "|---" * 8 + "|",
+    ]
     for seed, run in runs.items():
         f = scored(run["rows"], next(iter(RULES.values())))
         lines.append(
             f"| {seed} | {f['best']} | {f['lowest']:.3f} | {f['stop']}{' (never)' * f['never']} | {f['at_stop']:.2f} x "
-            f"| {f['kept']:.2f} x | {f['end']:.2f} x |"
+            f"| {f['fallen']:.0%} | {f['kept']:.2f} x | {f['end']:.2f} x |"
         )
     return "\n".join(lines) + "\n"
 
