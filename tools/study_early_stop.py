@@ -44,9 +44,9 @@ NAME = "metric/pixel_frechet_distance"
 WITHIN = 1.1  # of the lowest value
 
 
-def _mixture(adversarial_weight: float) -> dict[str, Any]:
+def _mixture(adversarial_weight: float, divergence: str = "JensenShannon") -> dict[str, Any]:
     """Four unequal modes; a student that starts between them, with a discriminator of its own noised samples."""
-    init_args = {"divergence": "JensenShannon", "normaliser": "sigma", "adversarial_weight": adversarial_weight}
+    init_args = {"divergence": divergence, "normaliser": "sigma", "adversarial_weight": adversarial_weight}
     return {
         "model.objective": json.dumps({"class_path": "FDistill", "init_args": init_args}),
         "model.student.init_args.network.init_args.initial_output": "[0.0, 0.0]",
@@ -58,6 +58,18 @@ def _mixture(adversarial_weight: float) -> dict[str, Any]:
 PROBLEMS: dict[str, tuple[str, int, dict[str, Any]]] = {  # configuration, turns, changes; measured every 1/60 of them
     "mixture": ("quickstart/mixture.yaml", 600, _mixture(1.0)),
     "mixture_weak": ("quickstart/mixture.yaml", 600, _mixture(0.3)),
+    "mixture_low": (  # modes are lost: low noise, and a fake score that follows slowly
+        "quickstart/mixture.yaml",
+        240,
+        {
+            **_mixture(0.0, "ReverseKL"),
+            "model.noise_levels": json.dumps(
+                {"class_path": "LogUniform", "init_args": {"sigma_min": 0.05, "sigma_max": 0.3}}
+            ),
+            "model.student_optimizer.init_args.lr": 2e-3,
+            "model.fake_score_optimizer.init_args.lr": 3e-4,
+        },
+    ),
     "digits_low": (
         "benchmarks/digits.yaml",
         750,
