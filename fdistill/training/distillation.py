@@ -189,14 +189,13 @@ class DistillationModule(DistillationTurn, StudentValidation):
         counts, guided = (fake_updates_per_student, fake_score_warmup), (guidance, guidance_interval, guide)
         choices = (turn, discriminator, fake_noise_levels, fake_label_dropout, reuse_generated)
         check_arguments(objective, *choices, *counts, pairs, r1_weight, r1_step, instance_noise)
-        self.objective, self.start, self.roles = objective, check_start(start), roles or FullCopies()
-        self.finds_level = finds_level(sigma_init, start, meta_start)
+        self.objective, self.roles, self.discriminator_lr = objective, roles or FullCopies(), discriminator_lr
+        self.start, self.finds_level = check_start(start), finds_level(sigma_init, start, meta_start)
         self.turn_schedule, self.teacher_source = TurnSchedule(turn, *counts), described_source(teacher)
         self.reads = discriminator if objective.needs.discriminator else "none"
-        self.guidance_facts = guidance_facts(*guided, guidance_rescale)
+        self.guidance_facts, self.reuse_generated = guidance_facts(*guided, guidance_rescale), reuse_generated
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
-        self.discriminator_lr, self.imitation, self.reuse_generated = discriminator_lr, imitation, reuse_generated
-        self.r1_weight, self.r1_step, self.instance_noise = r1_weight, r1_step, instance_noise
+        self.r1_weight, self.r1_step, self.instance_noise, self.imitation = r1_weight, r1_step, instance_noise, imitation
         self.fake_label_dropout, dtype = fake_label_dropout, check_stored(teacher_dtype, self.reads, r1_weight)
         with start_at_rank_0(self, meta_start):
             loaded = self._keep_teacher(teacher_model(teacher), dtype)
