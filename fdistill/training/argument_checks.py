@@ -27,7 +27,7 @@ First = float | Literal["auto"]
 """The first noise level of a student, or that it is found by the teacher (`fdistill.sampling.start_level`)."""
 
 
-def finds_level(sigma_init: First | None, start: str, meta_start: bool) -> bool:
+def is_auto(sigma_init: First | None, start: str, meta_start: bool) -> bool:
     """Whether the first level is to be found.
 
     Raises:

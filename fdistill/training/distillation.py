@@ -35,7 +35,7 @@ from fdistill.training.argument_checks import (
     check_one_step,
     check_real,
     check_stored,
-    finds_level,
+    is_auto,
 )
 from fdistill.training.averaging.ema import EMA
 from fdistill.training.discrimination import Reads, build_discriminator
@@ -190,12 +190,12 @@ class DistillationModule(DistillationTurn, StudentValidation):
         choices = (turn, discriminator, fake_noise_levels, fake_label_dropout, reuse_generated)
         check_arguments(objective, *choices, *counts, pairs, r1_weight, r1_step, instance_noise)
         self.objective, self.roles, self.discriminator_lr = objective, roles or FullCopies(), discriminator_lr
-        self.start, self.finds_level = check_start(start), finds_level(sigma_init, start, meta_start)
+        self.start, self.r1_step, self.is_auto = check_start(start), r1_step, is_auto(sigma_init, start, meta_start)
         self.turn_schedule, self.teacher_source = TurnSchedule(turn, *counts), described_source(teacher)
         self.reads = discriminator if objective.needs.discriminator else "none"
         self.guidance_facts, self.reuse_generated = guidance_facts(*guided, guidance_rescale), reuse_generated
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
-        self.r1_weight, self.r1_step, self.instance_noise, self.imitation = r1_weight, r1_step, instance_noise, imitation
+        self.r1_weight, self.instance_noise, self.imitation = r1_weight, instance_noise, imitation
         self.fake_label_dropout, dtype = fake_label_dropout, check_stored(teacher_dtype, self.reads, r1_weight)
         with start_at_rank_0(self, meta_start):
             loaded = self._keep_teacher(teacher_model(teacher), dtype)
@@ -320,7 +320,7 @@ class DistillationModule(DistillationTurn, StudentValidation):
         """Raises CheckpointError where it is of other roles, or starts from another level."""
         check_same_roles(checkpoint.get("roles"), self.roles)
         super().on_load_checkpoint(checkpoint)
-        if self.finds_level:
+        if self.is_auto:
             check_same_start(checkpoint[RECORD], self.levels)
 
     def updates_after(self, turns: int) -> int:
