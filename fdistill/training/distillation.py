@@ -10,6 +10,7 @@ from torch import nn
 
 from fdistill.core.distributed import warn_on_rank_0
 from fdistill.data import GenerativeDataModule
+from fdistill.io.checkpoints import RECORD
 from fdistill.io.export.stock_text import is_text_student, scheduled
 from fdistill.io.stock_pipeline import PIPELINE
 from fdistill.models.adapters import own_parameters
