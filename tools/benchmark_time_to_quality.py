@@ -6,8 +6,8 @@
 
 f-distill (Jensen-Shannon, adversarial weight .3, discriminator on the teacher's features) by several settings, from
 one teacher. "published" takes turns, five of the fake side for each of the student, with fresh samples, the task's
-batch and a student that starts from noise of 80. The others start at 1, where the teacher's denoising is diverse
-already, and change the turn.
+batch and a student that starts from noise of 80. The others start at 1, or where `sigma_init: auto` finds the teacher's
+denoising to be diverse, and change the turn.
 
 Seconds are processor time of training on one thread; what measuring takes is not counted. Every `--every` of them the
 student's average is judged as by tools/benchmark_objectives.py. Records of the published setting are the times at
@@ -42,7 +42,7 @@ class Setting(NamedTuple):
     colour: str
     fake_updates: int | None
     """Turns of the fake side for each of the student, or None for fused turns."""
-    sigma_init: float
+    sigma_init: float | str
     batch_size: int | None
     """None for the task's own."""
     student_lr: float
@@ -60,6 +60,7 @@ SETTINGS = {
     "4:1, start at 1, batch 96": Setting("#6b9a3f", 4, 1.0, 96, 6e-4, 1.5e-3),
     "4:1, falling rates": Setting("#b02a4f", 4, 1.0, 96, 8e-4, 2e-3, falls_over=35),
     "fused, start at 1, batch 32": Setting("#2a66b0", None, 1.0, 32, 1e-4, 1e-3),
+    "published, start found": Setting("#c9a227", 5, "auto", None, 6e-4, 1e-3),
 }
 TEACHERS = {"digits": "checkpoints/digits-teacher", "stacked": None}
 Row = dict[str, float]

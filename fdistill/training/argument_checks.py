@@ -26,6 +26,27 @@ from fdistill.training.turn_schedule import Turn
 
 Stored = Literal["float32", "bfloat16", "int8"]
 """Type of the matrices and kernels of a network that does not learn."""
+First = float | Literal["auto"]
+"""The first noise level of a student, or that it is found by the teacher (`fdistill.sampling.start_level`)."""
+
+
+def is_auto(sigma_init: First | None, start: str, meta_start: bool) -> bool:
+    """Whether the first level is to be found.
+
+    Raises:
+        ValueError: where it cannot be: from unit variance, or without the teacher's weights on every rank.
+    """
+    if not isinstance(sigma_init, str):
+        return False
+    if sigma_init != "auto":
+        raise ValueError(f"sigma_init is a noise level, or auto: got {sigma_init!r}")
+    if start != "sigma" or meta_start:
+        what = f"start {start}" if start != "sigma" else "meta_start true"
+        raise ValueError(
+            "sigma_init auto denoises sigma z, on every rank: expected start sigma and meta_start false, got "
+            f"{what}; give sigma_init a number"
+        )
+    return True
 
 
 def check_levels(sigma_init: float, renoise_levels: Sequence[float]) -> tuple[float, ...]:

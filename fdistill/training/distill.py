@@ -17,6 +17,7 @@ from fdistill.objectives import FDistill, Objective
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.divergences import FDivergence
 from fdistill.theory.noise_levels import NoiseLevels
+from fdistill.training.argument_checks import First
 from fdistill.training.callbacks import LastCheckpoint, TurnProgressBar
 from fdistill.training.distillation import DistillationModule
 from fdistill.training.loggers import JsonlLogger
@@ -36,7 +37,7 @@ def distill(
     batch_size: int | None = None,
     student_lr: float | None = None,
     fake_score_lr: float | None = None,
-    sigma_init: float | None = None,
+    sigma_init: First | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     **settings: Any,
@@ -55,7 +56,7 @@ def distill(
         batch_size: of the data that the teacher remembers; data that you give has its own.
         student_lr: learning rate of the student.
         fake_score_lr: learning rate of fake score and discriminator.
-        sigma_init: noise level that the student starts from; about five standard deviations of the data.
+        sigma_init: noise level that the student starts from, or "auto" for one that the teacher finds.
         seed: of all noise, and of the order of the data that the teacher remembers.
         out: new or empty folder for checkpoints/last.ckpt and metrics.jsonl; None writes nothing.
         settings: other arguments of `DistillationModule`.

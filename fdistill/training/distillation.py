@@ -10,6 +10,7 @@ from torch import nn
 
 from fdistill.core.distributed import warn_on_rank_0
 from fdistill.data import GenerativeDataModule
+from fdistill.io.checkpoints import RECORD
 from fdistill.io.export.stock_text import is_text_student, scheduled
 from fdistill.io.stock_pipeline import PIPELINE
 from fdistill.models.adapters import own_parameters
@@ -26,6 +27,7 @@ from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.schedules import Schedule
 from fdistill.training.anchor import Anchor
 from fdistill.training.argument_checks import (
+    First,
     Stored,
     check_arguments,
     check_guidance,
@@ -34,6 +36,7 @@ from fdistill.training.argument_checks import (
     check_one_step,
     check_real,
     check_stored,
+    is_auto,
 )
 from fdistill.training.averaging.ema import EMA
 from fdistill.training.discrimination import Reads, build_discriminator
@@ -50,10 +53,12 @@ from fdistill.training.initial_networks import (
     teacher_guidance,
     teacher_model,
 )
-from fdistill.training.noise_range import check_on_path, known_by, levels_on_path, student_levels
+from fdistill.training.noise_range import check_on_path, check_same_start, known_by, levels_on_path, student_levels
 from fdistill.training.roles import FullCopies, Roles, check_same_roles, write_roles
 from fdistill.training.student_validation import StudentValidation
 from fdistill.training.turn_schedule import Turn, TurnSchedule
+
+_Given = Denoiser | str | None
 
 
 class DistillationModule(DistillationTurn, StudentValidation):
@@ -69,7 +74,8 @@ class DistillationModule(DistillationTurn, StudentValidation):
         noise_levels: noise at which the student is matched.
         student_optimizer: class_path and init_args.
         fake_score_optimizer: class_path and init_args, of fake score and discriminator; usually the faster one.
-        sigma_init: noise level the student starts from, > 0; None where there are student_times.
+        sigma_init: noise level the student starts from, > 0, or "auto" for the highest at which the teacher's single
+            denoising is diverse (`fdistill.sampling.start_level`); None where there are student_times.
         renoise_levels: noise levels of its further steps, falling; none for a one-step student.
         student_times: all its levels by times of the teacher's path, falling: timesteps, or t in (0, 1] along a flow.
         start: what its first step makes of noise z: "sigma" for sigma_init z, "unit" for sqrt(1 + sigma_init^2) z,
@@ -86,9 +92,8 @@ class DistillationModule(DistillationTurn, StudentValidation):
         discriminator_lr: None for the fake score's learning rate.
         r1_weight: of half the squared gradient of the logit at noised real samples; 0 computes none.
         r1_step: 0 for the exact gradient; else a finite difference of this many standard deviations, which is cheaper.
-        instance_noise: standard deviation of noise that real and generated samples get beside sigma before the
-            discriminator sees them; falling to 0, as a rule. Its ratio, which weighs the student's samples, is then
-            that of the laws noised at sqrt(sigma^2 + instance_noise^2).
+        instance_noise: standard deviation of noise that the discriminator's samples get beside sigma; falling to 0, as
+            a rule. Its ratio is then that of the laws noised at sqrt(sigma^2 + instance_noise^2).
         pairs: file of `fdistill pairs`, for an objective that regresses to them; they lie on the device.
         guidance: scale of the teacher's guidance; classifier-free where there is no guide.
         guidance_interval: the noise levels, low and high, between which the teacher is guided; None for all.
@@ -103,10 +108,9 @@ class DistillationModule(DistillationTurn, StudentValidation):
         gradient_clip: largest gradient norm of each network.
         ema_decay: of the student's moving average.
         fake_score_warmup: turns at the start in which only fake score and discriminator learn.
-        reuse_generated: whether fake turns noise the last student turn's samples anew, one update old by then, in
-            place of generating their own; saves a forward pass of the student in each. Alternating only.
-        imitation: share of its own weights that the fake score keeps after each student update, which moves it towards
-            the student's; 1 for none.
+        reuse_generated: whether fake turns noise the last student turn's samples anew, one update old by then, which
+            saves a forward pass of the student in each. Alternating only.
+        imitation: share of its own weights that the fake score keeps as each update moves it to the student's; 1: all.
         ratio_bins: noise bins of equal probability in which the ratio is centred.
         ratio_decay: of the bins' moving averages.
         accumulate: micro-batches that a turn splits its batch into, with the memory of one; a divisor of
@@ -143,7 +147,7 @@ class DistillationModule(DistillationTurn, StudentValidation):
         noise_levels: NoiseLevels,
         student_optimizer: OptimizerCallable,
         fake_score_optimizer: OptimizerCallable,
-        sigma_init: float | None = None,
+        sigma_init: First | None = None,
         renoise_levels: Sequence[float] = (),
         student: Denoiser | str | None = None,
         fake_score: Denoiser | str | None = None,
@@ -187,13 +191,14 @@ class DistillationModule(DistillationTurn, StudentValidation):
         counts, guided = (fake_updates_per_student, fake_score_warmup), (guidance, guidance_interval, guide)
         choices = (turn, discriminator, fake_noise_levels, fake_label_dropout, reuse_generated)
         check_arguments(objective, *choices, *counts, pairs, r1_weight, r1_step, instance_noise)
-        self.objective, self.start, self.roles = objective, check_start(start), roles or FullCopies()
+        self.objective, self.roles, self.discriminator_lr = objective, roles or FullCopies(), discriminator_lr
+        self.start, self.r1_step, self.is_auto = check_start(start), r1_step, is_auto(sigma_init, start, meta_start)
         self.turn_schedule = TurnSchedule.of(objective.needs.others, turn, *counts)
         self.reads = discriminator if objective.needs.discriminator else "none"
         self.teacher_source, self.guidance_facts = described_source(teacher), guidance_facts(*guided, guidance_rescale)
+        self.reuse_generated = reuse_generated
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
-        self.discriminator_lr, self.imitation, self.reuse_generated = discriminator_lr, imitation, reuse_generated
-        self.r1_weight, self.r1_step, self.instance_noise = r1_weight, r1_step, instance_noise
+        self.r1_weight, self.instance_noise, self.imitation = r1_weight, instance_noise, imitation
         self.fake_label_dropout, dtype = fake_label_dropout, check_stored(teacher_dtype, self.reads, r1_weight)
         with start_at_rank_0(self, meta_start):
             loaded = self._keep_teacher(teacher_model(teacher), dtype)
@@ -213,13 +218,7 @@ class DistillationModule(DistillationTurn, StudentValidation):
         self._decoder, self._teacher_start = loaded.decoder, loaded.start
         return loaded
 
-    def _start_learners(
-        self,
-        loaded: GenerativeModel,
-        student: Denoiser | str | None,
-        fake_score: Denoiser | str | None,
-        ema_decay: float,
-    ) -> None:
+    def _start_learners(self, loaded: GenerativeModel, student: _Given, fake_score: _Given, ema_decay: float) -> None:
         needs = self.objective.needs
         self.anchor = Anchor.of(self.objective, loaded, self.levels, self.start)
         with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
@@ -321,9 +320,11 @@ class DistillationModule(DistillationTurn, StudentValidation):
         write_roles(self, "teacher", checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises CheckpointError where it is of other roles."""
+        """Raises CheckpointError where it is of other roles, or starts from another level."""
         check_same_roles(checkpoint.get("roles"), self.roles)
         super().on_load_checkpoint(checkpoint)
+        if self.is_auto:
+            check_same_start(checkpoint[RECORD], self.levels)
 
     def updates_after(self, turns: int) -> int:
         return self.turn_schedule.updates_after(turns)

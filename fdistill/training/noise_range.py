@@ -1,14 +1,17 @@
 """Noise levels of a run held against those that its networks know: a number outside is an error, a tail is cut off."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from fdistill.core.weight_files import CheckpointError
 from fdistill.models.denoiser import Denoiser
+from fdistill.sampling.start_level import diverse_level
 from fdistill.theory.noise_levels import NoiseLevels, Truncated, cut_to
 from fdistill.theory.paths import NOISE_ALONE, DDPMPath, NoiseRange
-from fdistill.training.argument_checks import check_levels
+from fdistill.training.argument_checks import First, check_levels
 
 
 def known_by(*denoisers: Denoiser | None) -> NoiseRange:
@@ -27,12 +30,12 @@ def known_by(*denoisers: Denoiser | None) -> NoiseRange:
 
 
 def student_levels(
-    sigma_init: float | None, renoise_levels: Sequence[float], times: Sequence[float], teacher: Denoiser
+    sigma_init: First | None, renoise_levels: Sequence[float], times: Sequence[float], teacher: Denoiser
 ) -> tuple[float, ...]:
     """All noise levels of a student, falling, from noise levels or from times of its teacher's path.
 
     Args:
-        sigma_init: the first level; None where there are times.
+        sigma_init: the first level, or "auto"; None where there are times.
         renoise_levels: the others.
         times: timesteps from 0 to N - 1, on a path that counts them; else t in (0, 1], where noise alone is
             `NOISE_ALONE`.
@@ -45,7 +48,7 @@ def student_levels(
     if not times:
         if sigma_init is None:
             raise ValueError("a student starts from sigma_init, or from the first of student_times: got neither")
-        return check_levels(sigma_init, renoise_levels)
+        return check_levels(_found(teacher) if isinstance(sigma_init, str) else sigma_init, renoise_levels)
     if sigma_init is not None or renoise_levels:
         raise ValueError(
             "student_times name all levels of a student: leave sigma_init (null) and renoise_levels out, got "
@@ -63,6 +66,26 @@ def student_levels(
     ratios = path.noise_ratio(torch.tensor(times, dtype=torch.float64) / last).nan_to_num(NOISE_ALONE)
     first, *others = ratios.clamp_max(NOISE_ALONE).tolist()
     return check_levels(first, others)
+
+
+def _found(teacher: Denoiser) -> float:
+    """The level at which the teacher makes of noise what is diverse, said in one line; 1 for one without weights."""
+    if any(parameter.is_meta for parameter in teacher.parameters()):
+        return 1.0  # a plan: its turns cost the same at every level
+    level = diverse_level(teacher)
+    end = ", the end of the teacher's path" if level >= teacher.noise_range.high else ""
+    rank_zero_info(f"sigma_init auto: the student starts from noise of {level:g}{end}")
+    return level
+
+
+def check_same_start(record: dict[str, Any], levels: tuple[float, ...]) -> None:
+    """Raises CheckpointError where a run that found its first level would find another one now."""
+    before = record["sigmas"][0]
+    if before != levels[0]:
+        raise CheckpointError(
+            f"this run starts from sigma_init {before:g}, and auto finds {levels[0]:g} now, as on another processor: "
+            f"continue with --model.sigma_init {before:g}"
+        )
 
 
 def check_on_path(levels: tuple[float, ...], student: Denoiser) -> None:

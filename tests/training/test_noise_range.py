@@ -5,8 +5,11 @@ import math
 
 import pytest
 import torch
-from tiny_runs import distillation, fit, mlp, teacher_training
+from tiny_runs import distillation, exact, fit, mlp, teacher_training
 
+from fdistill.core.meta_device import without_weights
+from fdistill.core.weight_files import CheckpointError
+from fdistill.io.load import load_model
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import MLP
 from fdistill.objectives import DMD2, SiDA
@@ -187,3 +190,42 @@ def test_sampling_outside_is_refused_and_a_file_that_says_so_is_warned_of():
 
 def test_edm_networks_know_every_level():
     assert EDM(0.5).noise_range == (0, math.inf)
+
+
+def test_a_level_that_the_teacher_finds_is_said_kept_and_that_of_the_student(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        module = distillation(exact([[2.0, -1.0]], [0.5]), student=mlp(), fake_score=mlp(), sigma_init="auto")
+    (level,) = module.levels
+    assert level == pytest.approx(math.sqrt(3) / 2, rel=0.006)
+    assert f"sigma_init auto: the student starts from noise of {level:g}" in caplog.text
+    fit(module, 1).save_checkpoint(tmp_path / "last.ckpt")
+    assert load_model(tmp_path / "last.ckpt").sigmas.tolist() == [level]
+    again = distillation(exact([[2.0, -1.0]], [0.5]), student=mlp(), fake_score=mlp(), sigma_init="auto")
+    fit(again, 2, resume_from=tmp_path / "last.ckpt")
+    again.levels = (2.0,)
+    with pytest.raises(CheckpointError, match=r"continue with --model\.sigma_init 0\.86"):
+        again.on_load_checkpoint(torch.load(tmp_path / "last.ckpt", weights_only=True))
+
+
+def test_a_level_is_found_along_the_path_and_not_above():
+    (level,) = student(sigma_init="auto").levels
+    assert STOCK.noise_range.low <= level <= HIGH
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"sigma_init": "best"}, "a noise level, or auto: got 'best'"),
+        ({"sigma_init": "auto", "start": "unit"}, "got start unit"),
+        ({"sigma_init": "auto", "meta_start": True}, "got meta_start true"),
+        ({"sigma_init": "auto", "renoise_levels": [90.0]}, "numbers that fall from sigma_init"),
+    ],
+)
+def test_a_level_that_cannot_be_found_is_refused(changes, match):
+    with pytest.raises(ValueError, match=match):
+        distillation(**changes)
+
+
+def test_a_plan_needs_no_level():
+    with without_weights():
+        assert distillation(sigma_init="auto").levels == (1.0,)

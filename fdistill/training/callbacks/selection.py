@@ -1,7 +1,8 @@
 """Acting on a measured metric: keep the best checkpoint by it, or stop when it no longer improves.
 
 Lightning's own early stopping looks at the end of validations and epochs, of which the endless training stream has
-none, and its checkpoints are due every so many steps whether or not the metric is new. These look when it is measured.
+none, counts a patience that noise resets, and its checkpoints are due every so many steps whether or not the metric is
+new. These look when it is measured.
 """
 
 import math
@@ -11,8 +12,9 @@ from typing import Any, Literal
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from fdistill.evaluation.stop_rule import LEAST_WINDOW, LEAST_WINDOWS, why_stop
 from fdistill.training.callbacks.measured import Monitor
 
 
@@ -75,37 +77,68 @@ class BestCheckpoint(Monitor, ModelCheckpoint):
 
 
 class StopEarly(Monitor):
-    """Stops the run when a metric has not improved for `patience` measurements, on all ranks at once."""
+    """Stops the run when a metric becomes worse or no longer better, on all ranks at once; needs no length of the run.
+
+    `fdistill.evaluation.stop_rule` decides, on all measurements of the run. It decides nothing before the first
+    4 `window` of them, so measure often: at 1/60 of the turns that you would allow, say.
+
+    A run that stops ends as one that reaches max_steps: last.ckpt, status 0. Where it is continued, it goes on to its
+    next measurement and decides again; leave StopEarly out, or widen the window, to train on.
+    """
 
     def __init__(
-        self, monitor: str, patience: int = 5, mode: Literal["min", "max"] = "min", min_delta: float = 0.0
+        self, monitor: str = "metric/pixel_frechet_distance", mode: Literal["min", "max"] = "min", window: int = 5
     ) -> None:
         """Args:
-        monitor: name of a metric that a callback measures, e.g. metric/frechet_distance.
-        patience: measurements without improvement, >= 1; NaN and infinity are none.
+        monitor: name of a metric that a callback measures.
         mode: whether smaller or larger is better.
-        min_delta: a change must be larger than this to be an improvement, >= 0.
+        window: measurements that are compared with as many others, >= 5; more tell smaller changes, later.
         """
         _check_mode("StopEarly", mode)
-        if patience < 1 or not min_delta >= 0:
-            raise ValueError(f"StopEarly needs patience >= 1 and min_delta >= 0: got {patience} and {min_delta}")
+        if window < LEAST_WINDOW:
+            raise ValueError(f"StopEarly compares windows of at least {LEAST_WINDOW} measurements: got window {window}")
         super().__init__()
-        self.monitor, self.patience, self.mode, self.min_delta = monitor, patience, mode, min_delta
-        self.best, self.best_turn, self.waited = math.nan, 0, 0
+        self.monitor, self.mode, self.window = monitor, mode, window
+        self.turns: list[int] = []
+        self.values: list[float] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say where a run continues that had been stopped."""
+        why = self._why()
+        if why is not None:
+            rank_zero_info(
+                f"StopEarly: {self.monitor} had stopped this run: {why}. It goes on to the next measurement and "
+                "decides again; leave StopEarly out of trainer.callbacks to train on"
+            )
 
     def on_value(self, trainer: L.Trainer, value: float) -> None:
-        """Wait or stop."""
-        if _gain(self.mode, value, self.best) > self.min_delta:
-            self.best, self.best_turn, self.waited = value, trainer.global_step, 0
-            return
-        self.waited += 1
-        if self.waited >= self.patience:
-            best = f"was best at turn {self.best_turn} ({self.best:.4g})" if self.best_turn else "was never finite"
-            rank_zero_info(
-                f"StopEarly: {self.monitor} {best} and has not improved in {self.waited} measurements; "
-                f"the run stops at turn {trainer.global_step}"
-            )
+        """Stop or go on."""
+        self.turns.append(trainer.global_step)
+        self.values.append(value)
+        why = self._why()
+        if why is not None:
+            rank_zero_info(f"StopEarly: {self.monitor} {self._best()}; {why}; the run stops at turn {self.turns[-1]}")
             trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Warn where there was too little to decide on."""
+        super().on_train_end(trainer, pl_module)
+        least = LEAST_WINDOWS * self.window
+        if 0 < len(self.values) < least:
+            rank_zero_warn(
+                f"StopEarly did nothing: expected at least {least} measurements of {self.monitor}, got "
+                f"{len(self.values)}; measure more often"
+            )
+
+    def _why(self) -> str | None:
+        return why_stop(self.values, self.window, self.mode == "min")
+
+    def _best(self) -> str:
+        finite = [(value, turn) for value, turn in zip(self.values, self.turns, strict=True) if math.isfinite(value)]
+        if not finite:
+            return "was never finite"
+        value, turn = min(finite) if self.mode == "min" else max(finite)
+        return f"was best at turn {turn} ({value:.4g})"
 
     @property
     def state_key(self) -> str:
@@ -113,12 +146,12 @@ class StopEarly(Monitor):
         return f"StopEarly{{'monitor': {self.monitor!r}, 'mode': {self.mode!r}}}"
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has seen."""
-        return {"best": self.best, "best_turn": self.best_turn, "waited": self.waited}
+        """All that it has seen."""
+        return {"turns": list(self.turns), "values": list(self.values)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue waiting."""
-        self.best, self.best_turn, self.waited = (state_dict[name] for name in ("best", "best_turn", "waited"))
+        """Continue, with the window of now."""
+        self.turns, self.values = list(state_dict["turns"]), list(state_dict["values"])
 
 
 def _gain(mode: str, value: float, best: float) -> float:

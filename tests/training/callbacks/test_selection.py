@@ -1,10 +1,13 @@
 """The best checkpoint is the best, and a run stops when nothing improves."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as L
 import pytest
 import torch
 from tiny_runs import distillation, fit, weights
 
+from fdistill.evaluation.stop_rule import why_stop
 from fdistill.training.callbacks import BestCheckpoint, LastCheckpoint, StopEarly
 from fdistill.training.callbacks.measured import publish
 
@@ -12,14 +15,14 @@ NAME = "metric/given"
 
 
 class Says(L.Callback):
-    """Publishes given values, one every second turn."""
+    """Publishes given values, one every second turn unless told otherwise."""
 
-    def __init__(self, values):
-        self.values = values
+    def __init__(self, values, every=2):
+        self.values, self.every = values, every
 
     def on_train_batch_end(self, trainer, pl_module, *args):
-        if trainer.global_step % 2 == 0:
-            publish(trainer, pl_module, {NAME: self.values[trainer.global_step // 2 - 1]})
+        if trainer.global_step % self.every == 0:
+            publish(trainer, pl_module, {NAME: self.values[trainer.global_step // self.every - 1]})
 
 
 def run(turns, values, callback, before=False, folder=None, callbacks=(), **changes):
@@ -103,40 +106,71 @@ def test_a_run_that_continues_in_another_folder_looks_for_a_best_of_its_own(tmp_
     assert saved(tmp_path / "second")["global_step"] == 8
 
 
-@pytest.mark.parametrize("before", [False, True])
-def test_a_run_stops_after_so_many_measurements_without_improvement(before):
-    early = StopEarly(NAME, patience=2)
-    trainer, _ = run(20, [3.0, 2.0, 2.5, 1.0, 1.0, 1.5, 0.0, 0.0, 0.0, 0.0], early, before)
-    assert (early.best, early.best_turn) == (1.0, 8)
-    assert trainer.global_step == 12
+FALLS, RISES = [30.0 - n for n in range(18)], [20.0 + n for n in range(12)]  # best at measurement 18, stops at 23
 
 
-def test_a_run_that_stops_says_why(caplog):
-    with caplog.at_level("INFO"):
-        run(20, [3.0, 4.0, 5.0, 0.0], StopEarly(NAME, patience=2))
-    assert "metric/given was best at turn 2 (3) and has not improved in 2 measurements" in caplog.text
+def stopped_after(early, values, start=0):
+    """At which measurement it asks for the end, or None; without a run."""
+    for n in range(start + 1, len(values) + 1):
+        trainer = SimpleNamespace(global_step=10 * n, should_stop=False)
+        early.on_value(trainer, values[n - 1])
+        if trainer.should_stop:
+            return n
+    return None
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+def test_a_run_stops_where_the_rule_says(mode, sign):
+    values, early = [sign * v for v in FALLS + RISES], StopEarly(NAME, mode)
+    assert stopped_after(early, values) == 23
+    assert why_stop(values[:23], 5, mode == "min")
+    assert not why_stop(values[:22], 5, mode == "min")
+    assert (early.turns, early.values) == ([10 * n for n in range(1, 24)], values[:23])
 
 
 def test_a_run_whose_metric_is_never_finite_stops_too(caplog):
     with caplog.at_level("INFO"):
-        trainer, _ = run(20, [float("nan")] * 10, StopEarly(NAME, patience=3))
-    assert trainer.global_step == 6
+        assert stopped_after(StopEarly(NAME), [float("nan")] * 30) == 20
     assert "metric/given was never finite" in caplog.text
 
 
-def test_an_improvement_of_no_more_than_min_delta_is_none():
-    early = StopEarly(NAME, patience=2, min_delta=0.5, mode="max")
-    trainer, _ = run(20, [1.0, 1.25, 1.5, 1.75, 9.0], early)
-    assert (early.best, trainer.global_step) == (1.0, 6)
+def test_one_that_continues_stops_where_an_uninterrupted_one_does():
+    first, again = StopEarly(NAME), StopEarly(NAME)
+    stopped_after(first, FALLS)
+    again.load_state_dict(first.state_dict())
+    assert stopped_after(again, FALLS + RISES, start=18) == 23
 
 
-@pytest.mark.parametrize("stopped_at", [4, 5])
-def test_a_run_that_continues_goes_on_waiting(tmp_path, stopped_at):
-    first, _ = run(stopped_at, [1.0, 2.0], StopEarly(NAME, patience=2), before=True)
-    first.save_checkpoint(tmp_path / "last.ckpt")
-    changes = {"before": True, "resume_from": str(tmp_path / "last.ckpt")}
-    trainer, _ = run(20, [0.0] * 2 + [3.0] * 8, StopEarly(NAME, patience=2), **changes)
-    assert trainer.global_step == 6
+def test_a_window_that_was_widened_judges_what_was_seen_before():
+    first, again = StopEarly(NAME), StopEarly(NAME, window=6)
+    stopped_after(first, FALLS + RISES)
+    again.load_state_dict(first.state_dict())
+    assert stopped_after(again, FALLS + RISES, start=23) == 24
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_stopped_run_has_saved_its_last_and_best_and_says_why_also_where_it_is_continued(tmp_path, caplog, before):
+    def train(resume_from=None):
+        module, early = distillation(ema_decay=0.0), StopEarly(NAME)
+        pair = [Says(FALLS + RISES, every=1), early][:: -1 if before else 1]
+        kept = [LastCheckpoint(every_n_turns=1000), BestCheckpoint(NAME)]
+        where = {"folder": tmp_path, "enable_checkpointing": True, "resume_from": resume_from}
+        return fit(module, 30, callbacks=[*kept, *pair], **where).global_step
+
+    with caplog.at_level("INFO"):
+        assert train() == 23
+    assert (saved(tmp_path, "last.ckpt")["global_step"], saved(tmp_path)["global_step"]) == (23, 18)
+    expected = "metric/given was best at turn 18 (13); the last 5 measurements are worse than the best 5 in a row"
+    assert f"{expected}; the run stops at turn 23" in caplog.text
+    if before:
+        with caplog.at_level("INFO"):
+            assert train("last") == 24
+        assert "had stopped this run: the last 5 measurements are worse" in caplog.text
+
+
+def test_too_few_measurements_are_told():
+    with pytest.warns(UserWarning, match="expected at least 20 measurements of metric/given, got 1"):
+        run(2, [1.0], StopEarly(NAME))
 
 
 @pytest.mark.parametrize("build", [StopEarly, BestCheckpoint])
@@ -148,9 +182,7 @@ def test_a_metric_that_nobody_measures_is_named_with_those_that_are(tmp_path, bu
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: StopEarly(NAME, patience=0),
-        lambda: StopEarly(NAME, min_delta=-1.0),
-        lambda: StopEarly(NAME, min_delta=float("nan")),
+        lambda: StopEarly(NAME, window=4),
         lambda: StopEarly(NAME, mode="least"),
         lambda: BestCheckpoint(NAME, mode="least"),
     ],
