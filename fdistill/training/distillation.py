@@ -192,14 +192,13 @@ class DistillationModule(DistillationTurn, StudentValidation):
         choices = (turn, discriminator, fake_noise_levels, fake_label_dropout, reuse_generated)
         check_arguments(objective, *choices, *counts, pairs, r1_weight, r1_step, instance_noise)
         self.objective, self.roles, self.discriminator_lr = objective, roles or FullCopies(), discriminator_lr
-        self.start, self.r1_step, self.is_auto = check_start(start), r1_step, is_auto(sigma_init, start, meta_start)
-        self.turn_schedule = TurnSchedule.of(objective.needs.others, turn, *counts)
-        self.reads = discriminator if objective.needs.discriminator else "none"
+        self.is_auto, self.start = is_auto(sigma_init, start, meta_start), check_start(start)
+        self.instance_noise, self.turn_schedule = instance_noise, TurnSchedule.of(objective.needs.others, turn, *counts)
+        self.reads, self.imitation = discriminator if objective.needs.discriminator else "none", imitation
         self.teacher_source, self.guidance_facts = described_source(teacher), guidance_facts(*guided, guidance_rescale)
-        self.reuse_generated = reuse_generated
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
-        self.r1_weight, self.instance_noise, self.imitation = r1_weight, instance_noise, imitation
-        self.fake_label_dropout, dtype = fake_label_dropout, check_stored(teacher_dtype, self.reads, r1_weight)
+        self.r1_weight, self.r1_step, self.fake_label_dropout = r1_weight, r1_step, fake_label_dropout
+        self.reuse_generated, dtype = reuse_generated, check_stored(teacher_dtype, self.reads, r1_weight)
         with start_at_rank_0(self, meta_start):
             loaded = self._keep_teacher(teacher_model(teacher), dtype)
             self.levels = student_levels(sigma_init, renoise_levels, student_times, loaded.denoiser)
