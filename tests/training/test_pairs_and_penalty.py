@@ -93,11 +93,11 @@ def test_each_pair_is_regressed_under_its_own_class(tmp_path):
 
 
 class Idle(Objective):
-    """Asks for the teacher alone."""
+    """Asks for nothing."""
 
     @property
     def needs(self):
-        return Needs("value")
+        return Needs()
 
     def loss(self, at):
         return StudentLoss({})

@@ -48,12 +48,16 @@ def levels(model, scheduler):
 
 
 @torch.no_grad()
-def sampled(model, scheduler, n, seed, labels=None, guidance=1.0):
+def undecoded(model, scheduler, n, seed, labels=None, guidance=1.0):
     """DDIM of ours from the noise of a seed, which a pipeline takes for x_t at its first timestep."""
     sigmas = levels(model, scheduler)
     share = float(model.denoiser.preconditioning.path.sigma(model.denoiser.preconditioning.path.time(sigmas[:1])))
-    samples = DDIM()(model.denoiser, model.noise(n, seed) / share, sigmas, labels, guidance)
-    return model.decode(samples)
+    return DDIM()(model.denoiser, model.noise(n, seed) / share, sigmas, labels, guidance)
+
+
+@torch.no_grad()
+def sampled(model, *arguments, **more):
+    return model.decode(undecoded(model, *arguments, **more))
 
 
 def drawn(pipeline, seed, **arguments):
@@ -128,10 +132,15 @@ def test_a_dit_with_its_vae_makes_the_images_of_its_pipeline(guidance, tmp_path)
     assert (model.sample_shape, model.image_shape, model.num_classes) == ((4, 8, 8), (3, 16, 16), 1000)
 
 
-def test_a_unet_of_latents_with_a_quantising_vae_makes_the_images_of_its_pipeline(tmp_path):
-    stock = LDMPipeline(vq(), unet(), ddim())
-    model = import_model(save(stock, tmp_path))
-    assert_close(sampled(model, stock.scheduler, 2, 2), drawn(stock, 2, batch_size=2), rtol=0, atol=2e-5)
+def test_a_unet_of_latents_with_a_quantising_vae_makes_the_images_of_its_pipeline(tmp_path, monkeypatch):
+    stock, seen = LDMPipeline(vq(), unet(), ddim()), []
+    model, decode = import_model(save(stock, tmp_path)), stock.vqvae.decode
+    monkeypatch.setattr(stock.vqvae, "decode", lambda z: seen.append(z) or decode(z))
+    images, latents = drawn(stock, 2, batch_size=2), seen[0] * stock.vqvae.config.scaling_factor
+    # in two parts: where a latent lies between two codes, the last bit chooses one, and that of the processor differs
+    assert_close(undecoded(model, stock.scheduler, 2, 2), latents, rtol=0, atol=2e-5)
+    with torch.no_grad():
+        assert_close(model.decode(latents), images, rtol=0, atol=2e-5)
 
 
 def test_teacher_samples_on_edms_grid_between_the_ends_of_its_path(tmp_path):
