@@ -1,9 +1,11 @@
 """Kill a run at random moments, continue it each time, and hold its end against the run that nobody killed.
 
     python tools/kill_resume.py --out runs/kill_resume
+    python tools/kill_resume.py --adapters --out runs/kill_adapters
 
 A distillation of the mixture (two MLPs, a discriminator with ratio bins, EMA, Adam, StudentDistance, BestCheckpoint)
-saves after every few turns, so that about as much time goes into writing checkpoints as into turns. SIGKILL comes at a
+saves after every few turns, so that about as much time goes into writing checkpoints as into turns; with --adapters,
+of digits, where student and fake score are adapters on the teacher's weights. SIGKILL comes at a
 uniform moment after training has begun; one that leaves a half-written file came inside writing. Compared are the
 whole last checkpoints (weights, optimisers, averages, ratio bins, loops, position in the data, callbacks, random
 states) and every line of metrics.jsonl, all but clocks and the names of folders. Writes results.json, and exits with
@@ -45,8 +47,8 @@ class Killed(NamedTuple):
     inside_writing: bool
 
 
-def command(folder: Path, turns: int, every_n_turns: int, width: int) -> list[str]:
-    """fdistill fit of the mixture, continuing where it can."""
+def command(folder: Path, turns: int, every_n_turns: int, width: int | None) -> list[str]:
+    """fdistill fit, continuing where it can: of the mixture by MLPs of a width, or of digits by adapters."""
     last = {"class_path": "LastCheckpoint", "init_args": {"every_n_turns": every_n_turns}}
     settings = {
         "trainer.accelerator": "cpu",
@@ -56,11 +58,15 @@ def command(folder: Path, turns: int, every_n_turns: int, width: int) -> list[st
         "trainer.enable_progress_bar": False,
         "trainer.callbacks": json.dumps([last, *CALLBACKS]),
         "model.fake_score_warmup": 10,
-        "model.student.init_args.network.init_args.width": width,
-        "model.fake_score.init_args.network.init_args.width": width,
-        "data.batch_size": 32,
     }
-    configs = ["--config", "configs/trainer.yaml", "--config", "configs/quickstart/mixture.yaml"]
+    if width is None:
+        roles = {"class_path": "SharedBase", "init_args": {"rank": 4, "targets": "all"}}
+        settings |= {"model.teacher": "digits-teacher", "model.roles": json.dumps(roles), "data.batch_size": 8}
+    else:
+        settings |= {f"model.{side}.init_args.network.init_args.width": width for side in ("student", "fake_score")}
+        settings["data.batch_size"] = 32
+    config = "configs/quickstart/student.yaml" if width is None else "configs/quickstart/mixture.yaml"
+    configs = ["--config", "configs/trainer.yaml", "--config", config]
     options = [f"--{name}={str(value).lower() if value is False else value}" for name, value in settings.items()]
     return [sys.executable, "-m", "fdistill", "fit", *configs, *options, "--ckpt_path", "last"]
 
@@ -147,15 +153,17 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=400)
     parser.add_argument("--every", type=int, default=2, help="turns between two checkpoints")
     parser.add_argument("--width", type=int, default=128, help="of the MLPs")
+    parser.add_argument("--adapters", action="store_true", help="on the digits teacher, in place of MLPs")
     parser.add_argument("--longest", type=float, default=2.0, help="seconds of training before a kill, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     whole, killed = options.out / "whole", options.out / "killed"
+    width = None if options.adapters else options.width
     for folder in (whole, killed):
         shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run(command(whole, options.turns, options.every, options.width), check=True)
-    arguments = command(killed, options.turns, options.every, options.width)
+    subprocess.run(command(whole, options.turns, options.every, width), check=True)
+    arguments = command(killed, options.turns, options.every, width)
     chance, lives = random.Random(options.seed), []
     while len(lives) < options.kills:
         life = kill_at_random(arguments, killed, options.longest, chance, lambda pid: None)
