@@ -36,14 +36,6 @@ from fdistill.training.planning import GPUS, plan_run
 from fdistill.training.roles import FullCopies, SharedBase
 
 
-@pytest.fixture
-def double():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
 @pytest.mark.parametrize("turn", slow_but(["fused", "alternating"], "fused"))
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_s_gradients_are_those_of_separate_networks(name, turn, double, tmp_path):

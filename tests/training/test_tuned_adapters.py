@@ -26,14 +26,6 @@ ALGORITHMS = {
 ADAPTERS = SharedBase(rank=2, alpha=3.0, targets="all")
 
 
-@pytest.fixture
-def double():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
 class Logged(RewardTuningModule):
     """Keeps what it logs of each turn."""
 
