@@ -100,11 +100,10 @@ class StockPipeline:
         left_out: dict[str, Any] = {name: None for name in _LEFT_OUT if name in self.index}
         if "safety_checker" in left_out:
             left_out["requires_safety_checker"] = False
-        given = {self.family.part: self.network, **left_out}
+        given: dict[str, Any] = {self.family.part: self.network, **left_out}
         with _quiet():
-            pipeline = cls.from_pretrained(
-                self.folder, local_files_only=True, variant=_variant(self.folder), dtype=torch.float32, **given
-            )
+            given |= {"local_files_only": True, "variant": _variant(self.folder), "dtype": torch.float32}
+            pipeline = cls.from_pretrained(self.folder, **given)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -247,6 +246,17 @@ class StockPipeline:
         return scheduler.sigmas.double().cpu()
 
 
+def pipeline_folder(model: GenerativeModel) -> Path:
+    """Where the text encoders of a model that takes prompts lie; CheckpointError if they no longer do."""
+    folder = Path(model.facts[PIPELINE])
+    if not (folder / "model_index.json").is_file():
+        raise CheckpointError(
+            f"the text encoders of this model lie in {folder}, where its teacher was imported from: expected that "
+            "pipeline, got nothing; put it, or a link to it, back there"
+        )
+    return folder
+
+
 def prompt_condition(
     model: GenerativeModel, prompts: Sequence[str], n: int, pipeline: StockPipeline | None = None
 ) -> Condition:
@@ -264,12 +274,12 @@ def prompt_condition(
     """
     if PIPELINE not in model.facts:
         raise ValueError("this model takes no prompts: leave --prompt out")
+    pipeline = pipeline or StockPipeline(pipeline_folder(model))
     factor: Any = model.denoiser.network.image_factor
     height, width = (int(length * factor) for length in model.sample_shape[1:])
-    # no condition depends on the number of steps, and exported schedulers refuse all but few
-    pipeline = pipeline or StockPipeline(model.facts[PIPELINE])
     if unknown := [word for prompt in prompts for word in pipeline.unknown(prompt)]:
         raise ValueError(f"a prompt has words that the text encoder knows: it does not know {', '.join(unknown)[:200]}")
+    # no condition depends on the number of steps, and exported schedulers refuse all but few
     asked = pipeline.ask(prompts, (height, width), null=False, num_steps=1)
     return asked.condition.rows(torch.arange(n) % len(prompts))
 
@@ -300,14 +310,8 @@ def _check_parts(folder: Path, index: Mapping[str, Any], part: str) -> None:
             f"{folder} has a {shown(strange[0])}: expected parts of {' and '.join(_LIBRARIES)}, whose code is known"
         )
     texts = sorted(name for name in wanted if name.startswith("text_encoder"))
-    needed = {
-        part,
-        "scheduler",
-        "vae",
-        "text_encoder",
-        *texts,
-        *(t.replace("text_encoder", "tokenizer") for t in texts),
-    }
+    tokenizers = (name.replace("text_encoder", "tokenizer") for name in texts)
+    needed = {part, "scheduler", "vae", "text_encoder", *texts, *tokenizers}
     absent = sorted(name for name in needed if name not in parts or not (folder / name).is_dir())
     if absent:
         raise CheckpointError(

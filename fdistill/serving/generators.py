@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fdistill.core.weight_files import CheckpointError
 from fdistill.io.load import load_model
-from fdistill.io.stock_pipeline import PIPELINE, StockPipeline, prompt_condition
+from fdistill.io.stock_pipeline import PIPELINE, StockPipeline, pipeline_folder, prompt_condition
 from fdistill.models.condition import Condition, declared
 from fdistill.models.vae import Decoder
 from fdistill.sampling.draw import chosen_labels
@@ -138,7 +138,7 @@ class Generator:
 
     @functools.cached_property
     def _pipeline(self) -> StockPipeline:
-        return StockPipeline(self.model.facts[PIPELINE])
+        return StockPipeline(pipeline_folder(self.model))
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """The latent of one picture, [1, *latent_shape]."""

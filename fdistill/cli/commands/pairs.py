@@ -7,7 +7,7 @@ from fdistill.core.places import require_writable
 from fdistill.data.prompts import checked_prompts
 from fdistill.data.teacher_pairs import Facts, TeacherPairs, facts_of, read_facts
 from fdistill.io.load import load_model
-from fdistill.io.stock_pipeline import PIPELINE
+from fdistill.io.stock_pipeline import PIPELINE, pipeline_folder
 
 
 def pairs(
@@ -43,7 +43,7 @@ def pairs(
         got = "none" if prompts is None else prompts
         raise ValueError(f"pairs of a text-to-image teacher, and no others, have --prompts FOLDER: got {got}")
     if prompts is not None:
-        files = checked_prompts(prompts, model.facts[PIPELINE])
+        files = checked_prompts(prompts, str(pipeline_folder(model)))
         wanted, condition = wanted | {"prompts": files.description.request}, files.condition(range(min(n, len(files))))
     if path.exists() and not overwrite and _holds(path, wanted):
         print(f"{path} holds these {n} pairs already; nothing was computed")

@@ -23,7 +23,7 @@ from fdistill.io.export.stock_text import (
     scheduled,
     write_scheduler,
 )
-from fdistill.io.stock_pipeline import METADATA, PIPELINE
+from fdistill.io.stock_pipeline import METADATA, PIPELINE, pipeline_folder
 from fdistill.models.adapters import adapter_layers, adapter_state
 from fdistill.models.guidance import Guidance
 from fdistill.models.networks import TextToImageNetwork
@@ -91,7 +91,7 @@ def _checked(model: GenerativeModel, names: Names) -> TextToImageNetwork:
         raise ValueError(f"a LoRA file holds adapters: got a {model.kind} without, all of which learned; {remedy}")
     import diffusers
 
-    name = str(read_json(Path(model.facts[PIPELINE]) / "model_index.json").get("_class_name"))
+    name = str(read_json(pipeline_folder(model) / "model_index.json").get("_class_name"))
     if not hasattr(getattr(diffusers, name), "load_lora_weights"):
         raise ValueError(f"a {name} of diffusers loads no LoRA: {remedy}")
     family = network.spec()["init_args"]["family"]
@@ -144,7 +144,7 @@ def _metadata(network: TextToImageNetwork) -> dict[str, str]:
 
 def _use(model: GenerativeModel, name: str, made: Scheduled) -> str:
     """The card's section on use."""
-    source = Path(model.facts[PIPELINE])
+    source = pipeline_folder(model)
     published = published_name(source)
     base, where = (published, "") if published else (source.name, "  # the teacher's pipeline")
     scheduler = f'pipeline.scheduler = {made.name}.from_pretrained("{name}", subfolder="scheduler")\n'

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fdistill.core.build import build_stock
 from fdistill.core.weight_files import read_json
-from fdistill.io.stock_pipeline import COND_PROJ, NULL_WEIGHTS, PIPELINE
+from fdistill.io.stock_pipeline import COND_PROJ, NULL_WEIGHTS, PIPELINE, pipeline_folder
 from fdistill.models.networks import TextToImageNetwork
 from fdistill.models.networks.text import StableDiffusion
 from fdistill.sampling.generator import GenerativeModel
@@ -131,14 +131,9 @@ def write_text_pipeline(model: GenerativeModel, folder: Path, made: Scheduled, d
         dtype: of the network's weights.
 
     Raises:
-        ValueError: where the teacher's folder is no longer there.
+        CheckpointError: where the teacher's folder is no longer there.
     """
-    network, source = _network(model), Path(model.facts[PIPELINE])
-    if not (source / "model_index.json").is_file():
-        raise ValueError(
-            f"the text encoders of this student lie in {source}, where its teacher was imported from: expected that "
-            "pipeline, got nothing; put it back there"
-        )
+    network, source = _network(model), pipeline_folder(model)
     index = read_json(source / "model_index.json")
     part = network.family.part
     for name, value in index.items():
@@ -189,7 +184,7 @@ def card_lines(model: GenerativeModel, name: str, made: Scheduled, dtype: torch.
 
 def front_matter(model: GenerativeModel) -> list[str]:
     """Of a card of a student that `is_text_student`: license and base are those of its teacher's card and index."""
-    source = Path(model.facts[PIPELINE])
+    source = pipeline_folder(model)
     front = ["library_name: diffusers", "pipeline_tag: text-to-image", *_license(source / "README.md")]
     base = published_name(source)
     return front if base is None else [*front, f"base_model: {base}"]

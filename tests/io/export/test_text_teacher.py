@@ -1,14 +1,17 @@
 """A text teacher that was trained here becomes a stock pipeline: the same pictures, and a VAE that changes nothing."""
 
+import dataclasses
+
 import diffusers
 import pytest
 import torch
 from torch.testing import assert_close
 
+from fdistill.core.weight_files import CheckpointError
 from fdistill.io.export import export_folder
 from fdistill.io.export.text_teacher import pixel_vae
 from fdistill.io.importing import Options, import_model
-from fdistill.io.stock_pipeline import prompt_condition
+from fdistill.io.stock_pipeline import PIPELINE, prompt_condition
 from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import WordUNet
@@ -63,6 +66,12 @@ def test_what_import_reads_of_it_is_the_same_teacher(exported):
     text = Condition({"input_ids": torch.tensor(token_ids(PROMPTS, made.denoiser.network.tokenizer))})
     noise = made.noise(2, 1)
     assert_close(again.sample(noise, prompt_condition(again, PROMPTS, 2)), made.sample(noise, text), rtol=0, atol=1e-5)
+
+
+def test_where_the_text_encoders_are_gone_one_line_says_what_to_do(tmp_path):
+    moved = dataclasses.replace(teacher(), facts={PIPELINE: str(tmp_path / "gone")})
+    with pytest.raises(CheckpointError, match=r"gone.*put it, or a link to it, back there"):
+        prompt_condition(moved, PROMPTS, 2)
 
 
 def test_another_prediction_is_refused_before_anything_is_written(tmp_path):
