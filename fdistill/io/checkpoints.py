@@ -129,6 +129,7 @@ def model_record(model: GenerativeModel) -> dict[str, Any]:
         "sampler": None if model.sampler is None else model.sampler.spec(),
         "decoder": None if model.decoder is None else str(model.decoder.folder.resolve()),
         "start": model.start,
+        "temperature": model.temperature,
     }
 
 
@@ -143,8 +144,9 @@ def model_weights(model: GenerativeModel) -> dict[str, torch.Tensor]:
 def model_from_record(record: dict[str, Any], weights: dict[str, torch.Tensor], source: Path) -> GenerativeModel:
     """Rebuild the model that `record` describes and load `weights` into its denoiser and guide.
 
-    A record without a sampler or a start is of a time when every teacher's was Heun, and every start sigma z. The
-    decoder of latents stays in its folder, which the record names; a relative name is one inside `source`.
+    A record without a sampler, a start or a temperature is of a time when every teacher's was Heun, every start sigma
+    z, and every temperature 1. The decoder of latents stays in its folder, which the record names; a relative name is
+    one inside `source`.
 
     Raises:
         CheckpointError: if the record is incomplete or the weights do not fit.
@@ -156,6 +158,7 @@ def model_from_record(record: dict[str, Any], weights: dict[str, torch.Tensor], 
         sampler = None if record.get("sampler") is None else Sampler.from_spec(record["sampler"])
         decoder = None if record.get("decoder") is None else Decoder(Path(source) / record["decoder"])
         how: dict[str, Any] = {"sampler": sampler, "decoder": decoder, "start": record.get("start", "sigma")}
+        how["temperature"] = record.get("temperature", 1.0)
         model = GenerativeModel(denoiser.eval(), record["kind"], sigmas, guidance, record["facts"], **how)
     guide = Guidance.of(guidance).guide
     if guide is not None:

@@ -18,7 +18,7 @@ from fdistill.models.denoiser import Denoiser, lay_channels_last
 from fdistill.models.guidance import Guidance
 from fdistill.models.vae import Decoder
 from fdistill.sampling import Heun, Sampler, Start, generate, multi_step, one_step
-from fdistill.sampling.student_steps import check_start, start_scale
+from fdistill.sampling.student_steps import check_start, check_temperature, start_scale
 from fdistill.theory.noise_levels import karras_grid
 
 AT_ONCE = 500  # samples
@@ -42,6 +42,8 @@ class GenerativeModel:
         start: what its first step makes of noise, see `Start`.
         first_step: of a student of several steps, what makes the first of them in its place, and its guidance.
         autocast: type in which its network computes while sampling, that of a run in mixed precision; None for its own.
+        temperature: factor of a student's noise, at all its steps, that it was not trained with: below 1 it is the
+            truncation of arXiv 1809.11096 (precision for recall), a little above 1 the opposite.
     """
 
     denoiser: Denoiser
@@ -54,9 +56,12 @@ class GenerativeModel:
     start: Start = "sigma"
     first_step: tuple[Denoiser, float | Guidance] | None = None
     autocast: torch.dtype | None = None
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         check_start(self.start)
+        if check_temperature(self.temperature) != 1 and self.kind != "student":
+            raise ValueError(f"temperature scales the noise of a student: got {self.temperature:g} for a teacher")
         if self.kind == "student":
             _check_levels(self.sigmas)
             if self.sampler is not None:
@@ -261,6 +266,7 @@ class GenerativeModel:
         if self._blocks > 1:
             few_steps = functools.partial(multi_step, start=self.start, first=self.first_step)
         sampler = few_steps if self.sampler is None else self.sampler
+        noise = noise if self.temperature == 1 else noise * self.temperature
         if self.sampler is not None and self.start != "sigma":
             noise = noise * (start_scale(float(self.sigmas[0]), self.start) / float(self.sigmas[0]))
         values = VALUES_IN_CACHE if self.device.type == "cpu" else VALUES_AT_ONCE

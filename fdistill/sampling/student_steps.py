@@ -24,6 +24,13 @@ def check_start(start: Start) -> Start:
     return start
 
 
+def check_temperature(temperature: float) -> float:
+    """`temperature`; ValueError where it is not positive and finite."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"a temperature scales noise, 1 leaves it as it was trained on: got {temperature}")
+    return temperature
+
+
 def start_scale(sigma: float, start: Start) -> float:
     """The factor of z at the first level."""
     return sigma if start == "sigma" else math.hypot(1.0, sigma)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -22,7 +23,7 @@ from fdistill.objectives.log_ratio import RatioEstimator
 from fdistill.objectives.rewards import Reward
 from fdistill.sampling import Start
 from fdistill.sampling.generator import GenerativeModel
-from fdistill.sampling.student_steps import check_start
+from fdistill.sampling.student_steps import check_start, check_temperature
 from fdistill.theory.noise_levels import NoiseLevels
 from fdistill.theory.schedules import Schedule
 from fdistill.training.anchor import Anchor
@@ -80,6 +81,7 @@ class DistillationModule(DistillationTurn, StudentValidation):
         student_times: all its levels by times of the teacher's path, falling: timesteps, or t in (0, 1] along a flow.
         start: what its first step makes of noise z: "sigma" for sigma_init z, "unit" for sqrt(1 + sigma_init^2) z,
             where stock pipelines start.
+        temperature: factor of the noise that the student is sampled from, not trained on, see `GenerativeModel`.
         student: initial student, a denoiser or a checkpoint of one, or a LoRA file (.safetensors) of the teacher; None
             copies the teacher. `Denoiser(Generator, Direct())` is any differentiable generator.
         fake_score: initial fake score, likewise.
@@ -129,8 +131,7 @@ class DistillationModule(DistillationTurn, StudentValidation):
             get their copies, or their parts of them, from it when the run starts.
         gradient_checkpointing: whether blocks keep no activations and are computed again in the backward pass: a third
             more arithmetic in what is differentiated, for the memory of one block; networks of diffusers only.
-        roles: what student and fake score are: full copies of the teacher where not given, or adapters on its weights
-            (`SharedBase`).
+        roles: of student and fake score: full copies of the teacher where not given, or adapters (`SharedBase`).
         seed: of all noise; set by seed_everything on the command line.
 
     Raises:
@@ -184,6 +185,7 @@ class DistillationModule(DistillationTurn, StudentValidation):
         feature_blocks: Sequence[int] | None = None,
         gradient_checkpointing: bool = False,
         start: Start = "sigma",
+        temperature: float = 1.0,
         roles: Roles | None = None,
         seed: int = 0,
     ) -> None:
@@ -197,15 +199,14 @@ class DistillationModule(DistillationTurn, StudentValidation):
         self.reads, self.imitation = discriminator if objective.needs.discriminator else "none", imitation
         self.teacher_source, self.guidance_facts = described_source(teacher), guidance_facts(*guided, guidance_rescale)
         self.student_optimizer, self.fake_score_optimizer = student_optimizer, fake_score_optimizer
-        self.r1_weight, self.r1_step, self.fake_label_dropout = r1_weight, r1_step, fake_label_dropout
-        self.reuse_generated, dtype = reuse_generated, check_stored(teacher_dtype, self.reads, r1_weight)
+        self.r1_weight, self.r1_step, self.reuse_generated = r1_weight, r1_step, reuse_generated
+        self.temperature, dtype = check_temperature(temperature), check_stored(teacher_dtype, self.reads, r1_weight)
         with start_at_rank_0(self, meta_start):
             loaded = self._keep_teacher(teacher_model(teacher), dtype)
             self.levels = student_levels(sigma_init, renoise_levels, student_times, loaded.denoiser)
-            self._start_learners(loaded, student, fake_score, ema_decay)
-            self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.teacher, loaded.facts)
+            self._start_learners(loaded, student, fake_score, ema_decay, sigma_data)
             self.guidance = teacher_guidance(*guided, guidance_rescale, loaded, dtype)
-            self._guide_fake(guidance, fake_guidance, fake_training_guidance, projection_guidance)
+            self._guide_fake(guidance, fake_guidance, fake_training_guidance, projection_guidance, fake_label_dropout)
             self._configure(feature_blocks, gradient_checkpointing)
             self._keep_to_path(noise_levels, fake_noise_levels)
             self.pairs = None if pairs is None else fitting_pairs(pairs, self.student, self.guidance)
@@ -217,7 +218,9 @@ class DistillationModule(DistillationTurn, StudentValidation):
         self._decoder, self._teacher_start = loaded.decoder, loaded.start
         return loaded
 
-    def _start_learners(self, loaded: GenerativeModel, student: _Given, fake_score: _Given, ema_decay: float) -> None:
+    def _start_learners(
+        self, loaded: GenerativeModel, student: _Given, fake_score: _Given, ema_decay: float, sigma_data: float | None
+    ) -> None:
         needs = self.objective.needs
         self.anchor = Anchor.of(self.objective, loaded, self.levels, self.start)
         with_fake = needs.fake_score != "nothing" or self.reads == "fake_score"
@@ -230,14 +233,16 @@ class DistillationModule(DistillationTurn, StudentValidation):
         for reward in (part for part in self.frozen if isinstance(part, Reward)):
             reward.check_takes(self.student.takes)
         self.ema, self.teacher_facts = EMA(self.student, ema_decay), loaded.facts
+        self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.teacher, loaded.facts)
 
-    def _guide_fake(self, teacher: float, scale: float, training: float, projection: float | None) -> None:
-        check_guidance(self.objective, teacher, scale, training, projection, self.fake_label_dropout, self.fake_score)
+    def _guide_fake(self, teacher: float, scale: float, training: float, third: float | None, dropout: float) -> None:
+        check_guidance(self.objective, teacher, scale, training, third, dropout, self.fake_score)
+        self.fake_label_dropout = dropout
         self.guide = Guidance.of(self.guidance).guide
         self.fake_guidance = fake_guidance_like(self.guidance, scale)
         self.fake_training_guidance = fake_guidance_like(self.guidance, training)
-        other = projection is not None and projection != scale
-        self.projection_guidance = fake_guidance_like(self.guidance, cast(float, projection)) if other else None
+        other = third is not None and third != scale
+        self.projection_guidance = fake_guidance_like(self.guidance, cast(float, third)) if other else None
 
     def _configure(self, feature_blocks: Sequence[int] | None, gradient_checkpointing: bool) -> None:
         read, others = (self.teacher, self.fake_score), (self.student, self.guide)
@@ -264,8 +269,7 @@ class DistillationModule(DistillationTurn, StudentValidation):
             **{name: self.teacher_facts[name] for name in (PIPELINE,) if name in self.teacher_facts},
         }
         model = GenerativeModel.student(self.ema.average, self.levels, facts, self.start)
-        model.decoder = self._decoder
-        return model
+        return replace(model, decoder=self._decoder, temperature=self.temperature)
 
     def teacher_model(self) -> GenerativeModel:
         """The frozen teacher with its sampler, at the guidance that the student learns."""

@@ -21,17 +21,19 @@ def resampled(
     guidance: float | None = None,
     guidance_interval: list[float] | None = None,
     guide: str | None = None,
+    temperature: float | None = None,
 ) -> GenerativeModel:
     """The model with what is given in place of its own; None leaves its own.
 
     Args:
-        model: a teacher, unless nothing is given.
+        model: a teacher, unless nothing is given, or a temperature alone.
         sampler: see `fdistill.sampling`.
         steps: of EDM's grid between the model's first level and its last one above 0.
         grid: any other grid.
         guidance: its scale.
         guidance_interval: the noise levels, low and high, between which it acts.
         guide: path of a worse teacher, for autoguidance.
+        temperature: of a student.
 
     Raises:
         ValueError: for a student, settings that exclude each other or would have no effect, or a guide that does not
@@ -46,6 +48,8 @@ def resampled(
         "guidance_interval": guidance_interval,
         "guide": guide,
     }
+    if temperature is not None:
+        model = dataclasses.replace(model, temperature=temperature)
     asked = [f"--{name}" for name, value in given.items() if value is not None]
     if not asked:
         return model

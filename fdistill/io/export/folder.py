@@ -84,6 +84,11 @@ def export_folder(
     if is_text_teacher(model):
         check_text_teacher(model)
     stock = loads_in_stock_diffusers(model)
+    if stock and model.temperature != 1:
+        raise ValueError(
+            f"stock pipelines draw noise of temperature 1: got a student of {model.temperature:g}; export it with "
+            "--temperature 1, and scale the latents of its calls"
+        )
     lines: tuple[list[str], str] | None = None
     with replace_folder(target) as folder:
         if is_text_teacher(model):  # a stock pipeline like those of others, which import reads: no record of ours

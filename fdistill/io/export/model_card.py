@@ -142,6 +142,8 @@ def _origin(model: GenerativeModel) -> str:
     start: dict[str, Any] = {"sigma_init" if model.kind == "student" else "sigma_max": float(model.sigmas[0])}
     if model.kind == "student" and len(model.sigmas) > 1:
         start["renoise_levels"] = model.sigmas[1:].tolist()
+    if model.temperature != 1:
+        start["temperature"] = model.temperature
     if model.sampler is not None:
         start["sampler"] = model.sampler.spec()
     guidance = Guidance.of(model.guidance)

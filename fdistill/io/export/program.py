@@ -39,9 +39,11 @@ class Generator(nn.Module):
         """
         super().__init__()
         self.denoiser, self.levels, self.start = model.denoiser, model.sigmas.tolist(), model.start
+        self.temperature = model.temperature
 
     def forward(self, latents: Tensor, *condition: Tensor) -> Tensor:
         named = Condition(dict(zip(self.denoiser.takes, condition, strict=True)))
+        latents = latents if self.temperature == 1 else latents * self.temperature
         steps = [latents] if len(self.levels) == 1 else latents.unbind(1)
         x: Any = None  # until the first step
         for latent, level in zip(steps, self.levels, strict=True):

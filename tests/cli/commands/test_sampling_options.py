@@ -11,12 +11,13 @@ from fdistill.io.export import export_folder
 from fdistill.io.load import load_model
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.guidance import Guidance
+from fdistill.models.networks import DiffusersUNet
 from fdistill.sampling import GDDIM, Euler, Heun
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.sampling.grids import GivenGrid
 from fdistill.theory.noise_levels import karras_grid
 from fdistill.theory.paths import VPLinear
-from fdistill.theory.preconditioning import EpsPrediction
+from fdistill.theory.preconditioning import EDM, EpsPrediction
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,18 @@ def test_an_exported_folder_keeps_what_was_asked(folders, tmp_path):
     succeeds("export", tmp_path / "out", tmp_path / "plain", "--guidance", "1", "--sampler", "Heun")
     assert load_model(tmp_path / "plain").evaluations == 3
     assert "guidance when sampled" not in (tmp_path / "plain" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("sigmas", [3.0, [3.0, 0.5]])
+def test_a_temperature_scales_all_noise_of_a_student_from_command_to_folder(sigmas, tmp_path):
+    cold = GenerativeModel.student(mlp(), sigmas)
+    export_folder(cold, tmp_path / "cold")
+    succeeds("export", tmp_path / "cold", tmp_path / "warm", "--temperature", 1.25)
+    warm, noise = load_model(tmp_path / "warm"), cold.noise(5, 0)
+    assert torch.equal(warm.sample(noise), cold.sample(1.25 * noise))
+    assert "- temperature: 1.25" in (tmp_path / "warm" / "README.md").read_text(encoding="utf-8")
+    succeeds("sample", "--checkpoint", tmp_path / "warm", "--n", 5, "--out", tmp_path / "a.npz", "--temperature", 1)
+    assert torch.equal(drawn(tmp_path / "a.npz"), cold.sample(noise))
 
 
 def test_what_is_not_given_stays(folders):
@@ -120,7 +133,7 @@ def test_what_cannot_be_is_one_line(model, options, words, folders, tmp_path):
 
 def test_a_report_of_another_sampling_is_not_put_on_the_card(folders, tmp_path):
     outcome = fdistill("export", folders["teacher"], tmp_path / "out", "--report", "r.json", "--steps", "3")
-    assert "measured the teacher as it was sampled before" in one_error_line(outcome)
+    assert "measured the model as it was sampled before" in one_error_line(outcome)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +155,22 @@ def test_a_network_is_not_asked_beyond_the_ends_of_its_path():
     model = GenerativeModel.teacher(Denoiser(mlp().network, EpsPrediction(VPLinear())), 6, 0.05, 9.0)
     with pytest.raises(ValueError, match=r"152\.167"):
         resampled(model, grid=GivenGrid([1000.0, 0.5, 0.0]))
+
+
+def test_a_temperature_is_a_students_and_positive(folders):
+    with pytest.raises(ValueError, match=r"noise of a student: got 1\.1 for a teacher"):
+        resampled(load_model(folders["teacher"]), temperature=1.1)
+    for impossible in (0.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"got {impossible}"):
+            resampled(load_model(folders["student"]), temperature=impossible)
+
+
+def test_a_stock_pipeline_has_no_temperature(tmp_path):
+    model = GenerativeModel.student(Denoiser(DiffusersUNet(8, 1, (8, 8)), EDM(0.5)), 5.0)
+    model.temperature = 1.1
+    with pytest.raises(ValueError, match="--temperature 1"):
+        export_folder(model, tmp_path / "stock")
+    assert not (tmp_path / "stock").exists()
 
 
 def test_nothing_but_a_model_of_ours_is_replaced(folders, tmp_path, monkeypatch):
