@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from fdistill.cli.commands import VERBS, UsageError, run_verb
 from fdistill.cli.commands.explain import choices
+from fdistill.cli.own_modules import import_modules
 
 _TRAINER_VERBS = ("fit", "validate", "test", "predict")
 _HELP = """usage: fdistill [--version] [--debug] [--import MODULE] COMMAND [OPTIONS]
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _run(_import_modules(arguments))
+        return _run(import_modules(arguments))
     except SystemExit as stop:  # --help and --print_config, and lightning after an interrupt
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:  # whoever reads has enough: `fdistill presets | head`
@@ -77,27 +78,6 @@ def _run(arguments: list[str]) -> int:
         run_trainer([command, *rest])
         return 0
     raise UsageError(f"there is no command {command!r}{choices(command, [*_TRAINER_VERBS, *VERBS])}")
-
-
-def _import_modules(arguments: list[str]) -> list[str]:
-    """Take `--import MODULE` out of the arguments and import each, looking in the working directory too."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: a file of yours does not hide a library
-    rest, names = [], iter(arguments)
-    for argument in names:
-        if argument != "--import":
-            rest.append(argument)
-            continue
-        module = next(names, None)
-        if module is None:
-            raise UsageError("--import needs the name of a module")
-        try:
-            __import__(module)
-        except ModuleNotFoundError as error:
-            if error.name != module.split(".")[0]:
-                raise
-            raise UsageError(f"--import {module}: there is no such module here or among the installed ones") from error
-    return rest
 
 
 def one_line(error: BaseException) -> str:

@@ -1,10 +1,9 @@
-"""The application: OpenAI's images API, one picture for a page, probes and metrics, around shelf and batcher."""
+"""The application: OpenAI's images API, one picture for a page, probes and metrics, around the worker."""
 
 import asyncio
-import os
+import math
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fastapi
@@ -12,17 +11,14 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from torch import Tensor
 
-from fdistill.serving.batcher import Batcher, FullError, Job, StoppedError
-from fdistill.serving.generators import Generator
 from fdistill.serving.guard import Guard
-from fdistill.serving.images import Request, RequestError, as_json, as_picture
 from fdistill.serving.metrics import Metrics
 from fdistill.serving.page import page
-from fdistill.serving.shelf import Shelf
+from fdistill.serving.request import GRID, Request, RequestError
+from fdistill.serving.worker import Worker
 
-Routes = Callable[[Shelf], APIRouter]  # of training runs, which may be served
+Routes = Callable[[Worker], APIRouter]  # of training runs, which may be served
 _LARGEST_BODY = 64 * 1024  # bytes
 _IN_QUERY = ("prompt", "seed", "n", "model")
 _LEFT = 499  # the status that nginx writes down for clients that left; nobody reads it
@@ -32,74 +28,60 @@ class Service:
     """What requests are answered from.
 
     Attributes:
-        shelf: the generators.
-        batcher: makes their pictures.
+        worker: makes the pictures.
         limit: images of one request.
+        reserved: images asked for and not yet answered.
     """
 
-    def __init__(self, shelf: Shelf, batcher: Batcher, limit: int) -> None:
-        self.shelf, self.batcher, self.limit = shelf, batcher, limit
-        self.metrics = Metrics(batcher, shelf)
+    def __init__(self, worker: Worker, size: int, room: int, limit: int) -> None:
+        """Args:
+        worker: with open generators.
+        size: images of a batch.
+        room: for images that may be asked for and not yet be answered.
+        limit: images of one request.
+        """
+        self.worker, self.limit, self.reserved = worker, limit, 0
+        self.metrics = Metrics(room)
         self.started = int(time.time())
-        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="files")
-        self._text_encoders = ThreadPoolExecutor(1, thread_name_prefix="texts")  # which answer one at a time
+        self._size, self._room, self._seconds = size, room, 0.0
 
-    async def answer(
-        self, http: fastapi.Request, asked: Request, finish: Callable[[Generator, Tensor, int], Response]
-    ) -> Response:
-        """Check, wait for the pictures, and let `finish` make the answer of generator, pictures and seed.
+    async def answer(self, http: fastapi.Request, asked: Request, kind: str) -> tuple[bytes, int]:
+        """The body of files of that kind, and its seed.
 
         Raises:
-            RequestError: where the request is wrong, the queue full, or the pictures cannot be made.
+            RequestError: where the request is wrong, the queue full, the pictures cannot be made, or the client leaves.
         """
         begin = time.perf_counter()
-        generator = self.generator(asked.model)
-        n, seed = asked.checked(generator.side, self.limit)
+        n, seed = asked.checked(self.limit)
+        if self.reserved + n > self._room:
+            wait = max(1, math.ceil(self.reserved / self._size * self._seconds))
+            raise RequestError(f"the queue is full: try again in {wait} s", None, 429, "queue_full", wait)
+        self.reserved += n
         try:
-            self.batcher.reserve(n)
-        except FullError as error:
-            raise RequestError(str(error), None, 429, "queue_full", error.retry_after) from error
-        try:
-            pictures = await _unless_left(http, self._pictures(generator, asked.prompt, seed, n))
-            if pictures is None:
-                return Response(status_code=_LEFT)
-            response = await asyncio.get_running_loop().run_in_executor(self._pool, finish, generator, pictures, seed)
-        except (ValueError, RuntimeError) as error:  # of the batch; a request's own are found before
-            raise RequestError(str(error), status=503 if isinstance(error, StoppedError) else 500) from error
+            given = (asked.model, asked.prompt, asked.size, n, seed, kind)
+            body, self._seconds = await _unless_left(http, self.worker.ask("make", *given))
         finally:
-            self.batcher.release(n)
+            self.reserved -= n
         self.metrics.answered(n, time.perf_counter() - begin)
-        return response
+        return body, seed
 
-    def generator(self, name: str | None) -> Generator:
-        """The generator that a request names; RequestError where there is none."""
-        try:
-            return self.shelf.get(name)
-        except ValueError as error:
-            raise RequestError(str(error), "model", 404, "model_not_found") from error
-
-    async def _pictures(self, generator: Generator, prompt: str, seed: int, n: int) -> Tensor:
-        try:
-            if generator.reads_text:  # text encoders compute: other requests go on meanwhile
-                loop = asyncio.get_running_loop()
-                condition = await loop.run_in_executor(self._text_encoders, generator.condition, prompt)
-            else:
-                condition = generator.condition(prompt)
-        except ValueError as error:
-            raise RequestError(str(error), "prompt") from error
-        return await asyncio.wrap_future(self.batcher.submit(Job(generator, condition, seed, n)).answer)
+    async def names(self) -> list[str]:
+        """Of the generators."""
+        return [each["name"] for each in (await self.worker.ask("state"))["models"]]
 
 
-async def _unless_left(http: fastapi.Request, pictures: Coroutine[Any, Any, Tensor]) -> Tensor | None:
-    """The pictures; None where the client leaves before, for whom they are then not made."""
-    answer = asyncio.ensure_future(pictures)
+async def _unless_left(http: fastapi.Request, answer: "Coroutine[Any, Any, Any]") -> Any:
+    """The answer; a RequestError where the client leaves before, for whom it is then not made."""
+    waiting = asyncio.ensure_future(answer)
     left = asyncio.ensure_future(http.receive())  # all has been read: only http.disconnect can come
-    both: list[asyncio.Future[Any]] = [answer, left]
+    both: list[asyncio.Future[Any]] = [waiting, left]
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        return answer.result() if answer.done() else None
+        if not waiting.done():
+            raise RequestError("the client left", status=_LEFT)
+        return waiting.result()
     finally:
-        answer.cancel()
+        waiting.cancel()
         left.cancel()
 
 
@@ -150,50 +132,49 @@ def create_app(service: Service, token: str | None = None, runs: Routes | None =
         runs: makes the routes of training runs, to which the page then leads.
     """
     app = FastAPI(title="fdistill", docs_url=None, redoc_url=None, openapi_url=None)
-    shelf, batcher = service.shelf, service.batcher
+    worker = service.worker
 
     @app.post("/v1/images/generations")
     async def generations(http: fastapi.Request) -> Response:
         asked = Request.read(await json_body(http))
-
-        def finish(generator: Generator, pictures: Tensor, seed: int) -> Response:
-            return _json(as_json(pictures, asked, generator.name, generator.side, seed))
-
-        return await service.answer(http, asked, finish)
+        body, _ = await service.answer(http, asked, asked.output_format or "png")
+        return Response(body, media_type="application/json")
 
     @app.get("/v1/generate.png")
     async def generate(http: fastapi.Request) -> Response:
         await _body(http)
-
-        def finish(_: Generator, pictures: Tensor, seed: int) -> Response:
-            return Response(as_picture(pictures), media_type="image/png", headers={"X-Seed": str(seed)})
-
-        return await service.answer(http, _of_query(http), finish)
+        body, seed = await service.answer(http, _of_query(http), GRID)
+        return Response(body, media_type="image/png", headers={"X-Seed": str(seed)})
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(name, service.started) for name in shelf.names()]}
+        return {"object": "list", "data": [_model(name, service.started) for name in await service.names()]}
 
     @app.get("/v1/models/{name}")
     async def model(name: str) -> dict[str, Any]:
-        return _model(service.generator(name).name, service.started)
+        if name not in (names := await service.names()):
+            said = f"model is one of {', '.join(names)}: got {name[:60]!r}"
+            raise RequestError(said, "model", 404, "model_not_found")
+        return _model(name, service.started)
 
     @app.get("/healthz")
     async def healthz() -> Response:
-        return JSONResponse({"alive": batcher.alive}, 200 if batcher.alive else 503)
+        return JSONResponse({"alive": worker.alive}, 200 if worker.alive else 503)
 
     @app.get("/readyz")
-    async def readyz() -> Response:
-        told = {"ready": batcher.alive, "models": shelf.names(), "detail": sorted(shelf.failures.values())}
-        return JSONResponse(told, 200 if batcher.alive else 503)
+    async def readyz() -> dict[str, Any]:
+        state = await worker.ask("state")  # 503 of a dead one
+        names = [each["name"] for each in state["models"]]
+        return {"ready": True, "models": names, "detail": sorted(state["failures"].values())}
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(*service.metrics.text())
+        return Response(*service.metrics.text(await worker.ask("state"), service.reserved))
 
     @app.get("/")
     async def front() -> Response:
-        return page("page.html", generators=shelf.all(), limit=service.limit, has_runs=runs is not None)
+        generators = (await worker.ask("state"))["models"]
+        return page("page.html", generators=generators, limit=service.limit, has_runs=runs is not None)
 
     @app.exception_handler(RequestError)
     async def refused(_: fastapi.Request, error: RequestError) -> Response:
@@ -206,13 +187,9 @@ def create_app(service: Service, token: str | None = None, runs: Routes | None =
         return JSONResponse(RequestError(what, status=error.status_code).as_json(), error.status_code, error.headers)
 
     if runs is not None:
-        app.include_router(runs(shelf))
+        app.include_router(runs(worker))
     app.add_middleware(Guard, token=token)
     return app
-
-
-def _json(body: bytes) -> Response:
-    return Response(body, media_type="application/json")
 
 
 def _model(name: str, created: int) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""Batches across requests: bounded queue, one worker, one shape: a seed gives the same bytes in any company."""
+"""Batches across requests: one thread, one shape: a seed gives the same bytes in any company."""
 
 import contextlib
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -33,18 +32,6 @@ class Maker(Protocol):
         ...
 
 
-class FullError(Exception):
-    """There is no room for so many more pictures."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"the queue is full: try again in {retry_after} s")
-        self.retry_after = retry_after
-
-
-class StoppedError(RuntimeError):
-    """The service stops, and makes no more pictures."""
-
-
 @dataclass(eq=False)
 class Job:
     """Some pictures of one seed and one condition.
@@ -62,7 +49,7 @@ class Job:
     seed: int
     n: int
     answer: "Future[Tensor]" = field(default_factory=Future)
-    rows: list[Tensor] = field(default_factory=list)
+    parts: list[Tensor] = field(default_factory=list)
     taken: int = 0
 
     def fits(self, other: "Job") -> bool:
@@ -71,19 +58,18 @@ class Job:
         return self.maker is other.maker and shapes[0] == shapes[1]
 
 
-class Batcher:
-    """Whoever asks reserves room, submits, and waits for the answer; a thread makes one padded batch after another."""
+Share = tuple[Job, range]  # which of a job's pictures are in a batch
 
-    def __init__(self, size: int, room: int, died: Callable[[], None] = lambda: None) -> None:
+
+class Batcher:
+    """Whoever asks submits and waits for the answer; a thread makes one padded batch after another."""
+
+    def __init__(self, size: int, died: Callable[[], None] = lambda: None) -> None:
         """Args:
         size: pictures of every batch; fewer are padded to it, for other shapes give other last bits.
-        room: pictures that may be asked for and not yet be answered.
-        died: called where the worker ends by an error that is not one of a batch.
+        died: called where the thread ends by an error that is not one of a batch; nothing is answered then.
         """
-        self.size, self.room = size, room
-        self.died = died
-        self.error: BaseException | None = None
-        self.reserved = 0
+        self.size, self._died = size, died
         self.batches = self.made = self.dropped = 0
         self.seconds = 0.0
         self._jobs: deque[Job] = deque()
@@ -92,39 +78,12 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
 
     def start(self) -> None:
-        """Start the worker."""
+        """Start the thread."""
         self._thread.start()
 
-    @property
-    def alive(self) -> bool:
-        """Whether the worker runs."""
-        return self._thread.is_alive()
-
-    def reserve(self, n: int) -> None:
-        """Take room for n pictures, which `release` gives back once they are answered.
-
-        Raises:
-            FullError: where there is none.
-        """
-        with self._change:
-            if self.reserved + n > self.room:
-                raise FullError(max(1, math.ceil(self.reserved / self.size * self.seconds)))
-            self.reserved += n
-
-    def release(self, n: int) -> None:
-        """Give room back."""
-        with self._change:
-            self.reserved -= n
-
     def submit(self, job: Job) -> Job:
-        """Queue a job whose room is reserved.
-
-        Raises:
-            StoppedError: where nobody will make it.
-        """
+        """Queue a job."""
         with self._change:
-            if self.error is not None or self._closing:
-                raise StoppedError("this service stops: ask another one")
             self._jobs.append(job)
             self._change.notify()
         return job
@@ -138,21 +97,15 @@ class Batcher:
             self._thread.join()
 
     def _run(self) -> None:
-        batch: list[tuple[Job, int]] = []
         try:
             while batch := self._next():
                 self._make(batch)
         except BaseException as error:
-            _LOG.critical("the worker died: %s: %s", type(error).__name__, error)
-            with self._change:
-                self.error = error
-                left = {id(job): job for job in (*self._jobs, *(job for job, _ in batch))}
-            for job in left.values():
-                _settle(job, StoppedError("the worker died: ask another service"))
-            self.died()
+            _LOG.critical("no more pictures are made: %s: %s", type(error).__name__, error)
+            self._died()
 
-    def _next(self) -> list[tuple[Job, int]]:
-        """The rows of the next batch, (job, index) each, in the order of arrival; empty at the end."""
+    def _next(self) -> list[Share]:
+        """The shares of the next batch, in the order of arrival; none at the end."""
         with self._change:
             while True:
                 waiting = [job for job in self._jobs if not job.answer.cancelled()]
@@ -163,46 +116,58 @@ class Batcher:
                 if self._closing:
                     return []
                 self._change.wait()
-            rows: list[tuple[Job, int]] = []
+            batch: list[Share] = []
+            free = self.size
             for job in waiting:
-                if job.fits(waiting[0]):
-                    count = min(job.n - job.taken, self.size - len(rows))
-                    rows += [(job, index) for index in range(job.taken, job.taken + count)]
+                if free and job.fits(waiting[0]):
+                    count = min(job.n - job.taken, free)
+                    batch.append((job, range(job.taken, job.taken + count)))
                     job.taken += count
+                    free -= count
             self._jobs = deque(job for job in waiting if job.taken < job.n)
-            return rows
+            return batch
 
-    def _make(self, batch: Sequence[tuple[Job, int]]) -> None:
+    def _make(self, batch: Sequence[Share]) -> None:
         """One padded batch; an error of its numbers or its memory is answered to whom it concerns."""
         begin = time.perf_counter()
-        jobs = list({id(job): job for job, _ in batch}.values())
-        maker, missing = batch[0][0].maker, self.size - len(batch)
+        maker, wanted = batch[0][0].maker, sum(len(indices) for _, indices in batch)
+        missing = self.size - wanted
         try:
-            noise = [maker.noise(generator_for(job.seed, index)) for job, index in batch]
+            noise = [maker.noise(generator_for(job.seed, index)) for job, indices in batch for index in indices]
             noise.append(noise[0].expand(missing, *noise[0].shape[1:]))
-            conditions = [job.condition for job, _ in batch] + [batch[0][0].condition] * missing
-            made = maker.make(torch.cat(noise), Condition.cat(conditions), len(batch))
-        except (ValueError, torch.OutOfMemoryError) as error:
+            conditions = [job.condition for job, indices in batch for _ in indices]
+            conditions += [batch[0][0].condition] * missing
+            made = maker.make(torch.cat(noise), Condition.cat(conditions), wanted)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, ValueError) and not _is_of_memory(error):
+                raise
             _LOG.error("a batch failed: %s", error)
-            for job in jobs:
+            for job, _ in batch:
                 self._withdraw(job, error)
             return
         took = time.perf_counter() - begin
         self.seconds += (took - self.seconds) * (_SMOOTH if self.batches else 1)
-        self.batches, self.made = self.batches + 1, self.made + len(batch)
-        for (job, _), row in zip(batch, made, strict=True):
-            job.rows.append(row)
-        for job in jobs:
-            if len(job.rows) == job.n:
-                rows = torch.stack(job.rows)
-                finite = rows.isfinite().all()
-                _settle(job, rows if finite else ValueError("pictures are not finite: check the generator's weights"))
+        self.batches, self.made = self.batches + 1, self.made + wanted
+        for (job, indices), rows in zip(batch, made.split([len(indices) for _, indices in batch]), strict=True):
+            job.parts.append(rows)
+            if indices.stop == job.n:
+                self._answer(job)
+
+    def _answer(self, job: Job) -> None:
+        made = torch.cat(job.parts)
+        finite = made.isfinite().all()
+        _settle(job, made if finite else ValueError("pictures are not finite: check the generator's weights"))
 
     def _withdraw(self, job: Job, error: Exception) -> None:
         with self._change:
             if job in self._jobs:
                 self._jobs.remove(job)
         _settle(job, error)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether there was not enough of it, on a device or, which torch has no class of errors for, on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _settle(job: Job, answer: Any) -> None:

@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from fdistill.models.condition import Condition, declared
 from fdistill.models.vae import Decoder
 from fdistill.sampling.draw import chosen_labels
 from fdistill.sampling.generator import GenerativeModel
+from fdistill.serving.settings import How
 
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _OURS = ("pipeline.py", "model/generator.py")  # what fdistill export writes for stock diffusers; it is not run here
@@ -29,25 +29,6 @@ _CLASSES = "classes.txt"
 _LONGEST = 4000  # characters of a prompt
 _PLACE = re.compile(r"\s*(\w+://|data:|\.{0,2}/|~|[A-Za-z]:\\)")
 _KEPT = 256  # conditions of prompts
-
-
-@dataclass(frozen=True)
-class How:
-    """How every generator computes; each setting has its own last bits.
-
-    Attributes:
-        size: pictures of every batch, >= 1.
-        device: where.
-        bf16: networks compute in bfloat16 where autocast lets them.
-        compiled: networks go through torch.compile.
-        decoder: folder of another VAE, as a tiny one, in place of a generator's own.
-    """
-
-    size: int = 64
-    device: torch.device | str = "cpu"
-    bf16: bool = False
-    compiled: bool = False
-    decoder: str | None = None
 
 
 class Generator:

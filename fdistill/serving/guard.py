@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fdistill.serving.images import RequestError
+from fdistill.serving.request import RequestError
 
 PROBES = ("/healthz", "/readyz")
 _SHORTEST = 16  # letters of a token

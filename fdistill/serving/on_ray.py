@@ -1,5 +1,6 @@
 """The same application on Ray Serve: replicas with batches of their own, on one machine or on many."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -7,14 +8,13 @@ import signal
 import threading
 from typing import Any
 
-import torch
 from fastapi import FastAPI
 
 from fdistill.serving.app import Service, create_app
-from fdistill.serving.batcher import Batcher
 from fdistill.serving.guard import read_token
-from fdistill.serving.server import DRAIN, Settings, listening
-from fdistill.serving.shelf import Shelf, tidy
+from fdistill.serving.server import DRAIN
+from fdistill.serving.settings import Settings, listening
+from fdistill.serving.worker import Worker
 
 _LOG = logging.getLogger(__name__)
 _NAME = "fdistill"
@@ -29,20 +29,17 @@ class Replica:
         settings: of the service; its files are seen by all machines.
         """
         self._token = read_token(settings.token_file)
-        shelf = Shelf(settings.paths, settings.how)
-        tidy()
-        self._batcher = Batcher(settings.how.size, settings.queue)
-        self._service = Service(shelf, self._batcher, settings.limit)
-        self._batcher.start()
-        shelf.watch()
+        self._worker = Worker()
+        self._worker.open(settings.paths, settings.how, settings.modules)
+        self._service = Service(self._worker, settings.how.size, settings.queue, settings.limit)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._service, self._token)
 
     def check_health(self) -> None:
         """Raises where nothing is made any more: Ray then starts another replica."""
-        if not self._batcher.alive:
-            raise RuntimeError(f"the worker died: {self._batcher.error}")
+        if not self._worker.alive:
+            raise RuntimeError(self._worker.error)
 
 
 def run(settings: Settings, replicas: int) -> None:
@@ -54,7 +51,6 @@ def run(settings: Settings, replicas: int) -> None:
 
     Raises:
         ValueError: for settings that are wrong, without ray, or where the cluster is not fit, in one line.
-        CheckpointError: where a generator cannot be served.
         OSError: where the port cannot.
         RuntimeError: where the replicas do not start.
     """
@@ -66,17 +62,19 @@ def run(settings: Settings, replicas: int) -> None:
     settings.token()
     if replicas < 1:
         raise ValueError(f"--replicas is a number of replicas and positive: got {replicas}")
-    device = torch.device(settings.how.device)
-    if device.index is not None:
+    device, colon, _ = settings.how.device.partition(":")
+    if colon:
         raise ValueError(
-            f"Ray gives each replica a {device.type} device of its own: give --device {device.type}, got {device}"
+            f"Ray gives each replica a {device} device of its own: give --device {device}, got {settings.how.device}"
         )
     # what cannot be served is told here, in one line, and not by every replica
-    names = Shelf(settings.paths, dataclasses.replace(settings.how, size=1, device="cpu", compiled=False)).names()
+    with contextlib.closing(Worker()) as worker:
+        how = dataclasses.replace(settings.how, size=1, device="cpu", compiled=False)
+        names = worker.open(settings.paths, how, settings.modules)
     with listening(settings.host, settings.port) as opened:
         port = opened.getsockname()[1]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # to nobody
-    kind = "GPU" if device.type == "cuda" else "CPU"
+    kind = "GPU" if device == "cuda" else "CPU"
     ended = threading.Event()
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     try:

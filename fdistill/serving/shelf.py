@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.weight_files import as_one_line
-from fdistill.serving.generators import Generator, How
+from fdistill.serving.generators import Generator
+from fdistill.serving.settings import How
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Shelf:
         """The generators themselves, in that order."""
         return list(self._found.values())
 
-    def add(self, name: str, path: Path) -> None:
+    def add(self, name: str, path: str) -> None:
         """Load a further generator beside the others, or the same one anew; it takes its place once it is warm.
 
         It is not watched: training rewrites its checkpoint all the time. Requests have to name it.
@@ -64,7 +65,7 @@ class Shelf:
         if name in self._places:
             raise ValueError(f"{name} is served already from {self._places[name]}, which stays: start with NAME=PATH")
         with as_one_line(f"{path} cannot be served"):
-            self._found[name] = Generator(name, path, self._how)
+            self._found[name] = Generator(name, Path(path), self._how)
         _LOG.info("%s is served from %s", name, path)
 
     def remove(self, name: str) -> None:

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
-from fdistill.serving.images import RequestError
+from fdistill.serving.request import RequestError
 from fdistill.serving.jobs import Job, Jobs
 from fdistill.serving.jobs.local import Local
 from fdistill.serving.jobs.routes import router

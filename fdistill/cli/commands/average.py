@@ -8,9 +8,9 @@ from typing import Any
 from tqdm import tqdm
 
 from fdistill.cli.commands import UsageError
-from fdistill.cli.commands.checked import usable_device
 from fdistill.cli.commands.yaml_section import data_of_file, features_of_file
 from fdistill.core.atomic_files import write_json
+from fdistill.core.devices import usable_device
 from fdistill.core.places import require_replaceable
 from fdistill.data import remembered_data
 from fdistill.evaluation.choose_average import LengthChoice, TwoHalves, better

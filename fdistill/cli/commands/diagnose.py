@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from fdistill.cli.commands.checked import usable_device
 from fdistill.cli.commands.yaml_section import data_of_file
 from fdistill.core.atomic_files import write_json
+from fdistill.core.devices import usable_device
 from fdistill.core.places import require_writable
 from fdistill.data import remembered_data
 from fdistill.evaluation.report.teacher_figure import teacher_figure

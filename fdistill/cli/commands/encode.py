@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fdistill.cli.commands.checked import usable_device
+from fdistill.core.devices import usable_device
 from fdistill.core.places import require_writable
 from fdistill.data import LatentFolder
 from fdistill.data.encode_latents import EncodingSettings, encode_folder

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from fdistill.cli.commands.checked import usable_device
+from fdistill.core.devices import usable_device
 from fdistill.core.places import require_writable
 from fdistill.data.encode_prompts import PromptEncoding
 from fdistill.data.encode_prompts import encode_prompts as encode

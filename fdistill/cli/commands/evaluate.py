@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from fdistill.cli.commands.checked import usable_device
 from fdistill.cli.commands.evaluate_captions import measure_captions
 from fdistill.cli.commands.yaml_section import data_of_file, features_of_file
 from fdistill.core.atomic_files import write_json
+from fdistill.core.devices import usable_device
 from fdistill.core.places import require_writable
 from fdistill.data import GenerativeDataModule, remembered_data
 from fdistill.evaluation.caption_evaluation import takes_captions

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fdistill.cli.commands.checked import usable_device
+from fdistill.core.devices import usable_device
 from fdistill.core.places import require_writable
 from fdistill.data.prompts import checked_prompts
 from fdistill.data.teacher_pairs import Facts, TeacherPairs, facts_of, read_facts

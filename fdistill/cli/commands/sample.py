@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from fdistill.cli.commands.checked import usable_device
 from fdistill.cli.commands.sampling import resampled
 from fdistill.core.atomic_files import atomic_write
+from fdistill.core.devices import usable_device
 from fdistill.core.places import require_writable
 from fdistill.io.load import load_model
 from fdistill.io.stock_pipeline import PIPELINE, prompt_condition

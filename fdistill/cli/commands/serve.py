@@ -2,11 +2,9 @@
 
 import functools
 import importlib.util
-import logging
-import sys
 from pathlib import Path
 
-from fdistill.cli.commands.checked import usable_device
+from fdistill.cli.own_modules import imported
 
 _NEEDS = ("fastapi", "uvicorn", "prometheus_client")
 
@@ -60,21 +58,18 @@ def serve(
         raise ValueError(f"--replicas is for --on ray, here there is one: got {replicas}")
     if on == "ray" and jobs is not None:
         raise ValueError("--jobs is served here, not on ray, for one replica would serve a run and the others not")
-    from fdistill.serving.generators import How
-    from fdistill.serving.server import Settings, run
+    from fdistill.serving.log import log_to_stderr
+    from fdistill.serving.server import run
+    from fdistill.serving.settings import How, Settings
 
-    log = logging.getLogger("fdistill.serving")
-    log.setLevel(logging.INFO)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    how = How(max_batch, usable_device(device), bf16, compile, decoder)
+    log_to_stderr()
+    how = How(max_batch, device, bf16, compile, decoder)
     runs = None
     if jobs is not None and configs is not None:
         from fdistill.serving.jobs.routes import router
 
         runs = functools.partial(router, jobs, configs)
-    settings = Settings(folders, how, host, port, token_file, queue, limit)
+    settings = Settings(folders, how, host, port, token_file, queue, limit, imported())
     if on == "ray":
         from fdistill.serving import on_ray
 

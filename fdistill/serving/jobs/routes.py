@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from fdistill.serving.app import json_body
-from fdistill.serving.images import RequestError
 from fdistill.serving.jobs.jobs import Jobs, RunStatus
 from fdistill.serving.jobs.look import look
 from fdistill.serving.page import page
-from fdistill.serving.shelf import Shelf
+from fdistill.serving.request import RequestError
+from fdistill.serving.worker import Worker
 
 _SETTING = re.compile(r"(?!trainer\.default_root_dir$)(trainer|model|data)(\.[a-z]\w*)+|seed_everything")
 
@@ -42,7 +42,7 @@ class Submission(BaseModel):
     settings: dict[str, bool | int | float] = {}
 
 
-def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
+def router(home: str | Path, configs: str | Path, worker: Worker) -> APIRouter:
     """The page /runs; GET and POST /v1/runs, GET /v1/runs/NAME and its /look, POST its /stop, /resume and /serve.
 
     DELETE of the last takes the generator away again, also of a run that is there no more.
@@ -53,16 +53,16 @@ def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
     Args:
         home: folder of the queue.
         configs: folder of the configurations that may be run.
-        shelf: gets the generators of runs that are to be served.
+        worker: gets the generators of runs that are to be served.
     """
     jobs, folder = Jobs(home), Path(configs).resolve()
     routes = APIRouter(prefix="/v1/runs", dependencies=[Depends(_of_this_site)])
-    loading = ThreadPoolExecutor(1, "loading")  # one at a time, beside the worker that makes pictures
     submitting = ThreadPoolExecutor(1, "submitting")  # each is a process that imports torch
 
     @routes.get("")
-    def listed() -> dict[str, Any]:
-        return {"object": "list", "data": [dataclasses.asdict(run) for run in jobs.all()], "served": shelf.added()}
+    async def listed() -> dict[str, Any]:
+        found = await run_in_threadpool(lambda: [dataclasses.asdict(run) for run in jobs.all()])
+        return {"object": "list", "data": found, "served": (await worker.ask("state"))["added"]}
 
     @routes.post("", status_code=202)
     async def submit(http: HttpRequest) -> dict[str, Any]:
@@ -100,13 +100,12 @@ def router(home: str | Path, configs: str | Path, shelf: Shelf) -> APIRouter:
             checkpoint = jobs.home.read(name).checkpoint
             if not checkpoint.is_file():
                 raise ValueError(f"{name} has saved no checkpoint yet, so that there is nothing to serve")
-            await asyncio.get_running_loop().run_in_executor(loading, shelf.add, name, checkpoint)
+        await worker.ask("add", name, str(checkpoint))
         return {"model": name}
 
     @routes.delete("/{name}/serve")
-    def unserve(name: str) -> dict[str, str]:
-        with _refused(404):
-            shelf.remove(name)
+    async def unserve(name: str) -> dict[str, str]:
+        await worker.ask("remove", name)
         return {"model": name}
 
     return _with_page(routes)

@@ -1,4 +1,4 @@
-"""Arguments that are checked before any work is done: devices that exist."""
+"""Devices by name, checked before any work is done."""
 
 import torch
 
