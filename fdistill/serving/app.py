@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import fastapi
-from fastapi import APIRouter, FastAPI, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
 
 from fdistill.serving.guard import Guard
 from fdistill.serving.metrics import Metrics
@@ -45,7 +48,7 @@ class Service:
         self.started = int(time.time())
         self._size, self._room, self._seconds = size, room, 0.0
 
-    async def answer(self, http: fastapi.Request, asked: Request, kind: str) -> tuple[bytes, int]:
+    async def answer(self, http: HttpRequest, asked: Request, kind: str) -> tuple[bytes, int]:
         """The body of files of that kind, and its seed.
 
         Raises:
@@ -70,22 +73,23 @@ class Service:
         return [each["name"] for each in (await self.worker.ask("state"))["models"]]
 
 
-async def _unless_left(http: fastapi.Request, answer: "Coroutine[Any, Any, Any]") -> Any:
+async def _unless_left(http: HttpRequest, answer: Coroutine[Any, Any, Any]) -> Any:
     """The answer; a RequestError where the client leaves before, for whom it is then not made."""
     waiting = asyncio.ensure_future(answer)
     left = asyncio.ensure_future(http.receive())  # all has been read: only http.disconnect can come
-    both: list[asyncio.Future[Any]] = [waiting, left]
+    left.add_done_callback(lambda _: waiting.cancel())
     try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            raise RequestError("the client left", status=_LEFT)
-        return waiting.result()
-    finally:
+        return await waiting
+    except asyncio.CancelledError:
+        if left.done() and not left.cancelled():
+            raise RequestError("the client left", status=_LEFT) from None
         waiting.cancel()
+        raise
+    finally:
         left.cancel()
 
 
-async def json_body(http: fastapi.Request) -> bytes:
+async def json_body(http: HttpRequest) -> bytes:
     """The body of a request that says it is JSON.
 
     Raises:
@@ -97,7 +101,7 @@ async def json_body(http: fastapi.Request) -> bytes:
     return await _body(http)
 
 
-async def _body(http: fastapi.Request) -> bytes:
+async def _body(http: HttpRequest) -> bytes:
     body = b""
     try:
         async for part in http.stream():
@@ -109,7 +113,7 @@ async def _body(http: fastapi.Request) -> bytes:
     return body
 
 
-def _of_query(http: fastapi.Request) -> Request:
+def _of_query(http: HttpRequest) -> Request:
     """The request that a query tells, its numbers read from their digits."""
     given: dict[str, Any] = dict(http.query_params)
     if len(given) != len(http.query_params.multi_items()):
@@ -123,73 +127,81 @@ def _of_query(http: fastapi.Request) -> Request:
     return Request.read(given)
 
 
-def create_app(service: Service, token: str | None = None, runs: Routes | None = None) -> FastAPI:
-    """The application of a service; its documentation pages, which load scripts, are off.
+def create_app(service: Service, token: str | None = None, runs: Routes | None = None) -> Starlette:
+    """The application of a service.
 
     Args:
         service: answers.
         token: see `Guard`.
         runs: makes the routes of training runs, to which the page then leads.
     """
-    app = FastAPI(title="fdistill", docs_url=None, redoc_url=None, openapi_url=None)
-    worker = service.worker
 
-    @app.post("/v1/images/generations")
-    async def generations(http: fastapi.Request) -> Response:
+    async def generations(http: HttpRequest) -> Response:
         asked = Request.read(await json_body(http))
         body, _ = await service.answer(http, asked, asked.output_format or "png")
         return Response(body, media_type="application/json")
 
-    @app.get("/v1/generate.png")
-    async def generate(http: fastapi.Request) -> Response:
+    async def generate(http: HttpRequest) -> Response:
         await _body(http)
         body, seed = await service.answer(http, _of_query(http), GRID)
         return Response(body, media_type="image/png", headers={"X-Seed": str(seed)})
 
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(name, service.started) for name in await service.names()]}
-
-    @app.get("/v1/models/{name}")
-    async def model(name: str) -> dict[str, Any]:
-        if name not in (names := await service.names()):
-            said = f"model is one of {', '.join(names)}: got {name[:60]!r}"
-            raise RequestError(said, "model", 404, "model_not_found")
-        return _model(name, service.started)
-
-    @app.get("/healthz")
-    async def healthz() -> Response:
-        return JSONResponse({"alive": worker.alive}, 200 if worker.alive else 503)
-
-    @app.get("/readyz")
-    async def readyz() -> dict[str, Any]:
-        state = await worker.ask("state")  # 503 of a dead one
-        names = [each["name"] for each in state["models"]]
-        return {"ready": True, "models": names, "detail": sorted(state["failures"].values())}
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(*service.metrics.text(await worker.ask("state"), service.reserved))
-
-    @app.get("/")
-    async def front() -> Response:
-        generators = (await worker.ask("state"))["models"]
-        return page("page.html", generators=generators, limit=service.limit, has_runs=runs is not None)
-
-    @app.exception_handler(RequestError)
-    async def refused(_: fastapi.Request, error: RequestError) -> Response:
+    async def refused(_: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, RequestError)
         service.metrics.refused(error.status)
         return JSONResponse(error.as_json(), error.status, error.headers)
 
-    @app.exception_handler(HTTPException)
-    async def unknown(http: fastapi.Request, error: HTTPException) -> Response:
+    async def unknown(http: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
         what = f"{http.method} {http.url.path[:100]}: {str(error.detail).lower()}"
         return JSONResponse(RequestError(what, status=error.status_code).as_json(), error.status_code, error.headers)
 
+    routes: list[BaseRoute] = [
+        Route("/v1/images/generations", generations, methods=["POST"]),
+        Route("/v1/generate.png", generate),
+        *_told(service, runs is not None),
+    ]
+    handlers: dict[Any, Any] = {RequestError: refused, HTTPException: unknown}
     if runs is not None:
-        app.include_router(runs(worker))
-    app.add_middleware(Guard, token=token)
-    return app
+        of_runs = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, exception_handlers=handlers)
+        of_runs.include_router(runs(service.worker))
+        routes.append(Mount("/", of_runs))
+    return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, token=token)])
+
+
+def _told(service: Service, has_runs: bool) -> list[Route]:
+    """The routes that tell of the service: its generators, its health, its counts, its page."""
+    worker = service.worker
+
+    async def models(_: HttpRequest) -> Response:
+        data = [_model(name, service.started) for name in await service.names()]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def model(http: HttpRequest) -> Response:
+        name, names = http.path_params["name"], await service.names()
+        if name not in names:
+            said = f"model is one of {', '.join(names)}: got {name[:60]!r}"
+            raise RequestError(said, "model", 404, "model_not_found")
+        return JSONResponse(_model(name, service.started))
+
+    async def healthz(_: HttpRequest) -> Response:
+        return JSONResponse({"alive": worker.alive}, 200 if worker.alive else 503)
+
+    async def readyz(_: HttpRequest) -> Response:
+        state = await worker.ask("state")  # 503 of a dead one
+        names = [each["name"] for each in state["models"]]
+        return JSONResponse({"ready": True, "models": names, "detail": sorted(state["failures"].values())})
+
+    async def metrics(_: HttpRequest) -> Response:
+        return Response(*service.metrics.text(await worker.ask("state"), service.reserved))
+
+    async def front(_: HttpRequest) -> Response:
+        generators = (await worker.ask("state"))["models"]
+        return page("page.html", generators=generators, limit=service.limit, has_runs=has_runs)
+
+    told = {"/v1/models": models, "/v1/models/{name}": model, "/healthz": healthz, "/readyz": readyz}
+    told |= {"/metrics": metrics, "/": front}
+    return [Route(path, endpoint) for path, endpoint in told.items()]
 
 
 def _model(name: str, created: int) -> dict[str, Any]:

@@ -135,8 +135,8 @@ class Batcher:
         try:
             noise = [maker.noise(generator_for(job.seed, index)) for job, indices in batch for index in indices]
             noise.append(noise[0].expand(missing, *noise[0].shape[1:]))
-            conditions = [job.condition for job, indices in batch for _ in indices]
-            conditions += [batch[0][0].condition] * missing
+            conditions = [job.condition.repeat(len(indices)) for job, indices in batch]
+            conditions.append(batch[0][0].condition.repeat(missing))
             made = maker.make(torch.cat(noise), Condition.cat(conditions), wanted)
         except (ValueError, RuntimeError, MemoryError) as error:
             if not isinstance(error, ValueError) and not _is_of_memory(error):

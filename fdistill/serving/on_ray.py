@@ -8,7 +8,7 @@ import signal
 import threading
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from fdistill.serving.app import Service, create_app
 from fdistill.serving.guard import read_token
@@ -33,7 +33,7 @@ class Replica:
         self._worker.open(settings.paths, settings.how, settings.modules)
         self._service = Service(self._worker, settings.how.size, settings.queue, settings.limit)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> Starlette:
         return create_app(self._service, self._token)
 
     def check_health(self) -> None:

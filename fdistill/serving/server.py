@@ -42,6 +42,7 @@ def run(settings: Settings, runs: Routes | None = None) -> None:
         config = uvicorn.Config(
             create_app(service, token, runs),
             access_log=False,
+            proxy_headers=False,  # nobody asks who asks
             lifespan="off",
             log_level="warning",
             server_header=False,

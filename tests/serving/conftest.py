@@ -5,7 +5,8 @@ import gc
 import pytest
 from services import NAMES, export
 
-from fdistill.serving.generators import Generator, How
+from fdistill.serving.generators import Generator
+from fdistill.serving.settings import How
 
 
 @pytest.fixture(scope="session")

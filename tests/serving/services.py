@@ -1,6 +1,10 @@
 """A tiny generator in a folder, a service of it in this process, and what its pictures are."""
 
 import contextlib
+import os
+import threading
+from multiprocessing.connection import Connection
+from unittest import mock
 
 import httpx
 import torch
@@ -11,8 +15,9 @@ from fdistill.models.networks import SmallUNet
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.serving.app import Service, create_app
 from fdistill.serving.batcher import Batcher
-from fdistill.serving.generators import How
-from fdistill.serving.shelf import Shelf
+from fdistill.serving.settings import How
+from fdistill.serving.worker import Worker
+from fdistill.serving.workshop import Workshop
 from fdistill.theory.preconditioning import EDM
 
 SIZE = 8
@@ -28,15 +33,46 @@ def export(folder, num_classes=10, seed=0, channels=1, network=None):
     return export_folder(GenerativeModel.student(Denoiser(network, EDM(0.5)), 2.0), folder)
 
 
+class InThread:
+    """In place of the worker's process: its workshop in a thread of this one."""
+
+    def __init__(self, connection):
+        other = Connection(os.dup(connection.fileno()))
+        self.workshop = Workshop(other, other.close)
+        self.thread = threading.Thread(target=self.run, args=(other,))
+        self.thread.start()
+
+    def run(self, connection):
+        self.workshop.run()
+        if hasattr(self.workshop, "shelf"):  # else it was not opened
+            self.workshop.shelf.close()
+            self.workshop.batcher.close()
+        connection.close()
+
+    def wait(self, seconds=None):
+        self.thread.join(seconds)
+        return 0
+
+
+@contextlib.contextmanager
+def working(died=lambda: None):
+    """A worker, and its workshop, which are both of this process."""
+    with mock.patch("fdistill.serving.worker.start", InThread):
+        worker = Worker(died)
+    with contextlib.closing(worker):
+        yield worker, worker._process.workshop
+
+
 @contextlib.contextmanager
 def serving(*folders, room=64, limit=16, size=SIZE, start=True):
-    """A service of folders whose worker runs, if it is to start."""
-    batcher = Batcher(size, room)
-    service = Service(Shelf([str(folder) for folder in folders], How(size)), batcher, limit)
-    if start:
-        batcher.start()
-    yield service
-    batcher.close()
+    """A service of folders, which makes pictures once `service.batcher` is started, if it is not at once."""
+    begin = Batcher.start if start else lambda _: None
+    with working() as (worker, workshop):
+        with mock.patch.object(Batcher, "start", begin):
+            worker.open([str(folder) for folder in folders], How(size))
+        service = Service(worker, size, room, limit)
+        service.workshop, service.batcher = workshop, workshop.batcher
+        yield service
 
 
 def client(service, token=None, host="localhost", **headers):

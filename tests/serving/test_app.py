@@ -50,7 +50,7 @@ def pixels(answer):
 
 def samples(service, seed, label, n):
     """What the model makes of the noise of each (seed, index)."""
-    generator = service.shelf.get(None)
+    generator = service.workshop.shelf.get(None)
     noise = [generator.model.latents(1, generator_for(seed, index)) for index in range(n)]
     padded = torch.cat([*noise, *[noise[0]] * (generator.size - n)])
     return generator.model.sample(padded, torch.full((generator.size,), label))[:n]
@@ -116,7 +116,7 @@ def test_a_field_that_is_wrong_or_not_honoured_is_named(service, body, status, p
     assert (answer.status_code, error["param"], error["type"]) == (status, param, "invalid_request_error")
     assert param in error["message"]
     assert "\n" not in error["message"]
-    assert service.batcher.reserved == 0
+    assert service.reserved == 0
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_full_queue_says_when_to_come_back_and_then_takes_again(folder):
     async def run(service):
         async with client(service) as http:
             waiting = [asyncio.ensure_future(http.post(IMAGES, json={"prompt": "3", "n": 16})) for _ in range(4)]
-            while service.batcher.reserved < 64:
+            while service.reserved < 64:
                 await asyncio.sleep(0.01)
             full = await http.post(IMAGES, json={"prompt": "3"})
             service.batcher.start()
@@ -208,7 +208,7 @@ def test_a_full_queue_says_when_to_come_back_and_then_takes_again(folder):
     assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
     assert int(full.headers["retry-after"]) >= 1
     assert [answer.status_code for answer in (*answered, after)] == [200] * 5
-    assert service.batcher.reserved == 0
+    assert service.reserved == 0
 
 
 @pytest.mark.parametrize(("is_whole", "dropped"), [(True, 9), (False, 0)])
@@ -229,7 +229,7 @@ def test_pictures_of_a_client_that_left_are_not_made(folder, is_whole, dropped):
 
     with serving(folder, start=False) as service:
         asyncio.run(run(service))
-        assert service.batcher.reserved == 0
+        assert service.reserved == 0
         service.batcher.start()
     assert (service.batcher.dropped, service.batcher.made) == (dropped, 0)
 

@@ -15,7 +15,8 @@ from fdistill.io.export import export_folder
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import MLP
 from fdistill.sampling.generator import GenerativeModel
-from fdistill.serving.generators import Generator, How, check_safe
+from fdistill.serving.generators import Generator, check_safe
+from fdistill.serving.settings import How
 from fdistill.serving.shelf import Shelf, tidy
 from fdistill.theory.preconditioning import EDM
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fdistill.sampling.pictures import to_pixels
-from fdistill.serving.images import Request, as_json, encoded
+from fdistill.serving.images import as_json, encoded
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (8, 8), (33, 20)])
@@ -28,6 +28,6 @@ def test_a_png_holds_the_pixels(shape, channels):
 
 def test_the_body_is_json_whatever_the_name_of_the_model():
     images, name = torch.zeros(2, 1, 4, 4), 'a "quoted" näme\n'
-    answer = json.loads(as_json(images, Request(prompt="3"), name, "4x4", 7))
+    answer = json.loads(as_json(images, "png", name, 7))
     assert (answer["model"], answer["seed"], answer["size"], answer["output_format"]) == (name, 7, "4x4", "png")
     assert [base64.b64decode(each["b64_json"]) for each in answer["data"]] == encoded(images, "png")

@@ -2,7 +2,6 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,12 +12,17 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
-from fdistill.serving.request import RequestError
 from fdistill.serving.jobs import Job, Jobs
 from fdistill.serving.jobs.local import Local
 from fdistill.serving.jobs.routes import router
+from fdistill.serving.request import RequestError
 
 pytestmark = pytest.mark.system
+
+
+class NoneServed:
+    async def ask(self, name):
+        return {"added": []}
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def client(tmp_path, monkeypatch):
     (tmp_path / "secret.yaml").write_text("trainer: {max_steps: 3}\n")
     (tmp_path / "configs" / "link.yaml").symlink_to(tmp_path / "secret.yaml")
     application = FastAPI(exception_handlers={RequestError: lambda _, e: JSONResponse(e.as_json(), e.status)})
-    application.include_router(router(tmp_path / "home", tmp_path / "configs", SimpleNamespace(added=list)))
+    application.include_router(router(tmp_path / "home", tmp_path / "configs", NoneServed()))
     return TestClient(application)
 
 
