@@ -2,10 +2,10 @@
 
     python tools/benchmark_service.py --repeats 5
 
-A service of two processes, HTTP and worker, clients in this one. Of every repeat the bare loop (batches of the one padded shape,
-made here, with and without PNG) runs just before the service is asked. Printed are medians and ranges over repeats.
-Processor time, of all threads of a process, says what a busy machine hides. On an idle one it is run so for both shipped
-students (`--generator fashion-student`).
+A service of two processes, HTTP and worker, is asked by clients in this one. Of every repeat the bare loop (batches of
+the one padded shape, made here, with and without PNG) runs just before the service is asked. Printed are medians and
+ranges over repeats. Processor time, of all threads of a process, says what a busy machine hides. The figures of
+docs/service.md are of an idle one, of this command and the same with `--generator fashion-student`.
 """
 
 import argparse
@@ -32,8 +32,9 @@ from fdistill.core.presets import checkpoint
 from fdistill.core.random import generator_for
 from fdistill.models.condition import Condition
 from fdistill.sampling.pictures import to_pixels
-from fdistill.serving.generators import Generator, How
+from fdistill.serving.generators import Generator
 from fdistill.serving.images import encoded
+from fdistill.serving.settings import How
 
 LOADS = ((32, 8), (8, 64))  # clients, images of a request
 
@@ -200,11 +201,8 @@ def throughput(options: argparse.Namespace, generator: Generator) -> None:
             name = f"{clients} clients x {n}"
             values |= {f"{name}, images/s": images, f"{name}, of the bare loop": images / rate}
             values |= {f"{name}, of the bare loop with PNG": images / with_png}
-            values |= {
-                f"{name}, processor ms of a batch, worker": worker,
-                f"{name}, HTTP": http,
-                f"{name}, clients": own,
-            }
+            for part, milliseconds in {"worker": worker, "HTTP": http, "clients": own}.items():
+                values[f"{name}, processor ms of a batch, {part}"] = milliseconds
             values[f"{name}, processor time of the worker, of the bare loop with PNG"] = worker / 1000 / processor
             values |= {f"{name}, p50 ms": p50, f"{name}, p99 ms": p99, f"{name}, p99 / p50": p99 / p50}
         _, times, _ = asyncio.run(load(server.port, 1, 1, options.seconds))
@@ -267,12 +265,8 @@ def endings(options: argparse.Namespace) -> None:
         while any(map(runs, worker)):
             time.sleep(0.01)
         gone = time.perf_counter() - begin
-        print(
-            f"* {how.name} with 100 in flight: {dict(statuses)}, all within {seconds:.2f} s, exit status {code}, ",
-            end="",
-        )
-        print(f"worker gone {gone:.2f} s later")
-        sys.stdout.flush()
+        said = f"all within {seconds:.2f} s, exit status {code}, worker gone {gone:.2f} s later"
+        print(f"* {how.name} with 100 in flight: {dict(statuses)}, {said}", flush=True)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -41,6 +42,13 @@ def live(*arguments, before=""):
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+def accepted(place):
+    """Images that are answered or wait."""
+    metrics = httpx.get(f"{place}/metrics", timeout=60).text
+    values = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line[:1] != "#")
+    return float(values["fdistill_images_total"]) + float(values["fdistill_queue_images"])
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from cli_runs import fdistill, one_error_line
-from live import live, visited
+from live import accepted, live, visited
 from PIL import Image
 from services import export
 
@@ -91,12 +91,6 @@ def test_the_openai_client_gets_pictures_and_our_sentences(folder, tmp_path):
             openai.OpenAI(base_url=f"{place}/v1", api_key="wrong", max_retries=0).models.list()
 
 
-def accepted(metrics):
-    """Images that are answered or wait."""
-    values = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line[:1] != "#")
-    return float(values["fdistill_images_total"]) + float(values["fdistill_queue_images"])
-
-
 @pytest.mark.slow
 def test_sigterm_answers_what_waits_and_ends_well(folder):
     def ask(place, seed):
@@ -105,7 +99,7 @@ def test_sigterm_answers_what_waits_and_ends_well(folder):
 
     with live(folder, "--max_batch", "1") as (process, place), ThreadPoolExecutor(100) as pool:
         answers = [pool.submit(ask, place, seed) for seed in range(100)]
-        while accepted(httpx.get(f"{place}/metrics").text) < 800:
+        while accepted(place) < 800:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         assert [answer.result() for answer in answers] == [200] * 100

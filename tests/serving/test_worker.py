@@ -4,13 +4,13 @@ import signal
 import subprocess
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import httpx
 import psutil
 import pytest
 from cli_runs import fdistill, one_error_line
-from live import live
+from live import accepted, live
 from services import export, serving, working
 
 from fdistill.serving.generators import Generator
@@ -116,24 +116,17 @@ def test_what_is_imported_is_imported_by_the_worker_too(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGKILL]])
 def test_a_killed_worker_ends_the_service_and_everyone_is_answered(folder, signals):
-    with live(folder, "--max_batch", "1") as (process, place):
+    with live(folder, "--max_batch", "1") as (process, place), ThreadPoolExecutor(8) as pool:
         (worker,) = psutil.Process(process.pid).children()
-        statuses = []
-
-        def ask():
-            statuses.append(pictures(place, n=64).status_code)
-
-        answers = [threading.Thread(target=ask) for _ in range(8)]
-        for each in answers:
-            each.start()
-        time.sleep(0.3)
+        answers = [pool.submit(pictures, place, n=64) for _ in range(8)]
+        while accepted(place) < 8 * 64:
+            time.sleep(0.01)
         for each in signals:
             assert worker.is_running()
             worker.send_signal(each)
             time.sleep(0.1)
         begin = time.monotonic()
-        for each in answers:
-            each.join()
+        statuses = [answer.result().status_code for answer in answers]
         assert process.wait(60) == 1
         assert time.monotonic() - begin < 5
         assert set(statuses) <= {200, 503}
