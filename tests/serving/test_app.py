@@ -229,6 +229,7 @@ def test_pictures_of_a_client_that_left_are_not_made(folder, is_whole, dropped):
 
     with serving(folder, start=False) as service:
         asyncio.run(run(service))
+        service.worker.call("state").result(60)  # calls are read in their order
         assert service.reserved == 0
         service.batcher.start()
     assert (service.batcher.dropped, service.batcher.made) == (dropped, 0)
