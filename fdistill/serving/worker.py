@@ -63,12 +63,12 @@ class Worker:
             modules: with classes that they are made of.
 
         Raises:
-            ValueError: for what cannot be served, in one line.
+            ValueError: for what cannot be served, in one line, or where the process ended.
         """
         try:
             return list(self.call("open", paths, how, modules).result())
         except RequestError as error:
-            raise ValueError(error.message) from error
+            raise ValueError(self.error or error.message) from error
 
     def call(self, name: str, *given: Any) -> "Future[Any]":
         """Its answer; whoever cancels the future before leaves, and has no pictures made.
@@ -121,7 +121,7 @@ class Worker:
 
     def _lose(self) -> None:
         for answer in list(self._waiting.values()):
-            _settle(answer, RequestError("this service stops: ask another one", status=503))
+            _settle(answer, RequestError(f"{self.error}: ask another service", status=503))
 
 
 def _settle(answer: "Future[Any]", value: Any) -> None:
