@@ -7,7 +7,6 @@ import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import httpx
-import psutil
 import pytest
 from cli_runs import fdistill, one_error_line
 from live import accepted, live
@@ -94,6 +93,10 @@ def test_what_only_the_worker_finds_is_one_line_too(folder, tmp_path):
         assert word in one_error_line(fdistill("serve", *arguments, "--port", "0"))
 
 
+def children(process):
+    return pytest.importorskip("psutil").Process(process.pid).children()
+
+
 def pictures(place, **more):
     return httpx.post(f"{place}/v1/images/generations", json={"prompt": "3"} | more, timeout=60)
 
@@ -117,7 +120,7 @@ def test_what_is_imported_is_imported_by_the_worker_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize("signals", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGKILL]])
 def test_a_killed_worker_ends_the_service_and_everyone_is_answered(folder, signals):
     with live(folder, "--max_batch", "1") as (process, place), ThreadPoolExecutor(8) as pool:
-        (worker,) = psutil.Process(process.pid).children()
+        (worker,) = children(process)
         answers = [pool.submit(pictures, place, n=64) for _ in range(8)]
         while accepted(place) < 8 * 64:
             time.sleep(0.01)
@@ -137,12 +140,12 @@ def test_a_killed_worker_ends_the_service_and_everyone_is_answered(folder, signa
 @pytest.mark.slow
 def test_a_killed_service_leaves_no_worker(folder):
     with live(folder) as (process, _):
-        (worker,) = psutil.Process(process.pid).children()
+        (worker,) = children(process)
         process.kill()
         process.wait()
         worker.wait(5)
-    starting = psutil.Popen(process.args, stderr=subprocess.DEVNULL)
-    while not (found := starting.children()):
+    starting = subprocess.Popen(process.args, stderr=subprocess.DEVNULL)
+    while not (found := children(starting)):
         time.sleep(0.01)
     starting.kill()  # while it loads
     starting.wait()
