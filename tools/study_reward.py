@@ -36,9 +36,10 @@ from torch import Tensor
 from fdistill.core.atomic_files import write_json
 from fdistill.core.random import generator_for
 from fdistill.data import CaptionedDigits, Digits, GenerativeDataModule
+from fdistill.data.captioned_digits import PARTS
 from fdistill.evaluation.reward_gap import Gap, GapProbe, Z
 from fdistill.io.load import load_model
-from fdistill.models.condition import Condition
+from fdistill.models.condition import Condition, Conditioned
 from fdistill.models.denoiser import Denoiser
 from fdistill.objectives.image_rewards import Brightness
 from fdistill.objectives.prompt_rewards import CaptionReward
@@ -54,6 +55,14 @@ TEXT = Path("runs/text-quickstart")
 ETAS = (0.5, 0.8, 1.0, 1.2, 1.5)
 WITHOUT = (5, 10, 20)  # steps of the samples without noise
 LEARNING_RATE = 2e-4
+
+
+class CaptionedEight(CaptionReward):
+    """ln of the probability of an eight, whatever the caption asks for, by the judge of captioned digits."""
+
+    def forward(self, x: Tensor, condition: Conditioned) -> Tensor:
+        """[B] <= 0 of colour images [B, 3, 8, 8]; the condition is not read."""
+        return self.features.classifier(x).split(PARTS, dim=1)[0].log_softmax(1)[:, 8]
 
 
 class Problem(NamedTuple):
@@ -85,7 +94,7 @@ PROBLEMS = {
         str(TEXT / "teacher"),
         functools.partial(CaptionedDigits, str(TEXT / "prompts")),
         (14.6, 0.03),
-        {"brightness of captions": Brightness, "prompt": functools.partial(CaptionReward, seed=1)},
+        {"brightness of captions": Brightness, "eight of captions": functools.partial(CaptionedEight, seed=1)},
     ),
 }
 

@@ -178,7 +178,11 @@ class RewardTuningModule(GenerativeModule):
             self.write_log({**found, **seen}, turn)
 
     def _roll_out(self, batch_size: int, condition: Condition, turn: int) -> Rollout:
-        """`group` samples of each condition, by the policy, or by the old one where it makes the samples."""
+        """`group` samples of each condition of a batch."""
+        return self._rolled(batch_size, condition, self.levels, self.algorithm.etas(turn, self.steps))
+
+    def _rolled(self, batch_size: int, condition: Condition, levels: list[float], etas: list[float]) -> Rollout:
+        """The same on these levels, by the policy, or by the old one where it makes the samples."""
         policy, guidance = self.old or self.denoiser, Guidance.of(self._tuned.guidance)
         condition = condition.repeat(self.algorithm.group)
         shape = (batch_size * self.algorithm.group, *self.denoiser.sample_shape)
@@ -187,9 +191,10 @@ class RewardTuningModule(GenerativeModule):
         def denoise(x: Tensor, sigma: float, rows: slice) -> Tensor:
             return guidance(policy, x, sigma, condition.rows(rows))
 
-        latents, etas = self.normal(shape, noise), self.algorithm.etas(turn, self.steps)
-        levels, start = self.levels, self._tuned.start
-        return roll_out(denoise, latents, levels, etas, lambda: self.normal(shape, noise), start, self.at_once)
+        latents = self.normal(shape, noise)
+        return roll_out(
+            denoise, latents, levels, etas, lambda: self.normal(shape, noise), self._tuned.start, self.at_once
+        )
 
     def _judge(self, rollout: Rollout, condition: Condition, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The advantages [N] of this rank's samples, on the CPU, and what is logged of all ranks' rewards."""

@@ -82,11 +82,6 @@ def _of_rows(condition: Condition, row: Tensor, n: int) -> Condition:
     return condition.rows((row // (n // condition.length)).to(first.device))
 
 
-def _kept(x: Tensor) -> Tensor:
-    """On the CPU, in float32 at least."""
-    return x.to("cpu", torch.promote_types(x.dtype, torch.float32))
-
-
 @torch.no_grad()
 def roll_out(
     denoise: Denoise,
@@ -109,7 +104,8 @@ def roll_out(
         at_once: samples that are evaluated together, >= 1.
     """
     x, parts = renoise(None, latents, levels[0], start), range(0, len(latents), at_once)
-    states: list[Tensor] = []
+    most = sum(eta > 0 for eta in etas)  # a tiny eta may add no noise
+    states = torch.empty(most + 1 if most else 0, *x.shape, dtype=torch.promote_types(x.dtype, torch.float32))
     steps, log_probs = [], []
     for index, (here, there) in enumerate(itertools.pairwise(levels)):
         denoised = torch.cat([denoise(x[at : at + at_once], here, slice(at, at + at_once)) for at in parts])
@@ -123,12 +119,10 @@ def roll_out(
             moved = moved + fresh * draw()
             shares = (torch.full((len(x),), share, device=x.device) for share in (old, fresh))
             log_probs.append(StepLaw.of(denoised, x, *shares).log_prob(moved).cpu())
-            states += [] if states else [_kept(x)]
-            states.append(_kept(moved))
+            states[len(steps)] = x
             steps.append((here, old, fresh))
+            states[len(steps)] = moved
         x = moved
     sigma, old_share, fresh_std = torch.tensor(steps, dtype=torch.float32).reshape(-1, 3).unbind(1)
-    empty = torch.empty(0, len(latents))
-    kept = (torch.stack(found) if found else empty for found in (states, log_probs))
-    trajectory, probabilities = kept
-    return Rollout(x, trajectory, sigma, old_share, fresh_std, probabilities)
+    probabilities = torch.stack(log_probs) if steps else torch.empty(0, len(latents))
+    return Rollout(x, states[: len(steps) + 1 if steps else 0], sigma, old_share, fresh_std, probabilities)

@@ -13,7 +13,7 @@ from fdistill.core.atomic_files import write_json
 from fdistill.core.meta_device import without_weights
 from fdistill.core.places import require_writable
 from fdistill.evaluation.report.plan_table import print_measured, print_plan, print_quote
-from fdistill.training import DistillationModule, RewardTuningModule
+from fdistill.training import DistillationModule
 from fdistill.training.planning import GPUS, Gpu, Plan, plan_run
 from fdistill.training.planning.hardware import Arithmetic, measured_ceiling
 from fdistill.training.planning.scaling_law import packaged_law, quote
@@ -99,10 +99,7 @@ def _known(gpu: str) -> Gpu:
 def _built(settings: list[str], **trainer: str) -> TrainerCLI:
     """Module, data and trainer of a configuration, the trainer on this machine."""
     changes = _BUILT_HERE | trainer
-    cli = run_trainer([*settings, *(f"--trainer.{name}={value}" for name, value in changes.items())], run=False)
-    if isinstance(cli.model, RewardTuningModule):
-        raise ValueError("plan counts turns of one batch, of TeacherModule or DistillationModule: got a reward tuning")
-    return cli
+    return run_trainer([*settings, *(f"--trainer.{name}={value}" for name, value in changes.items())], run=False)
 
 
 def _turns(cli: TrainerCLI) -> int:

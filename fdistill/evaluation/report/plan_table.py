@@ -32,8 +32,9 @@ def print_plan(plan: dict[str, Any]) -> None:
         amounts = (turn["flops"] / 1e9, turn["forwards"], turn["all_reduce_bytes"] / 1e6, *(1e3 * t for t in times))
         _print_row(name, (f"{turn['count']:,}", *map(_short, amounts)))
     forwards = sum(turn["count"] * turn["forwards"] for turn in turns.values()) / plan["updates"]
+    what = "a turn" if "tuning" in turns else "an update of the generator"
     print(
-        f"an update of the generator costs {forwards:.1f} F (encoder {plan['encoder_share']:.2f} F); the run takes at "
+        f"{what} costs {forwards:.1f} F (encoder {plan['encoder_share']:.2f} F); the run takes at "
         f"least {_words(plan['days'])}, {_words(plan['days_in_sequence'])} if nothing hides the all-reduce"
     )
 

@@ -7,7 +7,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,13 @@ from torch.utils.flop_counter import flop_registry
 from fdistill.data import Batch
 from fdistill.models.condition import Condition
 from fdistill.models.denoiser import Denoiser
-from fdistill.training import DistillationModule, GenerativeModule
+from fdistill.objectives.reward_algorithms import RewardAlgorithm
+from fdistill.training import DistillationModule, GenerativeModule, RewardTuningModule
 from fdistill.training.generation import drawn_steps
+from fdistill.training.rollout import Rollout
 
 _FALLBACK_BATCH = 2  # samples of a count that has to compute
+_STATE = 4  # bytes of an entry of a rollout's states
 _LENGTH = 77  # of what a condition leaves open: the tokens of CLIP
 
 
@@ -35,17 +38,20 @@ class TurnCost(NamedTuple):
     flops: int
     peak_bytes: int  # of all tensors that the turn makes, when most of them live; gradients are among them
     gradients: dict[str, int]  # bytes of the gradient that each network is left with, which ranks average
+    updates: int = 1  # optimiser steps
+    host_bytes: int = 0  # of states that a rollout keeps in the memory of the CPU
 
 
 def dry_turn(module: GenerativeModule, batch_size: int, turn: int) -> TurnCost:
     """The cost of a turn, counted on a copy; no weight is read, and parameters may be on the meta device.
 
     A turn that has to see its numbers (no meta kernel, or a decision about values) is computed on the CPU for two
-    samples, and scaled. A student of several steps is counted at its mean number of them.
+    samples, and scaled. A student of several steps is counted at its mean number of them. Of a rollout one step is
+    counted, and of each of its updates two micro-batches; rewards and decoders are left out.
 
     Args:
         module: with or without its trainer.
-        batch_size: samples on the device, >= 1.
+        batch_size: samples on the device (conditions of a rollout), >= 1.
         turn: its number in the run, which sets what learns and where schedules are.
 
     Raises:
@@ -57,9 +63,10 @@ def dry_turn(module: GenerativeModule, batch_size: int, turn: int) -> TurnCost:
         cost = _counted(_dry(module, turn).to("meta"), batch_size)
     except (NotImplementedError, RuntimeError):
         computed = _dry(module, turn)._apply(lambda t: torch.zeros_like(t, device="cpu") if t.is_meta else t)
-        cost = _counted(computed.cpu(), _FALLBACK_BATCH)
-        first, second = (int(value * batch_size / _FALLBACK_BATCH) for value in cost[:2])
-        cost = TurnCost(first, second, cost.gradients)
+        few = batch_size if isinstance(module, RewardTuningModule) else _FALLBACK_BATCH  # micro-batches are few as it is
+        cost = _counted(computed.cpu(), few)
+        first, second = (int(value * batch_size / few) for value in cost[:2])
+        cost = cost._replace(flops=first, peak_bytes=second)
     return cost._replace(flops=cost.flops + _steps_missing(module, batch_size, turn))
 
 
@@ -160,11 +167,44 @@ class _Dry:
     def optimizers(self, *args: Any) -> tuple[None, None]:
         return None, None
 
-    def guarded_step(self, *args: Any) -> dict[str, Tensor]:
-        return {}
+    def guarded_step(self, losses: Any, networks: dict[str, Any], *args: Any) -> dict[str, Tensor]:
+        return dict.fromkeys(networks, torch.zeros(()))
 
     def is_logging_turn(self, turn: int) -> bool:
         return False
+
+
+class _DryTuning(_Dry):
+    """A turn of reward tuning of which a part is made; nothing is judged, and no state leaves the device."""
+
+    levels: list[float]
+    algorithm: RewardAlgorithm
+
+    def _roll_out(self, batch_size: int, condition: Condition, turn: int) -> Rollout:
+        """One step, and states that take no memory."""
+        with Meter() as meter:
+            samples = cast(Any, self)._rolled(batch_size, condition, self.levels[:2], [0.0]).samples
+        self.step_flops = meter.flops
+        kept = sum(eta > 0 for eta in self.algorithm.etas(turn, cast(Any, self).steps))
+        states = samples.new_zeros(1, 1, *samples.shape[1:]).expand(kept + 1, *samples.shape)
+        self.host_bytes = states.numel() * _STATE if kept else 0
+        each = torch.zeros(kept)
+        return Rollout(samples, states, each, each, each, torch.zeros(kept, len(samples)))
+
+    def _judge(self, rollout: Rollout, condition: Condition, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return torch.zeros(len(rollout.samples)), {}
+
+    def _pairs_of(self, rollout: Rollout) -> int:
+        """Two micro-batches of each update: in the second one gradients of the first are there."""
+        self.pairs = RewardTuningModule._pairs_of(cast(Any, self), rollout)
+        self.made = min(self.pairs, 2 * cast(Any, self).at_once * self.algorithm.updates)
+        return self.made
+
+    def whole(self, cost: TurnCost) -> TurnCost:
+        """The cost of the whole turn from that of what was made of it."""
+        updates = (cost.flops - self.step_flops) * self.pairs // self.made
+        flops = updates + self.step_flops * (len(self.levels) - 1)
+        return cost._replace(flops=flops, updates=self.algorithm.updates, host_bytes=self.host_bytes)
 
 
 def _dry(module: GenerativeModule, turn: int) -> GenerativeModule:
@@ -176,7 +216,8 @@ def _dry(module: GenerativeModule, turn: int) -> GenerativeModule:
     copied.zero_grad(set_to_none=True)
     for frozen in (part for part in copied.modules() if isinstance(part, Denoiser) and part.halved):
         frozen.hold_in(torch.float32)  # the meta device knows no autocast; the count is the same
-    copied.__class__ = type(f"Dry{type(module).__name__}", (_Dry, type(module)), {})
+    parts = _DryTuning if isinstance(module, RewardTuningModule) else _Dry
+    copied.__class__ = type(f"Dry{type(module).__name__}", (parts, type(module)), {})
     copied.dry_turn = turn
     return copied.train()
 
@@ -192,7 +233,8 @@ def _counted(module: GenerativeModule, batch_size: int) -> TurnCost:
         name: sum(p.grad.nbytes for p in network.parameters() if p.grad is not None)
         for name, network in networks.items()
     }
-    return TurnCost(meter.flops, meter.peak, {name: n for name, n in gradients.items() if n})
+    cost = TurnCost(meter.flops, meter.peak, {name: n for name, n in gradients.items() if n})
+    return module.whole(cost) if isinstance(module, _DryTuning) else cost
 
 
 def _steps_missing(module: GenerativeModule, batch_size: int, turn: int) -> int:

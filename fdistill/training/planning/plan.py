@@ -7,8 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from fdistill.models.denoiser import Denoiser
-from fdistill.training import DistillationModule, GenerativeModule, TeacherModule
+from fdistill.training import DistillationModule, GenerativeModule, RewardTuningModule, TeacherModule
 from fdistill.training.planning.dry_turn import TurnCost, dry_turn, forward_flops
 from fdistill.training.planning.hardware import Arithmetic, Gpu, ring_seconds
 from fdistill.training.planning.parts import Parts
@@ -17,6 +16,8 @@ from fdistill.training.planning.turn_kinds import turns_of_run
 _DAY = 86_400.0
 _PROBE = 64  # entries of the parameter on which an optimiser is tried
 _ROLES = {"denoiser": "teacher", "ratio": "discriminator", "frozen": "reward"}  # of a module's children
+_TUNED = {"denoiser": "policy", "old": "old policy"}
+_GENERATORS = ("student", "policy", "teacher")  # the first of them that a run has
 _AMP_SHARE = 0.5  # of the bytes of a turn's tensors where autocast makes them bf16
 
 
@@ -27,8 +28,8 @@ class TurnPlan:
     Attributes:
         count: turns of this kind in the run.
         flops: on one device.
-        forwards: the same in forward passes F of the student (or teacher in training).
-        all_reduce_bytes: gradients that each device averages with the others, float32.
+        forwards: the same in forward passes F of the student (or teacher in training; in reward tuning of all samples).
+        all_reduce_bytes: gradients that each device averages with the others, float32; of all updates of a rollout.
         compute: FLOPs at the given share of the peak rate.
         stepping: bytes that the optimiser and the moving average read and write, at the memory's bandwidth.
         communication: ring all-reduce of the gradients; where weights are sharded, a reduce-scatter, and what moves is
@@ -94,7 +95,7 @@ class Plan:
     @property
     def updates(self) -> int:
         """Of the generator in the whole run; 1 for a run that ends in its warm-up."""
-        return next((self.turns[name].count for name in ("teacher", "fused", "student") if name in self.turns), 1)
+        return next((self.turns[name].count for name in ("teacher", "tuning", "fused", "student") if name in self.turns), 1)
 
 
 def plan_run(
@@ -112,8 +113,8 @@ def plan_run(
     """Count the run's turns and divide by the rates of the hardware.
 
     Args:
-        module: teacher training or distillation; its parameters may be on the meta device.
-        batch_size: of one device.
+        module: teacher training, reward tuning or distillation; its parameters may be on the meta device.
+        batch_size: of one device; of reward tuning conditions, each of a group of samples.
         turns: of the run.
         gpu: the device.
         devices: how many, >= 1.
@@ -132,8 +133,9 @@ def plan_run(
         raise ValueError(f"a run needs at least one device: got {devices}")
     roles = _roles(module)
     parts = Parts.of(module, strategy, devices, mixed)
-    generator = roles.get("student", roles.get("teacher"))
-    forward, encoder = forward_flops(cast(Denoiser, generator), batch_size)
+    generator = next(child for name in _GENERATORS for child, role in roles.items() if role == name)
+    samples = batch_size * (module.algorithm.group if isinstance(module, RewardTuningModule) else 1)
+    forward, encoder = forward_flops(getattr(module, generator), samples)
     states = _optimizer_states(module)
     made, costs = {}, {}
     for name, kind in turns_of_run(module, turns).items():
@@ -142,32 +144,37 @@ def plan_run(
             kind.count,
             cost.flops,
             cost.flops / forward,
-            sum(cost.gradients.values()) if devices > 1 else 0,
+            cost.updates * sum(cost.gradients.values()) if devices > 1 else 0,
             cost.flops / (mfu * gpu.peak(arithmetic)),
-            _stepping_bytes(cost, states, parts) / gpu.bandwidth,
-            ring_seconds(parts.sent(cost.gradients), devices, gpu.link if link is None else link),
+            _stepping_bytes(cost, roles, states, parts) / gpu.bandwidth,
+            ring_seconds(cost.updates * parts.sent(cost.gradients), devices, gpu.link if link is None else link),
         )
-    parameters = {_ROLES.get(name, name): n for name, n in _own(module, lambda p: p.numel(), parts).items()}
-    memory, on_cpu = _lasting(module, states, parts)
+    parameters = {roles[name]: n for name, n in _own(module, lambda p: p.numel(), parts).items()}
+    memory, on_cpu = _lasting(module, roles, states, parts)
     memory["turn (activations, gradients)"] = max(_turn_bytes(cost, parts, mixed) for cost in costs.values())
     if parts.sharded:
         memory["blocks gathered"] = parts.gathered
     if parts.on_cpu:
         on_cpu["gradients"] = max(_gradients(cost, parts)[1] for cost in costs.values())
+    if kept := max(cost.host_bytes for cost in costs.values()):
+        on_cpu["states of a rollout"] = kept
     return Plan(parameters, memory, on_cpu, made, batch_size, devices, encoder / forward)
 
 
-def _roles(module: GenerativeModule) -> dict[str, nn.Module]:
-    """The networks of a run by what they are; networks without parameters are left out."""
-    return {_ROLES.get(name, name): child for name, child in module.named_children() if _count(child)}
+def _roles(module: GenerativeModule) -> dict[str, str]:
+    """What the module's children are in the run, by name; those without parameters are left out."""
+    names = _ROLES | (_TUNED if isinstance(module, RewardTuningModule) else {})
+    return {name: names.get(name, name) for name, child in module.named_children() if _count(child)}
 
 
-def _lasting(module: GenerativeModule, states: dict[str, float], parts: Parts) -> tuple[dict[str, int], dict[str, int]]:
+def _lasting(
+    module: GenerativeModule, roles: dict[str, str], states: dict[str, float], parts: Parts
+) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes that stay from turn to turn, by what they hold: of a device, and beside it on the CPU."""
     places: tuple[dict[str, int], dict[str, int]] = ({}, {})
     children = dict(module.named_children())
     for name, size in _own(module, lambda tensor: tensor.nbytes, parts, buffers=True).items():
-        role, place = _ROLES.get(name, name), places[parts.is_on_cpu(name)]
+        role, place = roles[name], places[parts.is_on_cpu(name)]
         place[f"weights of {role}"] = parts.share(name, size)
         state = parts.share(name, int(_learning(children[name]) * states.get(role, 0.0)))
         place["optimiser states"] = place.get("optimiser states", 0) + state
@@ -175,15 +182,14 @@ def _lasting(module: GenerativeModule, states: dict[str, float], parts: Parts) -
 
 
 def _own(module: nn.Module, size: Callable[[torch.Tensor], int], parts: Parts, buffers: bool = False) -> dict[str, int]:
-    """Sizes of the module's children that have parameters, by name; what several share counts for the first of them.
+    """Sizes of the module's children that have parameters, by name; a base that several share is the frozen one's.
 
     A network that is sharded has its own part of all.
     """
     seen: set[int] = set()
     found = {}
-    for name, child in module.named_children():
-        if not _count(child):
-            continue
+    children = [(name, child) for name, child in module.named_children() if _count(child)]
+    for name, child in sorted(children, key=lambda named: _learning(named[1]) > 0):
         tensors = [*child.parameters(), *(child.buffers() if buffers else ())]
         found[name] = sum(size(tensor) for tensor in tensors if name in parts.sharded or id(tensor) not in seen)
         seen |= set(map(id, tensors))
@@ -200,6 +206,8 @@ def _learning(network: nn.Module) -> int:
 
 def _optimizer_states(module: GenerativeModule) -> dict[str, float]:
     """Bytes of an optimiser's state for each byte of the weights it moves, by role; tried on a tiny parameter."""
+    if isinstance(module, RewardTuningModule):
+        return {"policy": _states_of(module.optimizer)}
     if not isinstance(module, DistillationModule):
         teacher = cast(TeacherModule, module)
         return dict.fromkeys(teacher.learning(), _states_of(teacher.optimizer))
@@ -218,16 +226,16 @@ def _states_of(factory: Callable[..., Any]) -> float:
     return sum(value.nbytes for value in kept if value.numel() > 1) / parameter.nbytes
 
 
-def _stepping_bytes(cost: TurnCost, states: dict[str, float], parts: Parts) -> float:
+def _stepping_bytes(cost: TurnCost, roles: dict[str, str], states: dict[str, float], parts: Parts) -> float:
     """Gradients are read to be clipped, written, and read to step; weights and states are read and written.
 
-    The student's (or teacher's) average is read and written, and the weights read once more for it. What steps on the
+    The generator's average is read and written, and the weights read once more for it. What steps on the
     CPU is left out.
     """
     total = 0.0
     for name, size in cost.gradients.items():
-        role, part = _ROLES.get(name, name), 0 if parts.is_on_cpu(name) else parts.share(name, size)
-        total += part * (3 + 2 + 2 * states.get(role, 0.0) + 3 * (role in ("student", "teacher")))
+        role, part = roles[name], 0 if parts.is_on_cpu(name) else parts.share(name, size)
+        total += part * (cost.updates * (3 + 2 + 2 * states.get(role, 0.0)) + 3 * (role in _GENERATORS))
     return total
 
 

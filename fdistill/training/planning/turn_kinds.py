@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from lightning.pytorch import LightningModule
 
-from fdistill.training import DistillationModule
+from fdistill.training import DistillationModule, RewardTuningModule
 from fdistill.training.turn_schedule import TurnSchedule
 
 _NAMES = {(True, True): "fused", (True, False): "student", (False, True): "fake"}
@@ -18,15 +18,17 @@ class TurnKind(NamedTuple):
 
 
 def kind_of(module: LightningModule, turn: int) -> str:
-    """teacher, fused, student or fake."""
-    return _NAMES[module.turn_schedule.learners(turn)] if isinstance(module, DistillationModule) else "teacher"
+    """teacher, tuning, fused, student or fake."""
+    if isinstance(module, DistillationModule):
+        return _NAMES[module.turn_schedule.learners(turn)]
+    return "tuning" if isinstance(module, RewardTuningModule) else "teacher"
 
 
 def turns_of_run(module: LightningModule, turns: int) -> dict[str, TurnKind]:
     """The kinds of turn in a run of so many, the student's first; none that it never makes.
 
     Args:
-        module: teacher training or distillation.
+        module: teacher training, reward tuning or distillation.
         turns: of the whole run, >= 1.
 
     Raises:
@@ -35,7 +37,7 @@ def turns_of_run(module: LightningModule, turns: int) -> dict[str, TurnKind]:
     if turns < 1:
         raise ValueError(f"a run has at least one turn: got {turns}; set trainer.max_steps")
     if not isinstance(module, DistillationModule):
-        return {"teacher": TurnKind(turns, turns // 2)}
+        return {kind_of(module, 0): TurnKind(turns, turns // 2)}
     schedule = module.turn_schedule
     student = range(schedule.warmup + schedule.cycle - 1, turns, schedule.cycle)
     fake = turns - len(student)
