@@ -1,22 +1,23 @@
 """Train a teacher with much noise and generate with none? Reward, gap, distance and diversity over the turns.
 
     python tools/study_reward.py --out runs/study_reward
-    python tools/study_reward.py --out runs/study_reward --problem captions --turns 6 12 --samples 20
+    python tools/study_reward.py --out runs/study_reward --problem captions --turns 4 8 --samples 20
 
 digits-teacher learns two rewards by Flow-GRPO and MixGRPO with five stochasticities, by DDPO and by DiffusionNFT, from
 rollouts of 100 samples of 10 steps (batches of 10 classes, groups of 10, one update a rollout). The problem "captions"
 is the teacher that `make text-quickstart` leaves in runs/text-quickstart, without guidance: batches are of 10 of 270
-captions, and the second reward is the judge's log-probability of the caption. It is measured before, half-way
-and at the end: by GDDIM with eta 0 at 5, 10 and 20 steps, and with the training eta (DiffusionNFT: 1.2) at 10. The gap
+captions, and the second reward is the log-probability of an eight by their judge, as on digits. It is measured before,
+half-way and at the end: by GDDIM with eta 0 at 5, 10 and 20 steps, and with the training eta (DiffusionNFT: 1.2) at 10. The gap
 is the reward with the training eta less that with none, at 10 steps, from the same latents. Distance is the mean
 squared difference of tuned and untuned denoiser, per entry, on training samples noised to each level of the grid.
 Features are of another classifier than the reward's.
 
 Writes one JSON file a run, which another run with the same --out does not compute again, and from all that are there
-table.md. Rewards "at equal distance" and "at equal recall" are read off each run's own course by linear interpolation,
-at the smallest final distance, and the largest final recall, of a reward's runs of Flow-GRPO ("-": not reached). All
-numbers are averages over seeds, +- 1.96 standard errors of them; these are of training, the latents of all measurements
-being the same.
+table.md: what each row earned, and differences of rows, paired by seed. Rewards "at equal distance" and "at equal
+recall" are read off each run's own course by linear interpolation over the root of the distance and over recall, at the
+smallest final distance, and the largest final recall, of a reward's runs of Flow-GRPO (NAME has no value: not reached).
+All numbers are averages over seeds, with 95% intervals of Student's t over seeds; these are of training, the latents of
+all measurements being the same.
 """
 
 import argparse
@@ -31,13 +32,14 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import torch
+from scipy.stats import t
 from torch import Tensor
 
 from fdistill.core.atomic_files import write_json
 from fdistill.core.random import generator_for
 from fdistill.data import CaptionedDigits, Digits, GenerativeDataModule
 from fdistill.data.captioned_digits import PARTS
-from fdistill.evaluation.reward_gap import Gap, GapProbe, Z
+from fdistill.evaluation.reward_gap import Gap, GapProbe
 from fdistill.io.load import load_model
 from fdistill.models.condition import Condition, Conditioned
 from fdistill.models.denoiser import Denoiser
@@ -225,53 +227,85 @@ def at(course: list[tuple[float, float]], level: float) -> float | None:
 
 
 def words(values: list[float | None]) -> str:
-    """Mean +- 1.96 standard errors over seeds; how many have a value, where some have none."""
+    """Mean and half of its 95% interval by Student's t; how many have a value, where some have none."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
-    error = f" ± {Z * statistics.stdev(known) / len(known) ** 0.5:.2g}" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.4g}{error}" + (f" ({len(known)}/{len(values)})" if None in values else "")
+    half = 0.0
+    if len(known) > 1:
+        half = float(t.ppf(0.975, len(known) - 1)) * statistics.stdev(known) / len(known) ** 0.5
+    error = f" ± {half:.2g}" if half > 0 else ""
+    return f"{statistics.fmean(known):.3g}{error}" + (f" ({len(known)}/{len(values)})" if None in values else "")
+
+
+class Row:
+    """What a run ended with, by column; None where it has no value."""
+
+    def __init__(self, course: dict[str, Any], distance: float, recall: float) -> None:
+        """Args:
+        course: states by turn.
+        distance: at which rewards are compared.
+        recall: at which they are, too.
+        """
+        states, end = list(course.values()), list(course.values())[-1]
+        self.values: dict[str, float | None] = {f"gap, turn {turn}": state["gap"] for turn, state in course.items()}
+        self.values |= {name: end[name]["reward"] for name in (*_NAMES, "training eta")}
+        self.values |= {"distance": end["distance"]} | {name: end["10 steps"][name] for name in _DIVERSITY}
+        earned = [state["10 steps"]["reward"] for state in states]
+        moved = [(state["distance"] ** 0.5, reward) for state, reward in zip(states, earned, strict=True)]
+        kept = [(state["10 steps"]["recall"], reward) for state, reward in zip(states, earned, strict=True)]
+        self.values |= {"at equal distance": at(moved, distance**0.5), "at equal recall": at(kept, recall)}
+
+    def less(self, other: "Row") -> dict[str, float | None]:
+        """The differences."""
+        pairs = {name: (value, other.values[name]) for name, value in self.values.items()}
+        return {name: None if a is None or b is None else a - b for name, (a, b) in pairs.items()}
+
+
+_NAMES = [f"{steps} steps" for steps in WITHOUT]
+_DIVERSITY = ("recall", "vendi_ratio", "condition_vendi")
+_PAIRS = [  # whose difference is asked for
+    *((("Flow-GRPO", eta), ("Flow-GRPO", 0.5)) for eta in ETAS[1:]),
+    (("Flow-GRPO", 1.5), ("Flow-GRPO", 1.2)),
+    *((("MixGRPO", eta), ("MixGRPO", 0.5)) for eta in ETAS[1:]),
+    *(((name, 1.2), ("Flow-GRPO", 1.2)) for name in ("DDPO", "MixGRPO", "DiffusionNFT")),
+]
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """Of each reward: one row for each algorithm and eta."""
-    lines = []
+    """Of each reward: one row for each algorithm and eta, and differences of rows of the same seeds."""
+    lines: list[str] = []
     for reward in (name for problem in PROBLEMS.values() for name in problem.rewards):
         mine = [entry for entry in entries if entry["reward"] == reward]
         ends = [list(entry["course"].values())[-1] for entry in mine if entry["algorithm"] == "Flow-GRPO"]
         if not ends:
             continue
-        near = min(end["distance"] for end in ends)
-        recall = max(end["10 steps"]["recall"] for end in ends)
-        turns = [int(turn) for turn in mine[0]["course"]]
+        near, recall = min(end["distance"] for end in ends), max(end["10 steps"]["recall"] for end in ends)
+        rows: dict[tuple[str, float], dict[int, Row]] = {}
+        for entry in mine:
+            rows.setdefault((entry["algorithm"], entry["eta"]), {})[entry["seed"]] = Row(entry["course"], near, recall)
         lines += [f"{reward}; equal distance {near:.4g}, equal recall {recall:.3f}", ""]
-        heads = ["algorithm", "eta", "seeds", *(f"gap, turn {turn}" for turn in turns)]
-        heads += ["5 steps", "10 steps", "20 steps", "training eta", "distance", "recall", "Vendi ratio"]
-        heads += ["at equal distance", "at equal recall"]
-        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        for _, algorithm, eta in sorted({Cell(**{k: e[k] for k in Cell._fields}).row for e in mine}):
-            runs = [list(e["course"].values()) for e in mine if (e["algorithm"], e["eta"]) == (algorithm, eta)]
-            row = [algorithm, f"{eta:g}", str(len(runs))]
-            row += [words([states[index]["gap"] for states in runs]) for index in range(len(turns))]
-            row += [words([states[-1][name]["reward"] for states in runs]) for name in (*_NAMES, "training eta")]
-            row += [words([states[-1]["distance"] for states in runs])]
-            row += [words([states[-1]["10 steps"][name] for states in runs]) for name in ("recall", "vendi_ratio")]
-            for read, level in ((_distance, near), (_recall, recall)):
-                row += [words([at([(read(s), s["10 steps"]["reward"]) for s in states], level) for states in runs])]
-            lines.append("| " + " | ".join(row) + " |")
-        lines.append("")
+        lines += printed({row: [run.values for run in rows[row].values()] for row in sorted(rows)})
+        pairs = [pair for pair in _PAIRS if all(row in rows for row in pair)]
+        lines += printed({(one, other): _differences(rows[one], rows[other]) for one, other in pairs})
     return "\n".join(lines)
 
 
-_NAMES = [f"{steps} steps" for steps in WITHOUT]
+def _differences(one: dict[int, Row], other: dict[int, Row]) -> list[dict[str, float | None]]:
+    return [one[seed].less(other[seed]) for seed in sorted(one.keys() & other.keys())]
 
 
-def _distance(state: dict[str, Any]) -> float:
-    return state["distance"]
-
-
-def _recall(state: dict[str, Any]) -> float:
-    return state["10 steps"]["recall"]
+def printed(rows: dict[Any, list[dict[str, float | None]]]) -> list[str]:
+    """A table of the values of each row's runs; rows are of (algorithm, eta), or of two of them."""
+    if not rows:
+        return []
+    heads = list(next(iter(rows.values()))[0])
+    lines = ["| | seeds | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+    for row, runs in rows.items():
+        names = row if isinstance(row[0], tuple) else [row]
+        cells = [" less ".join(f"{algorithm} {eta:g}" for algorithm, eta in names), str(len(runs))]
+        lines.append("| " + " | ".join(cells + [words([run[name] for run in runs]) for name in heads]) + " |")
+    return [*lines, ""]
 
 
 def main() -> None:

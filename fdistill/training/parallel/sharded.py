@@ -32,7 +32,7 @@ from fdistill.training.averaging.ema import EMA
 from fdistill.training.checkpoint_io import SafeCheckpointIO
 from fdistill.training.parallel.replicated import ReplicatedStrategy
 
-_TEACHERS = ("teacher", "guide")  # what a distillation reads and does not move
+_TEACHERS = ("teacher", "guide", "reference")  # what a run reads and does not move
 
 
 class ShardedStrategy(ReplicatedStrategy):
@@ -50,7 +50,8 @@ class ShardedStrategy(ReplicatedStrategy):
 
     def __init__(self, shard_teacher: bool = True, cpu_offload: bool = False, **lightning: Any) -> None:
         """Args:
-        shard_teacher: whether teacher and guide are sharded too, and gathered for each of their passes.
+        shard_teacher: whether teacher, guide and the reference of a tuning are sharded too, and gathered for each of
+            their passes.
         cpu_offload: whether the parts, with gradients and optimisers, lie in the memory of the CPU, where the
             optimisers step.
         lightning: of `ReplicatedStrategy` and Lightning's DDPStrategy; gradients are not compressed.
