@@ -7,15 +7,15 @@ digits-teacher learns two rewards by Flow-GRPO and MixGRPO with five stochastici
 rollouts of 100 samples of 10 steps (batches of 10 classes, groups of 10, one update a rollout). The problem "captions"
 is the teacher that `make text-quickstart` leaves in runs/text-quickstart, without guidance: batches are of 10 of 270
 captions, and the second reward is the log-probability of an eight by their judge, as on digits. It is measured before,
-half-way and at the end: by GDDIM with eta 0 at 5, 10 and 20 steps, and with the training eta (DiffusionNFT: 1.2) at 10. The gap
-is the reward with the training eta less that with none, at 10 steps, from the same latents. Distance is the mean
-squared difference of tuned and untuned denoiser, per entry, on training samples noised to each level of the grid.
+half-way and at the end: by GDDIM with eta 0 at 5, 10 and 20 steps, and with the training eta (DiffusionNFT: 1.2) at 10.
+The gap is the reward with the training eta less that with none, at 10 steps, from the same latents. Distance is the
+mean squared difference of tuned and untuned denoiser, per entry, on training samples noised to each level of the grid.
 Features are of another classifier than the reward's.
 
 Writes one JSON file a run, which another run with the same --out does not compute again, and from all that are there
 table.md: what each row earned, and differences of rows, paired by seed. Rewards "at equal distance" and "at equal
 recall" are read off each run's own course by linear interpolation over the root of the distance and over recall, at the
-smallest final distance, and the largest final recall, of a reward's runs of Flow-GRPO (NAME has no value: not reached).
+smallest final distance, and the largest final recall, of a reward's runs of Flow-GRPO ("-": not reached).
 All numbers are averages over seeds, with 95% intervals of Student's t over seeds; these are of training, the latents of
 all measurements being the same.
 """

@@ -106,7 +106,8 @@ def roll_out(
     x, parts = renoise(None, latents, levels[0], start), range(0, len(latents), at_once)
     most = sum(eta > 0 for eta in etas)  # a tiny eta may add no noise
     states = torch.empty(most + 1 if most else 0, *x.shape, dtype=torch.promote_types(x.dtype, torch.float32))
-    steps, log_probs = [], []
+    steps: list[tuple[float, float, float]] = []  # level, old share, fresh
+    log_probs: list[Tensor] = []
     for index, (here, there) in enumerate(itertools.pairwise(levels)):
         denoised = torch.cat([denoise(x[at : at + at_once], here, slice(at, at + at_once)) for at in parts])
         if there == 0:

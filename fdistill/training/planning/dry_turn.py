@@ -63,7 +63,7 @@ def dry_turn(module: GenerativeModule, batch_size: int, turn: int) -> TurnCost:
         cost = _counted(_dry(module, turn).to("meta"), batch_size)
     except (NotImplementedError, RuntimeError):
         computed = _dry(module, turn)._apply(lambda t: torch.zeros_like(t, device="cpu") if t.is_meta else t)
-        few = batch_size if isinstance(module, RewardTuningModule) else _FALLBACK_BATCH  # micro-batches are few as it is
+        few = batch_size if isinstance(module, RewardTuningModule) else _FALLBACK_BATCH  # of that a part is made
         cost = _counted(computed.cpu(), few)
         first, second = (int(value * batch_size / few) for value in cost[:2])
         cost = cost._replace(flops=first, peak_bytes=second)

@@ -95,7 +95,8 @@ class Plan:
     @property
     def updates(self) -> int:
         """Of the generator in the whole run; 1 for a run that ends in its warm-up."""
-        return next((self.turns[name].count for name in ("teacher", "tuning", "fused", "student") if name in self.turns), 1)
+        kinds = ("teacher", "tuning", "fused", "student")
+        return next((self.turns[name].count for name in kinds if name in self.turns), 1)
 
 
 def plan_run(

@@ -75,6 +75,18 @@ def test_the_strategy_of_the_trainer_is_planned(teacher_checkpoint, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_reward_tuning_is_planned_with_its_rollouts(teacher_checkpoint, tmp_path):
+    tuning = ["plan", "--config", CONFIGS / "trainer.yaml", "--config", CONFIGS / "quickstart" / "reward.yaml"]
+    out = succeeds(*tuning, f"--model.teacher={teacher_checkpoint}", "--gpus=2", "--out", tmp_path / "plan.json")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["turns"]["tuning"]["count"] == 25
+    assert plan["turns"]["tuning"]["forwards"] == pytest.approx(10 + 3 * 9, rel=0.02)
+    assert set(plan["parameters"]) == {"policy", "ema"}
+    assert plan["on_cpu"]["states of a rollout"] == 10 * 240 * 64 * 4
+    assert "a turn costs" in out
+
+
+@pytest.mark.slow
 def test_measured_turns_stand_beside_their_bound(teacher_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()

@@ -16,7 +16,6 @@ from fdistill.models.condition import Condition
 from fdistill.objectives.image_rewards import Brightness
 from fdistill.objectives.reward_algorithms import DDPO, DiffusionNFT, FlowGRPO, MixGRPO
 from fdistill.sampling.generator import GenerativeModel
-from fdistill.sampling.grids import KarrasGrid
 from fdistill.training import RewardTuningModule
 from fdistill.training.planning import dry_turn, forward_flops, plan_run
 from fdistill.training.planning.dry_turn import _Dry
