@@ -87,11 +87,12 @@ def alternating(fake_updates: int) -> dict[str, Any]:
 
 
 START_1 = {"sigma_init": 1.0}
-LARGER = rates(8e-4, 2e-3)
+FASTER = START_1 | rates(8e-4, 2e-3)
 JS_TO_KL = {
     "class_path": "AnnealedAlpha",
     "init_args": {"alpha": {"class_path": "Linear", "init_args": {"start": 0.0, "end": 1.0, "updates": 300}}},
 }
+WIDE = {"noise_levels.init_args.mean": 0.0}
 LOW = {"noise_levels.init_args.mean": -1.0}
 
 TRIALS = {
@@ -101,20 +102,28 @@ TRIALS = {
         "start 1": Trial(600, START_1, True),
         "start 1, low": Trial(600, START_1 | LOW, True),
         "start 1, low, weight .1": Trial(600, START_1 | LOW | f_distill(0.1), True),
-        "start 1, 4:1, larger rates": Trial(900, START_1 | alternating(4) | LARGER, True),
         "start 1, SiD 1.2": Trial(600, START_1 | sid(1.2), True),
-        "4:1, start 1, larger rates, short": Trial(500, START_1 | alternating(4) | LARGER, True),
-        "the same, weight 1": Trial(500, START_1 | alternating(4) | LARGER | f_distill(1.0), True),
         "start 1, Uni-Instruct": Trial(300, START_1 | uni_instruct("JensenShannon"), True),
         "start 1, SiDA .1": Trial(300, START_1 | sid(1.2, 0.1), True),
-        "start 1, SiDA .1, 2:1": Trial(450, START_1 | sid(1.2, 0.1) | alternating(2), True),
+        "4:1": Trial(500, FASTER | alternating(4), True),
+        "4:1, constant rates": Trial(500, START_1 | rates(6e-4, 1.5e-3) | alternating(4)),
+        "4:1, weight 1": Trial(500, FASTER | alternating(4) | f_distill(1.0), True),
+        "4:1, weight .6": Trial(600, FASTER | alternating(4) | f_distill(0.6), True),
+        "4:1, 200 updates": Trial(1000, FASTER | alternating(4), True),
+        "4:1, wide": Trial(500, FASTER | alternating(4) | WIDE, True),
+        "8:1": Trial(900, FASTER | alternating(8), True),
+        "4:1, SiDA .1": Trial(500, FASTER | alternating(4) | sid(1.2, 0.1), True),
+        "4:1, Uni-Instruct": Trial(500, FASTER | alternating(4) | uni_instruct("JensenShannon"), True),
         "start 1, weight 1": Trial(300, START_1 | f_distill(1.0), True),
-        "start 1, larger rates": Trial(300, START_1 | LARGER, True),
+        "start 1, larger rates": Trial(300, FASTER, True),
         "start 1, reverse to forward KL": Trial(300, START_1 | f_distill(0.3, JS_TO_KL), True),
-        "start 1, wide": Trial(300, START_1 | {"noise_levels.init_args.mean": 0.0}, True),
+        "start 1, wide": Trial(300, START_1 | WIDE, True),
     },
     "stacked": {
         "present": Trial(320),
+        "4:1": Trial(500, FASTER | alternating(4), True),
+        "4:1, weight .6": Trial(600, FASTER | alternating(4) | f_distill(0.6), True),
+        "start 1, falling": Trial(320, START_1, True),
     },
 }
 """Every trial that was run, and the present recipes."""
@@ -155,7 +164,8 @@ class Chosen(Monitor):
 
     def __init__(self) -> None:
         super().__init__()
-        self.least, self.turn, self.model = float("inf"), 0, None
+        self.least, self.turn = float("inf"), 0
+        self.model: Any = None
 
     def on_value(self, trainer: L.Trainer, value: float) -> None:
         if value < self.least:
@@ -188,7 +198,7 @@ def built(task: str, trial: Trial, teacher: str, seed: int) -> Any:
     """Module and data of a trial."""
     config = {"digits": "quickstart/student", "stacked": "benchmarks/stacked"}[task]
     base = f_distill(0.3) if task == "stacked" else {}  # the quick start's objective, which that file leaves open
-    changes = {
+    changes: dict[str, Any] = {
         f"model.{name}": value if isinstance(value, str) else json.dumps(value)
         for name, value in (base | trial.changes).items()
     }
