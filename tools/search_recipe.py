@@ -102,7 +102,7 @@ TRIALS = {
         "4:1, weight 1, 120 updates": Trial(600, FASTER | alternating(4) | f_distill(1.0), True),
     },
 }
-"""Of digits every trial; of stacked digits what is left to run."""
+"""Every trial that was run; of digits also the present recipe."""
 
 
 class Judge:
