@@ -8,8 +8,9 @@ A trial is what it changes of configs/quickstart/student.yaml or configs/benchma
 have one teacher. Digits are judged as by the quick start's report (four draws of 500 against the held-out images, the
 evaluation's seed that of the run), stacked digits as by tools/benchmark_objectives.py (4,000 samples), the teacher
 beside the student, from the same latents. Two students of a run are judged: "last", and "chosen" by the least pixel
-distance to the training images, as the quick start chooses; trials look at neither when they train. Seconds are
-processor time of training on one thread without what judging takes.
+distance to the training images, as the quick start chooses; trials look at neither when they train. The last one is
+also judged with warmer noise (its `temperature`). Seconds are processor time of training on one thread without what
+judging takes.
 
 Writes one JSON a run into --out/TASK, and does not repeat those that are there. `--seeds` with nothing behind it only
 prints the table: medians over the seeds of --table (all, where not given), and their range, which for five values
@@ -18,7 +19,7 @@ holds the true median with probability .94.
 
 import argparse
 import copy
-import itertools
+import dataclasses
 import json
 import statistics
 import time
@@ -43,6 +44,9 @@ from fdistill.theory.schedules import Linear
 from fdistill.training.callbacks import LearningRate, StudentDistance
 from fdistill.training.callbacks.measured import Monitor
 
+TEMPERATURES = (1.05, 1.1)  # of the noise that the last student is judged with beside 1
+
+NUMBERS = ("frechet", "recall", "precision")
 Numbers = dict[str, float]
 
 
@@ -96,6 +100,7 @@ TRIALS = {
         "4:1, weight 1": Trial(500, FASTER | alternating(4) | f_distill(1.0), True),
         "4:1, weight .6": Trial(600, FASTER | alternating(4) | f_distill(0.6), True),
         "4:1, weight 1, 120 updates": Trial(600, FASTER | alternating(4) | f_distill(1.0), True),
+        "4:1, weight 1, 200 updates": Trial(1000, FASTER | alternating(4) | f_distill(1.0), True),
     },
     "stacked": {
         "present": Trial(320),
@@ -201,6 +206,8 @@ def run(options: argparse.Namespace, name: str, seed: int, judges: dict[int, Jud
     trainer.fit(cli.model, datamodule=cli.datamodule)
     kept = {"turn": chosen.turn, **judge(chosen.model)}
     found = {"seconds": observed.spent, "updates": cli.model.updates, "last": observed.curve[-1], "chosen": kept}
+    student = cli.model.generative_model()
+    found["warm"] = {f"{t:g}": judge(dataclasses.replace(student, temperature=t)) for t in TEMPERATURES}
     write_json(path, found | {"curve": observed.curve, "trial": trial._asdict()})
     print(table(folder, options.task, [seed]), flush=True)
 
@@ -214,14 +221,22 @@ def table(folder: Path, task: str, seeds: list[int]) -> str:
         found = {seed: json.loads(paths[seed].read_text()) for seed in sorted(paths) if not seeds or seed in seeds}
         if not found:
             continue
-        cells = [name, str(trial.turns), ", ".join(map(str, found))]
-        for which, number in itertools.product(("last", "chosen"), ("frechet", "recall", "precision")):
-            teachers = [json.loads((folder / f"teacher-{seed}.json").read_text())[number] for seed in found]
-            ratios = [row[which][number] / its for row, its in zip(found.values(), teachers, strict=True)]
-            if (which, number) != ("chosen", "precision"):
-                cells.append(spread(ratios))
-        cells.append(f"{statistics.median(row['seconds'] for row in found.values()):.0f}")
-        lines.append("| " + " | ".join(cells) + " |")
+        seconds = f"{statistics.median(row['seconds'] for row in found.values()):.0f}"
+        students: dict[str, list[tuple[Numbers, ...]]] = {
+            name: [(row["last"], row["chosen"]) for row in found.values()]
+        }
+        for t in [f"{t:g}" for t in TEMPERATURES if all("warm" in row for row in found.values())]:
+            students[f"{name}, temperature {t}"] = [(row["warm"][t],) for row in found.values()]
+        teachers = [json.loads((folder / f"teacher-{seed}.json").read_text()) for seed in found]
+        for title, judged in students.items():
+            cells = [title, str(trial.turns), ", ".join(map(str, found))]
+            for rows, numbers in zip(zip(*judged, strict=True), (NUMBERS, NUMBERS[:2]), strict=False):
+                cells += [
+                    spread([row[name] / teacher[name] for row, teacher in zip(rows, teachers, strict=True)])
+                    for name in numbers
+                ]
+            cells += [""] * (len(titles) - 1 - len(cells))
+            lines.append("| " + " | ".join([*cells, seconds]) + " |")
     return "\n".join(lines) + "\n"
 
 

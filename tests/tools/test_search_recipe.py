@@ -28,6 +28,20 @@ def test_a_name_that_another_begins_with_has_its_own_runs(tmp_path):
     assert "| start 1 |" not in table(tmp_path, "digits", [])
 
 
+def test_temperatures_have_rows_of_their_own(tmp_path):
+    written(tmp_path, "teacher", 10, 1.0, 0.8)
+    written(tmp_path, "start 1", 10, 1.0, 0.4)
+    file = tmp_path / "start 1-10.json"
+    warm = {
+        "1.05": {"frechet": 1.2, "recall": 0.6, "precision": 0.9},
+        "1.1": {"frechet": 1.4, "recall": 0.8, "precision": 0.9},
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"warm": warm}), encoding="utf-8")
+    rows = table(tmp_path, "digits", []).splitlines()
+    assert rows[3] == "| start 1, temperature 1.05 | 600 | 10 | 1.200 | 0.750 | 1.000 |  |  | 7 |"
+    assert len(rows) == 5
+
+
 def test_spread_of_one_value_has_no_range():
     assert spread([1.0]) == "1.000"
 
