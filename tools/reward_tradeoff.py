@@ -1,4 +1,4 @@
-"""What a reward costs a one-step student: reward against recall and diversity, by four ways, over their strength.
+"""What a reward costs a one-step student: reward against recall and diversity, by six ways, over their strength.
 
     python tools/reward_tradeoff.py --out runs/reward-tradeoff --seeds 3
     python tools/reward_tradeoff.py --out runs/reward-demonstration --seeds 1 --demonstration
@@ -6,10 +6,12 @@
 Students of 8 x 8 digits start as digits-student and go on for --turns fused turns by reverse KL (DMD2 without
 its adversarial term, which would pull back to the data): with L - beta r
 (`RewardAugmented`), from a tilted teacher (`TiltedTeacher`), or from a teacher tuned by configs/quickstart/reward.yaml
-for so many turns ("tuned teacher"); with nothing ("plain"), or sampled as the best of N. "teacher" is the tuned teacher
-itself, by its own sampler. The reward is Brightness. Each is measured by `--samples` samples of each class: reward;
-recall, precision and Vendi score in the features of a classifier, beside as many training samples; and the mean Vendi
-score of the samples of one class.
+for so many turns ("tuned teacher"); with nothing ("plain"), or sampled as the best of N. Those of "best of N data" have
+an adversarial term of weight .3, whose 1,000 real samples, of one seed, are the teacher's best of N. A "two-step
+student" (sigma 5, then 1) goes on as "plain" does, and is then tuned as the teacher is, with eta = infinity. "teacher"
+is the tuned teacher itself, by its own sampler. The reward is Brightness. Each is measured by `--samples` samples of
+each class: reward; recall, precision and Vendi score in the features of a classifier, beside as many training samples;
+and the mean Vendi score of the samples of one class.
 
 Writes one JSON file a student, which another run with the same --out does not compute again, and from all that are
 there table.md, tradeoff.png and samples.png.
@@ -27,9 +29,10 @@ from torch import Tensor
 
 import fdistill
 from fdistill.cli.fit import run_trainer
+from fdistill.cli.main import main as command
 from fdistill.core.atomic_files import atomic_write, write_json
 from fdistill.core.random import fold_seed
-from fdistill.data import Digits
+from fdistill.data import Digits, ImageFolder
 from fdistill.evaluation.report.figure_file import INK, new_figure, save_figure, styled
 from fdistill.evaluation.report.grid import sample_grid_figure
 from fdistill.evaluation.reward_gap import METRICS, GapProbe
@@ -46,6 +49,8 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
     "L - beta r": (15, 5, 40),
     "tilted teacher": (50, 20, 100),
     "tuned teacher": (15, 40),
+    "best of N data": (1, 4, 16),
+    "two-step student": (0, 10, 30),
     "teacher": (0, 15, 40),
 }
 DEMONSTRATION: dict[str, tuple[float, ...]] = {
@@ -62,6 +67,8 @@ COLOURS = {
     "L - beta r": "#b3402a",
     "tilted teacher": "#2563a8",
     "tuned teacher": "#c28f2c",
+    "best of N data": "#8fc7a3",
+    "two-step student": "#8a4fa3",
 }
 NUMBERS = {"recall": "recall", "precision": "precision", "Vendi / real": "vendi_ratio", "Vendi of a class": "per_class"}
 SHOWN = 30  # samples of each student in the picture
@@ -95,7 +102,7 @@ class Study:
             condition, latents = seeds.condition.repeat(seeds.seeds), fold_seed(seeds.seed, 0)
             plain, candidates = self.plain(cell.seed), int(cell.strength)
             return best_of(plain, self.probe.n, candidates, self.reward, latents, condition).samples
-        if cell.way == "teacher":
+        if cell.way in ("teacher", "two-step student"):
             return seeds.pictures(fdistill.load(self.tuned(cell)), 0)
         return seeds.pictures(self.plain(cell.seed) if cell.way == "plain" else self.distilled(cell), 0)
 
@@ -106,7 +113,7 @@ class Study:
         return self.students[seed]
 
     def distilled(self, cell: Cell) -> GenerativeModel:
-        objective: Objective = DMD2(0.0)
+        objective: Objective = DMD2(0.3 if cell.way == "best of N data" else 0.0)
         if cell.way == "L - beta r":
             objective = RewardAugmented(objective, self.reward, cell.strength)
         if cell.way == "tilted teacher":
@@ -114,18 +121,38 @@ class Study:
         teacher = self.tuned(cell) if cell.way == "tuned teacher" else "digits-teacher"
         start = fdistill.load("digits-student").denoiser
         given: dict[str, Any] = {"student": start, "ema_decay": 0.98, "fake_score_warmup": self.turns // 10}
-        how: dict[str, Any] = {"objective": objective, "steps": self.turns, "seed": cell.seed, "batch_size": 64}
+        given |= {"renoise_levels": [1.0]} if cell.way == "two-step student" else {}
+        given |= {"data": self.best(cell)} if cell.way == "best of N data" else {"batch_size": 64}
+        how: dict[str, Any] = {"objective": objective, "steps": self.turns, "seed": cell.seed}
         return fdistill.distill(teacher, **how, **given)
 
+    def best(self, cell: Cell) -> ImageFolder:
+        """1,000 samples of the teacher, each the best of N, the same for all seeds of a student."""
+        file = self.out / f"best-of-{cell.strength:g}.zip"
+        asked = f"--n 1000 --best-of {cell.strength:g} --reward Brightness --out"
+        if not file.exists() and command(["sample", "--checkpoint", "digits-teacher", *asked.split(), str(file)]):
+            raise SystemExit(1)
+        return ImageFolder(str(file), 8, 1, batch_size=64, seed=cell.seed)
+
+    def two_step(self, cell: Cell) -> str:
+        """The student of two steps without a reward, distilled once."""
+        folder = self.out / "two-step" / f"start-seed{cell.seed}"
+        if not folder.exists():
+            fdistill.export(self.distilled(cell), folder)
+        return str(folder)
+
     def tuned(self, cell: Cell) -> str:
-        """The teacher, tuned for so many turns; a run that was stopped goes on."""
+        """The teacher, or the student of two steps, tuned for so many turns; a run that was stopped goes on."""
+        start, changes, place = "digits-teacher", [], "teachers"
+        if cell.way == "two-step student":
+            start, changes, place = self.two_step(cell), ["--model.algorithm.eta=.inf", "--model.grid=null"], "two-step"
         if not cell.strength:
-            return "digits-teacher"
-        folder = self.out / "teachers" / f"{cell.strength:g}-seed{cell.seed}"
+            return start
+        folder = self.out / place / f"{cell.strength:g}-seed{cell.seed}"
         settings = {"max_steps": cell.strength, "limit_val_batches": 0, "default_root_dir": folder}
         flags = [f"--trainer.{name}={value}" for name, value in settings.items()]
-        configs = ["--config", "trainer", "--config", "quickstart/reward"]
-        run_trainer(["fit", *configs, *flags, "--seed_everything", str(cell.seed), "--ckpt_path", "last"])
+        flags += [f"--model.teacher={start}", *changes, "--seed_everything", str(cell.seed)]
+        run_trainer(["fit", "--config", "trainer", "--config", "quickstart/reward", *flags, "--ckpt_path", "last"])
         return str(folder / "checkpoints" / "last.ckpt")
 
     def measure(self, pictures: Tensor) -> dict[str, float | None]:
