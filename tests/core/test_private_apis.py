@@ -62,7 +62,7 @@ USED = {
 """Each private name, and where it is used; an attribute of an object stands under its class."""
 
 TREES = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "fdistill").rglob("*.py")]
-PUBLIC = {"_replace", "_asdict", "_fields"}  # of named tuples
+PUBLIC = {"_replace", "_asdict", "_fields", "_exit"}  # of named tuples, and of os, as Python documents them
 
 
 def resolve(name):
