@@ -42,8 +42,8 @@ class GenerativeModel:
         start: what its first step makes of noise, see `Start`.
         first_step: of a student of several steps, what makes the first of them in its place, and its guidance.
         autocast: type in which its network computes while sampling, that of a run in mixed precision; None for its own.
-        temperature: factor of a student's noise, at all its steps, that it was not trained with: below 1 it is the
-            truncation of arXiv 1809.11096 (precision for recall), a little above 1 the opposite.
+        temperature: factor of a student's noise, at all its steps, that it was not trained with: above 1 recall rises
+            and precision falls, below 1 the opposite, which is the truncation of arXiv 1809.11096.
     """
 
     denoiser: Denoiser

@@ -235,14 +235,16 @@ class DistillationModule(DistillationTurn, StudentValidation):
         self.ema, self.teacher_facts = EMA(self.student, ema_decay), loaded.facts
         self.sigma_data = known_sigma_data(sigma_data, self.fake_score or self.teacher, loaded.facts)
 
-    def _guide_fake(self, teacher: float, scale: float, training: float, third: float | None, dropout: float) -> None:
-        check_guidance(self.objective, teacher, scale, training, third, dropout, self.fake_score)
+    def _guide_fake(
+        self, teacher: float, scale: float, training: float, projection: float | None, dropout: float
+    ) -> None:
+        check_guidance(self.objective, teacher, scale, training, projection, dropout, self.fake_score)
         self.fake_label_dropout = dropout
         self.guide = Guidance.of(self.guidance).guide
         self.fake_guidance = fake_guidance_like(self.guidance, scale)
         self.fake_training_guidance = fake_guidance_like(self.guidance, training)
-        other = third is not None and third != scale
-        self.projection_guidance = fake_guidance_like(self.guidance, cast(float, third)) if other else None
+        other = projection is not None and projection != scale
+        self.projection_guidance = fake_guidance_like(self.guidance, cast(float, projection)) if other else None
 
     def _configure(self, feature_blocks: Sequence[int] | None, gradient_checkpointing: bool) -> None:
         read, others = (self.teacher, self.fake_score), (self.student, self.guide)

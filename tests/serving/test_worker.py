@@ -143,10 +143,12 @@ def test_a_killed_service_leaves_no_worker(folder):
         (worker,) = children(process)
         process.kill()
         process.wait()
-        worker.wait(5)
+        worker.wait(5)  # raises where it still runs
+        assert not worker.is_running()
     starting = subprocess.Popen(process.args, stderr=subprocess.DEVNULL)
     while not (found := children(starting)):
         time.sleep(0.01)
     starting.kill()  # while it loads
     starting.wait()
     found[0].wait(30)
+    assert not found[0].is_running()

@@ -20,7 +20,14 @@ from fdistill.io.checkpoints import OWN_WEIGHTS, RECORD, model_record, model_wei
 from fdistill.io.export.model_card import model_card
 from fdistill.io.export.program import Program, check_program, write_program
 from fdistill.io.export.stock_levels import stock_levels
-from fdistill.io.export.stock_text import Scheduled, card_lines, is_text_student, scheduled, write_text_pipeline
+from fdistill.io.export.stock_text import (
+    Scheduled,
+    card_lines,
+    check_stock_noise,
+    is_text_student,
+    scheduled,
+    write_text_pipeline,
+)
 from fdistill.io.export.text_teacher import check_text_teacher, is_text_teacher, text_teacher_card, write_text_teacher
 from fdistill.io.stock_pipeline import PIPELINE
 from fdistill.models.networks import DiffusersUNet, Generator
@@ -84,11 +91,8 @@ def export_folder(
     if is_text_teacher(model):
         check_text_teacher(model)
     stock = loads_in_stock_diffusers(model)
-    if stock and model.temperature != 1:
-        raise ValueError(
-            f"stock pipelines draw noise of temperature 1: got a student of {model.temperature:g}; export it with "
-            "--temperature 1, and scale the latents of its calls"
-        )
+    if stock:
+        check_stock_noise(model)
     lines: tuple[list[str], str] | None = None
     with replace_folder(target) as folder:
         if is_text_teacher(model):  # a stock pipeline like those of others, which import reads: no record of ours

@@ -46,12 +46,23 @@ def is_text_student(model: GenerativeModel) -> bool:
     )
 
 
+def check_stock_noise(model: GenerativeModel) -> None:
+    """Raises ValueError for a student of another temperature than that of the noise that stock pipelines draw."""
+    if model.temperature != 1:
+        raise ValueError(
+            f"stock pipelines draw noise of temperature 1: got a student of {model.temperature:g}; export it with "
+            "--temperature 1, and scale the latents of its calls"
+        )
+
+
 def scheduled(model: GenerativeModel) -> Scheduled:
     """The scheduler and the call of a student that `is_text_student`.
 
     Raises:
-        ValueError: where no scheduler of diffusers makes its steps, with what it would have to start from.
+        ValueError: where no scheduler of diffusers makes its steps, with what it would have to start from, or its
+            noise is not that of stock pipelines.
     """
+    check_stock_noise(model)
     path = getattr(model.denoiser.preconditioning, "path", None)
     made = _on_timesteps(model, path) if isinstance(path, DDPMPath) else _on_flow(model)
     family = _network(model).family

@@ -178,6 +178,14 @@ def test_a_student_without_adapters_is_refused(teachers, tmp_path):
         export_lora(full, tmp_path / "lora")
 
 
+def test_a_student_of_another_temperature_is_refused(teachers, tmp_path):
+    _, teacher = teachers("sd")
+    warm = dataclasses.replace(student(teacher), temperature=1.1)
+    with pytest.raises(ValueError, match="noise of temperature 1"):
+        export_lora(warm, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
+
+
 def test_a_network_of_no_text_pipeline_is_refused(tmp_path):
     network = SmallUNet(4, 1, (8, 12))
     model = GenerativeModel.student(with_adapters(Denoiser(network, EDM(0.5)), 2, targets="all"), [80.0])
