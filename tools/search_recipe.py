@@ -4,13 +4,14 @@
         --teacher runs/quickstart/train-teacher/checkpoints/last.ckpt --seeds 10 11
     python tools/search_recipe.py digits --out runs/search_recipe --teacher ... --only present winner --seeds 0 1 2 3 4
 
-A trial is what it changes of configs/quickstart/student.yaml or configs/benchmarks/stacked.yaml; all students of a task
-have one teacher. Digits are judged as by the quick start's report (four draws of 500 against the held-out images, the
-evaluation's seed that of the run), stacked digits as by tools/benchmark_objectives.py (4,000 samples), the teacher
-beside the student, from the same latents. Two students of a run are judged: "last", and "chosen" by the least pixel
-distance to the training images, as the quick start chooses; trials look at neither when they train. The last one is
-also judged with warmer noise (its `temperature`). Seconds are processor time of training on one thread without what
-judging takes.
+A trial is what it changes of configs/quickstart/student.yaml, configs/benchmarks/stacked.yaml or fashion.yaml; all
+students of a task have one teacher. Digits are judged as by the quick start's report (four draws of 500 against the
+held-out images, the evaluation's seed that of the run), stacked digits as by tools/benchmark_objectives.py (4,000
+samples), the teacher beside the student, from the same latents; Fashion-MNIST by 5,000 samples against as many held-out
+images, the same ones for all, beside 5,000 of the teacher. Two students of a run are judged: "last", and, but for
+Fashion-MNIST, "chosen" by the least pixel distance to the training images, as the quick start chooses; trials look at
+neither when they train. The last one is also judged with warmer noise (its `temperature`). Seconds are processor time
+of training on one thread without what judging takes.
 
 Writes one JSON a run into --out/TASK, and does not repeat those that are there. `--seeds` with nothing behind it only
 prints the table: medians over the seeds of --table (all, where not given), and their range, which for five values
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import torch
-from benchmark_objectives import SPARE, ImageJudge, drawn
+from benchmark_objectives import SPARE, ImageJudge, annealed, drawn
 from quiet_trainer import quiet_trainer
 
 from fdistill.cli.fit import run_trainer
@@ -41,13 +42,15 @@ from fdistill.evaluation.report.rows import average_rows, measure
 from fdistill.evaluation.sources import ModelSource
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.schedules import Linear
-from fdistill.training.callbacks import LearningRate, StudentDistance
+from fdistill.training.callbacks import FastNetworks, LearningRate, StudentDistance
 from fdistill.training.callbacks.measured import Monitor
 
 TEMPERATURES = (1.05, 1.1)  # of the noise that the last student is judged with beside 1
+FASHION = 5_000  # samples
 
 NUMBERS = ("frechet", "recall", "precision")
 Numbers = dict[str, float]
+Changes = dict[str, Any]
 
 
 class Trial(NamedTuple):
@@ -55,30 +58,49 @@ class Trial(NamedTuple):
 
     turns: int
     changes: dict[str, Any] = {}
-    """By dotted name below `model` (or `data`)."""
+    """By dotted name below `model`, or `data.batch_size`."""
     falls: bool = False
     """Whether both learning rates fall to a twentieth over the run."""
 
 
-def f_distill(adversarial_weight: float) -> dict[str, Any]:
-    """The objective of the quick start with another adversarial weight."""
-    arguments = {"divergence": "JensenShannon", "adversarial_weight": adversarial_weight}
+def f_distill(
+    adversarial_weight: float | dict[str, Any], divergence: str | dict[str, Any] = "JensenShannon"
+) -> Changes:
+    """The objective of the quick start with another adversarial weight, or another divergence."""
+    arguments = {"divergence": divergence, "adversarial_weight": adversarial_weight}
     return {"objective": {"class_path": "FDistill", "init_args": arguments}}
 
 
-def rates(student: float, fake_score: float) -> dict[str, float]:
+def balance(share: float) -> Changes:
+    """An adversarial weight by its share of the gradient."""
+    return {"class_path": "Balance", "init_args": {"share": share}}
+
+
+def rates(student: float, fake_score: float) -> Changes:
     """Learning rates."""
     return {"student_optimizer.init_args.lr": student, "fake_score_optimizer.init_args.lr": fake_score}
 
 
-def alternating(fake_updates: int) -> dict[str, Any]:
+def alternating(fake_updates: int) -> Changes:
     """Turns of the fake side for each of the student."""
     return {"turn": "alternating", "fake_updates_per_student": fake_updates}
 
 
-START_1 = {"sigma_init": 1.0}
-FASTER = START_1 | rates(8e-4, 2e-3)
-SID = {"objective": {"class_path": "SiD", "init_args": {"alpha": 1.2}}}
+def start(sigma: float | str) -> Changes:
+    """The level that the student starts from."""
+    return {"sigma_init": sigma}
+
+
+def sid(adversarial_weight: float = 0.0, alpha: float = 1.2) -> Changes:
+    """SiD, with an adversarial term where it has a weight; the discriminator reads the fake score then."""
+    if not adversarial_weight:
+        return {"objective": {"class_path": "SiD", "init_args": {"alpha": alpha}}}
+    arguments = {"alpha": alpha, "adversarial_weight": adversarial_weight}
+    return {"objective": {"class_path": "SiDA", "init_args": arguments}, "discriminator": "fake_score"}
+
+
+FASTER = start(1.0) | rates(8e-4, 2e-3)
+RATES = rates(6e-4, 1.5e-3)
 UNI_INSTRUCT = {
     "objective": {
         "class_path": "UniInstruct",
@@ -91,11 +113,11 @@ TRIALS = {
     "digits": {
         "present": Trial(1200),
         "present, 600": Trial(600),
-        "start 1": Trial(600, START_1, True),
-        "start 1, low": Trial(600, START_1 | LOW, True),
-        "start 1, low, weight .1": Trial(600, START_1 | LOW | f_distill(0.1), True),
-        "start 1, SiD 1.2": Trial(600, START_1 | SID, True),
-        "start 1, Uni-Instruct": Trial(300, START_1 | UNI_INSTRUCT, True),
+        "start 1": Trial(600, start(1.0), True),
+        "start 1, low": Trial(600, start(1.0) | LOW, True),
+        "start 1, low, weight .1": Trial(600, start(1.0) | LOW | f_distill(0.1), True),
+        "start 1, SiD 1.2": Trial(600, start(1.0) | sid(), True),
+        "start 1, Uni-Instruct": Trial(300, start(1.0) | UNI_INSTRUCT, True),
         "4:1": Trial(500, FASTER | alternating(4), True),
         "4:1, weight 1": Trial(500, FASTER | alternating(4) | f_distill(1.0), True),
         "4:1, weight .6": Trial(600, FASTER | alternating(4) | f_distill(0.6), True),
@@ -105,6 +127,22 @@ TRIALS = {
     "stacked": {
         "present": Trial(320),
         "4:1, weight 1, 120 updates": Trial(600, FASTER | alternating(4) | f_distill(1.0), True),
+        "start 1.3": Trial(320, start(1.3), True),
+        "start 1.3, faster": Trial(320, start(1.3) | rates(6e-4, 2e-3), True),
+        "start 1.3, weight .1": Trial(320, start(1.3) | f_distill(0.1), True),
+        "start 1.3, balance 1": Trial(320, start(1.3) | f_distill(balance(1.0)), True),
+        "start 1.3, SiD 1.2": Trial(200, start(1.3) | sid(), True),
+        "start 1.3, batch 32": Trial(640, start(1.3) | {"data.batch_size": 32}, True),
+        "start 1.3, batch 128": Trial(160, start(1.3) | rates(6e-4, 2e-3) | {"data.batch_size": 128}, True),
+        "start 1.3, Jensen-Shannon to forward KL": Trial(320, start(1.3) | f_distill(0.3, annealed(320)), True),
+        "2:1, start 1.3": Trial(480, start(1.3) | alternating(2) | RATES, True),
+        "4:1, start 1.3, weight .1": Trial(
+            600, start(1.3) | alternating(4) | rates(6e-4, 1.5e-3) | f_distill(0.1), True
+        ),
+    },
+    "fashion": {
+        "present": Trial(1700, {}, True),
+        "present, 400": Trial(400, {}, True),
     },
 }
 """Every trial that was run; of digits also the present recipe."""
@@ -120,13 +158,15 @@ class Judge:
             self.images.n = SPARE
         else:
             extractor = default_extractor(data.sample_shape, data.num_classes).keep_learned()
-            self.comparison = HeldOutComparison(data, extractor, len(data.held_out_samples), seed)
+            n = min(len(data.held_out_samples), FASHION)
+            self.comparison = HeldOutComparison(data, extractor, n, 0 if task == "fashion" else seed)
+            self.draws = 1 if task == "fashion" else 4
 
-    def __call__(self, model: GenerativeModel, draws: int = 4) -> Numbers:
+    def __call__(self, model: GenerativeModel) -> Numbers:
         if self.images is not None:
             found: dict[str, Any] = self.images(drawn(model, self.images, self.data, 1000 + self.seed))
             return {name: found[name] for name in ("frechet", "precision", "recall", "vendi")}
-        found = average_rows([self._draw(ModelSource(model), repeat) for repeat in range(draws)])
+        found = average_rows([self._draw(ModelSource(model), repeat) for repeat in range(self.draws)])
         names = {"frechet_distance": "frechet", "vendi": "vendi", "accuracy": "accuracy"}
         return {names.get(name, name): found[name] for name in (*names, "precision", "recall")}
 
@@ -177,14 +217,18 @@ class Observed(L.Callback):
 
 def built(task: str, trial: Trial, teacher: str, seed: int) -> Any:
     """Module and data of a trial."""
-    config = {"digits": "quickstart/student", "stacked": "benchmarks/stacked"}[task]
+    configs = {
+        "digits": ["quickstart/student"],
+        "stacked": ["benchmarks/stacked"],
+        "fashion": ["data/fashion", "benchmarks/fashion"],
+    }
     base = f_distill(0.3) if task == "stacked" else {}  # the quick start's objective, which that file leaves open
     changes: dict[str, Any] = {
-        f"model.{name}": value if isinstance(value, str) else json.dumps(value)
+        name if name.startswith("data.") else f"model.{name}": value if isinstance(value, str) else json.dumps(value)
         for name, value in (base | trial.changes).items()
     }
     changes |= {"model.teacher": teacher, "seed_everything": seed, "trainer.callbacks": "[]"}
-    arguments = ["--config", "configs/trainer.yaml", "--config", f"configs/{config}.yaml"]
+    arguments = [part for name in ("trainer", *configs[task]) for part in ("--config", f"configs/{name}.yaml")]
     return run_trainer(arguments + [f"--{name}={value}" for name, value in changes.items()], run=False)
 
 
@@ -196,20 +240,27 @@ def run(options: argparse.Namespace, name: str, seed: int, judges: dict[int, Jud
         return
     cli = built(options.task, trial, options.teacher, seed)
     judge = judges.setdefault(seed, Judge(options.task, cli.datamodule, seed))
-    known = folder / f"teacher-{seed}.json"
+    known = teacher_file(folder, options.task, seed)
     if not known.is_file():
         write_json(known, judge(cli.model.teacher_model()))
     observed, chosen = Observed(judge, trial.turns), Chosen()
     falling = [LearningRate(Linear(1.0, 0.05, cli.model.updates_after(trial.turns)))] if trial.falls else []
-    distance = StudentDistance(every_n_turns=50)
-    trainer = quiet_trainer(accelerator="cpu", max_steps=trial.turns, callbacks=[*falling, observed, distance, chosen])
+    large = options.task == "fashion"
+    others: list[L.Callback] = [FastNetworks("none")] if large else [StudentDistance(every_n_turns=50), chosen]
+    trainer = quiet_trainer(accelerator="cpu", max_steps=trial.turns, callbacks=[*falling, observed, *others])
     trainer.fit(cli.model, datamodule=cli.datamodule)
-    kept = {"turn": chosen.turn, **judge(chosen.model)}
-    found = {"seconds": observed.spent, "updates": cli.model.updates, "last": observed.curve[-1], "chosen": kept}
+    found = {"seconds": observed.spent, "updates": cli.model.updates, "last": observed.curve[-1]}
     student = cli.model.generative_model()
-    found["warm"] = {f"{t:g}": judge(dataclasses.replace(student, temperature=t)) for t in TEMPERATURES}
+    if not large:
+        found["chosen"] = {"turn": chosen.turn, **judge(chosen.model)}
+        found["warm"] = {f"{t:g}": judge(dataclasses.replace(student, temperature=t)) for t in TEMPERATURES}
     write_json(path, found | {"curve": observed.curve, "trial": trial._asdict()})
     print(table(folder, options.task, [seed]), flush=True)
+
+
+def teacher_file(folder: Path, task: str, seed: int) -> Path:
+    """Where the teacher's numbers for a seed are kept; Fashion-MNIST's are drawn once."""
+    return folder / ("teacher.json" if task == "fashion" else f"teacher-{seed}.json")
 
 
 def table(folder: Path, task: str, seeds: list[int]) -> str:
@@ -223,11 +274,11 @@ def table(folder: Path, task: str, seeds: list[int]) -> str:
             continue
         seconds = f"{statistics.median(row['seconds'] for row in found.values()):.0f}"
         students: dict[str, list[tuple[Numbers, ...]]] = {
-            name: [(row["last"], row["chosen"]) for row in found.values()]
+            name: [(row["last"], *([row["chosen"]] if "chosen" in row else [])) for row in found.values()]
         }
         for t in [f"{t:g}" for t in TEMPERATURES if all("warm" in row for row in found.values())]:
             students[f"{name}, temperature {t}"] = [(row["warm"][t],) for row in found.values()]
-        teachers = [json.loads((folder / f"teacher-{seed}.json").read_text()) for seed in found]
+        teachers = [json.loads(teacher_file(folder, task, seed).read_text()) for seed in found]
         for title, judged in students.items():
             cells = [title, str(trial.turns), ", ".join(map(str, found))]
             for rows, numbers in zip(zip(*judged, strict=True), (NUMBERS, NUMBERS[:2]), strict=False):

@@ -1,6 +1,6 @@
 """What networks descend: denoising, distribution matching, the log ratio, rewards. It imports evaluation and below."""
 
-from fdistill.objectives.adversarial import Adversarial, discriminator_loss
+from fdistill.objectives.adversarial import Adversarial, Balance, discriminator_loss
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, Regression, StudentLoss, Term
 from fdistill.objectives.denoising import denoising_loss, weighted_denoising_loss
 from fdistill.objectives.distribution_matching import (
@@ -29,6 +29,7 @@ __all__ = [
     "SIM",
     "VSD",
     "Adversarial",
+    "Balance",
     "BregmanMatching",
     "DiffInstruct",
     "DiversityPreserving",

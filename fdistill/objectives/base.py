@@ -93,6 +93,7 @@ class Term(NamedTuple):
 
     value: Tensor  # [B], with a graph to x (or to regression.x, or first.x); none at weight 0, which is only logged
     weight: float = 1.0
+    share: float | None = None  # where given, in place of the weight: norm of its gradient over that of the others
 
 
 class StudentLoss(NamedTuple):

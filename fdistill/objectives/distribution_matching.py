@@ -7,7 +7,13 @@ s_p - s_q = (D_p - D_q) / sigma^2. The fake score stands for s_q.
 import torch
 from torch import Tensor
 
-from fdistill.objectives.adversarial import adversarial_term, check_weight, is_on, without_idle_adversary
+from fdistill.objectives.adversarial import (
+    AdversarialWeight,
+    adversarial_term,
+    check_weight,
+    is_on,
+    without_idle_adversary,
+)
 from fdistill.objectives.base import (
     Needs,
     NoisedSamples,
@@ -56,7 +62,7 @@ class FDistill(Objective):
     def __init__(
         self,
         divergence: FDivergence,
-        adversarial_weight: float | Schedule = 0.0,
+        adversarial_weight: AdversarialWeight = 0.0,
         normaliser: Normaliser = "sample",
     ) -> None:
         """Args:
@@ -82,7 +88,7 @@ class FDistill(Objective):
         direction = matching_direction(teacher, fake_score, 1.0 if weight is None else unit_mean(weight), scale)
         terms = {"student": Term(di(at.x, direction))}
         if is_on(self.adversarial_weight):
-            terms["adversarial"] = adversarial_term(required(at.logit), value_at(self.adversarial_weight, at.update))
+            terms["adversarial"] = adversarial_term(required(at.logit), self.adversarial_weight, at.update)
         return StudentLoss(terms, weight)
 
     def sample_weight(self, at: NoisedSamples) -> Tensor | None:
@@ -166,7 +172,7 @@ class DMD(FDistill):
 class DMD2(FDistill):
     """DMD2 (arXiv 2405.14867): reverse KL and an adversarial term, no regression."""
 
-    def __init__(self, adversarial_weight: float | Schedule = 1e-3, normaliser: Normaliser = "sample") -> None:
+    def __init__(self, adversarial_weight: AdversarialWeight = 1e-3, normaliser: Normaliser = "sample") -> None:
         """Args:
         adversarial_weight: of softplus(-logit), >= 0.
         normaliser: step size by sample or noise level.
@@ -184,7 +190,7 @@ class ScoreOfMixture(FDistill):
         self,
         low: float = 0.0,
         high: float = 1.0,
-        adversarial_weight: float | Schedule = 0.0,
+        adversarial_weight: AdversarialWeight = 0.0,
         normaliser: Normaliser = "sample",
     ) -> None:
         """Args:
@@ -207,7 +213,7 @@ class BregmanMatching(FDistill):
     """Bregman density-ratio matching (arXiv 2510.16983): the divergence is given by a convex h of rho = q/p."""
 
     def __init__(
-        self, divergence: Bregman, adversarial_weight: float | Schedule = 0.0, normaliser: Normaliser = "sample"
+        self, divergence: Bregman, adversarial_weight: AdversarialWeight = 0.0, normaliser: Normaliser = "sample"
     ) -> None:
         """Args:
         divergence: the Bregman divergence of rho from 1.

@@ -10,10 +10,15 @@ every method here. F = E_q |s_p - s_q|^2 is the Fisher divergence, and F_sg the 
 
 from torch import Tensor
 
-from fdistill.objectives.adversarial import adversarial_term, check_weight, is_on, without_idle_adversary
+from fdistill.objectives.adversarial import (
+    AdversarialWeight,
+    adversarial_term,
+    check_weight,
+    is_on,
+    without_idle_adversary,
+)
 from fdistill.objectives.base import Needs, NoisedSamples, Objective, StudentLoss, Term, inner, required
 from fdistill.objectives.normalisers import Normaliser, check_normaliser, normaliser
-from fdistill.theory.schedules import Schedule, value_at
 
 
 def sim(direction: Tensor, at: NoisedSamples) -> Tensor:
@@ -61,7 +66,7 @@ class SiDA(SiD):
 
     def __init__(
         self,
-        adversarial_weight: float | Schedule = 1e-3,
+        adversarial_weight: AdversarialWeight = 1e-3,
         alpha: float = 1.0,
         normaliser: Normaliser = "sample",
     ) -> None:
@@ -84,8 +89,8 @@ class SiDA(SiD):
     def loss(self, at: NoisedSamples) -> StudentLoss:
         matching = super().loss(at)
         if is_on(self.adversarial_weight):
-            weight = value_at(self.adversarial_weight, at.update)
-            matching.terms["adversarial"] = adversarial_term(required(at.logit), weight)
+            term = adversarial_term(required(at.logit), self.adversarial_weight, at.update)
+            matching.terms["adversarial"] = term
         return matching
 
 

@@ -1,5 +1,6 @@
 """From the terms of an objective to the gradient at each generated sample, and to the numbers that are logged."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,20 +27,29 @@ def student_gradient(loss: StudentLoss, at: NoisedSamples) -> StudentGradient:
     leaves = [place for place in places if place is not None]
     total: list[Any] = [torch.zeros_like(at.x), *[None] * (len(leaves) - 1)]
     losses, log = {}, {"image_gradient/matching": at.x.new_zeros(()), "image_gradient/adversarial": at.x.new_zeros(())}
-    for name, (value, weight) in loss.terms.items():
-        term = value.mean()
-        losses[f"loss/{name}"] = term.detach()
-        if weight == 0:  # a schedule's zero
+    for name, term in sorted(loss.terms.items(), key=lambda item: item[1].share is not None):
+        mean = term.value.mean()
+        losses[f"loss/{name}"] = mean.detach()
+        if term.share is None and term.weight == 0:  # a schedule's zero
             continue
-        gradients = torch.autograd.grad(term, leaves, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(mean, leaves, retain_graph=True, allow_unused=True)
+        weight: float | Tensor = term.weight
+        if term.share is not None:
+            others, own = _norm(total), _norm(gradients)
+            weight = log[f"{name}_weight"] = torch.where(own > 0, term.share * others / own, torch.zeros_like(own))
         for index, gradient in enumerate(gradients):
             if gradient is not None:
-                scaled = gradient if weight == 1 else weight * gradient
+                scaled = gradient if term.share is None and weight == 1 else weight * gradient
                 total[index] = scaled if total[index] is None else total[index] + scaled
         log[f"image_gradient/{_LOGGED_AS.get(name, name)}"] = weight * sum(g.norm() for g in gradients if g is not None)
     found = iter(total)
     at_places: list[Any] = [None if place is None else next(found) for place in places]
     return StudentGradient(at_places[0], at_places[1], at_places[2], losses, log)
+
+
+def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
+    """Of all entries together."""
+    return torch.stack([g.norm() for g in gradients if g is not None]).norm()
 
 
 def ratio_log(weight: Tensor, log_ratio: Tensor) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ def test_indistinguishable_samples_cost_two_ln_two():
 
 def test_adversarial_term_falls_as_the_sample_looks_more_real_and_pushes_hardest_where_it_looks_fake():
     logit = torch.tensor([-20.0, -1.0, 0.0, 1.0, 20.0], requires_grad=True)
-    (gradient,) = torch.autograd.grad(adversarial_term(logit, 0.3).value.sum(), logit)
+    (gradient,) = torch.autograd.grad(adversarial_term(logit, 0.3, 0).value.sum(), logit)
     assert (gradient < 0).all()
     assert (gradient.diff() > 0).all()
     assert_close(gradient[0].item(), -1.0)  # non-saturating: full slope on a sample that is surely fake
@@ -49,4 +49,4 @@ def test_adversarial_term_falls_as_the_sample_looks_more_real_and_pushes_hardest
 
 def test_losses_of_bfloat16_logits_are_computed_in_float32():
     logit = torch.full((4,), 0.5, dtype=torch.bfloat16)
-    assert discriminator_loss(logit, logit).dtype == adversarial_term(logit, 1.0).value.dtype == torch.float32
+    assert discriminator_loss(logit, logit).dtype == adversarial_term(logit, 1.0, 0).value.dtype == torch.float32
