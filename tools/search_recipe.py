@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import torch
-from benchmark_objectives import SPARE, ImageJudge, annealed, drawn
+from benchmark_objectives import SPARE, ImageJudge, drawn
 from quiet_trainer import quiet_trainer
 
 from fdistill.cli.fit import run_trainer
@@ -45,7 +45,7 @@ from fdistill.theory.schedules import Linear
 from fdistill.training.callbacks import FastNetworks, LearningRate, StudentDistance
 from fdistill.training.callbacks.measured import Monitor
 
-TEMPERATURES = (1.05, 1.1)  # of the noise that the last student is judged with beside 1
+TEMPERATURES = (1.05, 1.1, 1.15)  # of the noise that the last student is judged with beside 1
 FASHION = 5_000  # samples
 
 NUMBERS = ("frechet", "recall", "precision")
@@ -63,9 +63,7 @@ class Trial(NamedTuple):
     """Whether both learning rates fall to a twentieth over the run."""
 
 
-def f_distill(
-    adversarial_weight: float | dict[str, Any], divergence: str | dict[str, Any] = "JensenShannon"
-) -> Changes:
+def f_distill(adversarial_weight: float | Changes, divergence: str = "JensenShannon") -> Changes:
     """The objective of the quick start with another adversarial weight, or another divergence."""
     arguments = {"divergence": divergence, "adversarial_weight": adversarial_weight}
     return {"objective": {"class_path": "FDistill", "init_args": arguments}}
@@ -86,21 +84,14 @@ def alternating(fake_updates: int) -> Changes:
     return {"turn": "alternating", "fake_updates_per_student": fake_updates}
 
 
-def start(sigma: float | str) -> Changes:
+def start(sigma: float) -> Changes:
     """The level that the student starts from."""
     return {"sigma_init": sigma}
 
 
-def sid(adversarial_weight: float = 0.0, alpha: float = 1.2) -> Changes:
-    """SiD, with an adversarial term where it has a weight; the discriminator reads the fake score then."""
-    if not adversarial_weight:
-        return {"objective": {"class_path": "SiD", "init_args": {"alpha": alpha}}}
-    arguments = {"alpha": alpha, "adversarial_weight": adversarial_weight}
-    return {"objective": {"class_path": "SiDA", "init_args": arguments}, "discriminator": "fake_score"}
-
-
 FASTER = start(1.0) | rates(8e-4, 2e-3)
-RATES = rates(6e-4, 1.5e-3)
+EAGER = {"discriminator_lr": 5e-3}
+SID = {"objective": {"class_path": "SiD", "init_args": {"alpha": 1.2}}}
 UNI_INSTRUCT = {
     "objective": {
         "class_path": "UniInstruct",
@@ -116,7 +107,8 @@ TRIALS = {
         "start 1": Trial(600, start(1.0), True),
         "start 1, low": Trial(600, start(1.0) | LOW, True),
         "start 1, low, weight .1": Trial(600, start(1.0) | LOW | f_distill(0.1), True),
-        "start 1, SiD 1.2": Trial(600, start(1.0) | sid(), True),
+        "start 1, SiD 1.2": Trial(600, start(1.0) | SID, True),
+        "start 1, SiD 1.2, 400": Trial(400, start(1.0) | SID, True),
         "start 1, Uni-Instruct": Trial(300, start(1.0) | UNI_INSTRUCT, True),
         "4:1": Trial(500, FASTER | alternating(4), True),
         "4:1, weight 1": Trial(500, FASTER | alternating(4) | f_distill(1.0), True),
@@ -128,24 +120,23 @@ TRIALS = {
         "present": Trial(320),
         "4:1, weight 1, 120 updates": Trial(600, FASTER | alternating(4) | f_distill(1.0), True),
         "start 1.3": Trial(320, start(1.3), True),
-        "start 1.3, faster": Trial(320, start(1.3) | rates(6e-4, 2e-3), True),
-        "start 1.3, weight .1": Trial(320, start(1.3) | f_distill(0.1), True),
         "start 1.3, balance 1": Trial(320, start(1.3) | f_distill(balance(1.0)), True),
-        "start 1.3, SiD 1.2": Trial(200, start(1.3) | sid(), True),
+        "start 1.3, discriminator 5e-3": Trial(320, start(1.3) | EAGER, True),
+        "start 1.3, discriminator 5e-3, forward KL": Trial(320, start(1.3) | EAGER | f_distill(0.3, "ForwardKL"), True),
+        "2:1, start 1.3": Trial(480, start(1.3) | alternating(2) | rates(6e-4, 1.5e-3), True),
         "start 1.3, batch 32": Trial(640, start(1.3) | {"data.batch_size": 32}, True),
-        "start 1.3, batch 128": Trial(160, start(1.3) | rates(6e-4, 2e-3) | {"data.batch_size": 128}, True),
-        "start 1.3, Jensen-Shannon to forward KL": Trial(320, start(1.3) | f_distill(0.3, annealed(320)), True),
-        "2:1, start 1.3": Trial(480, start(1.3) | alternating(2) | RATES, True),
-        "4:1, start 1.3, weight .1": Trial(
-            600, start(1.3) | alternating(4) | rates(6e-4, 1.5e-3) | f_distill(0.1), True
-        ),
+        "start 1.3, SiD 1.2, 200": Trial(200, start(1.3) | SID, True),
+        "start 1.3, SiD 1.2, 300": Trial(300, start(1.3) | SID, True),
+        "start 1.3, SiD 1.2, 400": Trial(400, start(1.3) | SID, True),
     },
     "fashion": {
-        "present": Trial(1700, {}, True),
-        "present, 400": Trial(400, {}, True),
+        "start 1.5, balance 3, 400": Trial(400, start(1.5) | f_distill(balance(3.0)), True),
+        "start 5, 400": Trial(400, start(5.0), True),
+        "start 5, SiD 1.2, 240": Trial(240, start(5.0) | SID, True),
+        "start 5, 1200": Trial(1200, start(5.0), True),
     },
 }
-"""Every trial that was run; of digits also the present recipe."""
+"""Every trial that was run, and the present recipe."""
 
 
 class Judge:
@@ -276,7 +267,7 @@ def table(folder: Path, task: str, seeds: list[int]) -> str:
         students: dict[str, list[tuple[Numbers, ...]]] = {
             name: [(row["last"], *([row["chosen"]] if "chosen" in row else [])) for row in found.values()]
         }
-        for t in [f"{t:g}" for t in TEMPERATURES if all("warm" in row for row in found.values())]:
+        for t in [f"{t:g}" for t in TEMPERATURES if all(f"{t:g}" in row.get("warm", {}) for row in found.values())]:
             students[f"{name}, temperature {t}"] = [(row["warm"][t],) for row in found.values()]
         teachers = [json.loads(teacher_file(folder, task, seed).read_text()) for seed in found]
         for title, judged in students.items():
