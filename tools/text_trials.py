@@ -73,11 +73,12 @@ class Judged(L.Callback):
 
     def __init__(self, judge: Judge, teacher: Rows, at: list[int], file: Path) -> None:
         self.judge, self.teacher, self.at, self.file = judge, teacher, at, file
-        self.seconds, self.last = 0.0, time.process_time()
+        self.seconds, self.judged, self.last = 0.0, 0, time.process_time()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         self.seconds += time.process_time() - self.last
-        if module.updates in self.at:
+        if module.updates in self.at and module.updates > self.judged:  # an alternating run has turns between updates
+            self.judged = module.updates
             found = self.judge.rows(module.generative_model())
             line = {"update": module.updates, "seconds": round(self.seconds, 1), "rows": found}
             with self.file.open("a", encoding="utf-8") as file:

@@ -89,8 +89,7 @@ class SiDA(SiD):
     def loss(self, at: NoisedSamples) -> StudentLoss:
         matching = super().loss(at)
         if is_on(self.adversarial_weight):
-            term = adversarial_term(required(at.logit), self.adversarial_weight, at.update)
-            matching.terms["adversarial"] = term
+            matching.terms["adversarial"] = adversarial_term(required(at.logit), self.adversarial_weight, at.update)
         return matching
 
 

@@ -118,9 +118,9 @@ class DistillationModule(DistillationTurn, StudentValidation):
         accumulate: micro-batches that a turn splits its batch into, with the memory of one; a divisor of
             data.batch_size. Losses that are means over samples make the step of the whole batch, up to rounding.
             Within a micro-batch stay: the mean weight h(r) that others are divided by, the root mean square that
-            UniInstruct normalises, the Monge gap. The ratio's bins end a turn as with the whole batch, but a
-            micro-batch is centred by itself and those before it. Instance noise, pairs, the directions of r1_step
-            and random skews are drawn for each micro-batch: other numbers of the same law.
+            UniInstruct normalises, the Monge gap, the norms of a Balance. The ratio's bins end a turn as with the whole
+            batch, but a micro-batch is centred by itself and those before it. Instance noise, pairs, the directions of
+            r1_step and random skews are drawn for each micro-batch: other numbers of the same law.
         skip_nonfinite: turns in a row with a NaN or an infinity that are skipped and counted; 0 stops at the first.
         teacher_dtype: of the matrices and kernels of teacher and guide; bfloat16 halves their memory, and they compute
             in it whatever the run's precision; int8 halves it again. Full copies start from the weights before they
