@@ -8,10 +8,10 @@ A trial is what it changes of configs/quickstart/student.yaml, configs/benchmark
 students of a task have one teacher. Digits are judged as by the quick start's report (four draws of 500 against the
 held-out images, the evaluation's seed that of the run), stacked digits as by tools/benchmark_objectives.py (4,000
 samples), the teacher beside the student, from the same latents; Fashion-MNIST by 5,000 samples against as many held-out
-images, the same ones for all, beside 5,000 of the teacher. Two students of a run are judged: "last", and, but for
-Fashion-MNIST, "chosen" by the least pixel distance to the training images, as the quick start chooses; trials look at
-neither when they train. The last one is also judged with warmer noise (its `temperature`). Seconds are processor time
-of training on one thread without what judging takes.
+images, the same ones for all, beside 5,000 of the teacher. The last student of a run is judged, also with warmer noise
+(its `temperature`), and, but for Fashion-MNIST, the one "chosen" by the least pixel distance to the training images, as
+the quick start chooses; trials look at neither when they train. Seconds are processor time of training on one thread
+without what judging takes.
 
 Writes one JSON a run into --out/TASK, and does not repeat those that are there. `--seeds` with nothing behind it only
 prints the table: medians over the seeds of --table (all, where not given), and their range, which for five values
@@ -45,19 +45,28 @@ from fdistill.theory.schedules import Linear
 from fdistill.training.callbacks import FastNetworks, LearningRate, StudentDistance
 from fdistill.training.callbacks.measured import Monitor
 
-TEMPERATURES = (1.05, 1.1, 1.15)  # of the noise that the last student is judged with beside 1
-FASHION = 5_000  # samples
+LARGE = 5_000  # samples of a large task
 
 NUMBERS = ("frechet", "recall", "precision")
 Numbers = dict[str, float]
 Changes = dict[str, Any]
 
 
+class Task(NamedTuple):
+    """Configuration files below `configs`, and how its students are judged."""
+
+    configs: tuple[str, ...]
+    temperatures: tuple[float, ...]
+    """Of the noise that the last student is judged with beside 1."""
+    large: bool = False
+    """Judged once by LARGE samples; the teacher is drawn once for all seeds, and no student is chosen on the way."""
+
+
 class Trial(NamedTuple):
     """What is changed of the task's configuration."""
 
     turns: int
-    changes: dict[str, Any] = {}
+    changes: Changes = {}
     """By dotted name below `model`, or `data.batch_size`."""
     falls: bool = False
     """Whether both learning rates fall to a twentieth over the run."""
@@ -100,6 +109,12 @@ UNI_INSTRUCT = {
 }
 LOW = {"noise_levels.init_args.mean": -1.0}
 
+TASKS = {
+    "digits": Task(("quickstart/student",), (1.05, 1.1, 1.15)),
+    "stacked": Task(("benchmarks/stacked",), (1.05, 1.1, 1.15)),
+    "fashion": Task(("data/fashion", "benchmarks/fashion"), (1.02, 1.05, 1.1), large=True),
+}
+
 TRIALS = {
     "digits": {
         "present": Trial(1200),
@@ -134,6 +149,12 @@ TRIALS = {
         "start 5, 400": Trial(400, start(5.0), True),
         "start 5, SiD 1.2, 240": Trial(240, start(5.0) | SID, True),
         "start 5, 1200": Trial(1200, start(5.0), True),
+        "start 5, weight 1, 400": Trial(400, start(5.0) | f_distill(1.0), True),
+        "start 2.5, 400": Trial(400, start(2.5), True),
+        "start 5, batch 32, 800": Trial(800, start(5.0) | {"data.batch_size": 32}, True),
+        "start 5, balance 1, 400": Trial(400, start(5.0) | f_distill(balance(1.0)), True),
+        "published": Trial(1920, start(80.0) | alternating(5) | rates(6e-4, 1e-3)),
+        "start 5, weight 1, forward KL, 400": Trial(400, start(5.0) | f_distill(1.0, "ForwardKL"), True),
     },
 }
 """Every trial that was run, and the present recipe."""
@@ -149,9 +170,10 @@ class Judge:
             self.images.n = SPARE
         else:
             extractor = default_extractor(data.sample_shape, data.num_classes).keep_learned()
-            n = min(len(data.held_out_samples), FASHION)
-            self.comparison = HeldOutComparison(data, extractor, n, 0 if task == "fashion" else seed)
-            self.draws = 1 if task == "fashion" else 4
+            large = TASKS[task].large
+            n = min(len(data.held_out_samples), LARGE)
+            self.comparison = HeldOutComparison(data, extractor, n, 0 if large else seed)
+            self.draws = 1 if large else 4
 
     def __call__(self, model: GenerativeModel) -> Numbers:
         if self.images is not None:
@@ -208,24 +230,19 @@ class Observed(L.Callback):
 
 def built(task: str, trial: Trial, teacher: str, seed: int) -> Any:
     """Module and data of a trial."""
-    configs = {
-        "digits": ["quickstart/student"],
-        "stacked": ["benchmarks/stacked"],
-        "fashion": ["data/fashion", "benchmarks/fashion"],
-    }
     base = f_distill(0.3) if task == "stacked" else {}  # the quick start's objective, which that file leaves open
     changes: dict[str, Any] = {
         name if name.startswith("data.") else f"model.{name}": value if isinstance(value, str) else json.dumps(value)
         for name, value in (base | trial.changes).items()
     }
     changes |= {"model.teacher": teacher, "seed_everything": seed, "trainer.callbacks": "[]"}
-    arguments = [part for name in ("trainer", *configs[task]) for part in ("--config", f"configs/{name}.yaml")]
+    arguments = [part for name in ("trainer", *TASKS[task].configs) for part in ("--config", f"configs/{name}.yaml")]
     return run_trainer(arguments + [f"--{name}={value}" for name, value in changes.items()], run=False)
 
 
 def run(options: argparse.Namespace, name: str, seed: int, judges: dict[int, Judge]) -> None:
     """Train and judge one student, unless that is done."""
-    folder, trial = options.out / options.task, TRIALS[options.task][name]
+    folder, task, trial = options.out / options.task, TASKS[options.task], TRIALS[options.task][name]
     path = folder / f"{name}-{seed}.json"
     if path.is_file():
         return
@@ -236,22 +253,21 @@ def run(options: argparse.Namespace, name: str, seed: int, judges: dict[int, Jud
         write_json(known, judge(cli.model.teacher_model()))
     observed, chosen = Observed(judge, trial.turns), Chosen()
     falling = [LearningRate(Linear(1.0, 0.05, cli.model.updates_after(trial.turns)))] if trial.falls else []
-    large = options.task == "fashion"
-    others: list[L.Callback] = [FastNetworks("none")] if large else [StudentDistance(every_n_turns=50), chosen]
+    others: list[L.Callback] = [FastNetworks("none")] if task.large else [StudentDistance(every_n_turns=50), chosen]
     trainer = quiet_trainer(accelerator="cpu", max_steps=trial.turns, callbacks=[*falling, observed, *others])
     trainer.fit(cli.model, datamodule=cli.datamodule)
     found = {"seconds": observed.spent, "updates": cli.model.updates, "last": observed.curve[-1]}
     student = cli.model.generative_model()
-    if not large:
+    found["warm"] = {f"{t:g}": judge(dataclasses.replace(student, temperature=t)) for t in task.temperatures}
+    if not task.large:
         found["chosen"] = {"turn": chosen.turn, **judge(chosen.model)}
-        found["warm"] = {f"{t:g}": judge(dataclasses.replace(student, temperature=t)) for t in TEMPERATURES}
     write_json(path, found | {"curve": observed.curve, "trial": trial._asdict()})
     print(table(folder, options.task, [seed]), flush=True)
 
 
 def teacher_file(folder: Path, task: str, seed: int) -> Path:
-    """Where the teacher's numbers for a seed are kept; Fashion-MNIST's are drawn once."""
-    return folder / ("teacher.json" if task == "fashion" else f"teacher-{seed}.json")
+    """Where the teacher's numbers for a seed are kept."""
+    return folder / ("teacher.json" if TASKS[task].large else f"teacher-{seed}.json")
 
 
 def table(folder: Path, task: str, seeds: list[int]) -> str:
@@ -267,7 +283,9 @@ def table(folder: Path, task: str, seeds: list[int]) -> str:
         students: dict[str, list[tuple[Numbers, ...]]] = {
             name: [(row["last"], *([row["chosen"]] if "chosen" in row else [])) for row in found.values()]
         }
-        for t in [f"{t:g}" for t in TEMPERATURES if all(f"{t:g}" in row.get("warm", {}) for row in found.values())]:
+        for t in [
+            f"{t:g}" for t in TASKS[task].temperatures if all(f"{t:g}" in row.get("warm", {}) for row in found.values())
+        ]:
             students[f"{name}, temperature {t}"] = [(row["warm"][t],) for row in found.values()]
         teachers = [json.loads(teacher_file(folder, task, seed).read_text()) for seed in found]
         for title, judged in students.items():
@@ -289,7 +307,7 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=TRIALS)
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("--teacher", required=True, help="a checkpoint")
     parser.add_argument("--only", nargs="+", metavar="TRIAL", help="names of trials; all, where not given")
     parser.add_argument("--seeds", nargs="*", type=int, default=[10], help="none only prints the table")

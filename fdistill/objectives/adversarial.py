@@ -22,9 +22,10 @@ class Balance(Described):
     """An adversarial weight that follows the gradients: the adversarial one keeps a share of the others' norm.
 
     In each update the weight is `share` |g| / |g_adv|, with the norms of the gradients at the generated samples of a
-    micro-batch: g_adv of the adversarial term at weight 1, g of all other terms together. One number serves samples of
-    any size; of constant weights recipes take .3 for 64 entries and .001 for 3,072. It is 0 while g is 0, as in the
-    first update of a fake score that starts as the teacher. Weights of this form: arXiv 2012.09841, of a layer there.
+    micro-batch: g_adv of the adversarial term at weight 1, g of all other terms together. The share is free of
+    the samples' size, on which constant weights depend: recipes take .3 for 64 entries and .001 for 3,072. The weight
+    is 0 while g is 0, as in the first update of a fake score that starts as the teacher. Weights of this form: arXiv
+    2012.09841, of a layer there.
     """
 
     def __init__(self, share: float) -> None:

@@ -84,7 +84,17 @@ STUDENT = {
     "objective without its argument": ("--model.objective=WarmStarted", "objective, first, updates"),
     "schedule with a typo": (
         "--model.objective.adversarial_weight=Linaer",
-        "Linaer; did you mean Linear? expected one of Cosine, Exponential, Linear, Steps",
+        "Linaer; did you mean Linear? expected one of Balance, Cosine, Exponential, Linear, Steps",
+    ),
+    "balance with a typo": ("--model.objective.adversarial_weight=Ballance", "Ballance; did you mean Balance?"),
+    "balance of nothing": (
+        '--model.objective.adversarial_weight={"class_path": "Balance", "init_args": {"share": 0}}',
+        "share is finite and above 0: got 0.0; leave the term out by adversarial_weight 0",
+    ),
+    "schedule over no updates": (
+        "--model.objective.adversarial_weight="
+        '{"class_path": "Linear", "init_args": {"start": 1, "end": 0, "updates": 0}}',
+        "Linear takes updates >= 1 after delay >= 0: got updates 0, delay 0",
     ),
     "schedule without its arguments": ("--model.objective.adversarial_weight=Linear", "start, end, updates"),
     "objective without a discriminator": (

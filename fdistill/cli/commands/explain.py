@@ -20,6 +20,7 @@ _FRAME = re.compile(  # lines that hold the tree together
     r"Does not validate|Subtypes: |Errors:|Given value|Not a valid subclass|Subclass types|a (class path|dict) "
     r"|Expected a path but|Expected a <class 'NoneType'>"
 )
+_ANOTHER_TYPE = re.compile(r"expected a |Import path \S+ does not correspond to a subclass")
 _FACTORY = re.compile(r".*callable class: (?P<text>.*?)\. Got value: Namespace\((?:.*class_path='(?P<cls>[\w.]+)')?.*")
 _WORDS = {
     "Expected a ": "expected a ",
@@ -111,12 +112,16 @@ def _remedy(reason: _Reason, text: str, options: Mapping[str, Any]) -> str:
         return f"; did you mean {inside}?" if inside else choices(name, known) if known else "; it takes none"
     key = reason.path.rsplit(".", 1)[-1]
     bases = _classes(_hints(reason.owner).get(key) if reason.owner else options.get(reason.path))
-    named = sorted({cls.__name__ for base in bases for cls in _concrete(base)} - {base.__name__ for base in bases})
+    families = {base.__name__ for base in bases if subclasses(base)}
+    named = sorted({cls.__name__ for base in bases for cls in _concrete(base)} - families)
     return f"{choices(name.rsplit('.', 1)[-1], named)}; for a class of your own add --import MODULE" if named else ""
 
 
 def raised_by_class(error: BaseException) -> BaseException:
-    """The outermost error of the chain that the parser did not raise itself."""
+    """The outermost error of the chain that the parser did not raise itself.
+
+    Of an option of several types the parser chains the first type's reason alone, and has the others in its text.
+    """
     link: BaseException | None = error
     while link is not None:
         trace = link.__traceback__
@@ -125,7 +130,8 @@ def raised_by_class(error: BaseException) -> BaseException:
         if trace is not None and not trace.tb_frame.f_globals.get("__name__", "").startswith("jsonargparse"):
             return link
         link = link.__cause__ or link.__context__
-    return error
+    told = [reason.text for reason in _reasons(str(error)) if not _ANOTHER_TYPE.match(reason.text)]
+    return ValueError(told[0]) if told and "Union subtypes" in str(error) else error
 
 
 def _inside(owner: type, name: str) -> str | None:
