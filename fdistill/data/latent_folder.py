@@ -1,7 +1,7 @@
 """Latents that were encoded once, read from memory-mapped files: a latent model trains without its VAE."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from fdistill.data.base import GenerativeDataModule, require_at_least
 from fdistill.data.batches import InMemorySplit, ReadSplit, Split
 from fdistill.data.image_folder import held_out_part
 from fdistill.data.latent_files import DECODER, LatentFiles
+from fdistill.models.condition import Condition
 from fdistill.models.vae import Decoder
 
 _DECODED_AT_ONCE = 16
@@ -60,6 +61,7 @@ class LatentFolder(GenerativeDataModule):
         self.folder, self.sample, self.held_out_fraction = str(folder), sample, held_out_fraction
         self.split_seed, self.metric_samples = split_seed, metric_samples
         self._files: LatentFiles | None = None
+        self._decoder: Decoder | None = None
         self._pixels: DecodedLatents | None = None
 
     @property
@@ -79,14 +81,17 @@ class LatentFolder(GenerativeDataModule):
 
     @property
     def decoder(self) -> Decoder | None:
-        """The VAE that made the latents."""
-        return Decoder(Path(self.folder) / DECODER)
+        """The VAE that made the latents, one for all who ask: its weights are read once."""
+        if self._decoder is None:
+            self._decoder = Decoder(Path(self.folder) / DECODER)
+        return self._decoder
 
     def in_pixels(self, device: torch.device | str = "cpu") -> "DecodedLatents":
         """Return the images that the VAE makes of the latents that metrics read; decoded once, on the last device."""
         if self._pixels is None:
             wanted = inspect.signature(DecodedLatents).parameters
             self._pixels = DecodedLatents(**{name: getattr(self, name) for name in wanted})
+            self._pixels.latents = self
         return self._pixels.on(device)
 
     def load_splits(self) -> tuple[Split, Split]:
@@ -107,6 +112,8 @@ class LatentFolder(GenerativeDataModule):
 class DecodedLatents(LatentFolder):
     """Images of those latents of a `LatentFolder` that metrics read, as 8-bit pixels in memory; with its arguments."""
 
+    latents: LatentFolder | None = None
+    """What they are images of, which may know prompts."""
     _device: torch.device | str = "cpu"
 
     def on(self, device: torch.device | str) -> "DecodedLatents":
@@ -126,6 +133,14 @@ class DecodedLatents(LatentFolder):
 
     def in_pixels(self, device: torch.device | str = "cpu") -> "DecodedLatents":
         return self
+
+    def named_conditions(self, most: int) -> tuple[Condition, list[str]]:
+        """Those of the latents."""
+        return (super() if self.latents is None else self.latents).named_conditions(most)
+
+    def prompts_in_parts(self) -> Iterator[tuple[Condition, list[str]]]:
+        """Those of the latents."""
+        return (super() if self.latents is None else self.latents).prompts_in_parts()
 
     def load_splits(self) -> tuple[Split, Split]:
         """Decode those latents of both splits."""

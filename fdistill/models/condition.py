@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fdistill.core.private_apis import register_pytree
 
@@ -132,15 +133,16 @@ class Condition(Mapping[str, Tensor]):
 
     @classmethod
     def cat(cls, parts: Sequence["Condition"]) -> "Condition":
-        """The batches of several conditions one after the other.
+        """The batches of several conditions one after the other; tokens are padded as `_padded` does.
 
         Raises:
-            ValueError: where they have different names.
+            ValueError: where they have different names, or different numbers of tokens without a mask.
         """
         first, *others = parts
         for other in others:
             if other.keys() != first.keys():
                 raise ValueError(f"conditions of one network have the same names: got {list(first)} and {list(other)}")
+        parts = _padded(parts)
         return cls({name: torch.cat([part[name] for part in parts]) for name in first})
 
     def __getitem__(self, name: str) -> Tensor:
@@ -185,14 +187,18 @@ class Condition(Mapping[str, Tensor]):
         return Condition({name: value.repeat_interleave(times, dim=0) for name, value in self.items()})
 
     def where(self, mask: Tensor, other: "Condition") -> "Condition":
-        """The samples of `other` where the mask [B] is true, this one's elsewhere.
+        """The samples of `other` where the mask [B] is true, this one's elsewhere; tokens are padded as `_padded` does.
 
         Args:
             mask: bool [B].
             other: of the same names, of B samples or one.
+
+        Raises:
+            ValueError: where they have different numbers of tokens without a mask.
         """
+        own, other = _padded([self, other.only(self)])
         mixed = {}
-        for name, value in self.items():
+        for name, value in own.items():
             wide = mask.reshape(-1, *[1] * (value.ndim - 1))
             mixed[name] = torch.where(wide, other[name], value)
         return Condition(mixed)
@@ -217,6 +223,32 @@ class Condition(Mapping[str, Tensor]):
                     f"this network takes {name} of shape [{length}, {', '.join(str(s or 'any') for s in shape)}] and "
                     f"type {dtype}: got {list(value.shape)} and {value.dtype}"
                 )
+
+
+def _padded(conditions: Sequence[Condition]) -> Sequence[Condition]:
+    """Conditions with as many tokens (axis 1) as the longest: zeros after them, also of the mask, so that none counts.
+
+    Raises:
+        ValueError: where there are different numbers of tokens and no mask, which is int64 [B, tokens].
+    """
+    longest = {
+        name: max(each[name].shape[1] for each in conditions) for name, value in conditions[0].items() if value.ndim > 1
+    }
+    short = [name for name, tokens in longest.items() if any(each[name].shape[1] < tokens for each in conditions)]
+    if not short:
+        return conditions
+    if not any(conditions[0][name].ndim == 2 and not conditions[0][name].is_floating_point() for name in short):
+        sizes = {name: [each[name].shape[1] for each in conditions] for name in short}
+        raise ValueError(
+            f"conditions of different lengths are joined where a mask says which tokens count: got {sizes} without; "
+            "encode prompts to one length"
+        )
+
+    def padded(name: str, value: Tensor) -> Tensor:
+        missing = longest[name] - value.shape[1] if name in short else 0
+        return functional.pad(value, (0, 0) * (value.ndim - 2) + (0, missing)) if missing else value
+
+    return [Condition({name: padded(name, value) for name, value in each.items()}) for each in conditions]
 
 
 def check_classes(numbers: Tensor, count: int, name: str = LABELS) -> None:

@@ -52,6 +52,7 @@ class Decoder:
         """
         self.folder, self._scaling = Path(folder), scaling or {}
         self._device = torch.device("cpu")
+        self._scale_of: dict[torch.device, tuple[Tensor, Tensor]] = {}  # copied to a device once, which waits for it
 
     def to(self, device: torch.device | str) -> "Decoder":
         """Where to decode; the VAE moves when it is used."""
@@ -110,7 +111,10 @@ class Decoder:
     def differentiable(self, latents: Tensor) -> Tensor:
         """Images [B, C, H, W] with a graph to the latents [B, C, h, w], on their device, and not clamped."""
         vae = self.vae.to(latents.device)
-        factor, shift = (torch.as_tensor(value).to(latents.device) for value in self.scale)
+        if latents.device not in self._scale_of:
+            factor, shift = self.scale
+            self._scale_of[latents.device] = factor.to(latents.device), shift.to(latents.device)
+        factor, shift = self._scale_of[latents.device]
         raw = latents / factor + shift
         return self._decoded(raw.to(next(vae.parameters()).dtype)).to(latents.dtype)
 

@@ -1,5 +1,7 @@
 """Rewards in a distillation: L - beta r(x) of the generated sample, or a teacher that is tilted towards the reward."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +41,8 @@ class WithReward(Objective):
 
     def prepare(self, data: GenerativeDataModule) -> None:
         self.objective.prepare(data)
-        self.reward.prepare(data.in_pixels())
+        tensors = itertools.chain(self.reward.parameters(), self.reward.buffers())
+        self.reward.prepare(data.in_pixels(next((tensor.device for tensor in tensors), "cpu")))
 
     def worth(self, x: Tensor, at: NoisedSamples) -> Tensor:
         """The reward [B] of samples x [B, *sample_shape], with a graph to them.

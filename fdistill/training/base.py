@@ -1,7 +1,6 @@
 """What teacher training and distillation share: a guarded step, counter-based noise, self-describing checkpoints."""
 
 import functools
-import inspect
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -17,14 +16,14 @@ from torch import Tensor, nn
 from fdistill.core.distributed import gather_objects, on_rank_0, patient, whole, world_size
 from fdistill.core.random import fold_seed, generator_for
 from fdistill.core.weight_files import CheckpointError
-from fdistill.data import GenerativeDataModule
+from fdistill.data import Batch, GenerativeDataModule
 from fdistill.io.checkpoints import RECORD, model_record
-from fdistill.models.condition import declared, fits
 from fdistill.models.denoiser import Denoiser
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.training.averaging.ema import EMA
 from fdistill.training.checkpoint_io import SafeCheckpointIO
 from fdistill.training.continuation import Continuation
+from fdistill.training.data_checks import check_divides, check_fits
 from fdistill.training.guard import Check, Guard, TurnValues
 from fdistill.training.loggers import JsonlLogger, log_numbers
 from fdistill.training.parallel import ReplicatedStrategy
@@ -214,6 +213,13 @@ class GenerativeModule(L.LightningModule):
         """Remember what a turn may have to give back."""
         self.guard.remember(b for name, b in self.named_buffers() if not name.startswith(self.frozen_prefixes))
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch, and wait for no GPU: Lightning would, for what is no plain tensor."""
+        if not isinstance(batch, Batch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        later = device.type not in ("cpu", "mps")
+        return Batch(*(part.to(device, non_blocking=later) for part in batch))
+
     def on_validation_start(self) -> None:
         """Gather what is sampled, and be patient: ranks may have different numbers of batches."""
         self._gathered = ExitStack()
@@ -311,40 +317,3 @@ def mean_of(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     if len(parts) == 1:
         return parts[0]
     return {name: torch.stack([part[name].detach() for part in parts]).mean(0) for name in parts[0]}
-
-
-def check_divides(accumulate: int, batch_size: int) -> None:
-    """Raises ValueError where a batch has no such number of equal parts."""
-    if batch_size % accumulate:
-        raise ValueError(
-            f"a turn splits its batch into accumulate equal micro-batches: expected a divisor of {batch_size}, got "
-            f"{accumulate}; change model.accumulate or data.batch_size"
-        )
-
-
-def check_fits(name: str, denoiser: Denoiser, data: GenerativeDataModule) -> None:
-    """Raises ValueError where a network does not fit the data's shape or classes."""
-    if denoiser.sample_shape != tuple(data.sample_shape):
-        raise ValueError(
-            f"{name} makes samples of {denoiser.sample_shape}, the data has {tuple(data.sample_shape)}: "
-            f"{mending_options(name, denoiser, data)}"
-        )
-    if not fits(denoiser.takes, data.takes):
-        raise ValueError(
-            f"{name} takes {declared(denoiser.takes)}, the data has {declared(data.takes)}: "
-            "expected the same, or an unconditional network"
-        )
-
-
-def mending_options(name: str, denoiser: Denoiser, data: GenerativeDataModule) -> str:
-    """Which options make the shape of a network and that of the data the same, in words."""
-    one, other = denoiser.sample_shape, tuple(data.sample_shape)
-    named = {"sample_shape"}
-    if one[:1] != other[:1]:
-        named |= {"channels", "in_channels", "image_channels", "dim"}
-    if one[1:] != other[1:]:
-        named |= {"resolution", "sample_size"}
-    owners = {"data": data, **({"model.network": denoiser.network} if name == "denoiser" else {})}
-    found = [f"{place}.{n}" for place, owner in owners.items() for n in inspect.signature(type(owner)).parameters]
-    options = [option for option in found if option.rpartition(".")[2] in named]
-    return f"change {' or '.join(options)}" if options else "give data of that shape, or another teacher"

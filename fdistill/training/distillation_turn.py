@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
+from fdistill.core.distributed import world_size
 from fdistill.data import Batch
 from fdistill.data.teacher_pairs import TeacherPairs
 from fdistill.io.rank_parts import OWN, parts_of
@@ -316,10 +317,10 @@ class DistillationTurn(GenerativeModule):
             checkpoint.setdefault(OWN, {}).update(own)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep this rank's samples; a rank that had none generates its own."""
+        """Keep this rank's samples; where a rank had none, all generate their own: sharded ranks do so together."""
         super().on_load_checkpoint(checkpoint)
         parts = parts_of(checkpoint)
-        mine = parts.of(self.global_rank, "generated/") if self.global_rank < parts.ranks else {}
+        mine = parts.of(self.global_rank, "generated/") if world_size() <= parts.ranks else {}
         if mine:
             self.last_generated = mine.pop("x"), Condition(mine)
 

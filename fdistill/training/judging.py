@@ -36,7 +36,7 @@ def judged(
     """
     scores, outside = [], []
     for x, its in zip(samples.split(at_once), condition.split(at_once), strict=False):
-        images = (x if decoder is None else decoder(x.cpu())).to(device)
+        images = (x if decoder is None else decoder(x)).to(device)
         outside.append((images.abs() > 1).float().mean() * len(x) / len(samples))
         images = images.clamp(-1, 1) if images.ndim == 4 else images
         parts = [_checked(name, part, images, its.to(device)) for name, part in reward.parts().items()]

@@ -120,9 +120,10 @@ class RewardTuningModule(GenerativeModule):
 
     @property
     def _decoder(self) -> Any:
-        """What makes images of latents: the teacher's own, or the data's."""
+        """What makes images of latents, on this module's device: the teacher's own, or the data's."""
         data = getattr(getattr(self._trainer, "datamodule", None), "decoder", None)
-        return data if self._tuned.decoder is None else self._tuned.decoder
+        decoder = data if self._tuned.decoder is None else self._tuned.decoder
+        return None if decoder is None else decoder.to(self.device)
 
     def setup(self, stage: str) -> None:
         """Check what only the run can tell: the precision of probabilities."""

@@ -76,6 +76,14 @@ def run_and_compare(cli, data):
     return {name.split(".")[0] for name, p in cli.model.named_parameters() if not torch.equal(p, before[name])}
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_without_real_samples_does_not_validate(recipe):
+    """The runs below never do."""
+    asked = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    if asked.get("data", {}).get("class_path") in ("Prompts", "LatentsOnly"):
+        assert asked["trainer"]["limit_val_batches"] == 0
+
+
 @pytest.mark.parametrize("recipe", OF_CLASSES, ids=lambda path: path.stem)
 def test_recipe_makes_a_turn_of_each_side_with_a_tiny_teacher(recipe, teacher_checkpoint, pairs, tmp_path):
     cli = run_trainer(tiny(recipe, teacher_checkpoint, pairs, tmp_path), run=False)

@@ -10,7 +10,7 @@ from fdistill.data import Digits
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import SmallUNet
 from fdistill.theory.preconditioning import EDM
-from fdistill.training.base import check_fits
+from fdistill.training.data_checks import check_fits
 
 REFUSED = {
     "--model.gradient_clip": [{"gradient_clip_val": 1.0}, {"gradient_clip_algorithm": "value"}],

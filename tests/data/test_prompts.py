@@ -97,6 +97,16 @@ def test_captions_follow_their_latents_mirror_images_too(tmp_path):
     assert data.in_pixels().train_samples.sample_shape == (3, 8, 8)
 
 
+def test_images_of_captioned_latents_know_the_prompts(tmp_path):
+    """Rewards see these images, and read prompts."""
+    write_prompts(tmp_path / "p")
+    shown = PromptedLatents(str(latents(tmp_path, count=10)), str(tmp_path / "p")).in_pixels()
+    (conditions, texts), *others = shown.prompts_in_parts()
+    assert (texts, others) == (list(PROMPTS), [])
+    assert conditions["pooled"].shape[0] == 10
+    assert shown.named_conditions(2)[1] == [PROMPTS[0], PROMPTS[9]]
+
+
 def test_as_many_captions_as_latents_are_needed(tmp_path):
     folder = str(latents(tmp_path, count=10))
     write_prompts(tmp_path / "p", prompts=PROMPTS[:9])

@@ -113,3 +113,28 @@ def test_classes_declare_themselves():
         with pytest.raises(ValueError, match="classes"):
             takes_classes(wrong)
     assert takes_classes({"digit": 10, "ground": 4}) == {"digit": Entry(classes=10), "ground": Entry(classes=4)}
+
+
+def prompts(*lengths):
+    """Ones for each token, zeros after them."""
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return Condition(
+        {"text": mask[..., None].expand(-1, -1, 2).float(), "mask": mask, "pooled": torch.ones(len(lengths), 3)}
+    )
+
+
+def test_prompts_of_different_lengths_are_padded_where_a_mask_says_so():
+    expected = prompts(2, 1, 5, 3)
+    assert same(Condition.cat([prompts(2, 1), prompts(5, 3)]), expected)
+    for null in (prompts(1), prompts(3)):  # shorter than the prompts, and longer
+        length = int(null["mask"].sum())
+        mixed = prompts(2, 1).where(torch.tensor([True, False]), null)
+        assert same(mixed.rows(slice(1)), prompts(length, 2 if length < 2 else 1).rows(slice(1)))
+        assert mixed["mask"].sum(1).tolist() == [length, 1]
+
+
+def test_different_lengths_without_a_mask_are_told():
+    one, other = (Condition({"text": torch.zeros(2, length, 4)}) for length in (3, 5))
+    for join in (lambda: Condition.cat([one, other]), lambda: one.where(torch.tensor([True, False]), other)):
+        with pytest.raises(ValueError, match=r"mask says which tokens count: got \{'text': \[3, 5\]\} without"):
+            join()

@@ -1,9 +1,13 @@
 """Samples of the student's turn that serve the fake score's turns after it."""
 
+import functools
+
 import lightning.pytorch as L
 import pytest
 import torch
 from tiny_runs import distillation, fit, mlp
+
+from fdistill.training import distillation_turn
 
 
 def alternating(denoiser, **changes):
@@ -69,6 +73,17 @@ def test_real_samples_keep_their_own_classes_beside_reused_ones(monkeypatch):
     assert len(labels) == len(given) == 5
     assert all(torch.equal(of_the_logit, own) for of_the_logit, own in zip(labels, given, strict=True))
     assert not torch.equal(given[0], given[1])
+
+
+@pytest.mark.parametrize(("ranks", "reused"), [(1, True), (2, False)])
+def test_ranks_reuse_after_a_resume_all_or_none(monkeypatch, tmp_path, ranks, reused):
+    """A sharded student gathers its weights, which every rank does or none."""
+    build = functools.partial(alternating, mlp(num_classes=2), fake_updates_per_student=3, reuse_generated=True)
+    fit(build(), 5).save_checkpoint(tmp_path / "five.ckpt")
+    monkeypatch.setattr(distillation_turn, "world_size", lambda: ranks)
+    continued = build()
+    fit(continued, 6, resume_from=tmp_path / "five.ckpt", callbacks=[watch := Generating()])
+    assert watch.calls == [0 if reused else 1]
 
 
 def test_a_fused_turn_has_nothing_to_reuse():

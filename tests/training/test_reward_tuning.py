@@ -53,6 +53,29 @@ def tuning(algorithm=None, teacher=None, **changes):
     return module.train()
 
 
+class Places:
+    """A decoder that notes where it decodes."""
+
+    def __init__(self):
+        self.asked = []
+
+    def to(self, device):
+        self.asked.append(device)
+        return self
+
+    def __call__(self, latents):
+        assert self.asked
+        return latents
+
+
+def test_latents_are_decoded_on_the_modules_device():
+    decoder = Places()
+    teacher = GenerativeModel(mlp(num_classes=2), "teacher", KarrasGrid(6, 0.05, 10.0).levels(), decoder=decoder)
+    module = tuning(teacher=teacher)
+    fit(module, 1, data())
+    assert set(decoder.asked) == {module.device}
+
+
 def data(batch_size=8):
     return ring(batch_size=batch_size)
 

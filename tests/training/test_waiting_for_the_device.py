@@ -206,6 +206,15 @@ def test_the_host_reads_where_an_optimiser_is_not_fused_and_where_turns_are_logg
         fit(module, 1, callbacks=[Watch()])
 
 
+def test_no_tensor_of_a_batch_is_waited_for_on_its_way_to_a_device():
+    batch = Batch(
+        torch.zeros(B, 2), torch.zeros(B), Condition({"text": torch.zeros(B, 3, 4), "mask": torch.zeros(B, 3)})
+    )
+    with NothingCopied():
+        moved = distillation(mlp()).transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert {moved.x.device.type, *(value.device.type for value in moved.condition.values())} == {"meta"}
+
+
 def test_pairs_and_reused_samples_lie_where_the_networks_are(tmp_path):
     pairs = TeacherPairs(torch.zeros(8, 1, 8, 8), torch.zeros(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64))
     pairs.save(tmp_path / "pairs.safetensors")

@@ -14,7 +14,7 @@ from fdistill.evaluation.features import FeatureCache, FeatureExtractor, default
 from fdistill.evaluation.metrics import FeatureMetric, standard_metrics
 from fdistill.evaluation.samples import Samples
 from fdistill.training import DistillationModule, GenerativeModule
-from fdistill.training.callbacks.measured import in_run_precision, publish
+from fdistill.training.callbacks.measured import check_no_prompts, in_run_precision, publish
 from fdistill.training.loggers import log_numbers
 from fdistill.training.run_parts import data_of, generative
 
@@ -65,7 +65,8 @@ class DiversityCallback(L.Callback):
         """Find out before the first turn whether there is enough to compare with.
 
         Raises:
-            ValueError: without one of our data modules, or where its training split is too small.
+            ValueError: without one of our data modules, where its training split is too small, or for a generator that
+                takes prompts.
         """
         data = getattr(trainer, "datamodule", None)
         if stage != "fit":
@@ -75,6 +76,7 @@ class DiversityCallback(L.Callback):
                 "DiversityCallback compares with the training split of a GenerativeDataModule: expected one as "
                 f"datamodule, got {type(data).__name__}; pass it to Trainer.fit(datamodule=...)"
             )
+        check_no_prompts(self, generative(pl_module))
         compared_samples(data, self.num_samples)
         if self.feature_cache is not None:
             FeatureCache(self.feature_cache)  # a folder that cannot be made is told now

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from fdistill.models.condition import declared
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.training import GenerativeModule
 from fdistill.training.loggers import log_numbers
@@ -18,6 +19,17 @@ def in_run_precision(trainer: L.Trainer, model: GenerativeModel) -> GenerativeMo
     """The model, sampling in the precision that the run trains in: callbacks run outside Lightning's own context."""
     model.autocast = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
     return model
+
+
+def check_no_prompts(callback: L.Callback, module: GenerativeModule) -> None:
+    """Raises ValueError where the generator takes prompts: the callback asks for classes in turn, or for nothing."""
+    for denoiser in module.denoisers().values():
+        if denoiser.takes and not denoiser.num_classes:
+            raise ValueError(
+                f"{type(callback).__name__} samples without prompts: got a generator that takes "
+                f"{declared(denoiser.takes)}; leave it out of trainer.callbacks, with what reads it, and watch a "
+                "text-to-image run by SeedDiversity and SampleGrid"
+            )
 
 
 class Listener(L.Callback):

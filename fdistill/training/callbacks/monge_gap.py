@@ -6,7 +6,7 @@ import lightning.pytorch as L
 import torch
 
 from fdistill.evaluation.metrics import monge_gap
-from fdistill.training.callbacks.measured import publish
+from fdistill.training.callbacks.measured import check_no_prompts, publish
 from fdistill.training.run_parts import generative
 
 
@@ -32,8 +32,9 @@ class MongeGap(L.Callback):
         self._last = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Raises ValueError where a sample is made of several latents."""
+        """Raises ValueError where a sample is made of several latents, or the generator takes prompts."""
         module = generative(pl_module)
+        check_no_prompts(self, module)
         steps = len(getattr(module, "levels", (0,)))
         if steps > 1:
             raise ValueError(f"MongeGap is about the map of a one-step student: got {steps} steps; leave it out")

@@ -7,7 +7,7 @@ import lightning.pytorch as L
 from fdistill.evaluation.metrics import PixelMoments, pixel_frechet_distance
 from fdistill.evaluation.metrics.blocks import ROWS
 from fdistill.evaluation.metrics.frechet_distance import Moments
-from fdistill.training.callbacks.measured import in_run_precision, publish
+from fdistill.training.callbacks.measured import check_no_prompts, in_run_precision, publish
 from fdistill.training.run_parts import data_of, generative
 
 
@@ -35,7 +35,8 @@ class StudentDistance(L.Callback):
         self._real: Moments | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Raises ValueError where there are no training images to compare with."""
+        """Raises ValueError where there are no training images to compare with, or the generator takes prompts."""
+        check_no_prompts(self, generative(pl_module))
         if not getattr(data_of(trainer), "has_real", True):
             raise ValueError(
                 f"StudentDistance compares with training images: {type(data_of(trainer)).__name__} has none; "

@@ -8,8 +8,17 @@ from tiny_runs import distillation, fit, ring, teacher_training
 
 from fdistill.evaluation.metrics import frechet_distance
 from fdistill.io.load import load_model
+from fdistill.models.condition import Entry
+from fdistill.models.denoiser import Denoiser
 from fdistill.training import NonFiniteError
-from fdistill.training.callbacks import LastCheckpoint, SampleGrid, StudentDistance, TurnProgressBar
+from fdistill.training.callbacks import (
+    DiversityCallback,
+    LastCheckpoint,
+    MongeGap,
+    SampleGrid,
+    StudentDistance,
+    TurnProgressBar,
+)
 from fdistill.training.loggers import JsonlLogger
 
 DISTANCE = "metric/pixel_frechet_distance"
@@ -127,6 +136,13 @@ def test_last_and_best_live_side_by_side_and_both_resume(tmp_path):
 def test_schedules_and_numbers_of_samples_are_positive(build):
     with pytest.raises(ValueError, match=r"got 0|got \d+ and 0|got \d+, 0"):
         build()
+
+
+@pytest.mark.parametrize("callback", [DiversityCallback, MongeGap, StudentDistance])
+def test_a_generator_of_prompts_is_refused_before_the_first_turn(monkeypatch, callback):
+    monkeypatch.setattr(Denoiser, "takes", {"text": Entry((None, 4), torch.float32)})
+    with pytest.raises(ValueError, match=rf"{callback.__name__} samples without prompts: .*text \(\[any, 4\]\).*Seed"):
+        fit(distillation(), 1, callbacks=[callback()])
 
 
 def test_the_progress_bar_counts_turns_up_to_max_steps_and_starts_where_a_run_continues(tmp_path):
