@@ -1,5 +1,6 @@
 """What a notebook does: load, sample, distil, evaluate, export; the same as the command line does."""
 
+import numpy
 import pytest
 import torch
 from cli_runs import python_process
@@ -72,6 +73,13 @@ def test_a_model_is_distilled_and_exported_without_a_file(tmp_path):
         ({"data": Digits(8), "batch_size": 8}, "batch size"),
         ({"student_lr": -1.0}, "learning rate"),
         ({"student_lr": "fast"}, "learning rate"),
+        ({"student_lr": float("inf")}, "finite"),
+        ({"data": "pictures"}, "data is one of fdistill.data"),
+        ({"teacher": None}, "teacher is a model, a path"),
+        ({"divergence": 3}, "divergence is an FDivergence"),
+        ({"renoise_levels": 3}, "renoise_levels are noise levels"),
+        ({"noise_levels": "x"}, "noise_levels is one of"),
+        ({"batch_size": "many"}, "batch_size of Digits: expected a number, got 'many'"),
         ({"steps": "ten"}, "steps"),
         ({"turns": "fused"}, "turn"),
         ({"teacher": "digits-student"}, "teacher"),
@@ -82,6 +90,22 @@ def test_a_mistake_is_one_line(arguments, word):
     with pytest.raises(ValueError, match=word) as error:
         fdistill.distill(**{"teacher": "digits-teacher", "steps": 1} | arguments)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_no_data_no_path_and_no_label_is_told_before_anything_is_done():
+    student = fdistill.load("digits-student")
+    for call, word in (
+        (lambda: fdistill.evaluate(student, data="nowhere"), "data is one of fdistill.data"),
+        (lambda: fdistill.load(None), "loaded from a path"),
+        (lambda: fdistill.sample(student, 3, labels="seven"), "class numbers"),
+        (lambda: fdistill.sample(student, 3, labels=True), "class numbers"),
+        (lambda: fdistill.sample(student, 3, seed=1.5), "a seed is an integer"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            call()
+    same = [fdistill.sample(student, 2, labels=given) for given in ([1, 2], torch.tensor([1, 2]), numpy.array([1, 2]))]
+    assert torch.equal(same[0], same[1])
+    assert torch.equal(same[0], same[2])
 
 
 def test_nothing_is_overwritten(tmp_path):

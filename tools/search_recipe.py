@@ -112,7 +112,7 @@ LOW = {"noise_levels.init_args.mean": -1.0}
 TASKS = {
     "digits": Task(("quickstart/student",), (1.05, 1.1, 1.15)),
     "stacked": Task(("benchmarks/stacked",), (1.05, 1.1, 1.15)),
-    "fashion": Task(("data/fashion", "benchmarks/fashion"), (1.02, 1.05, 1.1), large=True),
+    "fashion": Task(("data/fashion", "benchmarks/fashion"), (1.05, 1.1, 1.15, 1.2), large=True),
 }
 
 TRIALS = {

@@ -56,8 +56,15 @@ class TrainingConfig(SaveConfigCallback):
         """Take the run folder, before anything is written into it.
 
         Raises:
-            ValueError: on every rank, where another process trains in it, or an older run would be overwritten.
+            ValueError: on every rank, where another process trains in it, or an older run would be overwritten; where
+                a run that measures has no batches to do so.
         """
+        limit = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(stage)
+        if limit is not None and not getattr(trainer, limit):
+            raise ValueError(
+                f"{TrainerFn(stage).value} measures batches of the held-out split: got trainer.{limit} 0; give "
+                f"--trainer.{limit} 1.0, or use fdistill evaluate"
+            )
         if stage != "fit":
             return
         folder = RunFolder(cast(str, trainer.log_dir))  # of the logger that `complete` adds

@@ -1,15 +1,18 @@
 """Files and folders that appear whole or not at all, whatever interrupts the writing."""
 
+import errno
 import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_FULL = re.compile("No space left on device|Disk quota exceeded")
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # what `_hidden_sibling` calls a file that is being written
 
 
@@ -115,10 +118,32 @@ def replace_folder(target: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         _swap(temporary, target, old)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if _FULL.search(str(error)):  # safetensors raises an error of its own kind
+            raise _explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), target) from error
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def replace_files(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty folder whose files take their places in `folder` when the block ends, and vanish when it raises.
+
+    Missing folders are made.
+
+    Raises:
+        OSError: in one line, when the folder cannot be made.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _explained(error, folder) from error
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as made:
+        yield Path(made)
+        for path in sorted(Path(made).iterdir()):
+            path.replace(folder / path.name)
 
 
 def _swap(temporary: Path, target: Path, old: Path) -> None:

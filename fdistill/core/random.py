@@ -52,6 +52,17 @@ def generator_for(seed: int, *counters: int, device: str | torch.device = "cpu")
     return torch.Generator(device=device).manual_seed(fold_seed(seed, *counters))
 
 
+def seeded(seed: int) -> torch.Generator:
+    """A generator on the CPU as torch seeds it, which stock pipelines are given.
+
+    Raises:
+        ValueError: for a seed that is no integer in [-2^63, 2^64).
+    """
+    if not isinstance(seed, int) or not -(1 << 63) <= seed <= _MASK:
+        raise ValueError(f"a seed is an integer in [-2^63, 2^64): got {seed!r}")
+    return torch.Generator().manual_seed(seed)
+
+
 class LatentStreams:
     """Noise that is drawn beside latents: each one's stream is named by a hash of its own numbers in single precision.
 

@@ -58,10 +58,24 @@ def build(base: type, spec: Spec) -> Any:
             "import the module that defines it first (--import MODULE)"
         )
     arguments = {name: _built(value) for name, value in spec["init_args"].items()}
+    _check_plain(found[path], arguments)
     try:
         return found[path](**arguments)
     except TypeError as error:
         raise ValueError(f"{spec['class_path']} does not take these arguments: {error}") from error
+
+
+def _check_plain(cls: type[Any], arguments: dict[str, Any]) -> None:
+    """Raises ValueError where a class asks for a number, a text or a truth value and is given something else."""
+    for name, parameter in inspect.signature(cls).parameters.items():
+        kind = parameter.annotation
+        if name not in arguments or kind not in (bool, int, float, str):
+            continue
+        value = arguments[name]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number if kind in (int, float) else isinstance(value, kind)):
+            wanted = {bool: "true or false", str: "a text"}.get(kind, "a number")
+            raise ValueError(f"{name} of {cls.__name__}: expected {wanted}, got {value!r}")
 
 
 def subclasses(cls: type[Any]) -> list[type[Any]]:

@@ -1,6 +1,6 @@
 """Data modules with an endless resumable stream, encoded latents, a teacher's pairs. It imports io and below."""
 
-from fdistill.data.base import Batch, GenerativeDataModule, remembered_data
+from fdistill.data.base import Batch, GenerativeDataModule, remembered_data, require_data
 from fdistill.data.batch_stream import EndlessBatchSampler
 from fdistill.data.batches import InMemorySplit, ReadSplit, Split
 from fdistill.data.captioned_digits import CaptionedDigits
@@ -49,6 +49,7 @@ __all__ = [
     "grid",
     "nearest_mode",
     "remembered_data",
+    "require_data",
     "ring",
     "sample_mixture",
     "stratified_split",

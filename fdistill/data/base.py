@@ -177,6 +177,18 @@ class GenerativeDataModule(L.LightningDataModule, ABC):
         """Return the same as ``val_dataloader``."""
         return self.val_dataloader()
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch, and wait for no GPU: Lightning would, for what is no plain tensor."""
+        if not isinstance(batch, Batch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        later = device.type not in ("cpu", "mps")
+        x, classes, condition = batch
+        return Batch(
+            x.to(device, non_blocking=later),
+            classes.to(device, non_blocking=later),
+            condition.to(device, non_blocking=later),
+        )
+
     def batches_seen(self) -> int:
         """Return the number of training batches of this run that are done; the one that is just ending counts."""
         return self._batches_processed_by_trainer() + self._shift if self._resume_at is None else self._resume_at
@@ -268,6 +280,13 @@ def _check_split(name: str, split: Split, sample_shape: tuple[int, ...], num_cla
 
 def _already_a_batch(batch: Any) -> Any:
     return batch
+
+
+def require_data(data: object) -> GenerativeDataModule:
+    """`data`, if it is a data module; raises ValueError for a path, say."""
+    if not isinstance(data, GenerativeDataModule):
+        raise ValueError(f"data is one of fdistill.data, as ImageFolder('pictures', 32): got {data!r}")
+    return data
 
 
 def remembered_data(facts: Mapping[str, Any], **changes: Any) -> GenerativeDataModule:

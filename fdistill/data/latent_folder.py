@@ -136,11 +136,11 @@ class DecodedLatents(LatentFolder):
 
     def named_conditions(self, most: int) -> tuple[Condition, list[str]]:
         """Those of the latents."""
-        return (super() if self.latents is None else self.latents).named_conditions(most)
+        return super().named_conditions(most) if self.latents is None else self.latents.named_conditions(most)
 
     def prompts_in_parts(self) -> Iterator[tuple[Condition, list[str]]]:
         """Those of the latents."""
-        return (super() if self.latents is None else self.latents).prompts_in_parts()
+        return super().prompts_in_parts() if self.latents is None else self.latents.prompts_in_parts()
 
     def load_splits(self) -> tuple[Split, Split]:
         """Decode those latents of both splits."""

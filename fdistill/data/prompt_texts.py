@@ -10,6 +10,7 @@ from fdistill.data.image_folder import list_folder
 
 COLUMNS = ("prompt", "caption", "text")
 """Names of the column of prompts, in the order in which they are looked for where none is given."""
+_OTHER_TABLES = (".csv", ".tsv", ".json")  # whose first line is no prompt
 _SHOWN = 10  # line numbers in a message
 
 
@@ -45,8 +46,12 @@ def read_prompts(source: Path, column: str | None = None, skip_empty: bool = Fal
 
 
 def _rows(source: Path, column: str | None) -> Iterator[Any]:
+    if source.suffix.lower() in _OTHER_TABLES:
+        raise ValueError(f"prompts come as lines of text, .jsonl or .parquet: got {source}; convert it to one of them")
+    arrow = sorted(source.glob("*.arrow"))
+    if column is not None and not arrow and source.suffix not in (".parquet", ".jsonl"):
+        raise ValueError(f"{source} has no columns: got column {column!r}; leave --column out")
     if source.is_dir():
-        arrow = sorted(source.glob("*.arrow"))
         return _columns(_arrow_tables(arrow), source, column) if arrow else _beside_images(source)
     if source.suffix == ".parquet":
         return _columns(_parquet_tables(source), source, column)

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fdistill.core.presets import checkpoint as known_checkpoint
-from fdistill.data import CaptionedDigits, GenerativeDataModule, remembered_data
+from fdistill.data import CaptionedDigits, GenerativeDataModule, remembered_data, require_data
 from fdistill.evaluation.caption_evaluation import (
     CaptionEvaluation,
     caption_teacher,
@@ -141,7 +141,7 @@ def evaluate(
     Raises:
         ValueError: as of `evaluate_models`, or where the model does not say what it was trained on.
     """
-    real = remembered_data(require_model(model).facts) if data is None else data
+    real = remembered_data(require_model(model).facts) if data is None else require_data(data)
     real, teacher = real.in_pixels(), remembered_teacher(model.facts) if teacher is None else teacher
     if isinstance(teacher, GenerativeModel):
         source: Source | None = ModelSource(teacher)

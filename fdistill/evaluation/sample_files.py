@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fdistill.core.random import seeded
 from fdistill.core.weight_files import CheckpointError, brief, reason
 
 SUFFIXES = (".npz", ".npy")
@@ -71,7 +72,7 @@ class FixedSet(ABC):
             raise ValueError(
                 f"{self._path} holds {self.count:,} samples: expected n <= {self.count}, got {n}; ask for fewer"
             )
-        return torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))[:n]
+        return torch.randperm(self.count, generator=seeded(seed))[:n]
 
 
 class SamplesSource(FixedSet):

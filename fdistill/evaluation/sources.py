@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fdistill.core.file_suffixes import ARCHIVES, IMAGES
 from fdistill.core.presets import checkpoint as known_checkpoint
 from fdistill.core.presets import checkpoints
+from fdistill.core.random import seeded
 from fdistill.core.weight_files import CheckpointError, read_json
 from fdistill.data.image_files import Images
 from fdistill.data.image_folder import list_folder
@@ -132,7 +133,7 @@ class DiffusersSource:
 
     def draw(self, n: int, seed: int, labels: Tensor | None = None) -> Tensor:
         """Samples of the pipeline, in batches whose noise comes from one generator on the CPU."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         labels = self.labels(n, seed, labels)
         if labels is not None:
             check_classes(labels, self.num_classes)

@@ -56,6 +56,8 @@ def load_model(path: Path | str, merge: bool = True) -> GenerativeModel:
     Raises:
         CheckpointError: with one line that says what is wrong with it.
     """
+    if not isinstance(path, str | Path):
+        raise CheckpointError(f"a model is loaded from a path, or by the name of a shipped one: got {path!r}")
     path = known_checkpoint(path)
     said = what_lies_at(path)
     if said is not None:

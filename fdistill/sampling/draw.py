@@ -1,6 +1,7 @@
 """Samples of a model by a seed."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,19 +66,28 @@ def chosen_labels(model: GenerativeModel, n: int, given: Labels) -> Tensor | Non
     """The class numbers int64 [n] of n samples, the given ones repeated; None of an unconditional model.
 
     Raises:
-        ValueError: for classes that the model does not have.
+        ValueError: for classes that the model does not have, none at all, or more than samples.
     """
-    if isinstance(given, Mapping):
-        wanted = _numbers(model, {name: torch.tensor(value).reshape(-1) for name, value in given.items()})
-    else:
-        wanted = torch.tensor([] if given is None else given).reshape(-1)
-    if not len(wanted):
+    if given is None:
         return model.labels(n)
+    named = {name: _classes(value) for name, value in given.items()} if isinstance(given, Mapping) else {}
+    wanted = _numbers(model, named) if named else _classes(given)
+    if len(wanted) > n:
+        raise ValueError(f"each label is that of a sample: got {len(wanted)} labels and n = {n}; raise n")
     if not model.num_classes:
         raise ValueError(f"this model is unconditional and takes no labels: got {given}; leave --labels out")
     chosen = wanted.repeat(-(-n // len(wanted)))[:n]
     model.condition(chosen, n)  # which says what is out of range
     return chosen
+
+
+def _classes(given: Any) -> Tensor:
+    """Class numbers int64 [m > 0], of a number, a sequence, a tensor or an array."""
+    numbers = given.reshape(-1).tolist() if hasattr(given, "tolist") else given
+    numbers = list(numbers) if isinstance(numbers, Sequence) and not isinstance(numbers, str) else [numbers]
+    if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        raise ValueError(f"labels are class numbers, at least one: got {given!r}; leave labels out for all in turn")
+    return torch.tensor(numbers)
 
 
 def _numbers(model: GenerativeModel, given: Mapping[str, Tensor]) -> Tensor:

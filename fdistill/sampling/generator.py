@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fdistill.core.distributed import gathered, warn_on_rank_0
+from fdistill.core.random import seeded
 from fdistill.models.adapters import adapter_layers, merged
 from fdistill.models.condition import Condition, Conditioned
 from fdistill.models.denoiser import Denoiser, lay_channels_last
@@ -205,7 +206,7 @@ class GenerativeModel:
 
     def noise(self, n: int, seed: int) -> Tensor:
         """The n latents of a seed, standard normal [n, *latent_shape]; the numbers that stock diffusers draws."""
-        return self.latents(n, torch.Generator().manual_seed(seed))
+        return self.latents(n, seeded(seed))
 
     def latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n latents, standard normal [n, *latent_shape], on the generator's device; None for torch's own on the CPU.

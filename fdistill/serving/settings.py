@@ -33,8 +33,11 @@ def listening(host: str, port: int) -> socket.socket:
     """A socket that listens.
 
     Raises:
+        ValueError: where it is no port.
         OSError: in one line, where the port is in use, or the host is none of this machine.
     """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"a port lies in [0, 65535], where 0 stands for a free one: got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         opened = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY only where the protocol is named

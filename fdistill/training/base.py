@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fdistill.core.distributed import gather_objects, on_rank_0, patient, whole, world_size
 from fdistill.core.random import fold_seed, generator_for
 from fdistill.core.weight_files import CheckpointError
-from fdistill.data import Batch, GenerativeDataModule
+from fdistill.data import GenerativeDataModule
 from fdistill.io.checkpoints import RECORD, model_record
 from fdistill.models.denoiser import Denoiser
 from fdistill.sampling.generator import GenerativeModel
@@ -212,13 +212,6 @@ class GenerativeModule(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Remember what a turn may have to give back."""
         self.guard.remember(b for name, b in self.named_buffers() if not name.startswith(self.frozen_prefixes))
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch, and wait for no GPU: Lightning would, for what is no plain tensor."""
-        if not isinstance(batch, Batch):
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        later = device.type not in ("cpu", "mps")
-        return Batch(*(part.to(device, non_blocking=later) for part in batch))
 
     def on_validation_start(self) -> None:
         """Gather what is sampled, and be patient: ranks may have different numbers of batches."""

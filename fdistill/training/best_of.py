@@ -43,7 +43,7 @@ def best_of(
     model: GenerativeModel,
     n: int,
     candidates: int,
-    reward: Reward,
+    reward: Reward | str,
     seed: int = 0,
     labels: Labels | Condition = None,
     first_step: GenerativeModel | None = None,
@@ -58,7 +58,8 @@ def best_of(
         model: as `load` or `distill` gives it.
         n: how many samples, >= 1.
         candidates: N, >= 1.
-        reward: judges images clamped to [-1, 1]. A `RewardSum` is one of z-scores over all candidates.
+        reward: judges images clamped to [-1, 1]; or the name of its class, as "Brightness".
+            A `RewardSum` is one of z-scores over all candidates.
         seed: of the noise.
         labels: as of `draw`.
         first_step: as of `draw`.
@@ -72,6 +73,7 @@ def best_of(
         raise ValueError(f"the best of N candidates is one of at least 1: got N = {candidates!r}")
     model = model if first_step is None else with_first_step_of(model, first_step)
     given = conditions(model, n, labels)
+    reward = named_reward(reward) if isinstance(reward, str) else reward
     _prepare(reward, model, data)
     condition = Condition() if given is None else model.condition(given, n)
     seeds = [seed, *(fold_seed(seed, candidate) for candidate in range(1, candidates))]

@@ -12,6 +12,8 @@ from fdistill.io.checkpoints import read_run_checkpoint
 from fdistill.io.rank_parts import OWN, PARTS, RankParts, drop_parts
 from fdistill.io.shards import SHARDS, Shards, drop_shards
 
+_BY_LIGHTNING = "pytorch-lightning_version"  # key of every checkpoint that a trainer saves
+
 
 class SafeCheckpointIO(TorchCheckpointIO):
     """Writes beside the old file and renames; reads with weights_only and explains a broken file in one line.
@@ -44,8 +46,16 @@ class SafeCheckpointIO(TorchCheckpointIO):
             whole: whether sharded tensors are read, all of each; else the checkpoint has `fdistill.io.shards.Shards`.
             args: of Lightning, which are not read.
             kwargs: the same.
+
+        Raises:
+            CheckpointError: as of `read_run_checkpoint`, or where it is none of a trainer.
         """
         checkpoint = read_run_checkpoint(path, whole, together=True)
+        if _BY_LIGHTNING not in checkpoint:
+            raise CheckpointError(
+                f"{path} was saved by no trainer of Lightning: expected the checkpoint of a run of fdistill; weights "
+                "alone become a model by fdistill import FILE.safetensors TARGET --config FILE.yaml"
+            )
         checkpoint[OWN] = RankParts(checkpoint, path)
         if SHARDS in checkpoint:
             checkpoint[SHARDS] = Shards(checkpoint, path)

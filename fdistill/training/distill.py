@@ -2,17 +2,20 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
 
+from fdistill.core.places import require_writable
 from fdistill.core.presets import configurations
 from fdistill.core.spec import named
 from fdistill.core.yaml_files import read_yaml
-from fdistill.data import GenerativeDataModule, remembered_data
+from fdistill.data import GenerativeDataModule, remembered_data, require_data
+from fdistill.models.denoiser import Denoiser
 from fdistill.objectives import FDistill, Objective
 from fdistill.sampling.generator import GenerativeModel
 from fdistill.theory.divergences import FDivergence
@@ -65,7 +68,7 @@ def distill(
         ValueError: in one line, for arguments that are out of range or do not fit each other.
     """
     preset, common = (read_yaml(configurations()[name]) for name in ("quickstart/student", "trainer"))
-    _check(steps, data, batch_size, out, settings)
+    _check(teacher, steps, data, batch_size, out, settings)
     arguments: dict[str, Any] = preset["model"]["init_args"] | settings
     arguments |= {"teacher": teacher, "seed": seed} | (
         {} if sigma_init is None and not settings.get("student_times") else {"sigma_init": sigma_init}
@@ -74,6 +77,8 @@ def distill(
     if isinstance(arguments["noise_levels"], dict):
         levels = arguments["noise_levels"]
         arguments["noise_levels"] = named(NoiseLevels, levels["class_path"])(**levels["init_args"])
+    if not isinstance(arguments["noise_levels"], NoiseLevels):
+        raise ValueError(f"noise_levels is one of fdistill.theory.noise_levels: got {arguments['noise_levels']!r}")
     for name, rate in zip(_OPTIMIZERS, (student_lr, fake_score_lr), strict=True):
         arguments[name] = _optimizer(arguments[name], rate)
     with quiet():
@@ -86,16 +91,25 @@ def distill(
 
 
 def _check(
+    teacher: object,
     steps: int | None,
     data: GenerativeDataModule | None,
     batch_size: int | None,
     out: str | Path | None,
     settings: dict[str, Any],
 ) -> None:
+    if not isinstance(teacher, GenerativeModel | Denoiser | str | Path):
+        raise ValueError(f"teacher is a model, a path or the name of a shipped one: got {teacher!r}")
+    if not isinstance(settings.get("renoise_levels", ()), Sequence):
+        raise ValueError(f"renoise_levels are noise levels, as [2.0, 0.5]: got {settings['renoise_levels']!r}")
     if steps is not None and not (isinstance(steps, int) and steps >= 1):
         raise ValueError(f"steps is a whole number of turns and positive: got {steps!r}")
     if data is not None and batch_size is not None:
         raise ValueError(f"data has a batch size of its own: expected one of the two, got data and {batch_size}")
+    if data is not None:
+        require_data(data)
+    if out is not None:
+        require_writable(Path(out) / "metrics.jsonl")
     if out is not None and Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
         raise ValueError(f"a run needs a new or empty folder: {out} is there already; name another one")
     known = set(inspect.signature(DistillationModule).parameters) - set(_OPTIMIZERS)
@@ -119,6 +133,8 @@ def _objective(given: Objective | str, divergence: FDivergence | str | None, pre
     chosen = arguments["divergence"] if divergence is None else divergence
     if isinstance(chosen, str):
         chosen = _by_defaults(named(FDivergence, chosen))
+    if not isinstance(chosen, FDivergence):
+        raise ValueError(f"divergence is an FDivergence or the name of one: got {chosen!r}")
     return FDistill(**arguments | {"divergence": chosen})
 
 
@@ -130,8 +146,8 @@ def _by_defaults(kind: type[Any]) -> Any:
 
 
 def _optimizer(described: dict[str, Any], rate: float | None) -> Callable[..., torch.optim.Optimizer]:
-    if rate is not None and not (isinstance(rate, int | float) and rate > 0):
-        raise ValueError(f"a learning rate is a positive number: got {rate!r}")
+    if rate is not None and not (isinstance(rate, int | float) and 0 < rate < math.inf):
+        raise ValueError(f"a learning rate is a positive, finite number: got {rate!r}")
     kind = getattr(torch.optim, described["class_path"].rpartition(".")[2])
     return functools.partial(kind, **described["init_args"] | ({} if rate is None else {"lr": rate}))
 

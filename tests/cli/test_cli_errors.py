@@ -254,6 +254,21 @@ def test_resuming_a_teacher_from_a_student(student_checkpoint, tmp_path):
     assert "another architecture or configuration" in line
 
 
+def test_continuing_from_what_no_trainer_saved(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    line = one_error_line(fdistill(*teacher_arguments(tmp_path / "run", f"--ckpt_path={tmp_path / 'other.ckpt'}")))
+    assert "was saved by no trainer of Lightning" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_measuring_no_batches(command, teacher_checkpoint, tmp_path):
+    batches = "--trainer.limit_val_batches=0" if command == "validate" else "--trainer.limit_test_batches=0"
+    arguments = teacher_arguments(tmp_path / "run", batches, f"--ckpt_path={teacher_checkpoint}")
+    line = one_error_line(fdistill(command, *arguments[1:]))
+    assert f"{command} measures batches of the held-out split: got {batches[2:-2]} 0; give" in line
+
+
 def test_loss_that_explodes_names_term_and_turn_and_keeps_the_last_checkpoint(tmp_path):
     lasts = '--trainer.callbacks=[{"class_path": "LastCheckpoint", "init_args": {"every_n_turns": 1}}]'
     arguments = teacher_arguments(tmp_path / "run", lasts, "--model.optimizer.lr=1e30")

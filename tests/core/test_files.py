@@ -22,6 +22,19 @@ def test_a_file_has_the_permissions_that_the_user_asked_for(tmp_path):
     assert atomic_write(tmp_path / "atomic", "").stat().st_mode == usual.stat().st_mode
 
 
+def test_a_full_disk_is_told_in_one_line_also_where_safetensors_meets_it(tmp_path):
+    class SafetensorError(Exception):
+        pass
+
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with (
+        pytest.raises(OSError, match=r"cannot write .*model: No space left on device; name a place"),
+        replace_folder(tmp_path / "model"),
+    ):
+        raise SafetensorError(said)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch):
     path = tmp_path / "note.txt"
     path.write_text("old")

@@ -38,6 +38,9 @@ def test_the_list_has_every_name_with_a_line_of_its_own():
     lines = [line.split(maxsplit=1) for line in succeeds("presets").splitlines() if line.startswith("  ")]
     assert [line[0] for line in lines] == [*configurations(), *checkpoints()]
     assert all(len(line) == 2 for line in lines)
+    assert all(
+        line[1].startswith(("A one-step generator: ", "A diffusion model: ")) for line in lines[-len(checkpoints()) :]
+    )
 
 
 def test_a_name_that_is_none():

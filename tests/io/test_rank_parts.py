@@ -11,13 +11,15 @@ from fdistill.core.weight_files import CheckpointError
 from fdistill.io.rank_parts import OWN, write_part
 from fdistill.training.checkpoint_io import SafeCheckpointIO
 
+SAVED = {"state_dict": {}, "pytorch-lightning_version": "2"}
+
 
 def saved_by(ranks, path, value=0.0, folder_of=None):
     """Statuses of processes that save a checkpoint together, rank r with [value + r] of its own."""
 
     def work(rank):
         dist.init_process_group("gloo")
-        checkpoint = {"state_dict": {}, OWN: {"a/b": torch.full((2,), value + rank)}}
+        checkpoint = SAVED | {OWN: {"a/b": torch.full((2,), value + rank)}}
         try:
             write_part(checkpoint, (folder_of or {}).get(rank, path.parent) / path.name)
         except CheckpointError as error:
@@ -53,7 +55,7 @@ def test_each_rank_finds_its_own_and_the_parts_before_are_gone(path):
     assert [held(path, rank) for rank in range(2)] == [[5.0, 5.0], [6.0, 6.0]]
     assert len(parts(path)) == 2
     assert not set(first) & set(parts(path))
-    SafeCheckpointIO().save_checkpoint({"state_dict": {}, OWN: {"a/b": torch.ones(1)}}, path)  # one process goes on
+    SafeCheckpointIO().save_checkpoint(SAVED | {OWN: {"a/b": torch.ones(1)}}, path)  # one process goes on
     assert (held(path, 0), parts(path)) == ([1.0], [])
 
 

@@ -211,7 +211,7 @@ def test_no_tensor_of_a_batch_is_waited_for_on_its_way_to_a_device():
         torch.zeros(B, 2), torch.zeros(B), Condition({"text": torch.zeros(B, 3, 4), "mask": torch.zeros(B, 3)})
     )
     with NothingCopied():
-        moved = distillation(mlp()).transfer_batch_to_device(batch, torch.device("meta"), 0)
+        moved = GivenData(torch.zeros(B, 2), batch_size=B).transfer_batch_to_device(batch, torch.device("meta"), 0)
     assert {moved.x.device.type, *(value.device.type for value in moved.condition.values())} == {"meta"}
 
 

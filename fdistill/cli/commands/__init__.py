@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fdistill.cli.commands.explain import explain, raised_by_class
@@ -123,8 +123,7 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
     if verb.of_fit is not None:
         arguments, passed[verb.of_fit] = _own_and_others(arguments, options)
     try:
-        spelled = [_underscored(given) for given in arguments]
-        values = parser.parse_args([f"{given}=true" if given in switches else given for given in spelled])
+        values = parser.parse_args(_switched([_underscored(given) for given in arguments], switches))
     except (ArgumentError, TypeError) as error:
         raise UsageError(f"{explain(str(error), options)} (fdistill {name} --help tells the options)") from error
     try:
@@ -139,6 +138,19 @@ def _underscored(argument: str) -> str:
     """--best-of as --best_of; values stay as they are."""
     name, equals, value = argument.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
+
+
+def _switched(arguments: list[str], switches: Collection[str]) -> list[str]:
+    """--overwrite as --overwrite=true, where neither true nor false follows."""
+    found: list[str] = []
+    for argument in arguments:
+        follows = bool(found) and found[-1] in switches
+        if follows and argument in ("true", "false"):
+            found[-1] += f"={argument}"
+            continue
+        found[-1:] = [f"{found[-1]}=true"] if follows else found[-1:]
+        found.append(argument)
+    return [f"{each}=true" if each in switches else each for each in found]
 
 
 def _own_and_others(arguments: Sequence[str], options: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -1,5 +1,6 @@
 """`fdistill evaluate`: student beside teacher beside real data, as report.json and a page."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 
 from fdistill.cli.commands.evaluate_captions import measure_captions
 from fdistill.cli.commands.yaml_section import data_of_file, features_of_file
-from fdistill.core.atomic_files import write_json
+from fdistill.core.atomic_files import replace_files, write_json
 from fdistill.core.devices import usable_device
 from fdistill.core.places import require_writable
 from fdistill.data import GenerativeDataModule, remembered_data
@@ -28,6 +29,7 @@ from fdistill.evaluation.report.page import html_page
 from fdistill.evaluation.report.table import print_table
 from fdistill.evaluation.sources import DiffusersSource, ModelSource, Source, open_source
 
+_OF_A_MODEL = ("fdistill.json", "model_index.json", "checkpoints")  # a folder of it may take its report, too
 _INTERVALS = """What overlaps
 The dot is the mean over draws, the line where 95% of single draws would lie. Rows whose lines overlap are not told \
 apart by that metric."""
@@ -90,10 +92,11 @@ def evaluate(
             a report made with fid; the training split, where not given.
         fid_samples: samples of each source for these three.
     """
-    folder, place = _folder(Path(out)), usable_device(device)
+    folder, place = _folder(Path(out), [checkpoint, teacher, fid_reference]), usable_device(device)
     given = None if data is None else data_of_file(data).in_pixels(place)
     extractor = None if features is None else features_of_file(features, place)
     student, teacher_source, real = _opened(checkpoint, teacher, given, steps, place)
+    _check_apart(folder, getattr(real, "folder", None))
     if isinstance(student, ModelSource) and takes_captions(student.model, real):
         others = (repeats, features, bootstrap, feature_cache, fid, dinov2, clip, fid_reference)
         measure_captions(folder, student, teacher_source, real, n, seed, others)
@@ -111,11 +114,22 @@ def evaluate(
     print("wrote " + ", ".join(str(path) for path in written))
 
 
-def _folder(out: Path) -> Path:
+def _folder(out: Path, sources: Sequence[str | None]) -> Path:
     report = require_writable(out / "report.json")
+    for source in sources:
+        _check_apart(out, source)
     if report.exists():
         print(f"{report} and its pictures are there already and will be replaced")
     return out
+
+
+def _check_apart(out: Path, source: str | None) -> None:
+    """Raises ValueError where the report's pictures would lie among images that are measured."""
+    if source is None or not Path(source).is_dir() or any((Path(source) / name).exists() for name in _OF_A_MODEL):
+        return
+    images, target = Path(source).resolve(), out.resolve()
+    if target == images or images in target.parents:
+        raise ValueError(f"{out} lies in {source}, whose images are measured: name a folder outside with --out")
 
 
 def _opened(
@@ -175,6 +189,12 @@ def _runs(checkpoint: str, student: Source) -> list[Path]:
 
 
 def _write(folder: Path, result: Evaluation, runs: list[Path], measured: Measured | None) -> list[Path]:
+    """Report, pictures and page: all or, where one cannot be made, none."""
+    with replace_files(folder) as made:
+        return [folder / path.name for path in _made(made, result, runs, measured)]
+
+
+def _made(folder: Path, result: Evaluation, runs: list[Path], measured: Measured | None) -> list[Path]:
     """The report first, because it refuses what is no number, then the pictures, then the page that holds them."""
     report = result.report
     if measured is not None:

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fdistill.core.atomic_files import write_json
+from fdistill.core.atomic_files import replace_files, write_json
 from fdistill.evaluation.caption_evaluation import (
     CaptionEvaluation,
     caption_teacher,
@@ -61,7 +61,12 @@ def measure_captions(
 
 
 def write_captions(folder: Path, result: CaptionEvaluation) -> list[Path]:
-    """Write what was measured into a folder; its files."""
+    """Write what was measured into a folder, all or nothing; its files."""
+    with replace_files(folder) as made:
+        return [folder / path.name for path in _made(made, result)]
+
+
+def _made(folder: Path, result: CaptionEvaluation) -> list[Path]:
     written = [write_json(folder / "report.json", result.report)]
     scale = result.report["student_guidance"]
     pictures = {}

@@ -101,7 +101,7 @@ def _remedy(reason: _Reason, text: str, options: Mapping[str, Any]) -> str:
     if "are required" in text:
         if reason.path:
             return f": set in YAML, or by --{reason.path}.NAME VALUE"
-        return ": give --config FILE, one that names the classes" * ("config" in options)
+        return ": give --config FILE, one that names the classes" * ({"model", "data"} <= options.keys())
     names = [match[match.lastindex or 0] for match in _NAME.finditer(text)]
     name = names[-1] if names else ""
     if not reason.path:

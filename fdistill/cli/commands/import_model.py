@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fdistill.core.places import require_writable
+from fdistill.core.places import require_replaceable, require_writable
 from fdistill.io.export import export_folder
 from fdistill.io.importing import Options
 from fdistill.io.importing import import_model as read_model
@@ -51,7 +51,7 @@ def import_model(
         lora: .safetensors file of an adapter that is merged, in float32, into the network of a text-to-image pipeline.
         guidance_rescale: share, in [0, 1], of guided predictions that are rescaled to the standard deviation of the
             unguided ones; of pipelines that take such a number.
-        overwrite: replace the folder that is there.
+        overwrite: replace the model that is there.
     """
     origin, folder = Path(source), Path(target)
     require_writable(folder / "README.md")
@@ -62,6 +62,7 @@ def import_model(
     given = [None if file is None else Path(file) for file in (scheduler, vae, config, lora)]
     sides = (resolution,) if isinstance(resolution, int) else None if resolution is None else tuple(resolution)
     _check_apart(folder, [origin, *(file for file in given if file is not None), *_beside(origin)])
+    require_replaceable(folder)  # an overwritten one is a model, no photographs
     options = Options(
         given[0], given[1], given[2], num_steps, guidance, sigma_data, last_class_is_none, sides, given[3]
     )._replace(guidance_rescale=guidance_rescale)
@@ -134,7 +135,7 @@ def _distils(model: GenerativeModel, folder: Path) -> str:
     known: Any = model.facts.get("sigma_data")
     sigma_data = known or getattr(model.denoiser.preconditioning, "sigma_data", 0.5)
     return (
-        f"fdistill fit --config configs/trainer.yaml --config configs/imported.yaml "
+        "fdistill fit --config trainer --config imported "
         f"--model.teacher {shlex.quote(str(folder))} "
         f"--model.sigma_init {_START * sigma_data:g} --data.sample_shape '[{shape}]' "
         f"--data.num_classes {model.num_classes}"
@@ -150,7 +151,7 @@ def _distils_prompts(model: GenerativeModel, folder: Path) -> str:
     guided = "" if scale == 1 else f"--model.guidance {scale:g} "
     return (
         f"fdistill encode-prompts PROMPTS.txt --pipeline {pipeline} --out prompts && "
-        "fdistill fit --config configs/trainer.yaml --config configs/imported.yaml "
+        "fdistill fit --config trainer --config imported "
         f"--model.teacher {shlex.quote(str(folder))} --model.sigma_init {last:g} --model.start unit {guided}"
         f"--data Prompts --data.folder prompts --data.sample_shape '[{shape}]' --data.pipeline {pipeline}"
     )

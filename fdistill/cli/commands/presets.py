@@ -1,8 +1,11 @@
 """`fdistill presets`: the configurations and checkpoints that come with the package, by name."""
 
+import re
 from pathlib import Path
 
 from fdistill.core.presets import checkpoints, configurations
+
+_SAYS_WHAT = re.compile(r"An? [\w -]+: ")
 
 
 def presets() -> None:
@@ -25,6 +28,5 @@ def _first_comment(file: Path) -> str:
 
 
 def _summary(card: Path) -> str:
-    """The first line below the title of a model card."""
-    below = card.read_text(encoding="utf-8").partition("\n# ")[2].splitlines()
-    return next((line for line in below[1:] if line), "")
+    """The line of a model card that says what it is: "A one-step generator: ..."."""
+    return next((line for line in card.read_text(encoding="utf-8").splitlines() if _SAYS_WHAT.match(line)), "")

@@ -79,6 +79,8 @@ def sample(
     if first_step is not None:
         model = with_first_step_of(model, _teacher_of(model, first_step))
     model.sampling_on(usable_device(device))
+    if prompt is not None:
+        _check_prompts(prompt, n, labels)
     if prompt is None and PIPELINE in model.facts:
         raise ValueError("this model makes pictures of prompts: expected --prompt 'TEXT', got none")
     asked: Labels | Condition = labels
@@ -93,6 +95,15 @@ def sample(
     _write(path, model, samples, wanted)
     evaluations = f"{model.evaluations} network evaluation{'s' * (model.evaluations > 1)}"
     print(f"wrote {n} sample{'s' * (n > 1)} of {evaluations} each to {path}{told}")
+
+
+def _check_prompts(prompt: str | list[str], n: int, labels: Labels) -> None:
+    """Raises ValueError for prompts that are none, too many, or beside labels."""
+    if labels is not None:
+        raise ValueError(f"a sample is of a prompt or of a class: got both, labels {labels}; leave one of them out")
+    count = 1 if isinstance(prompt, str) else len(prompt)
+    if not 1 <= count <= n:
+        raise ValueError(f"each prompt is that of a sample: expected 1 to n = {n} prompts, got {count}")
 
 
 def _kept(

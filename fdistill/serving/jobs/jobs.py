@@ -82,6 +82,7 @@ class Jobs:
             ValueError: as of `submit`.
         """
         self.home.file(job.name, "json")  # the name
+        self._engine(job.engine)
         if job.engine != "local" and (job.accelerator not in ("cpu", "gpu", "cuda") or job.devices < 1):
             raise ValueError(
                 f"--on {job.engine} asks for what the run needs: expected --trainer.accelerator gpu or cpu and a "
@@ -92,7 +93,6 @@ class Jobs:
                 f"--on kubernetes writes a job of one machine: expected --trainer.num_nodes 1, got {job.nodes}; "
                 "several by --on ray or slurm"
             )
-        self._engine(job.engine)
         for name in self.home.names():
             other = self.home.read(name)
             is_gone = not Path(other.folder).exists()

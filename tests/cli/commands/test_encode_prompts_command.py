@@ -53,4 +53,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, pipeline, capsys):
     refused("--pipeline", tmp_path / "p.txt")
     refused("line 2", tmp_path / "p.txt", "--pipeline", pipeline)
     refused("model_index", tmp_path / "p.txt", "--pipeline", tmp_path, "--skip_empty")
+    (tmp_path / "p.csv").write_text("prompt\none\n")
+    refused("convert it", tmp_path / "p.csv", "--pipeline", pipeline)
+    refused("has no columns", tmp_path / "p.txt", "--pipeline", pipeline, "--column", "prompt")
     refused("nothing.txt", tmp_path / "nothing.txt", "--pipeline", pipeline)

@@ -1,11 +1,14 @@
 """fdistill evaluate: from a .ckpt or a folder, with a teacher or without, on the run's data or other data."""
 
 import json
+from unittest import mock
 
 import pytest
 from cli_runs import fdistill, one_error_line, succeeds, write_yaml
 from markupsafe import escape
+from PIL import Image
 
+from fdistill.cli.commands import evaluate as evaluate_command
 from fdistill.evaluation.features import PixelFeatures
 from fdistill.io.export import export_folder
 from fdistill.models.denoiser import Denoiser
@@ -57,6 +60,33 @@ def test_without_a_teacher(teacher_checkpoint, tmp_path):
     report = report_of(tmp_path / "out")
     assert "teacher" not in report
     assert report["speedup"] is None
+
+
+def test_no_report_among_the_images_that_are_measured(student_checkpoint, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(20):
+        Image.new("L", (8, 8), 10 * i).save(images / f"{i}.png")
+    data = write_yaml(
+        tmp_path / "data.yaml",
+        data={"class_path": "ImageFolder", "init_args": {"folder": str(images), "resolution": 8}},
+    )
+    for source, out in ((images, images), (images, images / "below"), (student_checkpoint, images)):
+        line = one_error_line(fdistill("evaluate", "--checkpoint", source, "--data", data, "--out", out))
+        assert f"{out} lies in {images}, whose images are measured" in line
+    assert len(list(images.iterdir())) == 20
+
+
+def test_a_report_that_cannot_be_drawn_leaves_the_older_one(monkeypatch, tmp_path):
+    def breaks(*arguments):
+        raise OSError("cannot write samples.png: No space left on device")
+
+    monkeypatch.setattr(evaluate_command, "sample_grid_figure", breaks)
+    (tmp_path / "index.html").write_text("older")
+    report = {"student_evaluations": 1, "teacher_evaluations": 35}
+    with pytest.raises(OSError, match="space"):
+        evaluate_command._write(tmp_path, mock.Mock(report=report, samples={}), [], None)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
 @pytest.fixture

@@ -2,9 +2,23 @@
 
 import pytest
 
+from fdistill.cli.commands import _switched
 from fdistill.cli.commands.explain import choices, explain
 
 OPTIONS = {"n": int, "trainer.max_steps": int}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["a", "--onnx", "true", "--n", "3"], ["a", "--onnx=true", "--n", "3"]),
+        (["--onnx", "false"], ["--onnx=false"]),
+        (["--onnx", "a", "--onnx"], ["--onnx=true", "a", "--onnx=true"]),
+        (["--onnx=false", "--n", "true"], ["--onnx=false", "--n", "true"]),
+    ],
+)
+def test_a_switch_takes_true_and_false_or_nothing(given, expected):
+    assert _switched(given, {"--onnx"}) == expected
 
 
 def test_unknown_messages_come_through_on_one_line():

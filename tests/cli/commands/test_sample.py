@@ -67,7 +67,7 @@ def test_large_colour_images_are_not_enlarged():
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [("3", [3, 3, 3, 3]), ("[1,2]", [1, 2, 1, 2]), ("[0,1,2,3,4,5]", [0, 1, 2, 3]), ("[]", [0, 1, 2, 3])],
+    [("3", [3, 3, 3, 3]), ("[1,2]", [1, 2, 1, 2]), ("[4,3,2]", [4, 3, 2, 4])],
 )
 def test_labels_are_repeated_as_needed(given, expected, student_checkpoint, tmp_path):
     _, labels = arrays(student_checkpoint, tmp_path / "out.npz", "--n", 4, f"--labels={given}")
@@ -119,6 +119,13 @@ MISTAKES = {
     "label below zero": (["--labels=[0,-1]"], "a class label lies in [0, 10): got -1"),
     "label that is text": (["--labels=seven"], "got seven"),
     "label not of a class": (["--labels=[1.5]"], "whole number"),
+    "no label": (["--labels=[]"], "labels are class numbers, at least one: got []"),
+    "no label of a set": (['--labels={"labels": []}'], "labels are class numbers, at least one: got []"),
+    "more labels than samples": (["--n=1", "--labels=[1,2]"], "got 2 labels and n = 1"),
+    "no prompt": (["--prompt=[]"], "expected 1 to n = 64 prompts, got 0"),
+    "more prompts than samples": (["--n=1", '--prompt=["a","b"]'], "expected 1 to n = 1 prompts, got 2"),
+    "prompt and label": (["--prompt=a", "--labels=3"], "got both, labels 3"),
+    "seed of more than 64 bits": (["--seed=99999999999999999999"], "a seed is an integer in [-2^63, 2^64): got 9999"),
     "no samples": (["--n=0"], "n is a number of samples and positive: got 0"),
     "text for n": (["--n=many"], "whole number, got many"),
     "unknown option": (["--seeed=1"], "did you mean seed?"),

@@ -127,8 +127,13 @@ def test_a_folder_that_is_there_is_replaced_only_when_asked(latent_source, tmp_p
     assert outcome.status == 1
     assert outcome.err == (f"fdistill: error: {tmp_path} is there already: name another folder, or give --overwrite\n")
     assert (tmp_path / "mine.txt").read_text() == "notes"
-    succeeds("import", latent_source, tmp_path, "--overwrite", "--num_steps=1")
-    assert not (tmp_path / "mine.txt").exists()
+    line = fdistill("import", latent_source, tmp_path, "--overwrite").err
+    assert "replaced only where it holds an exported model" in line
+    assert "got one with mine.txt" in line
+    (tmp_path / "mine.txt").unlink()
+    for steps in (1, 2):
+        succeeds("import", latent_source, tmp_path / "model", "--overwrite", f"--num_steps={steps}")
+    assert len(load_model(tmp_path / "model").sigmas) == 3
 
 
 def test_a_source_never_overwrites_itself(latent_source):
@@ -160,9 +165,9 @@ def test_nothing_that_is_read_is_overwritten_and_nothing_is_written_among_it(lat
     (tmp_path / "link").symlink_to(source)
     assert "lies inside what is imported" in refused(tmp_path / "link" / "vae")
     (source / "scheduler").rename(tmp_path / "scheduler")  # beside a whole pipeline it is nobody's
-    (tmp_path / "scheduler" / "scheduler_config.json").rename(tmp_path / "kept.json")
     (source / "scheduler").mkdir()
-    (tmp_path / "kept.json").rename(source / "scheduler" / "scheduler_config.json")
+    (tmp_path / "scheduler" / "scheduler_config.json").rename(source / "scheduler" / "scheduler_config.json")
+    (tmp_path / "scheduler" / "fdistill.json").touch()
     succeeds("import", source, tmp_path / "scheduler", "--overwrite", "--num_steps=1")
 
 
