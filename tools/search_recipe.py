@@ -151,6 +151,7 @@ TRIALS = {
         "start 5, 1200": Trial(1200, start(5.0), True),
         "start 5, weight 1, 400": Trial(400, start(5.0) | f_distill(1.0), True),
         "4:1, start 5, 240 updates": Trial(1200, start(5.0) | alternating(4) | rates(6e-4, 1e-3), True),
+        "start 5, batch 32, 600": Trial(600, start(5.0) | {"data.batch_size": 32}, True),
         "published": Trial(1920, start(80.0) | alternating(5) | rates(6e-4, 1e-3)),
     },
 }

@@ -28,6 +28,7 @@ from fdistill.evaluation.sources import ModelSource, Source
 from fdistill.io.stock_pipeline import PIPELINE, prompt_condition
 from fdistill.models.condition import Condition
 from fdistill.models.guidance import Guidance
+from fdistill.sampling.first_step import learned_guidance
 from fdistill.sampling.generator import GenerativeModel
 
 SCALES = (1.0, 2.0, 4.0)
@@ -96,7 +97,7 @@ def evaluate_captions(
         rows[key] = {name: metrics.row(x, of) for name, x in drawn.items()}
         pictures[key] = {name: _first(x, seeds) for name, x in drawn.items()}
     facts = {f"{name}_facts": model.facts for name, model in given.items()}
-    report = _report(rows, models, learned_guidance(student)) | {
+    report = _report(rows, models, learned_scale(student)) | {
         **facts,
         "data": data.spec(),
         "n": MOST_CAPTIONS * seeds,
@@ -119,7 +120,7 @@ def one_step_row(scale: float) -> str:
     return f"teacher in one step, guidance {scale:g}"
 
 
-def learned_guidance(student: GenerativeModel) -> float:
+def learned_scale(student: GenerativeModel) -> float:
     """The scale at which a student's teacher was guided."""
     return float(student.facts.get("guidance", 1.0))
 
@@ -128,9 +129,13 @@ def _models(student: GenerativeModel, teacher: GenerativeModel | None) -> dict[s
     found = {"student": student}
     if teacher is not None:
         first: dict[str, Any] = {"kind": "student", "sampler": None, "sigmas": teacher.sigmas[:1]}
-        for scale in sorted({*SCALES, learned_guidance(student)}):
-            found[teacher_row(scale)] = dataclasses.replace(teacher, guidance=scale)
-            found[one_step_row(scale)] = dataclasses.replace(teacher, guidance=scale, **first)
+        own = Guidance.of(teacher.guidance)
+        for scale in sorted({*SCALES, learned_scale(student)}):
+            guidance = Guidance.limited(scale, None, None, own.rescale, own.norm)
+            if scale == learned_scale(student):
+                guidance = learned_guidance(student, teacher)
+            found[teacher_row(scale)] = dataclasses.replace(teacher, guidance=guidance)
+            found[one_step_row(scale)] = dataclasses.replace(teacher, guidance=guidance, **first)
     return found
 
 

@@ -102,7 +102,7 @@ class StockPipeline:
             left_out["requires_safety_checker"] = False
         given: dict[str, Any] = {self.family.part: self.network, **left_out}
         with _quiet():
-            given |= {"local_files_only": True, "variant": _variant(self.folder), "dtype": torch.float32}
+            given |= {"local_files_only": True, "variant": weights_variant(self.folder), "dtype": torch.float32}
             pipeline = cls.from_pretrained(self.folder, **given)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -320,7 +320,7 @@ def _check_parts(folder: Path, index: Mapping[str, Any], part: str) -> None:
         )
 
 
-def _variant(folder: Path) -> str | None:
+def weights_variant(folder: Path) -> str | None:
     """The variant of the weights of its text encoders, where there are no plain ones."""
     files = [file.name.split(".") for file in (folder / "text_encoder").glob("*.safetensors")]
     variants = {name[1].split("-")[0] for name in files if len(name) == 3}

@@ -33,6 +33,7 @@ _CLASSES = (
     *("AutoencoderDC", "AutoencoderKLQwenImage", "AutoencoderKLFlux2"),
 )
 _OF_VIDEO, _PACKED = "AutoencoderKLQwenImage", "AutoencoderKLFlux2"
+_AT_ONCE = 16  # images that are decoded together, of 256 x 256 pixels or smaller
 _LARGEST_SIDE = 4096  # of an image; no weight depends on it
 _WRITTEN_ONLY = {"AutoencoderTiny": "block_out_channels"}  # of its own making: the class does not take it back
 
@@ -88,12 +89,13 @@ class Decoder:
         return vae.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def __call__(self, latents: Tensor, batch_size: int = 16) -> Tensor:
+    def __call__(self, latents: Tensor, batch_size: int | None = None) -> Tensor:
         """Images in [-1, 1], [B, C, H, W] float32 on the CPU.
 
         Args:
             latents: [B, C, h, w], as the model makes them.
-            batch_size: images at once; they do not depend on it.
+            batch_size: images at once; they do not depend on it. As many as 16 of 256 x 256 pixels have, at most 16,
+                where not given.
 
         Raises:
             CheckpointError: where the VAE is, see `vae`, or its images would be larger than 4096 pixels a side.
@@ -104,7 +106,8 @@ class Decoder:
             raise CheckpointError(
                 f"{self.folder} makes images of at most {_LARGEST_SIDE:,} pixels a side: got {side:,}"
             )
-        parts, dtype = (latents.float().cpu() / factor + shift).split(batch_size), next(vae.parameters()).dtype
+        size = batch_size or max(1, min(_AT_ONCE, _AT_ONCE * 256**2 // side**2))
+        parts, dtype = (latents.float().cpu() / factor + shift).split(size), next(vae.parameters()).dtype
         decoded = (self._decoded(part.to(self._device, dtype)) for part in parts)
         return torch.cat([images.clamp(-1, 1).float().cpu() for images in decoded])
 

@@ -27,10 +27,15 @@ def with_first_step_of(student: GenerativeModel, teacher: GenerativeModel) -> Ge
             f"{declared(one.takes)}, got {other.sample_shape} and {declared(other.takes)}"
         )
     other.noise_range.check("the first noise level of a student", student.sigmas[:1].tolist())
-    guidance = teacher.guidance
-    if "guidance" in student.facts and "guide" not in student.facts:
-        interval, own = student.facts.get("guidance_interval"), Guidance.of(teacher.guidance)
-        rescale = student.facts.get("guidance_rescale", own.rescale)
-        guidance = Guidance.limited(student.facts["guidance"], interval, None, rescale, own.norm)
+    guidance = learned_guidance(student, teacher)
     Guidance.of(guidance).check_fits(other)
     return dataclasses.replace(student, first_step=(other, guidance))
+
+
+def learned_guidance(student: GenerativeModel, teacher: GenerativeModel) -> float | Guidance:
+    """How the teacher was guided while the student learned; its own guidance where that is not known or has a guide."""
+    facts, own = student.facts, Guidance.of(teacher.guidance)
+    if "guidance" not in facts or "guide" in facts:
+        return teacher.guidance
+    interval, rescale = facts.get("guidance_interval"), facts.get("guidance_rescale", own.rescale)
+    return Guidance.limited(facts["guidance"], interval, None, rescale, own.norm)

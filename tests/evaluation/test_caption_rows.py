@@ -1,13 +1,20 @@
 """What is measured of pictures of captions: real ones are read rightly, and one picture for all seeds has no spread."""
 
+import math
+
 import pytest
 import torch
+from tiny_runs import mlp
 
 from fdistill.data import CaptionedDigits
 from fdistill.data.captioned_digits import held_out_captions
+from fdistill.evaluation.caption_evaluation import _models, one_step_row, teacher_row
 from fdistill.evaluation.caption_rows import CaptionMetrics, caption_sets, spread
 from fdistill.evaluation.features import CaptionFeatures
 from fdistill.evaluation.features import captions as judge
+from fdistill.models.guidance import Guidance
+from fdistill.sampling.generator import GenerativeModel
+from fdistill.sampling.grids import KarrasGrid
 
 pytestmark = pytest.mark.system  # trains a judge
 
@@ -21,6 +28,17 @@ def measured():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judge, "STEPS", 150)
         return data, CaptionMetrics(data, CaptionFeatures(), 0), caption_sets(data, SEEDS, 0)
+
+
+def test_the_teacher_beside_a_student_is_guided_as_it_was_while_that_learned():
+    own = Guidance(3.0, rescale=0.5)
+    teacher = GenerativeModel(mlp(num_classes=2), "teacher", KarrasGrid(4, 0.1, 5.0).levels(), own)
+    facts = {"guidance": 4.0, "guidance_interval": [0.3, 2.0], "guidance_rescale": 0.2}
+    found = _models(GenerativeModel.student(mlp(num_classes=2), 5.0, facts), teacher)
+    for row in (teacher_row, one_step_row):
+        told, other = found[row(4.0)].guidance, found[row(2.0)].guidance
+        assert (told.scale, told.sigma_low, told.sigma_high, told.rescale) == (4.0, 0.3, 2.0, 0.2)
+        assert (other.scale, other.sigma_high, other.rescale) == (2.0, math.inf, 0.5)
 
 
 def test_spread_is_the_standard_deviation_over_the_seeds_of_a_caption():

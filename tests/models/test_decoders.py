@@ -49,6 +49,16 @@ def test_images_do_not_depend_on_the_batch_or_on_being_saved_again(build, tmp_pa
     torch.testing.assert_close(again(z[3:4]), decoder(z)[3:4], rtol=0, atol=1e-5)
 
 
+def test_large_images_are_decoded_one_by_one(monkeypatch, tmp_path):
+    decoder, sizes = Decoder(save(tiny_vae(), tmp_path)), []
+    decode = Decoder._decoded
+    monkeypatch.setattr(Decoder, "_decoded", lambda self, raw: sizes.append(len(raw)) or decode(self, raw))
+    side = 1024 // decoder.factor
+    decoder(torch.zeros(3, 4, side, side // 4))
+    decoder(torch.zeros(3, 4, 4, 4))
+    assert sizes == [1, 1, 1, 3]
+
+
 def test_nothing_is_read_before_the_first_latent(tmp_path):
     decoder = Decoder(tmp_path / "gone").to("cpu")
     with pytest.raises(CheckpointError, match="VAE"):

@@ -79,6 +79,8 @@ def export_folder(
         require_replaceable(target)
     for program in programs:
         check_program(model, program)
+    if model.first_step is not None:
+        raise ValueError("a folder holds the student alone: export it without first_step, which sampling takes")
     if isinstance(model.denoiser.network, Generator):
         raise ValueError(
             "a pipeline runs a network: expected a student that is one, got the generator "
@@ -141,6 +143,7 @@ def loads_in_stock_diffusers(model: GenerativeModel) -> bool:
             and type(denoiser.preconditioning) is EDM
             and stock_levels(model.sigmas) is not None
             and model.decoder is None
+            and model.start == "sigma"  # its scheduler starts from that level times the noise
         )
     )
 

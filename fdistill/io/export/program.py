@@ -52,9 +52,11 @@ class Generator(nn.Module):
 
 
 def check_program(model: GenerativeModel, program: Program) -> None:
-    """Raises ValueError, with the remedy, for a teacher, or where the packages that write the artefact are missing."""
+    """Raises ValueError, with the remedy, for a teacher, a student of prompts, or without the packages it takes."""
     if model.kind != "student":
         raise ValueError(f"{program} writes the steps of a student: got a {model.kind}; distil it first")
+    if any(not entry.classes for entry in model.denoiser.takes.values()):
+        raise ValueError(f"{program} takes latents and classes: got a student of prompts; leave it out")
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if program == "onnx" and missing:
         raise ValueError(f"an ONNX graph needs {' and '.join(missing)}, not found here: pip install 'fdistill[onnx]'")

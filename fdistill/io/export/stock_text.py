@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fdistill.core.build import build_stock
 from fdistill.core.weight_files import read_json
-from fdistill.io.stock_pipeline import COND_PROJ, NULL_WEIGHTS, PIPELINE, pipeline_folder
+from fdistill.io.stock_pipeline import COND_PROJ, NULL_WEIGHTS, PIPELINE, pipeline_folder, weights_variant
 from fdistill.models.networks import TextToImageNetwork
 from fdistill.models.networks.text import StableDiffusion
 from fdistill.sampling.generator import GenerativeModel
@@ -150,6 +150,7 @@ def write_text_pipeline(model: GenerativeModel, folder: Path, made: Scheduled, d
     for name, value in index.items():
         if name not in (part, "scheduler") and isinstance(value, list) and (source / name).is_dir():
             shutil.copytree(source / name, folder / name)
+            _name_plainly(folder / name, weights_variant(source))
     index["scheduler"] = ["diffusers", made.name]
     index.pop("_name_or_path", None)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -158,6 +159,14 @@ def write_text_pipeline(model: GenerativeModel, folder: Path, made: Scheduled, d
     null = network.null_tensors()
     if null:
         save_file(null, folder / NULL_WEIGHTS, metadata={"format": "pt"})
+
+
+def _name_plainly(part: Path, variant: str | None) -> None:
+    """Weights of a variant under the names that are found without asking for it; their index names the shards."""
+    for file in sorted(part.iterdir()) if variant else []:
+        plain = file.with_name(file.name.replace(f".{variant}.", "."))
+        if not plain.exists():
+            file.rename(plain)
 
 
 def write_scheduler(folder: Path, made: Scheduled) -> None:

@@ -81,8 +81,9 @@ class MLP(Network):
     def _with_waves(self, x: Tensor) -> Tensor:
         if self.frequencies is None:
             return x
-        phase = x @ self.frequencies
-        return torch.cat([x, phase.sin(), phase.cos()], dim=1)
+        exact = torch.promote_types(x.dtype, self.frequencies.dtype)  # waves turn fast: never in half precision
+        phase = x.to(exact) @ self.frequencies.to(exact)
+        return torch.cat([x, phase.sin().to(x.dtype), phase.cos().to(x.dtype)], dim=1)
 
     @torch.no_grad()
     def _start_constant(self, values: Sequence[float]) -> None:

@@ -118,6 +118,7 @@ def latent_student(folder):
 ROUNDED = {
     "small": lambda: SmallUNet(channels=3, widths=[8, 16]),
     "vectors": lambda: MLP(dim=3, width=8, depth=2),
+    "waves": lambda: MLP(dim=3, width=8, depth=2, frequencies=4),
     "song": lambda: SongUNet(8, 3, 0, 8, (1,), blocks_per_level=1, attention_resolutions=()),
     "diffusers": lambda: DiffusersUNet(8, 3, (8, 16)),
     "edm2": lambda: EDM2UNet(8, 3, 0, 8, (1,), blocks_per_level=1, attention_resolutions=(), channels_per_head=8),

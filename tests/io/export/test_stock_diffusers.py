@@ -1,5 +1,6 @@
 """Stock diffusers, in a process that cannot import fdistill, runs the exported folder and makes the same pixels."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from cli_runs import succeeds
 from safetensors.torch import load_file
 
 from fdistill.io.export import export_folder
+from fdistill.io.load import load_model
 from fdistill.models.denoiser import Denoiser
 from fdistill.models.networks import DiffusersUNet
 from fdistill.sampling.generator import GenerativeModel
@@ -101,6 +103,16 @@ def test_folder_holds_safetensors_and_text_only(exported):
 
 def test_code_of_the_model_card_runs(stock):
     assert stock["printed"] == "16 (8, 8) L\n"
+
+
+def test_a_student_that_starts_at_unit_variance_is_written_so_that_it_does(tmp_path):
+    """The scheduler of a stock pipeline would start from sigma times the noise."""
+    model = GenerativeModel.student(Denoiser(DiffusersUNet(widths=[8, 16]), EDM(0.3)), 1.0, {"seed": 1}, "unit")
+    again = load_model(export_folder(model, tmp_path / "model"))
+    assert again.start == "unit"
+    torch.testing.assert_close(again.sample(model.noise(4, 0)), model.sample(model.noise(4, 0)), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="without first_step"):
+        export_folder(dataclasses.replace(model, first_step=(model.denoiser, 1.0)), tmp_path / "other")
 
 
 @pytest.mark.parametrize("sigma_init", [0.5, 80.0])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from cases import slow_but
 from safetensors.torch import load_file
+from text_pipelines import built
 from torch.testing import assert_close
 
 from fdistill.io.export import export_folder
@@ -88,6 +89,26 @@ def test_one_step(name, teachers, tmp_path):
     ours, stock, again = exported(name, teachers, student(teacher), tmp_path / "student")
     assert difference(ours, stock) < 1e-5
     assert torch.equal(again, ours)
+
+
+def test_weights_of_a_variant_are_found_in_the_folder(tmp_path):
+    """As of a download of half weights: stock diffusers asks for no variant of what we write."""
+    built("sd").to(torch.float16).save_pretrained(tmp_path / "source", variant="fp16", max_shard_size="20KB")
+    teacher = import_model(tmp_path / "source", Options(resolution=(16,), num_steps=1))
+    export_folder(student(teacher), tmp_path / "student")
+    for part in ("text_encoder", "vae"):
+        assert list((tmp_path / "source" / part).glob("*.fp16*"))
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "student")
+    text = StockPipeline(tmp_path / "source").ask([PROMPT], (16, 16), null=False).condition
+    assert_close(
+        pipeline.encode_prompt(PROMPT, "cpu", 1, False)[0].float(), text["encoder_hidden_states"], rtol=0, atol=1e-2
+    )
+
+
+def test_a_program_of_prompts_is_refused_before_anything_is_written(teachers, tmp_path):
+    with pytest.raises(ValueError, match="torch_export takes latents and classes: got a student of prompts"):
+        export_folder(student(teachers("sd")[1]), tmp_path / "student", programs=["torch_export"])
+    assert not (tmp_path / "student").exists()
 
 
 @pytest.mark.parametrize("name", ["sd", "sd3", "flux", "sana", "z-image"])
