@@ -175,7 +175,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     gradients = gradients_of(parameters)
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    write_gradients(gradients, flat / world_size())
+    write_gradients(gradients, flat.div_(world_size()))
 
 
 def gradients_of(parameters: Iterable[torch.nn.Parameter]) -> list[Tensor]:

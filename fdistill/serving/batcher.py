@@ -100,6 +100,7 @@ class Batcher:
         try:
             while batch := self._next():
                 self._make(batch)
+                del batch  # while the next is waited for, the generator of this one may be taken away
         except BaseException as error:
             _LOG.critical("no more pictures are made: %s: %s", type(error).__name__, error)
             self._died()

@@ -48,7 +48,7 @@ class Shelf:
 
     def added(self) -> list[str]:
         """Of those that were added since the start."""
-        return [name for name in self._found if name not in self._places]
+        return [name for name in list(self._found) if name not in self._places]  # another thread may add one
 
     def all(self) -> list[Generator]:
         """The generators themselves, in that order."""
@@ -64,6 +64,7 @@ class Shelf:
         """
         if name in self._places:
             raise ValueError(f"{name} is served already from {self._places[name]}, which stays: start with NAME=PATH")
+        tidy()  # see `look`
         with as_one_line(f"{path} cannot be served"):
             self._found[name] = Generator(name, Path(path), self._how)
         _LOG.info("%s is served from %s", name, path)
@@ -76,6 +77,7 @@ class Shelf:
         """
         if name in self._places or self._found.pop(name, None) is None:
             raise ValueError(f"{name} was not added while the service runs: there is nothing to take away")
+        tidy()  # see `look`
         _LOG.info("%s is served no more", name)
 
     def get(self, name: str | None) -> Generator:

@@ -75,7 +75,7 @@ class Workshop:
 
     def remove(self, number: int, name: str) -> None:
         """See `Shelf.remove`."""
-        self._answer(number, 404, self.shelf.remove, name)
+        self._loading.submit(self._answer, number, 404, self.shelf.remove, name)
 
     def state(self, number: int) -> None:
         """What is served, and what has been counted."""
@@ -113,19 +113,19 @@ class Workshop:
                 raise RequestError(f"size is {generator.side}, that of this generator: got {size[:60]!r}", "size")
             asked = self._asked[number] = Future[Tensor]()
 
-            def written() -> tuple[bytes, float]:
-                pictures = asked.result()  # or an error of its batch
+            def written(done: Future[Tensor]) -> tuple[bytes, float]:  # not of `asked`: a cycle would keep the pictures
+                pictures = done.result()  # or an error of its batch
                 body = as_picture(pictures) if kind == GRID else as_json(pictures, kind, generator.name, seed)
                 return body, self.batcher.seconds
 
-            def finish(_: Future[Tensor]) -> None:
+            def finish(done: Future[Tensor]) -> None:
                 del self._asked[number]
-                if asked.cancelled():
+                if done.cancelled():
                     return
                 if n * math.prod(generator.shape) <= _AT_ONCE:
-                    self._answer(number, 500, written)
+                    self._answer(number, 500, written, done)
                 else:
-                    self._files.submit(self._answer, number, 500, written)
+                    self._files.submit(self._answer, number, 500, written, done)
 
             asked.add_done_callback(finish)
             if generator.reads_text:  # other calls go on meanwhile

@@ -69,5 +69,8 @@ def compressed(accelerator):
 
 if __name__ == "__main__":
     what, folder = sys.argv[1], Path(sys.argv[2])
+    if not sys.argv[3:]:  # parts on the CPU are gathered too, of offloaded networks and after a run
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl")
     given = {"sharded": sharded, "replicated": replicated, "compressed": compressed}[what]
     torch.save(given(*sys.argv[3:] or ["gpu"]), folder / f"{what}.{os.environ['RANK']}.pt")

@@ -51,6 +51,12 @@ def test_slurm_gets_the_resources_and_the_command_and_is_asked_how_it_goes(clust
     assert (cluster / "asked").read_text().split() == ["--signal=TERM", "77"]
     assert jobs.resume("run").state == "ended"
     assert (cluster / "asked").read_text().strip().endswith("run.sbatch")
+    for told, state in (("CONFIGURING", "queued"), ("SUSPENDED", "running"), ("TIMEOUT", "ended"), ("", "ended")):
+        (cluster / "state").write_text(f"{told}\n")
+        assert jobs.status("run").state == state
+    (cluster / "state").unlink()  # and squeue fails
+    with pytest.raises(ValueError, match=r"squeue does not say how run goes: cat: .*ask again"):
+        jobs.status("run")
 
 
 def test_without_sbatch_the_file_is_written(tmp_path):

@@ -27,7 +27,8 @@ code=$?
 [ $code -eq 138 ] && scontrol requeue "$SLURM_JOB_ID"  # the time limit is near, and the run has saved
 exit $code
 """
-_SLURM_STATES = {"PENDING": "queued", "REQUEUED": "queued", "RUNNING": "running", "COMPLETING": "stopping"}
+_SLURM_STATES = {"RUNNING": "running", "SUSPENDED": "running", "COMPLETING": "stopping", "STAGE_OUT": "stopping"}
+_SLURM_ENDS = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY")
 _RAY_STATES = {"PENDING": "queued", "RUNNING": "running", "STOPPED": "stopped", "FAILED": "failed", "SUCCEEDED": "done"}
 _LONGEST_SAVE = 3600  # s that Ray waits between SIGTERM and SIGKILL; 3 by default
 
@@ -56,7 +57,11 @@ class Slurm:
         if not job.number or not shutil.which("squeue"):
             return State("written")
         said = subprocess.run(["squeue", "-h", "-j", job.number, "-o", "%T"], capture_output=True, text=True)
-        return State(_SLURM_STATES.get(said.stdout.strip(), "ended"))
+        if said.returncode and "Invalid job id" not in said.stderr:
+            raise ValueError(f"squeue does not say how {job.name} goes: {' '.join(said.stderr.split())}; ask again")
+        name = said.stdout.strip()
+        waits = "ended" if name in ("", *_SLURM_ENDS) else "queued"  # CONFIGURING, REQUEUED and others, too
+        return State(_SLURM_STATES.get(name, waits))
 
     def stop(self, job: Job, wait: bool) -> None:
         """SIGTERM to the processes, not to the shell; one that waits is taken out."""

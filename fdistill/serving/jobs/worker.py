@@ -94,8 +94,12 @@ class Worker:
         """From start to end of the run's processes; returns the exit status, None where it was stopped before."""
         with contextlib.ExitStack() as held:
             lock = self._wait_for(job, lambda: self._lock(job))
-            with self._first:
-                devices = self._wait_for(job, lambda: self._free_devices(job)) if lock else []
+            turn = self._wait_for(job, lambda: [True] * self._first.acquire(timeout=_POLL)) if lock else []
+            try:
+                devices = self._wait_for(job, lambda: self._free_devices(job)) if turn else []
+            finally:
+                if turn:
+                    self._first.release()
             for file in (*lock, *(file for _, file in devices)):
                 held.enter_context(file)
             if not devices or not self._queue.is_pending(job):
