@@ -120,7 +120,8 @@ def replace_folder(target: str | Path) -> Iterator[Path]:
         _swap(temporary, target, old)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if _FULL.search(str(error)):  # safetensors raises an error of its own kind
+        told = isinstance(error, OSError) and error.errno is None  # in a line of ours
+        if _FULL.search(str(error)) and not told:  # of safetensors it is an error of its own kind
             raise _explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), target) from error
         raise
     shutil.rmtree(old, ignore_errors=True)
