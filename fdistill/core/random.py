@@ -58,9 +58,9 @@ def seeded(seed: int) -> torch.Generator:
     Raises:
         ValueError: for a seed that is no integer in [-2^63, 2^64).
     """
-    if not isinstance(seed, int) or not -(1 << 63) <= seed <= _MASK:
+    if not hasattr(seed, "__index__") or not -(1 << 63) <= seed <= _MASK:  # an int, or one of numpy
         raise ValueError(f"a seed is an integer in [-2^63, 2^64): got {seed!r}")
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(int(seed))
 
 
 class LatentStreams:

@@ -85,7 +85,7 @@ def _classes(given: Any) -> Tensor:
     """Class numbers int64 [m > 0], of a number, a sequence, a tensor or an array."""
     numbers = given.reshape(-1).tolist() if hasattr(given, "tolist") else given
     numbers = list(numbers) if isinstance(numbers, Sequence) and not isinstance(numbers, str) else [numbers]
-    if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+    if not numbers or not all(hasattr(number, "__index__") and not isinstance(number, bool) for number in numbers):
         raise ValueError(f"labels are class numbers, at least one: got {given!r}; leave labels out for all in turn")
     return torch.tensor(numbers)
 

@@ -79,10 +79,7 @@ def sample(
     if first_step is not None:
         model = with_first_step_of(model, _teacher_of(model, first_step))
     model.sampling_on(usable_device(device))
-    if prompt is not None:
-        _check_prompts(prompt, n, labels)
-    if prompt is None and PIPELINE in model.facts:
-        raise ValueError("this model makes pictures of prompts: expected --prompt 'TEXT', got none")
+    _check_prompts(model, prompt, n, labels)
     asked: Labels | Condition = labels
     if prompt is not None:
         asked = prompt_condition(model, [prompt] if isinstance(prompt, str) else prompt, n)
@@ -97,8 +94,12 @@ def sample(
     print(f"wrote {n} sample{'s' * (n > 1)} of {evaluations} each to {path}{told}")
 
 
-def _check_prompts(prompt: str | list[str], n: int, labels: Labels) -> None:
+def _check_prompts(model: GenerativeModel, prompt: str | list[str] | None, n: int, labels: Labels) -> None:
     """Raises ValueError for prompts that are none, too many, or beside labels."""
+    if prompt is None:
+        if PIPELINE in model.facts:
+            raise ValueError("this model makes pictures of prompts: expected --prompt 'TEXT', got none")
+        return
     if labels is not None:
         raise ValueError(f"a sample is of a prompt or of a class: got both, labels {labels}; leave one of them out")
     count = 1 if isinstance(prompt, str) else len(prompt)

@@ -65,7 +65,7 @@ def test_full_disk_is_one_line(student_checkpoint, tmp_path, monkeypatch):
 
     monkeypatch.setattr(folder_module, "model_card", full_disk)
     line = one_error_line(fdistill("export", student_checkpoint, tmp_path / "model"))
-    assert line == "README.md: no space left on device; name a file or folder that you may use"
+    assert line == f"cannot write {tmp_path / 'model'}: No space left on device; name a place that you may write to"
     assert list(tmp_path.iterdir()) == []
 
 
