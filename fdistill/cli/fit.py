@@ -56,15 +56,8 @@ class TrainingConfig(SaveConfigCallback):
         """Take the run folder, before anything is written into it.
 
         Raises:
-            ValueError: on every rank, where another process trains in it, or an older run would be overwritten; where
-                a run that measures has no batches to do so.
+            ValueError: on every rank, where another process trains in it, or an older run would be overwritten.
         """
-        limit = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(stage)
-        if limit is not None and not getattr(trainer, limit):
-            raise ValueError(
-                f"{TrainerFn(stage).value} measures batches of the held-out split: got trainer.{limit} 0; give "
-                f"--trainer.{limit} 1.0, or use fdistill evaluate"
-            )
         if stage != "fit":
             return
         folder = RunFolder(cast(str, trainer.log_dir))  # of the logger that `complete` adds
@@ -163,6 +156,12 @@ class TrainerCLI(LightningCLI):
         if settings.get("enable_progress_bar") is False and isinstance(settings.get("callbacks"), list):
             kwargs["callbacks"] = [c for c in settings["callbacks"] if not isinstance(c, ProgressBar)]
         trainer = super().instantiate_trainer(**kwargs)
+        limit = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(self.subcommand or "fit")
+        if limit is not None and not getattr(trainer, limit):
+            raise ValueError(
+                f"{self.subcommand} measures batches of the held-out split: got trainer.{limit} 0; give "
+                f"--trainer.{limit} 1.0, or use fdistill evaluate"
+            )
         _place(trainer, is_fit=self.subcommand in (None, "fit"))
         if self.subcommand not in (None, "fit"):
             trainer.loggers = [logger for logger in trainer.loggers if not isinstance(logger, JsonlLogger)]

@@ -64,7 +64,7 @@ class Shelf:
         """
         if name in self._places:
             raise ValueError(f"{name} is served already from {self._places[name]}, which stays: start with NAME=PATH")
-        tidy()  # see `look`
+        tidy()  # of what was removed before, as in `look`
         with as_one_line(f"{path} cannot be served"):
             self._found[name] = Generator(name, Path(path), self._how)
         _LOG.info("%s is served from %s", name, path)
@@ -77,7 +77,7 @@ class Shelf:
         """
         if name in self._places or self._found.pop(name, None) is None:
             raise ValueError(f"{name} was not added while the service runs: there is nothing to take away")
-        tidy()  # see `look`
+        tidy()  # cycles hold its weights
         _LOG.info("%s is served no more", name)
 
     def get(self, name: str | None) -> Generator:

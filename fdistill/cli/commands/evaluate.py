@@ -127,8 +127,7 @@ def _check_apart(out: Path, source: str | None) -> None:
     """Raises ValueError where the report's pictures would lie among images that are measured."""
     if source is None or not Path(source).is_dir() or any((Path(source) / name).exists() for name in _OF_A_MODEL):
         return
-    images, target = Path(source).resolve(), out.resolve()
-    if target == images or images in target.parents:
+    if out.resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(f"{out} lies in {source}, whose images are measured: name a folder outside with --out")
 
 

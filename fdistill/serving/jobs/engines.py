@@ -60,8 +60,9 @@ class Slurm:
         if said.returncode and "Invalid job id" not in said.stderr:
             raise ValueError(f"squeue does not say how {job.name} goes: {' '.join(said.stderr.split())}; ask again")
         name = said.stdout.strip()
-        waits = "ended" if name in ("", *_SLURM_ENDS) else "queued"  # CONFIGURING, REQUEUED and others, too
-        return State(_SLURM_STATES.get(name, waits))
+        if name in ("", *_SLURM_ENDS):
+            return State("ended")
+        return State(_SLURM_STATES.get(name, "queued"))  # PENDING, CONFIGURING, REQUEUED and others
 
     def stop(self, job: Job, wait: bool) -> None:
         """SIGTERM to the processes, not to the shell; one that waits is taken out."""
